@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+OMP_NUM_THREADS ?= 2
+export OMP_NUM_THREADS
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed  ## the main job: teacher in, student on a device out, no data
+	$(BIN)/dreamstill demo --out runs/demo
+
+test: .venv/installed lint  ## the whole test command
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build

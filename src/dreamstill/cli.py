@@ -1,0 +1,292 @@
+"""The command line: flags are generated from the settings; what they do is elsewhere."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dreamstill import main_job
+from dreamstill.errors import DreamstillError, SettingsError
+from dreamstill.evaluate import load_images
+from dreamstill.flags import add_flags, given_flags, merge, read_toml
+from dreamstill.report import write_report
+from dreamstill.run import Job, TeacherFile, open_from
+from dreamstill.settings import from_plain
+from dreamstill.summarize import export_run, open_run, read_job, summarize
+from dreamstill.synthesis import METHODS
+from dreamstill.tasks.distill import DistillSettings
+from dreamstill.tasks.distill import Progress as Step
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise SettingsError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        result = arguments.run(arguments)
+    except DreamstillError as error:
+        print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dreamstill: stopped; a run goes on with --resume", file=sys.stderr)
+        return 130
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="dreamstill", description="From a trained network alone to a small one.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], Any]) -> argparse.ArgumentParser:
+        text = (run.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON alone")
+        return sub
+
+    method = _early(argv, "--method")
+    config = _early(argv, "--config")
+    table = read_toml(Path(config)) if config else {}
+    method = method or table.get("method") or "structured_noise"
+    if method not in METHODS:
+        raise SettingsError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+
+    inspect = command("inspect", _inspect)
+    synthesize = command("synthesize", _synthesize)
+    distill = command("distill", _distill)
+    for sub in (inspect, synthesize, distill):
+        sub.add_argument("--config", help="TOML file of settings; flags win over it")
+        sub.add_argument("--device", help="cpu, cuda, cuda:1 [cpu]")
+        add_flags(sub, TeacherFile, "teacher")
+    for sub in (synthesize, distill):
+        sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
+        sub.add_argument("--seed", type=int, help="of everything random [0]")
+        sub.add_argument("--out", help="folder to make")
+        add_flags(sub, METHODS[method].settings, "synthesis")
+    synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
+    distill.add_argument("--student", help="module:function that builds the student")
+    distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
+    add_flags(distill, DistillSettings, "distill")
+
+    evaluate = command("evaluate", _evaluate)
+    export = command("export", _export)
+    report = command("report", _report)
+    for sub in (evaluate, export, report):
+        sub.add_argument("folder", metavar="RUN", help="folder of a finished run")
+    evaluate.add_argument("--images", required=True, help=".npz with x, y (or x_test, y_test)")
+    evaluate.add_argument("--floor", help="folder of the noise-floor run")
+    export.add_argument("--formats", default="onnx,pt2", help="of onnx, pt2 [onnx,pt2]")
+
+    demo = command("demo", _demo)
+    demo.add_argument("--out", default="runs/demo", help="folder to make [runs/demo]")
+    demo.add_argument("--seed", type=int, default=0, help="of everything random [0]")
+    demo.add_argument("--resume", action="store_true", help="take up the run in --out")
+    arguments = parser.parse_args(argv)
+    arguments.table = table
+    arguments.method_name = method
+    return arguments
+
+
+def _early(argv: Sequence[str], flag: str) -> str | None:
+    """A flag's value before the parser is built, since it decides which flags there are."""
+    for this, after in zip(argv, [*argv[1:], ""], strict=True):
+        if this == flag:
+            return after
+        if this.startswith(flag + "="):
+            return this.removeprefix(flag + "=")
+    return None
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """File and flags merged: a plain dict of the job."""
+    plain = merge(arguments.table, given_flags(arguments))
+    for name in ("device", "seed", "student"):
+        if getattr(arguments, name, None) is not None:
+            plain[name] = getattr(arguments, name)
+    return plain
+
+
+def _teacher_file(plain: dict[str, Any]) -> TeacherFile:
+    table = plain.get("teacher", {})
+    if "weights" not in table:
+        raise SettingsError("no teacher: give --teacher.weights FILE")
+    file: TeacherFile = from_plain(TeacherFile, table, "teacher")
+    return file
+
+
+def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
+    plain = defaults | _settings(arguments) | {"method": arguments.method_name}
+    _teacher_file(plain)
+    if "student" not in plain:
+        raise SettingsError("no student: give --student module:function")
+    kind = METHODS[arguments.method_name].settings
+    plain["synthesis"] = from_plain(kind, plain.get("synthesis", {}), "synthesis")
+    job: Job = from_plain(Job, plain)
+    return job
+
+
+def _inspect(arguments: argparse.Namespace) -> Any:
+    """Say what a teacher offers, and which methods can use it."""
+    plain = _settings(arguments)
+    teacher = open_from(_teacher_file(plain), device=plain.get("device", "cpu"))
+    result = main_job.inspect(teacher)
+    if not arguments.json:
+        _print_rows("teacher", result)
+    return result
+
+
+def _synthesize(arguments: argparse.Namespace) -> Any:
+    """Make synthetic images and keep them as images.npz, with a picture."""
+    job = _job(arguments, student="none:none")
+    result = main_job.synthesize(_out(arguments), job, arguments.num_images, _progress(arguments))
+    if not arguments.json:
+        _print_rows("synthetic images", result)
+    return result
+
+
+def _distill(arguments: argparse.Namespace) -> Any:
+    """Train a student from a teacher and no data."""
+    if arguments.resume:
+        folder = Path(arguments.resume)
+        job = read_job(folder)
+    else:
+        folder, job = _out(arguments), _job(arguments)
+    result = main_job.distill_and_report(
+        folder, job, resume=bool(arguments.resume), on_progress=_progress(arguments)
+    )
+    if not arguments.json:
+        _print_summary(result, folder)
+    return result
+
+
+def _evaluate(arguments: argparse.Namespace) -> Any:
+    """Measure a finished run on real images, once."""
+    folder = Path(arguments.folder)
+    _, teacher, _ = open_run(folder)
+    real = load_images(Path(arguments.images), teacher.spec, teacher.num_classes)
+    floor = Path(arguments.floor) if arguments.floor else None
+    result = summarize(folder, real=real, source=Path(arguments.images).name, floor=floor)
+    write_report(folder)
+    if not arguments.json:
+        _print_summary(result, folder)
+    return result
+
+
+def _export(arguments: argparse.Namespace) -> Any:
+    """Write a run's student as ONNX and .pt2, run each, and compare."""
+    folder = Path(arguments.folder)
+    records = export_run(folder, formats=tuple(arguments.formats.split(",")))
+    if not arguments.json:
+        for record in records:
+            _print_rows(record.format, asdict(record))
+    return [asdict(record) for record in records]
+
+
+def _report(arguments: argparse.Namespace) -> Any:
+    """Write report.html of a run."""
+    page = write_report(Path(arguments.folder))
+    if not arguments.json:
+        print(page)
+    return {"report": str(page)}
+
+
+def _demo(arguments: argparse.Namespace) -> Any:
+    """Run the main job on the embedded teacher and measure it on embedded digits."""
+    folder = Path(arguments.out)
+    result = main_job.demo(
+        folder, seed=arguments.seed, resume=arguments.resume, on_progress=_progress(arguments)
+    )
+    if not arguments.json:
+        _print_summary(result, folder)
+    return result
+
+
+def _out(arguments: argparse.Namespace) -> Path:
+    if not arguments.out:
+        raise SettingsError("no folder to write to: give --out FOLDER")
+    return Path(arguments.out)
+
+
+def _progress(arguments: argparse.Namespace) -> Callable[[Step], None]:
+    """A progress bar on stderr, one for each stage."""
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), disable=arguments.json)
+    tasks: dict[str, Any] = {}
+
+    def show(step: Step) -> None:
+        if step.stage not in tasks:
+            bar.start()
+            tasks[step.stage] = bar.add_task(step.stage, total=step.total)
+        text = step.stage
+        if "loss" in step.record:
+            text += f"  loss {step.record['loss']:.3f}"
+        bar.update(tasks[step.stage], completed=step.done, description=text)
+        if step.done >= step.total:
+            bar.stop()
+            tasks.pop(step.stage)
+
+    return show
+
+
+def _print_rows(title: str, rows: dict[str, Any]) -> None:
+    table = Table(title=title, show_header=False)
+    for name, value in rows.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    Console().print(table)
+
+
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+    teacher, student = summary["teacher"], summary["student"]
+    floor = summary.get("noise_floor", {})
+    table = Table(title=f"{summary['method']} on {summary['images'] or 'no real images'}")
+    for name in ("", "teacher", "student", "noise floor"):
+        table.add_column(name, justify="right" if name else "left")
+
+    def row(label: str, show: Callable[[Any], str], key: str) -> None:
+        values = [show(s[key]) if key in s else "-" for s in (teacher, student, floor)]
+        table.add_row(label, *values)
+
+    row("accuracy", lambda v: f"{v:.2%}", "accuracy")
+    row("agreement with the teacher", lambda v: f"{v:.2%}", "agreement")
+    row("calibration error", lambda v: f"{v:.2%}", "ece")
+    row("parameters", lambda v: f"{v:,}", "parameters")
+    row("multiply-accumulates", lambda v: f"{v:,}", "macs")
+    row("bytes", lambda v: f"{v:,}", "bytes")
+    row("latency, ms", lambda v: f"{v['median']:.3f}", "latency_ms")
+    console = Console()
+    console.print(table)
+    console.print(f"{summary['seconds']:.0f} s, {summary['queries']:,} teacher queries")
+    for record in summary.get("exports", []):
+        console.print(
+            f"{record['format']}: {record['path']}, {record['bytes']:,} bytes, "
+            f"max abs difference {record['max_abs_difference']:.1e}"
+        )
+    print(folder / "report.html")

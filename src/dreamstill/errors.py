@@ -1,0 +1,39 @@
+"""Every mistake of a user has one typed error here; the command line prints it in one line."""
+
+__all__ = [
+    "DataError",
+    "DreamstillError",
+    "ExportError",
+    "NonFiniteError",
+    "RunError",
+    "SettingsError",
+    "TeacherError",
+]
+
+
+class DreamstillError(ValueError):
+    """Base of every error that names a value of the user's and what would be right."""
+
+
+class TeacherError(DreamstillError):
+    """The teacher's file, factory, card or first forward pass is wrong."""
+
+
+class SettingsError(DreamstillError):
+    """A setting is outside its range, unknown, or contradicts another."""
+
+
+class DataError(DreamstillError):
+    """Images or labels handed in for evaluation are wrong."""
+
+
+class RunError(DreamstillError):
+    """A run's folder cannot be created, written, or resumed."""
+
+
+class ExportError(DreamstillError):
+    """An exported file does not load in its runtime or does not compute what the model does."""
+
+
+class NonFiniteError(DreamstillError):
+    """A loss became NaN or infinite; the step was stopped before the update."""

@@ -1,0 +1,172 @@
+"""Measure a network: accuracy, agreement, calibration; parameters, MACs, bytes, latency.
+
+The one room that opens real images, and only the file that the user hands over.
+"""
+
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dreamstill.errors import DataError
+from dreamstill.teacher import InputSpec
+
+__all__ = [
+    "Cost",
+    "Latency",
+    "accuracy",
+    "agreement",
+    "confusion_matrix",
+    "expected_calibration_error",
+    "load_images",
+    "measure_cost",
+    "predict",
+]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every submodule's own mode is restored."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def predict(module: nn.Module, spec: InputSpec, images: Tensor, *, batch_size: int = 500) -> Tensor:
+    """uint8 images (N, C, H, W) -> logits (N, K) on the CPU."""
+    parameter = next(module.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    with evaluating(module):
+        batches = [module(spec.encode(b.to(device))).cpu() for b in images.split(batch_size)]
+    return torch.cat(batches)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of (N, K) logits whose largest is the label (N,); in [0, 1]."""
+    return (logits.argmax(1) == labels).float().mean().item()
+
+
+def agreement(logits: Tensor, other_logits: Tensor) -> float:
+    """Share of inputs on which two networks' (N, K) logits name the same class; in [0, 1]."""
+    return accuracy(logits, other_logits.argmax(1))
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Counts (K, K), int64: rows are true classes, columns the network's answers."""
+    index = labels.long() * num_classes + logits.argmax(1)
+    return torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def expected_calibration_error(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> float:
+    """Mean gap of confidence and accuracy over equal-width bins: Guo et al. 2017, equation 3.
+
+    Args:
+        logits, labels: (N, K) and (N,).
+        num_bins: bins of confidence in (0, 1].
+
+    Returns:
+        A fraction in [0, 1].
+
+    """
+    confidence, answer = F.softmax(logits, dim=1).max(1)
+    right = (answer == labels).float()
+    bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    gap = torch.zeros(num_bins).index_add_(0, bins, right - confidence)
+    return (gap.abs().sum() / len(labels)).item()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Milliseconds for one image: median, 10th and 90th percentile."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a network costs for one image."""
+
+    parameters: int
+    macs: int
+    """Multiply-accumulates of convolutions and linear layers."""
+    bytes: int
+    """Of parameters and buffers as stored."""
+    latency_ms: Latency
+
+
+def measure_cost(module: nn.Module, spec: InputSpec, *, num_runs: int = 50) -> Cost:
+    """Count and time a network on one image; latency with the current number of threads."""
+    parameter = next(module.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    image = torch.zeros(1, *spec.shape, device=device)
+    with evaluating(module):
+        with FlopCounterMode(display=False) as counter:
+            module(image)
+        seconds = [_time_once(module, image) for _ in range(num_runs + 5)][5:]
+    median, low, high = (float(np.quantile(seconds, q)) * 1e3 for q in (0.5, 0.1, 0.9))
+    stored = [*module.parameters(), *module.buffers()]
+    return Cost(
+        parameters=sum(p.numel() for p in module.parameters()),
+        macs=counter.get_total_flops() // 2,
+        bytes=sum(t.numel() * t.element_size() for t in stored),
+        latency_ms=Latency(median=median, low=low, high=high),
+    )
+
+
+def _time_once(module: nn.Module, image: Tensor) -> float:
+    start = time.perf_counter()
+    module(image)
+    if image.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def load_images(path: Path, spec: InputSpec, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Read uint8 images (N, C, H, W) and labels (N,) of an .npz: x, y or x_test, y_test.
+
+    Raises DataError that names what is wrong with the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files if name in _NAMES}
+    except FileNotFoundError as error:
+        raise DataError(f"no images at {path}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise DataError(f"{path} is not an .npz of plain arrays: {error}") from error
+    pair = next((p for p in (("x", "y"), ("x_test", "y_test")) if set(p) <= arrays.keys()), None)
+    if pair is None:
+        raise DataError(f"{path} must hold x and y, or x_test and y_test")
+    x, y = arrays[pair[0]], arrays[pair[1]]
+    if x.dtype != np.uint8:
+        raise DataError(f"images in {path} must be uint8; got {x.dtype}")
+    if x.ndim != 4 or x.shape[1:] != spec.shape:
+        raise DataError(f"images in {path} must be (N, *{spec.shape}); got {x.shape}")
+    if len(x) == 0:
+        raise DataError(f"{path} holds 0 images")
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"labels in {path} must be integers (N,); got {y.dtype} {y.shape}")
+    if len(x) != len(y):
+        raise DataError(f"{path} holds {len(x)} images and {len(y)} labels")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise DataError(
+            f"labels in {path} must be 0 to {num_classes - 1}; got {y.min()} to {y.max()}"
+        )
+    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
+
+
+_NAMES = ("x", "y", "x_test", "y_test")

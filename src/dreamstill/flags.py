@@ -1,0 +1,121 @@
+"""Flags from settings: every field of a dataclass is one, its docstring is its help."""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import textwrap
+import tomllib
+import types
+import typing
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from dreamstill.errors import SettingsError
+
+__all__ = ["add_flags", "given_flags", "read_toml"]
+
+PREFIX = "settings:"
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for field, after in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            text = getattr(getattr(after, "value", None), "value", None)
+            docs[field.target.id] = " ".join(text.split()) if isinstance(text, str) else ""
+    return docs
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type, name: str) -> None:
+    """Add --NAME.FIELD for every field of the dataclass `kind`, nested ones too."""
+    group = parser.add_argument_group(name, (kind.__doc__ or "").splitlines()[0])
+    docs, hints = field_docs(kind), typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        flag = f"{name}.{field.name}"
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            add_flags(parser, hint, flag)
+            continue
+        text = docs.get(field.name, "")
+        if field.default is not dataclasses.MISSING:
+            text += f" [{show(field.default)}]"
+        group.add_argument(
+            f"--{flag}",
+            dest=PREFIX + flag,
+            metavar=field.name.upper(),
+            default=argparse.SUPPRESS,
+            help=text.replace("%", "%%"),
+            type=lambda text, hint=hint, flag=flag: from_text(hint, text, flag),  # type: ignore[misc]
+        )
+
+
+def show(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple):
+        return ",".join(show(v) for v in value)
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def from_text(hint: Any, text: str, flag: str) -> Any:
+    """What was typed -> a plain value for `from_plain`; lists are written 1,2,3."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        return from_text(next(p for p in parts if p is not type(None)), text, flag)
+    if origin is tuple:
+        return [from_text(parts[0], part, flag) for part in text.strip("[]").split(",")]
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise SettingsError(f"{flag} must be true or false; got {text!r}")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise SettingsError(
+                f"{flag} must be a number ({hint.__name__}); got {text!r}"
+            ) from None
+    return text
+
+
+def given_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Nested dict of the settings that were typed."""
+    nested: dict[str, Any] = {}
+    for name, value in vars(arguments).items():
+        if name.startswith(PREFIX):
+            *path, last = name.removeprefix(PREFIX).split(".")
+            table = nested
+            for part in path:
+                table = table.setdefault(part, {})
+            table[last] = value
+    return nested
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file of settings; SettingsError if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, table by table.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,96 @@
+"""Choose the student without real data: champion against challenger on held-out synthetic images.
+
+Held-out images come from the same stream as the training batches and are never trained on. They
+are a ring, because an adversarial method's images change: at each sitting champion and challenger
+are both asked about the same, newest ones.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.losses.logits import kl_divergence
+from dreamstill.synthesis.contract import Batch
+
+__all__ = ["Judge", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a sitting found of the challenger."""
+
+    agreement: float
+    """Share of held-out images on which student and teacher name the same class."""
+    kl: float
+    """Mean KL(teacher || student) on them, in nats."""
+    kept: bool
+    """The challenger is the champion from here."""
+
+
+class Judge:
+    """Keeps a copy of the best student so far.
+
+    Args:
+        capacity: held-out images kept; the oldest go first.
+
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.images = torch.empty(0)
+        self.logits = torch.empty(0)
+        self.champion: nn.Module | None = None
+        self.champion_step = 0
+
+    def hold_out(self, batch: Batch) -> None:
+        """Take a batch that is not trained on."""
+        images, logits = [batch.images], [batch.logits]
+        if len(self.images):
+            images, logits = [self.images, *images], [self.logits, *logits]
+        self.images = torch.cat(images)[-self.capacity :]
+        self.logits = torch.cat(logits)[-self.capacity :]
+
+    def sit(self, student: nn.Module, step: int) -> Verdict:
+        """Ask champion and challenger; the higher agreement stays, then the lower KL."""
+        agreement, kl = self._ask(student)
+        best = (-1.0, 0.0)
+        if self.champion is not None:
+            rival_agreement, rival_kl = self._ask(self.champion)
+            best = (rival_agreement, -rival_kl)
+        kept = (agreement, -kl) >= best
+        if kept:
+            self.champion, self.champion_step = copy.deepcopy(student), step
+        return Verdict(agreement, kl, kept)
+
+    @torch.no_grad()
+    def _ask(self, student: nn.Module) -> tuple[float, float]:
+        was_training = student.training
+        student.eval()
+        try:
+            logits: Tensor = student(self.images)
+        finally:
+            student.train(was_training)
+        same = (logits.argmax(1) == self.logits.argmax(1)).float().mean().item()
+        return same, kl_divergence(logits, self.logits).item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Held-out images and the champion."""
+        champion = self.champion.state_dict() if self.champion is not None else None
+        return {
+            "images": self.images,
+            "logits": self.logits,
+            "champion": champion,
+            "champion_step": self.champion_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], student: nn.Module) -> None:
+        """Take up; `student` lends its architecture to the champion."""
+        self.images, self.logits = state["images"], state["logits"]
+        self.champion_step = state["champion_step"]
+        self.champion = None
+        if state["champion"] is not None:
+            self.champion = copy.deepcopy(student)
+            self.champion.load_state_dict(state["champion"])

@@ -1,0 +1,1 @@
+"""Pure functions: tensors in, a scalar out. No state, no hooks, no devices."""

@@ -1,0 +1,136 @@
+"""The main job from end to end, as the command line and the demo run it."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dreamstill.errors import RunError, SettingsError
+from dreamstill.evaluate import load_images
+from dreamstill.report import write_report
+from dreamstill.run import Job, TeacherFile, distill, open_from, write_atomically, write_json
+from dreamstill.summarize import export_run, summarize
+from dreamstill.synthesis import METHODS
+from dreamstill.synthesis.noise import NoiseSettings
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.tasks.distill import DistillSettings, Progress
+from dreamstill.teacher import Teacher
+
+__all__ = ["demo", "distill_and_report", "inspect", "synthesize"]
+
+OnProgress = Callable[[Progress], None]
+
+
+def inspect(teacher: Teacher) -> dict[str, Any]:
+    """What the teacher is and offers, and the methods that can use it, as plain values."""
+    offers = teacher.offers
+    needs = {"deepinversion": bool(offers.batch_norm)}
+    needs |= dict.fromkeys(("dafl", "zskd"), offers.last_linear is not None and offers.gradient)
+    return {
+        "input": list(teacher.spec.shape),
+        "mean": list(teacher.spec.mean),
+        "std": list(teacher.spec.std),
+        "num_classes": teacher.num_classes,
+        "parameters": sum(p.numel() for p in teacher.module.parameters()),
+        "gradient": offers.gradient,
+        "batch_norm_layers": len(offers.batch_norm),
+        "last_linear": offers.last_linear,
+        "penultimate_features": offers.num_features,
+        "methods": [name for name in METHODS if needs.get(name, True)],
+        "fingerprint": teacher.fingerprint,
+    }
+
+
+def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress) -> dict[str, Any]:
+    """Make at least one and exactly `num_images` images: folder/images.npz with x, y, logits."""
+    if num_images < 1:
+        raise SettingsError(f"num_images must be at least 1; got {num_images}")
+    if folder.exists():
+        raise RunError(f"{folder} exists: choose another folder")
+    teacher = open_from(job.teacher, device=job.device)
+    rng = torch.Generator(device=job.device).manual_seed(job.seed)
+    method = METHODS[job.method].synthesizer(teacher, job.synthesis, rng=rng)
+    images, logits, have = [], [], 0
+    while have < num_images:
+        batch = method.next_batch()
+        images.append(teacher.spec.decode(batch.images).cpu())
+        logits.append(batch.logits.cpu())
+        have += len(batch.images)
+        on_progress(Progress("synthesize", min(have, num_images), num_images, {}))
+    x, out = torch.cat(images)[:num_images], torch.cat(logits)[:num_images]
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"cannot make {folder}: {error.strerror}") from error
+
+    def save(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, x=x.numpy(), y=out.argmax(1).numpy(), logits=out.numpy())
+
+    try:
+        write_atomically(folder / "images.npz", save)
+    except RunError:
+        shutil.rmtree(folder)
+        raise
+    counts = torch.bincount(out.argmax(1), minlength=teacher.num_classes).tolist()
+    return {
+        "images": str(folder / "images.npz"),
+        "num_images": num_images,
+        "images_per_class": counts,
+        "queries": teacher.queries,
+    }
+
+
+def distill_and_report(
+    folder: Path, job: Job, *, resume: bool = False, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Distill, measure without real data, and write the report."""
+    teacher = open_from(job.teacher, device=job.device)
+    distill(folder, job, teacher, resume=resume, on_progress=on_progress)
+    summary = summarize(folder)
+    write_report(folder)
+    return summary
+
+
+def demo_jobs(weights: Path, seed: int) -> tuple[Job, Job]:
+    """The demo's job and its noise floor: the same student, steps and schedule."""
+    distillation = DistillSettings(steps=3000)
+    job = Job(
+        teacher=TeacherFile(weights=str(weights)),
+        student="dreamstill.nets.lenet:lenet5_half",
+        method="structured_noise",
+        synthesis=StructuredNoiseSettings(),
+        distill=distillation,
+        seed=seed,
+    )
+    return job, replace(job, method="noise", synthesis=NoiseSettings())
+
+
+def demo(
+    folder: Path, *, seed: int = 0, resume: bool = False, on_progress: OnProgress
+) -> dict[str, Any]:
+    """The embedded LeNet-5 to LeNet-5-Half, its noise floor, real digits, exports and report."""
+    start = time.monotonic()
+    with as_file(files("dreamstill") / "assets") as assets:
+        job, floor = demo_jobs(assets / "lenet5_mnist.safetensors", seed)
+        floor_folder = folder / "noise_floor"
+        going_on = resume and (floor_folder / "settings.json").is_file()
+        distill(folder, job, open_from(job.teacher), resume=resume, on_progress=on_progress)
+        distill(
+            floor_folder, floor, open_from(floor.teacher), resume=going_on, on_progress=on_progress
+        )
+        teacher = open_from(job.teacher)
+        real = load_images(assets / "digits.npz", teacher.spec, teacher.num_classes)
+        export_run(folder)
+        source = "2,000 real MNIST digits, unseen by the teacher"
+        summary = summarize(folder, real=real, source=source, floor=floor_folder)
+    summary["seconds"] = round(time.monotonic() - start, 1)
+    write_json(folder / "summary.json", summary)
+    write_report(folder)
+    return summary

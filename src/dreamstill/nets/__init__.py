@@ -1,0 +1,1 @@
+"""Networks: generators by (C, H, W) and the papers' teachers and students."""

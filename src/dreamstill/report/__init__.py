@@ -1,0 +1,190 @@
+"""One self-contained HTML page from a run's records. It imports no torch."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dreamstill.errors import RunError
+from dreamstill.report import figures
+
+__all__ = ["write_report"]
+
+MOST_CLASSES = 20
+"""Rows shown in pictures of classes; a thousand would not be looked at."""
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html from the run's records and return its path.
+
+    Reads settings.json and, where they are, environment.json, log.jsonl, summary.json and
+    pictures.npz; what is absent is left out of the page.
+
+    Raises:
+        RunError: there is no run at `run`, or the page cannot be written.
+
+    """
+    settings = _read_json(run / "settings.json")
+    if settings is None:
+        raise RunError(f"{run} holds no run: settings.json cannot be read")
+    environment = Environment(
+        loader=PackageLoader("dreamstill.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    summary = _read_json(run / "summary.json") or {}
+    page = environment.get_template("page.html").render(
+        method=settings.get("method", ""),
+        student_factory=str(settings.get("student", "")).rpartition(":")[2],
+        teacher_file=Path(str(settings.get("teacher", {}).get("weights", ""))).stem,
+        summary=summary,
+        rows=table_rows(summary),
+        figures=_figures(run),
+        settings=flatten(settings),
+        environment=flatten(_read_json(run / "environment.json") or {}),
+    )
+    target, temporary = run / "report.html", run / ".report.html.tmp"
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of log.jsonl; a last line torn by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value) rows.
+
+    >>> flatten({"seed": 0, "distill": {"steps": 5}})
+    [('seed', '0'), ('distill.steps', '5')]
+    """
+    rows = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            rows += flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(value)))
+    return rows
+
+
+def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The main table: a label and the cells of teacher, student, ratio and noise floor."""
+    networks = [summary.get(name, {}) for name in ("teacher", "student", "noise_floor")]
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.2f} %"
+
+    def count(value: int) -> str:
+        return f"{value:,}"
+
+    def latency(value: dict[str, float]) -> str:
+        return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+    def row(label: str, key: str, show: Callable[[Any], str]) -> tuple[str, list[str]]:
+        teacher, student, floor = ((show(n[key]) if key in n else "-") for n in networks)
+        ratio = ""
+        values = [n.get(key) for n in networks[:2]]
+        if key in ("parameters", "macs", "bytes") and all(values):
+            ratio = f"{values[0] / values[1]:.1f} x"
+        return label, [teacher, student, ratio, floor]
+
+    return [
+        row("Accuracy on real images", "accuracy", percent),
+        row("Agreement with the teacher", "agreement", percent),
+        row("Expected calibration error", "ece", percent),
+        row("Parameters", "parameters", count),
+        row("Multiply-accumulates an image", "macs", count),
+        row("Bytes of weights", "bytes", count),
+        row("Latency, ms (10th to 90th percentile)", "latency_ms", latency),
+    ]
+
+
+def _figures(run: Path) -> list[dict[str, str]]:
+    """Title, caption, alternative text and data URI of every figure that the records allow."""
+    pictures: dict[str, Any] = {}
+    if (run / "pictures.npz").is_file():
+        with np.load(run / "pictures.npz", allow_pickle=False) as archive:
+            pictures = {name: archive[name] for name in archive.files}
+    made: list[dict[str, str]] = []
+
+    def add(title: str, caption: str, png: bytes) -> None:
+        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        made.append({"title": title, "caption": caption, "uri": uri})
+
+    def names(number: int) -> list[str]:
+        return [str(n) for n in pictures.get("class_names", range(number))][:number]
+
+    if "synthetic_images" in pictures:
+        images, classes = pictures["synthetic_images"] / 255, pictures["synthetic_classes"]
+        present = [k for k in np.unique(classes) if k < MOST_CLASSES]
+        rows = [list(images[classes == k][:12]) for k in present]
+        labels = names(int(classes.max()) + 1)
+        add(
+            "Synthetic images",
+            "What the student learned from: a row for each class that the teacher names.",
+            figures.class_rows(rows, [labels[k] for k in present]),
+        )
+    if "synthetic_mean" in pictures:
+        rows = [list(pictures["synthetic_mean"][:MOST_CLASSES])]
+        labels = ["synthetic"]
+        if "real_mean" in pictures:
+            rows.append(list(pictures["real_mean"][:MOST_CLASSES]))
+            labels.append("real")
+        add(
+            "Mean image of each class",
+            "Classes from left to right.",
+            figures.class_rows(rows, labels),
+        )
+    filters = {
+        n: pictures[f"{n}_filters"] for n in ("teacher", "student") if f"{n}_filters" in pictures
+    }
+    if filters:
+        add(
+            "First-layer filters",
+            "Grey is zero; each network is scaled by its largest weight.",
+            figures.filters(filters),
+        )
+    records = [r for r in read_log(run / "log.jsonl") if "loss" in r]
+    if records:
+        add(
+            "Loss and agreement",
+            "Held-out synthetic images choose the student; no real image has a say.",
+            figures.curves(records),
+        )
+    if "class_histogram" in pictures:
+        counts = pictures["class_histogram"]
+        add(
+            "Classes of the synthetic set",
+            "Images in the pool as the teacher names them.",
+            figures.bars(counts, names(len(counts))),
+        )
+    if "confusion" in pictures:
+        confusion = pictures["confusion"]
+        add(
+            "Confusion on real images",
+            "Rows are true classes, columns the student's answers.",
+            figures.matrix(confusion, names(len(confusion))),
+        )
+    return made

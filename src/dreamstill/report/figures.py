@@ -1,0 +1,132 @@
+"""Figures of a run as SVG or PNG for embedding in a page; arrays in, bytes out; no torch."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+__all__ = ["bars", "class_rows", "curves", "filters", "matrix"]
+
+Array = NDArray[Any]
+INK, TEACHER, STUDENT = "#333333", "#b8632b", "#24668f"
+
+
+def _png(figure: Figure, dots: int = 110) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def to_picture(image: Array) -> Array:
+    """(C, H, W) in [0, 1] -> (H, W, 3): color as it is, any other number of channels as a mean."""
+    if image.shape[0] != 3:
+        image = image.mean(0, keepdims=True).repeat(3, 0)
+    return np.clip(image.transpose(1, 2, 0), 0, 1)
+
+
+def tile(rows: Sequence[Sequence[Array]], *, gap: int = 2) -> Array:
+    """Rows of (H, W, 3) pictures -> one picture with white gaps; short rows are filled white."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    shape = (len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    canvas = np.ones(shape)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + gap), j * (width + gap)
+            canvas[top : top + height, left : left + width] = picture
+    return canvas
+
+
+def class_rows(rows: Sequence[Sequence[Array]], names: Sequence[str]) -> bytes:
+    """A PNG of images (C, H, W) in [0, 1], a named row each."""
+    canvas = tile([[to_picture(image) for image in row] for row in rows])
+    height, width = canvas.shape[:2]
+    inches = min(9.0, max(3.0, width / 40))
+    figure = Figure(figsize=(inches, inches * height / width))
+    axes = figure.subplots()
+    axes.imshow(canvas, interpolation="nearest")
+    step = height / len(rows)
+    axes.set_yticks([step * (i + 0.5) for i in range(len(rows))], names, fontsize=8)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _png(figure, 130)
+
+
+def filters(groups: dict[str, Array]) -> bytes:
+    """A PNG of first-layer filters (O, I, h, w), a block for each network; grey is zero."""
+    figure = Figure(figsize=(8, 1.6 * len(groups)))
+    all_axes = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+    for axes, (name, weights) in zip(all_axes, groups.items(), strict=True):
+        shown = weights[:32]
+        largest = np.abs(shown).max() or 1.0
+        scaled = shown / (2 * largest) + 0.5
+        columns = min(16, len(scaled))
+        rows = [scaled[i : i + columns] for i in range(0, len(scaled), columns)]
+        axes.imshow(tile([[to_picture(f) for f in row] for row in rows], gap=1))
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.axis("off")
+    return _png(figure)
+
+
+def curves(records: Sequence[dict[str, Any]]) -> bytes:
+    """A PNG of loss and held-out agreement over steps, with the chosen step marked."""
+    figure = Figure(figsize=(9, 3))
+    left, right = figure.subplots(1, 2)
+    steps = [r["step"] for r in records]
+    losses = np.array([r["loss"] for r in records])
+    left.plot(steps, losses, color=STUDENT, alpha=0.25, linewidth=0.8)
+    window = max(1, len(losses) // 50)
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    left.plot(steps[window - 1 :], smooth, color=STUDENT)
+    left.set(title="Training loss", xlabel="step", yscale="log")
+    sittings = [r for r in records if "agreement" in r]
+    right.plot(
+        [r["step"] for r in sittings],
+        [100 * r["agreement"] for r in sittings],
+        color=STUDENT,
+        marker=".",
+    )
+    kept = [r for r in sittings if r.get("kept")]
+    if kept:
+        right.axvline(kept[-1]["step"], color=TEACHER, linestyle=":", label="chosen")
+        right.legend(frameon=False, fontsize=8)
+    right.set(title="Agreement on held-out synthetic images, %", xlabel="step")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize(10)
+    return _png(figure)
+
+
+def bars(counts: Array, names: Sequence[str]) -> bytes:
+    """A PNG of counts per class."""
+    figure = Figure(figsize=(9, 2.2))
+    axes = figure.subplots()
+    axes.bar(range(len(counts)), counts, color=STUDENT)
+    if len(counts) <= 40:
+        axes.set_xticks(range(len(counts)), names, rotation=0 if len(counts) <= 12 else 90)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylabel("images")
+    return _png(figure)
+
+
+def matrix(confusion: Array, names: Sequence[str]) -> bytes:
+    """A PNG of a confusion matrix (K, K); numbers up to 20 classes."""
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    size = 4.6 if len(confusion) <= 20 else 6.0
+    figure = Figure(figsize=(size, size))
+    axes = figure.subplots()
+    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="student's answer", ylabel="true class")
+    if len(confusion) <= 20:
+        ticks = range(len(confusion))
+        axes.set_xticks(ticks, names, fontsize=8)
+        axes.set_yticks(ticks, names, fontsize=8)
+        for (i, j), count in np.ndenumerate(confusion):
+            if count:
+                ink = "white" if share[i, j] > 0.4 else INK
+                axes.text(j, i, str(int(count)), ha="center", va="center", fontsize=7, color=ink)
+    return _png(figure, 130)

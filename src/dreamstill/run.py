@@ -1,0 +1,316 @@
+"""A run's folder: settings, environment, log, checkpoint, pool, student; kill it and resume it.
+
+The one place that owns seeds and devices. Files are written under a temporary name and renamed,
+so that a reader, or a resume, never sees half of one.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dreamstill.errors import RunError, SettingsError
+from dreamstill.nets.seeded import seeded
+from dreamstill.pool import Pool
+from dreamstill.settings import to_plain
+from dreamstill.synthesis import METHODS
+from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
+from dreamstill.teacher import Teacher, build, load_module, open_teacher, read_card, spec_from_card
+
+__all__ = ["Job", "TeacherFile", "distill", "open_from", "open_student", "write_atomically"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherFile:
+    """Where the teacher is; what is None is read from the card beside the weights."""
+
+    weights: str
+    """Path of a .safetensors file or a weights-only torch state dict."""
+    card: str | None = None
+    """Path of the card; default: the weights' name with .json or .toml."""
+    factory: str | None = None
+    """module:function that builds the network."""
+    shape: tuple[int, int, int] | None = None
+    """C H W of the input."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest input value, instead of mean and std."""
+    num_classes: int | None = None
+    """Checked against the network."""
+    allow_pickle: bool = False
+    """Consent to run the code in a full pickle. Never for a file you do not trust."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that decides a run's result."""
+
+    teacher: TeacherFile
+    student: str
+    """module:function that builds the student."""
+    method: str
+    """A synthesizer's name in the table of methods."""
+    synthesis: Any
+    """The method's settings."""
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint_every: float = 20.0
+    """Seconds between checkpoints; at least 0. No effect on the result."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SettingsError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
+        if not self.checkpoint_every >= 0:
+            raise SettingsError(f"checkpoint_every must be at least 0; got {self.checkpoint_every}")
+
+
+def open_from(file: TeacherFile, *, device: str = "cpu") -> Teacher:
+    """Open the teacher that a TeacherFile describes; options win over the card."""
+    weights = Path(file.weights)
+    card_path = Path(file.card) if file.card else None
+    if card_path is None:
+        beside = [weights.with_suffix(s) for s in (".json", ".toml")]
+        card_path = next((p for p in beside if p.is_file()), None)
+    card = read_card(card_path) if card_path else {}
+    given = {
+        k: v
+        for k in ("factory", "shape", "mean", "std", "range", "num_classes")
+        if (v := getattr(file, k)) is not None
+    }
+    if "range" in given:
+        card = {k: v for k, v in card.items() if k not in ("mean", "std")}
+    if "mean" in given or "std" in given:
+        card.pop("range", None)
+    card |= given
+    if "factory" not in card:
+        raise SettingsError(
+            f"no factory for {weights}: give one as module:function, or a card beside the weights"
+        )
+    module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
+    spec = spec_from_card(card)
+    return open_teacher(module, spec, num_classes=card.get("num_classes"), device=_device(device))
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"device {name!r} is not available: {reason}") from error
+    return name
+
+
+def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:
+    """Build a student with weights drawn from `rng` and check that it answers as the teacher."""
+    with seeded(rng):
+        student = build(factory)
+    probe = open_teacher(student, teacher.spec, device=str(teacher.device))
+    if probe.num_classes != teacher.num_classes:
+        raise SettingsError(
+            f"the student {factory!r} has {probe.num_classes} classes, "
+            f"the teacher {teacher.num_classes}"
+        )
+    return student.train().requires_grad_()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a temporary file beside `path`, then rename it; RunError if it cannot."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(f"cannot write {path}: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, hardware, threads and commit, for the record."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        commit = ""
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((ln.split(":")[1].strip() for ln in lines if ln.startswith("model name")), "")
+    return {
+        "dreamstill": version("dreamstill"),
+        "commit": commit or "not a checkout",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+    }
+
+
+def distill(
+    folder: Path,
+    job: Job,
+    teacher: Teacher,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> nn.Module:
+    """Run a distillation in `folder`, or take it up where its last checkpoint is.
+
+    Args:
+        folder: new, or with `resume` one that holds a run of the same settings.
+        job: what to do; `teacher` must be the opened job.teacher.
+        on_progress: called after every synthesized batch and student step.
+
+    Returns:
+        The chosen student, in eval mode, also written to folder/student.safetensors.
+
+    """
+    checkpoint = folder / "checkpoint.pt"
+    existed = folder.exists()
+    _claim(folder, job, resume=resume)
+    try:
+        rng = torch.Generator(device=job.device).manual_seed(job.seed)
+        student = open_student(job.student, teacher, rng)
+        method = METHODS[job.method].synthesizer(teacher, job.synthesis, rng=rng)
+        origin = {
+            "method": job.method,
+            "settings": to_plain(job.synthesis),
+            "teacher": teacher.fingerprint,
+        }
+        pool = Pool(folder / "pool", teacher.spec, job.distill.pool, origin)
+        work = Distillation(teacher, student, method, pool, job.distill, rng=rng)
+    except BaseException:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    spent = 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=job.device, weights_only=True)
+        spent = state["seconds"]
+        work.load_state_dict(state["work"])
+    log = _Log(folder / "log.jsonl", work.step)
+    start = saved = time.monotonic()
+
+    def save() -> None:
+        state = {"work": work.state_dict(), "seconds": spent + time.monotonic() - start}
+        write_atomically(checkpoint, lambda temporary: torch.save(state, temporary))
+        pool.commit()
+
+    for progress in work.run():
+        if progress.record:
+            log.write(progress.record | {"seconds": spent + time.monotonic() - start})
+        if time.monotonic() - saved >= job.checkpoint_every:
+            log.flush()
+            save()
+            saved = time.monotonic()
+        on_progress(progress)
+    log.flush()
+    save()
+    chosen = work.chosen
+    save_student(folder, job.student, chosen, teacher)
+    write_json(
+        folder / "result.json",
+        {
+            "seconds": round(spent + time.monotonic() - start, 3),
+            "queries": teacher.queries,
+            "chosen_at_step": work.judge.champion_step,
+        },
+    )
+    return chosen
+
+
+def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
+    """Write student.safetensors and its card, so that a student opens as a teacher does."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
+    write_atomically(folder / "student.safetensors", lambda path: save_file(weights, path))
+    spec = to_plain(teacher.spec)
+    write_json(
+        folder / "student.json", {"factory": factory, **spec, "num_classes": teacher.num_classes}
+    )
+
+
+def _claim(folder: Path, job: Job, *, resume: bool) -> None:
+    """Make the folder, or check that it holds a run of the same settings."""
+    settings = folder / "settings.json"
+    plain = to_plain(job)
+    if resume:
+        if not settings.is_file():
+            raise RunError(f"{folder} holds no run to resume: settings.json is missing")
+        found = json.loads(settings.read_text())
+        if changed := [key for key in plain if found.get(key) != plain[key]]:
+            raise RunError(f"{folder} was started with another {changed[0]}; it cannot be resumed")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty: choose another folder, or resume the run in it")
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(settings, plain)
+        write_json(folder / "environment.json", environment(job.device))
+    except (OSError, RunError) as error:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+
+
+class _Log:
+    """log.jsonl: one record a line, buffered; lines after the checkpoint's step are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.lines = path, list[str]()
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            text = "".join(line + "\n" for line in kept)
+            write_atomically(path, lambda temporary: temporary.write_text(text))
+
+    def write(self, record: dict[str, float]) -> None:
+        self.lines.append(json.dumps(record))
+        if "kept" in record:
+            self.flush()
+
+    def flush(self) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.writelines(line + "\n" for line in self.lines)
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror}") from error
+        self.lines.clear()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return np.inf  # torn by a kill

@@ -1,0 +1,67 @@
+"""Settings to plain JSON values and back; unknown names and wrong types are typed errors."""
+
+import dataclasses
+import types
+import typing
+from enum import Enum
+from typing import Any
+
+from dreamstill.errors import SettingsError
+
+__all__ = ["from_plain", "to_plain"]
+
+
+def to_plain(settings: Any) -> Any:
+    """Dataclasses, enums and tuples -> dicts, strings and lists."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: to_plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+    if isinstance(settings, Enum):
+        return settings.value
+    if isinstance(settings, list | tuple):
+        return [to_plain(value) for value in settings]
+    return settings
+
+
+def from_plain(kind: Any, plain: Any, name: str = "settings") -> Any:
+    """Build `kind` (a dataclass, enum, tuple or number) from plain values.
+
+    Raises SettingsError for a name that `kind` lacks or a value of another type.
+    """
+    if kind is Any:
+        return plain
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if plain is None and type(None) in parts:
+            return None
+        return from_plain(next(p for p in parts if p is not type(None)), plain, name)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from_plain(kind, plain, name)
+    if origin is tuple:
+        if not isinstance(plain, list | tuple):
+            raise SettingsError(f"{name} must be a list; got {plain!r}")
+        kinds = [parts[0]] * len(plain) if parts[-1] is Ellipsis else list(parts)
+        if len(kinds) != len(plain):
+            raise SettingsError(f"{name} must have {len(kinds)} values; got {plain!r}")
+        return tuple(from_plain(k, v, name) for k, v in zip(kinds, plain, strict=True))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        try:
+            return kind(plain)
+        except ValueError:
+            known = ", ".join(str(member.value) for member in kind)
+            raise SettingsError(f"{name} must be one of {known}; got {plain!r}") from None
+    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return float(plain)
+    if not isinstance(plain, kind) or (kind is not bool and isinstance(plain, bool)):
+        raise SettingsError(f"{name} must be of type {kind.__name__}; got {plain!r}")
+    return plain
+
+
+def _dataclass_from_plain(kind: Any, plain: Any, name: str) -> Any:
+    if not isinstance(plain, dict):
+        raise SettingsError(f"{name} must be a table of settings; got {plain!r}")
+    hints = typing.get_type_hints(kind)
+    if unknown := [key for key in plain if key not in hints]:
+        raise SettingsError(
+            f"unknown setting {name}.{unknown[0]}; known: {', '.join(sorted(hints))}"
+        )
+    return kind(**{key: from_plain(hints[key], v, f"{name}.{key}") for key, v in plain.items()})

@@ -1,0 +1,171 @@
+"""What a finished run is worth: summary.json and pictures.npz in its folder, and the exports.
+
+Real images come in here alone, and only when the user hands them over; the student was chosen
+before.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import RunError
+from dreamstill.evaluate import (
+    accuracy,
+    agreement,
+    confusion_matrix,
+    expected_calibration_error,
+    measure_cost,
+    predict,
+)
+from dreamstill.export import ExportRecord, export
+from dreamstill.pool import Pool
+from dreamstill.run import Job, open_from, write_atomically, write_json
+from dreamstill.settings import from_plain
+from dreamstill.synthesis import METHODS
+from dreamstill.teacher import Teacher, load_module, read_card
+
+__all__ = ["describe", "export_run", "open_run", "summarize"]
+
+Labeled = tuple[Tensor, Tensor]
+
+
+def read_job(folder: Path) -> Job:
+    """The job of a run's folder; RunError where there is none."""
+    try:
+        plain = json.loads((folder / "settings.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{folder} holds no run: settings.json cannot be read") from error
+    method = plain.get("method")
+    if method not in METHODS:
+        raise RunError(f"{folder} names the method {method!r}; known: {', '.join(METHODS)}")
+    plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
+    job: Job = from_plain(Job, plain)
+    return job
+
+
+def open_run(folder: Path) -> tuple[Job, Teacher, nn.Module]:
+    """Job, teacher and chosen student of a finished run; RunError if it is not finished."""
+    job = read_job(folder)
+    if not (folder / "student.safetensors").is_file():
+        raise RunError(f"{folder} has no student yet: resume the run first")
+    card = read_card(folder / "student.json")
+    student = load_module(card["factory"], folder / "student.safetensors").eval()
+    return job, open_from(job.teacher), student.requires_grad_(False)
+
+
+def describe(module: nn.Module, teacher: Teacher, real: Labeled | None) -> dict[str, Any]:
+    """Cost of a network and, with real images and labels, its accuracy and calibration error."""
+    cost = asdict(measure_cost(module, teacher.spec))
+    if real is None:
+        return cost
+    logits = predict(module, teacher.spec, real[0])
+    return cost | {
+        "accuracy": accuracy(logits, real[1]),
+        "ece": expected_calibration_error(logits, real[1]),
+    }
+
+
+def summarize(
+    folder: Path, *, real: Labeled | None = None, source: str = "", floor: Path | None = None
+) -> dict[str, Any]:
+    """Measure a finished run, write summary.json and pictures.npz, return the summary.
+
+    Args:
+        folder: of a finished run.
+        real: uint8 images (N, C, H, W) and labels (N,), read here for the first time.
+        source: what `real` is, for the record.
+        floor: folder of the finished noise-floor run.
+
+    Agreement is on the real images where they are given, else on the run's held-out ones.
+
+    """
+    job, teacher, student = open_run(folder)
+    result = json.loads((folder / "result.json").read_text())
+    summary: dict[str, Any] = {
+        "method": job.method,
+        "teacher": describe(teacher.module, teacher, real),
+        "student": describe(student, teacher, real),
+        **result,
+        "images": source if real is not None else "",
+    }
+    if (folder / "summary.json").is_file():
+        summary["exports"] = json.loads((folder / "summary.json").read_text()).get("exports", [])
+    if real is not None:
+        answers = predict(teacher.module, teacher.spec, real[0])
+        summary["student"]["agreement"] = agreement(
+            predict(student, teacher.spec, real[0]), answers
+        )
+        if floor is not None:
+            _, _, low = open_run(floor)
+            logits = predict(low, teacher.spec, real[0])
+            summary["noise_floor"] = {
+                "accuracy": accuracy(logits, real[1]),
+                "agreement": agreement(logits, answers),
+            }
+    pictures = _pictures(folder, job, teacher, student, real)
+    write_json(folder / "summary.json", summary)
+
+    def save(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **pictures)
+
+    write_atomically(folder / "pictures.npz", save)
+    return summary
+
+
+def export_run(folder: Path, *, formats: tuple[str, ...] = ("onnx", "pt2")) -> list[ExportRecord]:
+    """Export the run's student to folder/student.FORMAT, each verified, and note it."""
+    _, teacher, student = open_run(folder)
+    records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {}
+    kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
+    summary["exports"] = kept + [asdict(record) for record in records]
+    write_json(path, summary)
+    return records
+
+
+def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:
+    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    return None if convolution is None else convolution.weight.detach().cpu().numpy()
+
+
+def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray[Any, Any]:
+    """Mean image of each class in [0, 1], (K, C, H, W); an empty class is black."""
+    sums = torch.zeros(num_classes, *images.shape[1:])
+    sums.index_add_(0, classes, images.float() / 255)
+    counts = torch.bincount(classes, minlength=num_classes).clamp_min(1)
+    means: np.ndarray[Any, Any] = (sums / counts.view(-1, 1, 1, 1)).numpy()
+    return means
+
+
+def _pictures(
+    folder: Path, job: Job, teacher: Teacher, student: nn.Module, real: Labeled | None
+) -> dict[str, Any]:
+    """Arrays for the report: grid, means, histogram, filters, confusion."""
+    pictures: dict[str, Any] = {}
+    pool = Pool.reopen(folder / "pool", teacher.spec)
+    if len(pool):
+        images = pool.images()
+        classes = predict(teacher.module, teacher.spec, images).argmax(1)
+        order = torch.argsort(classes, stable=True)
+        shown = [order[classes[order] == k][:12] for k in range(min(teacher.num_classes, 20))]
+        pictures["synthetic_images"] = images[torch.cat(shown)].numpy()
+        pictures["synthetic_classes"] = classes[torch.cat(shown)].numpy()
+        pictures["synthetic_mean"] = class_means(images, classes, teacher.num_classes)
+        histogram = torch.bincount(classes, minlength=teacher.num_classes)
+        pictures["class_histogram"] = histogram.numpy()
+    for name, module in (("teacher", teacher.module), ("student", student)):
+        filters = _first_filters(module)
+        if filters is not None:
+            pictures[f"{name}_filters"] = filters
+    if real is not None:
+        pictures["real_mean"] = class_means(real[0], real[1], teacher.num_classes)
+        logits = predict(student, teacher.spec, real[0])
+        pictures["confusion"] = confusion_matrix(logits, real[1], teacher.num_classes).numpy()
+    return pictures

@@ -1,0 +1,43 @@
+"""The one contract: what every synthesizer takes and gives."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.teacher import Teacher
+
+__all__ = ["Batch", "Synthesizer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Synthetic images and what the teacher says of them, both detached."""
+
+    images: Tensor
+    """(N, C, H, W) in the teacher's input space, clipped to its valid range."""
+    logits: Tensor
+    """The teacher's answer (N, K)."""
+
+
+class Synthesizer(Protocol):
+    """A method that makes inputs from a teacher alone.
+
+    Same rng, same batches; `load_state_dict` of `state_dict` continues as if never interrupted
+    (the rng's own state is the run's).
+    """
+
+    streams: ClassVar[bool]
+    """A batch costs about as much as a training step, so every step can have a fresh one."""
+
+    def __init__(self, teacher: Teacher, settings: Any, *, rng: torch.Generator) -> None: ...
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """The next batch; adversarial methods read the live student."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimizer, memory: everything that a resume needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` left off."""

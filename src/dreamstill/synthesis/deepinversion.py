@@ -1,0 +1,166 @@
+"""DeepInversion: optimize pixels until the teacher's BatchNorm layers see what they were fed.
+
+Source: Yin et al., "Dreaming to Distill", CVPR 2020, equations 2 to 4, and the authors' CIFAR-10
+code. Where this differs: the best iterate is a true copy (theirs aliases the last one); low
+resolution is the pooled image enlarged again, so that networks of fixed input size have it too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
+from dreamstill.losses.priors import l2_norm, total_variation
+from dreamstill.losses.statistics import batch_statistics_distance
+from dreamstill.probe import Probe, batch_norm_layers
+from dreamstill.synthesis.contract import Batch
+from dreamstill.teacher import Teacher
+
+__all__ = ["DeepInversion", "DeepInversionSettings", "inversion_loss"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepInversionSettings:
+    """Settings of DeepInversion; the defaults are the authors' for CIFAR-10."""
+
+    batch_size: int = 256
+    """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
+    steps: int = 2000
+    """Adam steps a batch; at least 1."""
+    low_resolution_steps: int = 0
+    """The first of `steps`, done at half resolution. 0 to `steps`."""
+    lr: float = 0.05
+    """Learning rate of Adam, in the teacher's input space; above 0."""
+    batch_norm: float = 10.0
+    """Weight of the BatchNorm-statistics distance; at least 0."""
+    first_batch_norm: float = 1.0
+    """Extra factor of the first BatchNorm layer; at least 0. The authors' ImageNet code has 10."""
+    total_variation: float = 2.5e-5
+    """Weight of total variation, summed over the batch; at least 0."""
+    l2: float = 0.0
+    """Weight of the images' mean l2 norm; at least 0."""
+    jitter: int = 2
+    """Largest random shift in pixels, rolled around the edges; at least 0."""
+    flip: bool = True
+    """Flip half of the steps left to right: off for digits and text."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2 or self.steps < 1:
+            raise SettingsError(
+                f"batch_size must be at least 2 and steps at least 1; "
+                f"got {self.batch_size}, {self.steps}"
+            )
+        if not 0 <= self.low_resolution_steps <= self.steps:
+            raise SettingsError(
+                f"low_resolution_steps must be 0 to {self.steps}; got {self.low_resolution_steps}"
+            )
+        if not self.lr > 0:
+            raise SettingsError(f"lr must be above 0; got {self.lr}")
+        for name in ("batch_norm", "first_batch_norm", "total_variation", "l2", "jitter"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} must be at least 0; got {getattr(self, name)}")
+
+
+def inversion_loss(
+    images: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    norm_inputs: Mapping[str, Tensor],
+    norms: Mapping[str, Any],
+    settings: DeepInversionSettings,
+) -> Tensor:
+    """Equation 2: cross-entropy, image prior and the distance of BatchNorm statistics.
+
+    Args:
+        images: (N, C, H, W), what the teacher was shown.
+        logits, targets: (N, K) and class indices (N,).
+        norm_inputs, norms: by name, what entered each BatchNorm layer, and the layer.
+
+    """
+    distance = images.new_zeros(())
+    for index, (name, layer) in enumerate(norms.items()):
+        weight = settings.first_batch_norm if index == 0 else 1.0
+        distance = distance + weight * batch_statistics_distance(
+            norm_inputs[name], layer.running_mean, layer.running_var
+        )
+    return (
+        F.cross_entropy(logits, targets)
+        + settings.batch_norm * distance
+        + settings.total_variation * total_variation(images)
+        + settings.l2 * l2_norm(images)
+    )
+
+
+class DeepInversion:
+    """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
+
+    streams: ClassVar[bool] = False
+
+    def __init__(
+        self, teacher: Teacher, settings: DeepInversionSettings, *, rng: torch.Generator
+    ) -> None:
+        if settings.batch_norm > 0 and not teacher.offers.batch_norm:
+            raise TeacherError(
+                "the teacher has no BatchNorm running statistics, which deepinversion matches; "
+                "use another method, or set batch_norm to 0"
+            )
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+        layers = batch_norm_layers(teacher.module)
+        self.norms = {name: layers[name] for name in teacher.offers.batch_norm}
+        self.next_class = 0
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Optimize one batch: (batch_size, C, H, W), the iterate of the lowest loss."""
+        settings, teacher = self.settings, self.teacher
+        device = self.rng.device
+        order = torch.arange(self.next_class, self.next_class + settings.batch_size, device=device)
+        targets = order % teacher.num_classes
+        self.next_class = (self.next_class + settings.batch_size) % teacher.num_classes
+        shape = (settings.batch_size, *teacher.spec.shape)
+        images = teacher.spec.clip(torch.randn(shape, generator=self.rng, device=device))
+        images.requires_grad_()
+        optimizer = torch.optim.Adam([images], lr=settings.lr, betas=(0.9, 0.999))
+        best, best_loss = images.detach().clone(), float("inf")
+        for step in range(settings.steps):
+            shown = self._augment(images, low_resolution=step < settings.low_resolution_steps)
+            with Probe(self.norms) as probe:
+                logits = teacher(shown)
+            loss = inversion_loss(shown, logits, targets, probe.inputs, self.norms, settings)
+            value = loss.item()
+            if not torch.isfinite(loss):
+                raise NonFiniteError(f"the inversion's loss became {value}; lower the lr")
+            if value < best_loss and step >= settings.low_resolution_steps:
+                best, best_loss = images.detach().clone(), value
+            (images.grad,) = torch.autograd.grad(loss, images)
+            optimizer.step()
+            with torch.no_grad():
+                images.copy_(teacher.spec.clip(images))
+        with torch.no_grad():
+            return Batch(best, teacher(best))
+
+    def _augment(self, images: Tensor, *, low_resolution: bool) -> Tensor:
+        """Jitter, flip and, at low resolution, pool and enlarge again."""
+        settings = self.settings
+        if low_resolution:
+            pooled = F.avg_pool2d(images, 2, ceil_mode=True)
+            images = F.interpolate(pooled, size=images.shape[2:], mode="nearest")
+        if settings.jitter:
+            low, high = -settings.jitter, settings.jitter + 1
+            size, device = (2,), self.rng.device
+            dy, dx = torch.randint(low, high, size, generator=self.rng, device=device).tolist()
+            images = images.roll((dy, dx), dims=(2, 3))
+        if settings.flip and torch.rand((), generator=self.rng, device=self.rng.device) < 0.5:
+            images = images.flip(3)
+        return images
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is; each batch starts from fresh noise."""
+        return {"next_class": self.next_class}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the turn."""
+        self.next_class = state["next_class"]

@@ -1,0 +1,52 @@
+"""Clipped Gaussian noise: the noise floor that every method has to beat.
+
+Source: DAFL (Chen et al. 2019), table 1, row "Normal distribution"; clipped to the valid range.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import SettingsError
+from dreamstill.synthesis.contract import Batch
+from dreamstill.teacher import Teacher
+
+__all__ = ["Noise", "NoiseSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseSettings:
+    """Settings of Gaussian noise."""
+
+    batch_size: int = 256
+    """Images a batch; at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SettingsError(f"batch_size must be at least 1; got {self.batch_size}")
+
+
+class Noise:
+    """N(0, 1) in the teacher's input space, clipped to its valid range."""
+
+    streams: ClassVar[bool] = True
+
+    def __init__(self, teacher: Teacher, settings: NoiseSettings, *, rng: torch.Generator) -> None:
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+
+    @torch.no_grad()
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """(batch_size, C, H, W) of clipped Gaussian noise."""
+        shape = (self.settings.batch_size, *self.teacher.spec.shape)
+        noise: Tensor = torch.randn(shape, generator=self.rng, device=self.rng.device)
+        images = self.teacher.spec.clip(noise)
+        return Batch(images, self.teacher(images))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every batch is drawn afresh."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take up."""

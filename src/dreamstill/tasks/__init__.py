@@ -1,0 +1,1 @@
+"""Tasks: from a model, batches and settings to a new model."""

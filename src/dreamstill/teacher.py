@@ -1,0 +1,322 @@
+"""Open a teacher from a module or a file, freeze it, and say what it offers.
+
+A teacher's file is a safetensors or weights-only state dict; a card beside it (the same name with
+.json or .toml) says which factory builds the module and what input it takes.
+"""
+
+import hashlib
+import json
+import pkgutil
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dreamstill.errors import TeacherError
+from dreamstill.probe import Probe, batch_norm_layers
+
+__all__ = ["InputSpec", "Offers", "Teacher", "load_module", "open_teacher", "read_card"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """What a network takes: pixels in [0, 1], minus `mean`, over `std`, per channel.
+
+    >>> spec = InputSpec(shape=(1, 2, 2), mean=(0.5,), std=(0.5,))
+    >>> spec.encode(torch.tensor([[[[0, 255], [0, 255]]]], dtype=torch.uint8)).flatten().tolist()
+    [-1.0, 1.0, -1.0, 1.0]
+    """
+
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+    mean: tuple[float, ...]
+    """Per channel, in units of pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Per channel, in units of pixels in [0, 1]; > 0."""
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise TeacherError(
+                f"input shape must be three positive numbers C, H, W; got {self.shape}"
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.shape[0]:
+                raise TeacherError(
+                    f"{name} must have one value for each of {self.shape[0]} channels; got {values}"
+                )
+            if not all(torch.isfinite(torch.tensor(v)) for v in values):
+                raise TeacherError(f"{name} must be finite; got {values}")
+        if min(self.std) <= 0:
+            raise TeacherError(f"std must be above 0; got {self.std}")
+
+    @classmethod
+    def from_range(cls, shape: tuple[int, int, int], low: float, high: float) -> "InputSpec":
+        """The spec of a network whose inputs lie in [low, high]; TeacherError if low >= high."""
+        if not low < high:
+            raise TeacherError(f"range must be low < high; got {low}, {high}")
+        width = high - low
+        return cls(shape=shape, mean=(-low / width,) * shape[0], std=(1 / width,) * shape[0])
+
+    def _per_channel(self, values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1], (N, C, H, W) float -> the network's input space."""
+        return (pixels - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
+
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """The network's input space -> pixels, (N, C, H, W) float; not clipped."""
+        return inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
+
+    def clip(self, inputs: Tensor) -> Tensor:
+        """Clip (N, C, H, W) in the network's input space to what pixels in [0, 1] can reach."""
+        zero = torch.zeros(1, self.shape[0], 1, 1, dtype=inputs.dtype, device=inputs.device)
+        return torch.clamp(inputs, self.normalize(zero), self.normalize(zero + 1))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images (N, C, H, W) -> the network's input space, float32."""
+        return self.normalize(images.float() / 255)
+
+    def decode(self, inputs: Tensor) -> Tensor:
+        """The network's input space -> uint8 images (N, C, H, W), rounded and clipped."""
+        return (self.denormalize(inputs) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offers:
+    """What a teacher gives beside its logits."""
+
+    gradient: bool
+    """Logits can be differentiated with respect to the input."""
+    batch_norm: tuple[str, ...]
+    """Names of the BatchNorm layers with running statistics, in forward order."""
+    last_linear: str | None
+    """Name of the linear layer that makes the logits; its input is the penultimate feature."""
+    num_features: int | None
+    """Size of the penultimate feature."""
+
+
+@dataclass(eq=False)
+class Teacher:
+    """A frozen network in eval mode that counts its queries (one image shown = one query)."""
+
+    module: nn.Module
+    spec: InputSpec
+    num_classes: int
+    offers: Offers
+    queries: int = field(default=0)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
+        self.queries += len(inputs)
+        logits: Tensor = self.module(inputs)
+        return logits
+
+    def with_features(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) -> logits (N, num_classes) and penultimate features (N, num_features).
+
+        Raises TeacherError for a network whose logits do not come from a linear layer.
+        """
+        layer = self.last_linear
+        with Probe({"last": layer}) as probe:
+            logits = self(inputs)
+        return logits, probe.inputs["last"]
+
+    @property
+    def last_linear(self) -> nn.Linear:
+        """The layer that makes the logits; TeacherError where there is none."""
+        if self.offers.last_linear is None:
+            raise TeacherError("the teacher has no last linear layer, which this method needs")
+        layer = self.module.get_submodule(self.offers.last_linear)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 of the weights: names the teacher in records."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+        return digest.hexdigest()[:16]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a teacher's card (.json or .toml): factory, shape, mean, std or range, num_classes."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        card = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise TeacherError(f"cannot read the card {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TeacherError(f"the card {path} is not valid {path.suffix[1:]}: {error}") from error
+    if not isinstance(card, dict):
+        raise TeacherError(f"the card {path} must hold a table of names; got {type(card).__name__}")
+    return card
+
+
+def spec_from_card(card: dict[str, Any]) -> InputSpec:
+    """The input spec in a card: `shape` and either `mean` and `std` or `range`."""
+    if "shape" not in card:
+        raise TeacherError("the input's shape is missing: give shape = [C, H, W]")
+    try:
+        shape = tuple(card["shape"])
+        if "range" in card:
+            if "mean" in card or "std" in card:
+                raise TeacherError("give either range or mean and std, not both")
+            low, high = (float(v) for v in card["range"])
+            return InputSpec.from_range(shape, low, high)
+        if "mean" not in card or "std" not in card:
+            raise TeacherError("the input's normalization is missing: give mean and std, or range")
+        mean, std = (tuple(float(v) for v in card[name]) for name in ("mean", "std"))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TeacherError):
+            raise
+        raise TeacherError(
+            f"shape, mean, std and range must be lists of numbers: {error}"
+        ) from error
+    return InputSpec(shape=shape, mean=mean, std=std)
+
+
+def build(factory: str) -> nn.Module:
+    """Call the `module:function` of no arguments that builds a network."""
+    if ":" not in factory:
+        raise TeacherError(f"a factory is written module:function; got {factory!r}")
+    try:
+        function = pkgutil.resolve_name(factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TeacherError(f"cannot import the factory {factory!r}: {error}") from error
+    try:
+        module = function()
+    except Exception as error:  # the user's own code: anything can come out of it
+        raise TeacherError(f"the factory {factory!r} failed: {error!r}") from error
+    if not isinstance(module, nn.Module):
+        raise TeacherError(
+            f"the factory {factory!r} must return a torch.nn.Module; got {type(module).__name__}"
+        )
+    return module
+
+
+def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors, or from a torch file.
+
+    Args:
+        path: the file. A torch file may hold the state dict itself or under `state_dict`.
+        allow_pickle: run the code that a full pickle carries. Never for a file you do not trust.
+
+    """
+    if not path.is_file():
+        raise TeacherError(f"no weights at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise TeacherError(f"{path} is not a whole safetensors file: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    except Exception as error:  # torch.load raises whatever the bytes provoke
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise TeacherError(
+            f"{path} does not load as plain weights ({reason}); "
+            "save a state dict, or consent to run its code with allow_pickle"
+        ) from error
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise TeacherError(f"{path} must hold a state dict of tensors; got {type(state).__name__}")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> nn.Module:
+    """Build by `module:function` and load weights; keys, shapes and finiteness are checked."""
+    module = build(factory)
+    state = load_weights(weights, allow_pickle=allow_pickle)
+    expected = module.state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise TeacherError(f"{weights} lacks {missing[0]!r}, which {factory} has")
+    if unexpected := sorted(state.keys() - expected.keys()):
+        raise TeacherError(f"{weights} has {unexpected[0]!r}, which {factory} lacks")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise TeacherError(
+                f"{name} is {tuple(value.shape)} in {weights} and "
+                f"{tuple(expected[name].shape)} in {factory}"
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise TeacherError(f"{name} in {weights} has values that are not finite")
+    module.load_state_dict(state)
+    return module
+
+
+def open_teacher(
+    module: nn.Module, spec: InputSpec, *, num_classes: int | None = None, device: str = "cpu"
+) -> Teacher:
+    """Freeze a network, put it in eval mode, check one forward pass and see what it offers.
+
+    Args:
+        module: any network that maps (N, C, H, W) to (N, K) logits. It is changed: frozen, moved.
+        spec: its input.
+        num_classes: K where it is known; checked. Read from the forward pass where it is None.
+        device: where to put it.
+
+    Raises:
+        TeacherError: the pass fails, or its output is not finite (N, K) logits with K >= 2.
+
+    """
+    if num_classes is not None and num_classes < 2:
+        raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
+    module = module.to(device).eval().requires_grad_(False)
+    inputs = spec.normalize(torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0)))
+    inputs = inputs.to(device).requires_grad_()
+    linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    norms = batch_norm_layers(module)
+    with Probe({**linears, **norms}) as probe:
+        try:
+            logits = module(inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise TeacherError(
+                f"the teacher does not run on inputs of shape {spec.shape}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TeacherError(f"the teacher must return (N, K) logits; got {got} for N = 2")
+    if logits.shape[1] < 2:
+        raise TeacherError(f"the teacher must have at least 2 classes; got {logits.shape[1]}")
+    if num_classes is not None and logits.shape[1] != num_classes:
+        raise TeacherError(f"the teacher has {logits.shape[1]} classes, not {num_classes}")
+    if not torch.isfinite(logits).all():
+        raise TeacherError("the teacher's logits are not finite on random pixels")
+    last = _last_linear(linears, probe, logits)
+    offers = Offers(
+        gradient=logits.requires_grad,
+        batch_norm=tuple(name for name in norms if name in probe.inputs),
+        last_linear=last,
+        num_features=linears[last].in_features if last is not None else None,
+    )
+    return Teacher(module=module, spec=spec, num_classes=logits.shape[1], offers=offers)
+
+
+def _last_linear(linears: dict[str, nn.Linear], probe: Probe, logits: Tensor) -> str | None:
+    """The linear layer whose recorded input reproduces the logits exactly."""
+    for name, layer in reversed(linears.items()):
+        if name in probe.inputs and layer.out_features == logits.shape[1]:
+            output = layer(probe.inputs[name])
+            if output.shape == logits.shape and torch.equal(output, logits):
+                return name
+    return None
