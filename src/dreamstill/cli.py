@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -84,6 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")
+        sub.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
         add_flags(sub, METHODS[method].settings, "synthesis")
     synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
     distill.add_argument("--student", help="module:function that builds the student")
@@ -103,7 +105,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     demo.add_argument("--out", default="runs/demo", help="folder to make [runs/demo]")
     demo.add_argument("--seed", type=int, default=0, help="of everything random [0]")
     demo.add_argument("--resume", action="store_true", help="take up the run in --out")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(_join_negative(argv))
     arguments.table = table
     arguments.method_name = method
     return arguments
@@ -111,18 +113,29 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _early(argv: Sequence[str], flag: str) -> str | None:
     """A flag's value before the parser is built, since it decides which flags there are."""
-    for this, after in zip(argv, [*argv[1:], ""], strict=True):
+    for index, this in enumerate(argv):
         if this == flag:
-            return after
+            return argv[index + 1] if index + 1 < len(argv) else None
         if this.startswith(flag + "="):
             return this.removeprefix(flag + "=")
     return None
 
 
+def _join_negative(argv: Sequence[str]) -> list[str]:
+    """`--range -1,1` -> `--range=-1,1`: argparse takes a list that starts with - for a flag."""
+    joined: list[str] = []
+    for this in argv:
+        if joined and joined[-1].startswith("--") and re.match(r"-[\d.]+,", this):
+            joined[-1] += "=" + this
+        else:
+            joined.append(this)
+    return joined
+
+
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """File and flags merged: a plain dict of the job."""
     plain = merge(arguments.table, given_flags(arguments))
-    for name in ("device", "seed", "student"):
+    for name in ("device", "seed", "student", "checkpoint_every"):
         if getattr(arguments, name, None) is not None:
             plain[name] = getattr(arguments, name)
     return plain
@@ -290,3 +303,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"max abs difference {record['max_abs_difference']:.1e}"
         )
     print(folder / "report.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

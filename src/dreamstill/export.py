@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """Exporters narrate on stdout and warn of their own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

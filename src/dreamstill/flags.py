@@ -31,6 +31,20 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
+class _Typed(argparse.Action):
+    """Convert here: as `type=` argparse would hide our errors behind its own."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        value = from_text(self.const, values, self.dest.removeprefix(PREFIX))
+        setattr(namespace, self.dest, value)
+
+
 def add_flags(parser: argparse.ArgumentParser, kind: type, name: str) -> None:
     """Add --NAME.FIELD for every field of the dataclass `kind`, nested ones too."""
     group = parser.add_argument_group(name, (kind.__doc__ or "").splitlines()[0])
@@ -51,7 +65,8 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, name: str) -> None:
             metavar=field.name.upper(),
             default=argparse.SUPPRESS,
             help=text.replace("%", "%%"),
-            type=lambda text, hint=hint, flag=flag: from_text(hint, text, flag),  # type: ignore[misc]
+            action=_Typed,
+            const=hint,
         )
 
 

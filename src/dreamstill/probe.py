@@ -1,6 +1,6 @@
 """Record the inputs of layers during a forward pass; always unhooked on leaving."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Probe:
         ]
         return self
 
-    def _recorder(self, name: str):  # type: ignore[no-untyped-def]
+    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             self.inputs[name] = args[0]
 

@@ -1,0 +1,355 @@
+"""The command line as a user meets it: a network of their own, and every mistake in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import toys
+from dreamstill import cli
+
+OWN_NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        )
+        self.head = nn.Linear(width * 10 * 6, 5)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+def big():
+    return Net(8)
+
+def small():
+    return Net(4)
+"""
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """A teacher's file with a card beside it."""
+    weights = tmp_path / "teacher.safetensors"
+    save_file(toys.small_cnn().state_dict(), weights)
+    write_card(tmp_path)
+    return weights
+
+
+def write_card(folder: Path, **changes: object) -> None:
+    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
+    (folder / "teacher.json").write_text(json.dumps(card | changes))
+
+
+def distill(teacher: Path, *more: str, out: str = "run") -> list[str]:
+    return [
+        *("distill", "--teacher.weights", str(teacher), "--student", "toys:student"),
+        *("--out", str(teacher.parent / out), "--json"),
+        *("--distill.steps", "4", "--distill.held_out", "16", "--synthesis.batch_size", "16"),
+        *("--distill.pool", "64"),
+        *more,
+    ]
+
+
+def test_a_users_own_network_from_file_to_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import own_network  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    save_file(own_network.big().state_dict(), tmp_path / "big.safetensors")
+    options = [
+        *("--teacher.weights", str(tmp_path / "big.safetensors")),
+        *("--teacher.factory", "own_network:big", "--teacher.shape", "1,40,24"),
+        *("--teacher.range", "-1,1", "--json"),
+    ]
+    assert cli.main(["inspect", *options]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["num_classes"] == 5
+    assert seen["batch_norm_layers"] == 2
+    assert seen["last_linear"] == "head"
+    assert "deepinversion" in seen["methods"]
+
+    run = tmp_path / "run"
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[distill]\nsteps = 999\nheld_out = 64\npool = 100\n")
+    arguments = ["--student", "own_network:small", "--out", str(run), "--config", str(settings)]
+    arguments += ["--distill.steps", "30", "--synthesis.batch_size", "32"]
+    assert cli.main(["distill", *options, *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["student"]["parameters"] < seen["parameters"]
+    assert json.loads((run / "settings.json").read_text())["distill"]["steps"] == 30
+    assert json.loads((run / "settings.json").read_text())["distill"]["held_out"] == 64
+
+    assert cli.main(["export", str(run), "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [r["format"] for r in records] == ["onnx", "pt2"]
+    session = onnxruntime.InferenceSession(records[0]["path"])
+    (logits,) = session.run(None, {"input": np.zeros((3, 1, 40, 24), np.float32)})
+    assert logits.shape == (3, 5)
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 1, 40, 24), np.uint8)
+    np.savez(tmp_path / "real.npz", x=images, y=np.arange(20) % 5)
+    assert cli.main(["evaluate", str(run), "--images", str(tmp_path / "real.npz"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert 0 <= summary["student"]["accuracy"] <= 1
+    assert [e["format"] for e in summary["exports"]] == ["onnx", "pt2"]
+    assert "real.npz" in (run / "report.html").read_text()
+
+
+def test_synthesize_writes_images_that_the_teacher_answers(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = teacher.parent / "images"
+    arguments = ["synthesize", "--teacher.weights", str(teacher), "--out", str(out), "--json"]
+    assert cli.main([*arguments, "--num-images", "50", "--method", "noise"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    with np.load(out / "images.npz") as archive:
+        assert archive["x"].shape == (50, 1, 8, 8)
+        assert archive["x"].dtype == np.uint8
+        assert np.bincount(archive["y"], minlength=4).tolist() == result["images_per_class"]
+
+
+def test_help_shows_the_settings_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["distill", "--method", "zskd", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--synthesis.betas" in text
+    assert "--distill.augment.rotate" in text
+    assert "Of the teacher's softmax" in text
+
+
+Break = Callable[[Path], list[str]]
+
+
+def flags(*more: str) -> Break:
+    return lambda teacher: distill(teacher, *more)
+
+
+def with_card(**changes: object) -> Break:
+    def prepare(teacher: Path) -> list[str]:
+        write_card(teacher.parent, **changes)
+        return distill(teacher)
+
+    return prepare
+
+
+def with_weights(change: Callable[[Path], object]) -> Break:
+    def prepare(teacher: Path) -> list[str]:
+        change(teacher)
+        return distill(teacher)
+
+    return prepare
+
+
+def with_state(**changes: torch.Tensor) -> Break:
+    return with_weights(lambda path: save_file(toys.small_cnn().state_dict() | changes, path))
+
+
+def with_toml(text: str) -> Break:
+    def prepare(teacher: Path) -> list[str]:
+        config = teacher.parent / "settings.toml"
+        config.write_text(text)
+        return distill(teacher, "--config", str(config))
+
+    return prepare
+
+
+def occupied(teacher: Path) -> list[str]:
+    (teacher.parent / "run").mkdir()
+    (teacher.parent / "run" / "mine.txt").write_text("keep me")
+    return distill(teacher)
+
+
+def under_a_file(teacher: Path) -> list[str]:
+    (teacher.parent / "file").write_text("")
+    return distill(teacher, out="file/run")
+
+
+BAD: dict[str, tuple[Break, str]] = {
+    "no command": (lambda t: [], "COMMAND"),
+    "unknown command": (lambda t: ["dream"], "dream"),
+    "unknown flag": (flags("--distill.speed", "9"), "--distill.speed"),
+    "unknown method": (flags("--method", "magic"), "unknown method 'magic'"),
+    "a flag of another method": (flags("--synthesis.betas", "1"), "--synthesis.betas"),
+    "no teacher": (lambda t: ["inspect"], "--teacher.weights"),
+    "no student": (lambda t: [*distill(t)[:3], "--out", str(t.parent / "run")], "--student"),
+    "no out": (lambda t: [*distill(t)[:5]], "--out"),
+    "missing weights": (with_weights(Path.unlink), "no weights at"),
+    "truncated weights": (
+        with_weights(lambda p: p.write_bytes(p.read_bytes()[:200])),
+        "not a whole safetensors file",
+    ),
+    "empty weights": (with_weights(lambda p: p.write_bytes(b"")), "not a whole safetensors"),
+    "NaN weights": (
+        with_state(**{"head.bias": torch.full((4,), torch.nan)}),
+        "head.bias in",
+    ),
+    "wrong shape": (with_state(**{"head.bias": torch.zeros(7)}), "head.bias is (7,)"),
+    "wrong key": (with_state(extra=torch.zeros(1)), "'extra'"),
+    "wrong factory": (with_card(factory="toys:absent"), "cannot import"),
+    "factory without a colon": (with_card(factory="toys"), "module:function"),
+    "factory of something else": (with_card(factory="builtins:dict"), "torch.nn.Module"),
+    "0 classes": (with_card(num_classes=0), "at least 2; got 0"),
+    "wrong classes": (with_card(num_classes=7), "has 4 classes, not 7"),
+    "wrong channels": (with_card(shape=[3, 8, 8], mean=[0.5] * 3, std=[1] * 3), "(3, 8, 8)"),
+    "mean of another length": (with_card(mean=[0.5, 0.5]), "one value for each"),
+    "zero std": (with_card(std=[0.0]), "std must be above 0"),
+    "no shape": (with_card(shape=None), "shape"),
+    "empty range": (flags("--teacher.range", "1,1"), "low < high"),
+    "card that is not JSON": (
+        with_weights(lambda p: p.with_suffix(".json").write_text("{")),
+        "not valid json",
+    ),
+    "missing card": (flags("--teacher.card", "absent.json"), "absent.json"),
+    "student of other classes": (flags("--student", "own:net"), "cannot import"),
+    "student that does not fit": (
+        flags("--student", "dreamstill.nets.lenet:lenet5_half"),
+        "does not run on inputs",
+    ),
+    "negative temperature": (flags("--distill.temperature", "-1"), "above 0; got -1.0"),
+    "NaN temperature": (flags("--distill.temperature", "nan"), "above 0; got nan"),
+    "zero steps": (flags("--distill.steps", "0"), "steps must be at least 1; got 0"),
+    "words for a number": (flags("--distill.steps", "many"), "'many'"),
+    "a fraction for a count": (flags("--distill.steps", "1.5"), "'1.5'"),
+    "unknown loss": (flags("--distill.transfer", "l7"), "one of kl, l1; got 'l7'"),
+    "a word for a switch": (flags("--distill.anneal", "maybe"), "true or false"),
+    "batch of zero": (flags("--synthesis.batch_size", "0"), "batch_size must be at least 1"),
+    "negative seed": (flags("--seed", "-1"), "seed must be in"),
+    "absent device": (flags("--device", "cuda:77"), "cuda:77"),
+    "unknown device": (flags("--device", "abacus"), "abacus"),
+    "missing TOML": (flags("--config", "absent.toml"), "cannot read absent.toml"),
+    "broken TOML": (with_toml("[distill"), "not valid TOML"),
+    "unknown setting in TOML": (with_toml("[distill]\nstepz = 1\n"), "distill.stepz"),
+    "unknown table in TOML": (with_toml("[distil]\nsteps = 1\n"), "settings.distil"),
+    "wrong type in TOML": (with_toml('[distill]\nlr = "fast"\n'), "distill.lr"),
+    "deepinversion without BatchNorm": (
+        lambda t: [
+            *("distill", "--method", "deepinversion", "--student", "toys:quadrants"),
+            *("--teacher.weights", str(quadrants(t)), "--out", str(t.parent / "run")),
+        ],
+        "no BatchNorm",
+    ),
+    "folder in use": (occupied, "is not empty"),
+    "folder under a file": (under_a_file, "cannot make"),
+    "resume of nothing": (lambda t: ["distill", "--resume", str(t.parent / "no")], "holds no run"),
+    "report of nothing": (lambda t: ["report", str(t.parent / "no")], "holds no run"),
+    "export of nothing": (lambda t: ["export", str(t.parent / "no")], "holds no run"),
+}
+
+
+def quadrants(teacher: Path) -> Path:
+    path = teacher.parent / "quadrants.safetensors"
+    save_file(toys.quadrants().state_dict(), path)
+    shutil.copy(teacher.with_suffix(".json"), path.with_suffix(".json"))
+    card = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(card | {"factory": "toys:quadrants"}))
+    return path
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(
+    name: str, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare, message = BAD[name]
+    arguments = prepare(teacher)
+    before = sorted(teacher.parent.rglob("*"))
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("dreamstill: ")
+    assert message in captured.err
+    assert captured.out == ""
+    assert sorted(teacher.parent.rglob("*")) == before
+
+
+def run_as_command(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dreamstill.cli", *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a 96 KB file system of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_folder_goes(teacher: Path, tiny_disk: Path) -> None:
+    arguments = distill(teacher, out="disk/run")
+    arguments[arguments.index("--distill.pool") + 1] = "100000"
+    result = run_as_command(arguments)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "No space left" in result.stderr
+    assert not list(tiny_disk.iterdir())
+
+
+def test_a_disk_that_fills_up_later_leaves_no_half_written_file(
+    teacher: Path, tiny_disk: Path
+) -> None:
+    result = run_as_command(distill(teacher, "--checkpoint-every", "0", out="disk/run"))
+    (tiny_disk / "filler").write_bytes(b"")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert not list(tiny_disk.rglob(".*.tmp"))
+
+
+def test_a_read_only_folder_is_one_line(teacher: Path, tmp_path: Path) -> None:
+    result = run_as_command(distill(teacher, out="../../../../proc/nowhere/run"))
+    assert result.returncode == 2
+    assert "cannot make" in result.stderr
+
+
+def test_the_main_job_needs_no_data_set_and_no_network(teacher: Path) -> None:
+    """Any socket, and any opened array file that is not the run's own, ends the process."""
+    guard = teacher.parent / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(
+        "import sys\n"
+        "def watch(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo'):\n"
+        "        raise SystemExit('the network was asked: %r' % (arguments,))\n"
+        "    name = str(arguments[0]) if event == 'open' else ''\n"
+        "    if name.endswith(('.npz', '.csv', '.gz', '.parquet')) and '/run/' not in name:\n"
+        "        raise SystemExit('data was opened: ' + name)\n"
+        "sys.addaudithook(watch)\n"
+    )
+    path = os.pathsep.join([str(guard), str(Path(__file__).parent)])
+    result = run_as_command(distill(teacher), PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert (teacher.parent / "run" / "student.safetensors").is_file()
+    probe = "import numpy; numpy.load('x.npz')"
+    caught = subprocess.run(
+        [sys.executable, "-c", probe],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "data was opened" in caught.stderr

@@ -1,0 +1,311 @@
+"""Distillation, judge and pool; runs killed and resumed."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import toys
+from dreamstill.errors import NonFiniteError, RunError, SettingsError
+from dreamstill.judge import Judge
+from dreamstill.pool import Augmentation, Pool, augment
+from dreamstill.settings import from_plain, to_plain
+from dreamstill.synthesis import Batch, Synthesizer
+from dreamstill.synthesis.noise import Noise, NoiseSettings
+from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
+from dreamstill.tasks.distill import Distillation, DistillSettings, Transfer
+from dreamstill.teacher import InputSpec
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_of(value: int, num: int) -> Batch:
+    images = toys.SPEC.encode(torch.full((num, 1, 8, 8), value, dtype=torch.uint8))
+    return Batch(images, torch.zeros(num, 4))
+
+
+class TestPool:
+    def test_a_new_image_replaces_the_oldest(self, tmp_path: Path) -> None:
+        pool = Pool(tmp_path, toys.SPEC, 5, {})
+        for value in (1, 2, 3):
+            pool.add(batch_of(value, 2))
+        assert len(pool) == 5
+        assert pool.images()[:, 0, 0, 0].tolist() == [3, 1, 2, 2, 3]
+
+    def test_more_than_it_holds_keeps_the_last(self, tmp_path: Path) -> None:
+        pool = Pool(tmp_path, toys.SPEC, 3, {})
+        pool.add(batch_of(1, 2))
+        pool.add(batch_of(2, 7))
+        assert pool.images()[:, 0, 0, 0].tolist() == [2, 2, 2]
+
+    def test_sampled_images_are_those_stored(self, tmp_path: Path) -> None:
+        pool = Pool(tmp_path, toys.SPEC, 4, {})
+        pool.add(batch_of(200, 4))
+        wanted = toys.SPEC.encode(torch.full((6, 1, 8, 8), 200, dtype=torch.uint8))
+        torch.testing.assert_close(pool.sample(6, rng()), wanted)
+
+    def test_only_a_commit_changes_the_file(self, tmp_path: Path) -> None:
+        pool = Pool(tmp_path, toys.SPEC, 4, {})
+        pool.add(batch_of(1, 2))
+        pool.commit()
+        before = (tmp_path / "images.npy").read_bytes()
+        pool.add(batch_of(2, 2))
+        assert (tmp_path / "images.npy").read_bytes() == before
+        pool.commit()
+        again = Pool.reopen(tmp_path, toys.SPEC)
+        assert again.images()[:, 0, 0, 0].tolist() == [1, 1, 2, 2]
+
+    def test_a_checkpoint_mends_a_half_done_commit(self, tmp_path: Path) -> None:
+        pool = Pool(tmp_path, toys.SPEC, 4, {})
+        pool.add(batch_of(1, 4))
+        pool.commit()
+        pool.add(batch_of(2, 2))
+        state = pool.state_dict()  # the checkpoint is written; the kill falls before the commit
+        again = Pool(tmp_path, toys.SPEC, 4, {})
+        again.load_state_dict(state)
+        assert again.images()[:, 0, 0, 0].tolist() == [2, 2, 1, 1]
+        assert again.added == 6
+
+    def test_another_origin_is_refused(self, tmp_path: Path) -> None:
+        Pool(tmp_path, toys.SPEC, 4, {"teacher": "a"})
+        with pytest.raises(RunError, match="teacher = 'a', not 'b'"):
+            Pool(tmp_path, toys.SPEC, 4, {"teacher": "b"})
+
+
+class TestAugment:
+    def test_nothing_asked_changes_nothing(self) -> None:
+        images = torch.rand(3, 1, 8, 8, generator=rng()) - 0.5
+        assert torch.equal(augment(images, toys.SPEC, Augmentation(), rng()), images)
+
+    def test_a_flip_mirrors_half(self) -> None:
+        images = torch.rand(200, 1, 8, 8, generator=rng())
+        changed = augment(images, toys.SPEC, Augmentation(flip=True), rng())
+        close = [torch.allclose(a, b, atol=1e-5) for a, b in zip(images, changed, strict=True)]
+        mirrored = [
+            torch.allclose(a.flip(2), b, atol=1e-5) for a, b in zip(images, changed, strict=True)
+        ]
+        assert sum(close) + sum(mirrored) == 200
+        assert 70 < sum(mirrored) < 130
+
+    def test_a_rotation_keeps_a_disc_and_its_center(self) -> None:
+        ys, xs = torch.meshgrid(torch.arange(33) - 16, torch.arange(21) - 10, indexing="ij")
+        disc = torch.exp(-(ys**2 + xs**2) / 18.0).expand(4, 1, 33, 21)
+        spec = InputSpec(shape=(1, 33, 21), mean=(0.0,), std=(1.0,))
+        turned = augment(disc, spec, Augmentation(rotate=90), rng())
+        torch.testing.assert_close(turned, disc, atol=0.05, rtol=0)
+
+    def test_the_result_stays_in_the_valid_range(self) -> None:
+        images = torch.full((8, 1, 8, 8), 2.0)
+        changed = augment(images, toys.SPEC, Augmentation(noise=1.0), rng())
+        assert changed.max() <= 2.0
+        assert changed.std() > 0.1
+
+    def test_out_of_range_is_named(self) -> None:
+        with pytest.raises(SettingsError, match=r"rotate must be in \[0, 180\]; got 200"):
+            Augmentation(rotate=200)
+
+
+class Answer(nn.Module):
+    """Says class `k` with `margin`, whatever the image."""
+
+    def __init__(self, k: int, margin: float = 1.0) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(margin * torch.eye(4)[k])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(x), 4)
+
+
+class TestJudge:
+    def make(self) -> Judge:
+        judge = Judge(8)
+        logits = torch.eye(4)[[0, 0, 0, 1]]
+        judge.hold_out(Batch(torch.zeros(4, 1, 8, 8), logits))
+        return judge
+
+    def test_agreement_is_the_share_of_equal_answers(self) -> None:
+        assert self.make().sit(Answer(0), 1).agreement == 0.75
+        assert self.make().sit(Answer(1), 1).agreement == 0.25
+
+    def test_the_better_student_stays(self) -> None:
+        judge = self.make()
+        assert judge.sit(Answer(1), 1).kept
+        assert judge.sit(Answer(0), 2).kept
+        assert not judge.sit(Answer(1), 3).kept
+        assert judge.champion_step == 2
+
+    def test_equal_agreement_falls_to_the_lower_kl(self) -> None:
+        judge = self.make()
+        judge.sit(Answer(0, margin=30.0), 1)
+        assert judge.sit(Answer(0, margin=1.0), 2).kept
+
+    def test_the_champion_is_a_copy(self) -> None:
+        judge, student = self.make(), Answer(0)
+        judge.sit(student, 1)
+        nn.init.zeros_(student.logits)
+        assert judge.champion is not None
+        assert judge.champion(torch.zeros(1)).argmax() == 0
+        assert judge.champion(torch.zeros(1)).max() == 1
+
+    def test_the_ring_forgets_the_oldest(self) -> None:
+        judge = self.make()
+        judge.hold_out(Batch(torch.ones(8, 1, 8, 8), torch.eye(4)[[2] * 8]))
+        assert judge.sit(Answer(2), 1).agreement == 1.0
+
+
+def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distillation:
+    teacher, generator = toys.quadrant_teacher(), rng()
+    method: Synthesizer = StructuredNoise(
+        teacher, StructuredNoiseSettings(batch_size=64), rng=generator
+    )
+    if noise:  # no two images alike
+        method = Noise(teacher, NoiseSettings(batch_size=64), rng=generator)
+    settings = DistillSettings(**({"held_out": 128, "pool": 500} | changes))  # type: ignore[arg-type]
+    pool = Pool(folder, teacher.spec, settings.pool, {})
+    return Distillation(teacher, toys.student(), method, pool, settings, rng=generator)
+
+
+@pytest.mark.parametrize("transfer", [(Transfer.KL,), (Transfer.L1,), (Transfer.KL, Transfer.L1)])
+def test_a_student_learns_the_quadrants(tmp_path: Path, transfer: tuple[Transfer, ...]) -> None:
+    torch.manual_seed(0)
+    work = work_in(tmp_path, steps=400, lr=0.01, transfer=transfer)
+    for _ in work.run():
+        pass
+    # real inputs of the task, which the student never saw: one bright quadrant each
+    images = 0.2 * torch.randn(400, 1, 8, 8, generator=rng(7))
+    for i in range(400):
+        row, column = i % 4 // 2, i % 2
+        images[i, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
+    with torch.no_grad():
+        answers = work.chosen(images).argmax(1)
+    assert (answers == torch.arange(400) % 4).float().mean() > 0.9
+
+
+def test_held_out_images_are_never_trained_on(tmp_path: Path) -> None:
+    work = work_in(tmp_path, steps=6, judge_every=2, noise=True)
+    for _ in work.run():
+        pass
+    trained = {image.numpy().tobytes() for image in work.pool.images()}
+    held = toys.SPEC.decode(work.judge.images)
+    assert len(trained) == 6 * 64
+    assert not any(image.numpy().tobytes() in trained for image in held)
+
+
+def test_prefill_and_replay(tmp_path: Path) -> None:
+    work = work_in(tmp_path, steps=10, prefill=200, fresh_every=5)
+    for _ in work.run():
+        pass
+    assert work.pool.added == 256 + 2 * 64
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    work = work_in(tmp_path, steps=2)
+    nn.init.constant_(work.student.head.bias, torch.inf)  # type: ignore[arg-type, union-attr]
+    before = work.student.head.weight.clone()  # type: ignore[operator, union-attr]
+    with pytest.raises(NonFiniteError, match=r"at step 0; lower distill\.lr"):
+        list(work.run())
+    assert torch.equal(before, work.student.head.weight)  # type: ignore[arg-type, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"temperature": -1.0}, "temperature must be above 0; got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be above 0; got nan"),
+        ({"transfer": ()}, "at least one loss"),
+        ({"prefill": 0, "fresh_every": 0}, "nothing to learn from"),
+        ({"held_out": 1}, "held_out must be at least 2"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        DistillSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_settings_survive_json() -> None:
+    settings = DistillSettings(augment=Augmentation(shift=0.1), transfer=(Transfer.L1,))
+    plain = json.loads(json.dumps(to_plain(settings)))
+    assert from_plain(DistillSettings, plain) == settings
+    with pytest.raises(SettingsError, match=r"settings.augment.tilt; known: "):
+        from_plain(DistillSettings, {"augment": {"tilt": 1}})
+    with pytest.raises(SettingsError, match=r"steps must be of type int; got 'many'"):
+        from_plain(DistillSettings, {"steps": "many"})
+    with pytest.raises(SettingsError, match=r"transfer must be one of kl, l1; got 'l3'"):
+        from_plain(DistillSettings, {"transfer": ["l3"]})
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def command(folder: Path, weights: Path, *, resume: bool) -> list[str]:
+    start = [sys.executable, "-m", "dreamstill.cli", "distill", "--json"]
+    if resume:
+        return [*start, "--resume", str(folder)]
+    return [
+        *start,
+        *("--out", str(folder), "--teacher.weights", str(weights), "--student", "toys:student"),
+        *("--method", "dafl", "--synthesis.batch_size", "32", "--synthesis.widths", "16,8"),
+        *("--distill.steps", "300", "--distill.fresh_every", "3", "--distill.prefill", "200"),
+        *("--distill.held_out", "64", "--distill.judge_every", "50", "--distill.pool", "400"),
+        *("--distill.augment.shift", "0.1", "--checkpoint-every", "0.05"),
+    ]
+
+
+def test_a_killed_run_resumes_to_the_bit(tmp_path: Path) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    save_file(toys.small_cnn().state_dict(), weights)
+    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
+    weights.with_suffix(".json").write_text(json.dumps(card))
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(
+        command(whole, weights, resume=False), env=environment, check=True, capture_output=True
+    )
+    kills = 0
+    for target in (1, 60, 200):
+        process = subprocess.Popen(
+            command(killed, weights, resume=kills > 0),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and steps_logged(killed) < target:
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert (killed / "settings.json").is_file()
+    assert kills >= 2
+    subprocess.run(
+        command(killed, weights, resume=True), env=environment, check=True, capture_output=True
+    )
+    for name in ("student.safetensors", "pool/images.npy", "student.json"):
+        assert digest(whole / name) == digest(killed / name), name
+    results = [json.loads((f / "result.json").read_text()) for f in (whole, killed)]
+    for result in results:
+        result.pop("seconds")
+    assert results[0] == results[1]
+    losses = [
+        [json.loads(line)["loss"] for line in (f / "log.jsonl").read_text().splitlines()]
+        for f in (whole, killed)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 300
+
+
+def steps_logged(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return log.read_text().count("\n") if log.is_file() else 0

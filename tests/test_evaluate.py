@@ -1,0 +1,101 @@
+"""Measures against numbers worked out by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import toys
+from dreamstill.errors import DataError
+from dreamstill.evaluate import (
+    accuracy,
+    agreement,
+    confusion_matrix,
+    expected_calibration_error,
+    load_images,
+    measure_cost,
+    predict,
+)
+from dreamstill.nets.lenet import lenet5, lenet5_half
+from dreamstill.teacher import InputSpec
+
+LOGITS = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+LABELS = torch.tensor([0, 1, 1, 1])
+
+
+def test_accuracy_agreement_and_confusion() -> None:
+    assert accuracy(LOGITS, LABELS) == 0.75
+    assert agreement(LOGITS, LOGITS.flip(0)) == 0.0
+    assert confusion_matrix(LOGITS, LABELS, 2).tolist() == [[1, 0], [1, 2]]
+
+
+def test_calibration_error_is_the_weighted_gap_of_bins() -> None:
+    # two answers at confidence s(2), half right; two at s(1), both right; different bins of 15
+    sure, less = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))
+    wanted = 0.5 * (sure - 0.5) + 0.5 * (1 - less)
+    assert expected_calibration_error(LOGITS, LABELS) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_cost_of_lenet() -> None:
+    spec = InputSpec(shape=(1, 28, 28), mean=(0.13,), std=(0.31,))
+    cost, half = (measure_cost(m, spec, num_runs=5) for m in (lenet5(), lenet5_half()))
+    assert (cost.parameters, cost.macs, cost.bytes) == (61_706, 416_520, 246_824)
+    assert half.parameters == 15_738
+    assert 0 < cost.latency_ms.low <= cost.latency_ms.median <= cost.latency_ms.high
+
+
+def test_prediction_restores_modes_also_after_an_exception() -> None:
+    model = toys.small_cnn()
+    model.norm.eval()
+    predict(model, toys.SPEC, torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    assert model.training
+    assert not model.norm.training
+    with pytest.raises(RuntimeError):
+        predict(model, toys.SPEC, torch.zeros(3, 2, 8, 8, dtype=torch.uint8))
+    assert model.training
+    assert not model.norm.training
+
+
+def test_prediction_does_not_depend_on_the_batch_size() -> None:
+    model = toys.small_cnn()
+    images = torch.randint(0, 256, (7, 1, 8, 8)).to(torch.uint8)
+    torch.testing.assert_close(
+        predict(model, toys.SPEC, images, batch_size=2), predict(model, toys.SPEC, images)
+    )
+
+
+def test_a_network_without_parameters_is_measured() -> None:
+    cost = measure_cost(nn.Flatten(), toys.SPEC, num_runs=2)
+    assert (cost.parameters, cost.macs) == (0, 0)
+
+
+IMAGES = np.zeros((3, 1, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": IMAGES}, "must hold x and y"),
+        ({"x": IMAGES.astype(float), "y": [0, 1, 2]}, "must be uint8; got float64"),
+        ({"x": IMAGES[:, :, 1:], "y": [0, 1, 2]}, r"must be \(N, \*\(1, 8, 8\)\)"),
+        ({"x": IMAGES[:0], "y": []}, "holds 0 images"),
+        ({"x": IMAGES, "y": [0, 1]}, "3 images and 2 labels"),
+        ({"x": IMAGES, "y": [0, 1, 4]}, "must be 0 to 3; got 0 to 4"),
+        ({"x": IMAGES, "y": [0.5, 1.0, 2.0]}, "must be integers"),
+    ],
+)
+def test_wrong_images_are_named(arrays: dict[str, object], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path / "d.npz", toys.SPEC, 4)
+
+
+def test_no_file_or_not_an_archive(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no images at"):
+        load_images(tmp_path / "absent.npz", toys.SPEC, 4)
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(DataError, match=r"not an \.npz"):
+        load_images(tmp_path / "text.npz", toys.SPEC, 4)

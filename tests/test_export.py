@@ -1,0 +1,77 @@
+"""Exports are re-opened in their own runtimes; what differs or cannot be written is an error."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import toys
+from dreamstill import export as module_under_test
+from dreamstill.errors import ExportError
+from dreamstill.export import export
+from dreamstill.teacher import InputSpec
+
+SPEC = InputSpec(shape=(3, 12, 7), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
+formats = pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+
+
+@formats
+def test_an_export_computes_what_the_network_does_at_any_batch_size(
+    suffix: str, tmp_path: Path
+) -> None:
+    model = toys.SmallCnn(channels=3).train()
+    path = tmp_path / "new" / f"m{suffix}"
+    record = export(model, SPEC, path)
+    assert model.training
+    assert model.norm.training
+    assert record.bytes == path.stat().st_size
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    run = {".onnx": module_under_test._run_onnx, ".pt2": module_under_test._run_pt2}[suffix]
+    inputs = torch.randn(5, 3, 12, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(run(path, inputs), model.eval()(inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_onnx_carries_the_input_spec(tmp_path: Path) -> None:
+    export(toys.SmallCnn(channels=3), SPEC, tmp_path / "m.onnx")
+    properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(properties["shape"]) == [3, 12, 7]
+    assert json.loads(properties["mean"]) == [0.4, 0.5, 0.6]
+
+
+@formats
+def test_a_file_that_computes_something_else_is_an_error_and_goes(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = {".onnx": "_run_onnx", ".pt2": "_run_pt2"}[suffix]
+    honest = getattr(module_under_test, name)
+    monkeypatch.setattr(module_under_test, name, lambda path, x: honest(path, x) + 1e-2)
+    with pytest.raises(ExportError, match=r"differs from the network by 0.01"):
+        export(toys.small_cnn(), toys.SPEC, tmp_path / f"m{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+class Unexportable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :4] if x.sum().item() > 0 else x.flatten(1)[:, 4:8]
+
+
+@formats
+def test_a_network_that_cannot_be_exported_is_an_error(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot export to"):
+        export(Unexportable(), toys.SPEC, tmp_path / f"m{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_format_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"unknown format '.tflite'; known: .onnx, .pt2"):
+        export(toys.small_cnn(), toys.SPEC, tmp_path / "m.tflite")
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot write"):
+        export(toys.small_cnn(), toys.SPEC, tmp_path / "file" / "m.onnx")

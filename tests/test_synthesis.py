@@ -1,0 +1,189 @@
+"""What each method does beyond the contract, against answers known by hand."""
+
+import torch
+from torch import nn
+
+import toys
+from dreamstill.nets.generators import Generator
+from dreamstill.synthesis.dafl import MNIST, Dafl, DaflSettings, dafl_loss
+from dreamstill.synthesis.deepinversion import DeepInversion, DeepInversionSettings, inversion_loss
+from dreamstill.synthesis.structured_noise import (
+    StructuredNoise,
+    StructuredNoiseSettings,
+    interpolation,
+    random_fields,
+    structured_images,
+)
+from dreamstill.synthesis.zskd import Zskd, ZskdSettings, class_similarity, concentration
+from dreamstill.teacher import InputSpec
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_similarity_is_rescaled_over_the_whole_matrix() -> None:
+    weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])  # cosines 1, 0, -1
+    wanted = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]])
+    torch.testing.assert_close(class_similarity(weight), wanted)
+
+
+def test_concentration_is_proportional_to_beta_and_above_zero() -> None:
+    alpha = concentration(torch.tensor([[1.0, 0.0]]), 0.1)
+    torch.testing.assert_close(alpha, torch.tensor([[0.1001, 0.0001]]))
+
+
+def test_zskd_targets_take_turns_and_sum_to_one() -> None:
+    synthesizer = Zskd(toys.quadrant_teacher(), ZskdSettings(betas=(1e4, 1e3)), rng=rng())
+    targets = synthesizer.draw_targets(16)
+    torch.testing.assert_close(targets.sum(1), torch.ones(16))
+    # such large betas leave the mean: its own class the most, for both betas of each class
+    assert targets.argmax(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3] * 2
+
+
+def test_zskd_reaches_its_targets() -> None:
+    teacher = toys.quadrant_teacher()
+    settings = ZskdSettings(batch_size=8, steps=200, temperature=2.0, betas=(100.0,))
+    synthesizer = Zskd(teacher, settings, rng=rng())
+    state = synthesizer.rng.get_state()
+    batch = synthesizer.next_batch()
+    synthesizer.rng.set_state(state)
+    synthesizer.drawn = 0
+    targets = synthesizer.draw_targets(8)
+    assert (batch.logits.div(2).softmax(1) - targets).abs().max() < 0.05
+
+
+def test_zskd_image_does_not_depend_on_its_company() -> None:
+    teacher = toys.quadrant_teacher()
+    for size in (4, 8):
+        settings = ZskdSettings(batch_size=size, steps=1, lr=0.1)
+        images = Zskd(teacher, settings, rng=rng()).next_batch().images
+        assert images.std() > 0.9  # one Adam step moves every pixel by about the learning rate
+
+
+def test_dafl_presets_are_the_papers() -> None:
+    assert (MNIST.one_hot, MNIST.information_entropy, MNIST.activation) == (1.0, 5.0, 0.1)
+    assert (MNIST.batch_size, MNIST.latent, MNIST.lr, MNIST.widths) == (512, 100, 0.2, (128, 64))
+
+
+def test_dafl_loss_is_the_weighted_sum() -> None:
+    # sure and even: cross-entropy 0, entropy -log10(2) in full, features of magnitude 3
+    logits, features = 100 * torch.eye(2), torch.full((2, 4), -3.0)
+    settings = DaflSettings(one_hot=7.0, information_entropy=2.0, activation=0.5)
+    wanted = -2.0 * torch.log10(torch.tensor(2.0)) - 0.5 * 3.0
+    torch.testing.assert_close(dafl_loss(logits, features, settings), wanted)
+
+
+def test_dafl_passes_the_gradient_through_the_clip() -> None:
+    synthesizer = Dafl(toys.cnn_teacher(), DaflSettings(batch_size=8, widths=(4, 4)), rng=rng())
+    nn.init.constant_(synthesizer.generator.norm.weight, 50.0)
+    before = synthesizer.generator.linear.weight.clone()
+    synthesizer.next_batch()
+    assert not torch.equal(before, synthesizer.generator.linear.weight)
+
+
+def test_generator_meets_any_size() -> None:
+    for shape in ((1, 28, 28), (3, 33, 17), (2, 40, 24)):
+        images = Generator(7, shape, (8, 4))(torch.randn(4, 7, generator=rng()))
+        assert images.shape == (4, *shape)
+        torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(shape[0]), atol=1e-4, rtol=0)
+
+
+def test_inversion_loss_is_zero_for_perfect_statistics_and_targets() -> None:
+    images = torch.zeros(2, 1, 4, 4)
+    norm = nn.BatchNorm2d(3)
+    seen = torch.cat([torch.ones(1, 3, 1, 1), -torch.ones(1, 3, 1, 1)])  # mean 0, variance 1
+    settings = DeepInversionSettings(l2=1.0, total_variation=1.0)
+    loss = inversion_loss(
+        images, 100 * torch.eye(2), torch.tensor([0, 1]), {"n": seen}, {"n": norm}, settings
+    )
+    assert loss.item() == 0.0
+
+
+def test_inversion_loss_weighs_the_first_layer() -> None:
+    images, logits, targets = torch.zeros(2, 1, 4, 4), 100 * torch.eye(2), torch.tensor([0, 1])
+    norms = {"a": nn.BatchNorm2d(1), "b": nn.BatchNorm2d(1)}
+    off = torch.tensor([4.0, 2.0]).view(2, 1, 1, 1)  # mean 3, variance 1: distance 3
+    seen = {"a": off, "b": off}
+    settings = DeepInversionSettings(batch_norm=2.0, first_batch_norm=10.0)
+    loss = inversion_loss(images, logits, targets, seen, norms, settings)
+    assert loss.item() == 2 * (10 * 3 + 3)
+
+
+def test_deepinversion_keeps_the_best_iterate_not_the_last() -> None:
+    # a learning rate that overshoots at every step: the best is among the first
+    losses = []
+    for steps in (1, 30):
+        settings = DeepInversionSettings(
+            batch_size=8, steps=steps, lr=100.0, jitter=0, flip=False, total_variation=0.0
+        )
+        synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
+        batch = synthesizer.next_batch()
+        teacher = synthesizer.teacher
+        norm = synthesizer.norms["norm"]
+        seen = {"norm": teacher.module.conv(batch.images)}  # type: ignore[operator]
+        targets = torch.arange(8) % 4
+        losses.append(
+            inversion_loss(
+                batch.images, batch.logits, targets, seen, {"norm": norm}, settings
+            ).item()
+        )
+    assert losses[1] <= losses[0]
+
+
+def test_deepinversion_classes_take_turns() -> None:
+    settings = DeepInversionSettings(batch_size=6, steps=1)
+    synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
+    synthesizer.next_batch()
+    assert synthesizer.next_class == 2
+
+
+def test_low_resolution_steps_see_pooled_images() -> None:
+    settings = DeepInversionSettings(batch_size=2, steps=2, low_resolution_steps=1, jitter=0)
+    synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
+    images = torch.randn(2, 1, 8, 8, generator=rng())
+    pooled = synthesizer._augment(images, low_resolution=True)
+    assert torch.equal(pooled[:, :, ::2, ::2], pooled[:, :, 1::2, 1::2])
+
+
+def test_interpolation_rows_have_unit_norm_and_no_denormals() -> None:
+    weights = interpolation(32, 28)
+    torch.testing.assert_close(weights.norm(dim=1), torch.ones(28))
+    assert ((weights == 0) | (weights > 1e-7)).all()
+
+
+def test_random_fields_have_unit_variance_and_follow_the_cells() -> None:
+    smooth = random_fields(400, 24, 40, (2,), rng())
+    rough = random_fields(400, 24, 40, (32,), rng())
+    assert smooth.shape == (400, 24, 40)
+    for fields in (smooth, rough):
+        assert abs(fields.var().item() - 1) < 0.15
+    steps = [(f[:, :, 1:] - f[:, :, :-1]).abs().mean().item() for f in (smooth, rough)]
+    assert steps[0] < 0.25 * steps[1]
+
+
+def test_structured_images_follow_the_spec() -> None:
+    dark = InputSpec(shape=(1, 16, 16), mean=(0.1,), std=(0.3,))
+    bright = InputSpec(shape=(1, 16, 16), mean=(0.9,), std=(0.3,))
+    means = [
+        structured_images(300, spec, StructuredNoiseSettings(), rng()).mean().item()
+        for spec in (dark, bright)
+    ]
+    assert means[0] < 0.4 < 0.6 < means[1]
+
+
+def test_structured_colors_correlate_as_told() -> None:
+    spec = InputSpec(shape=(3, 16, 16), mean=(0.4,) * 3, std=(0.3,) * 3)
+    gaps = []
+    for rho in (0.1, 1.0):
+        settings = StructuredNoiseSettings(channel_correlation=rho)
+        images = structured_images(200, spec, settings, rng())
+        gaps.append((images[:, 0] - images[:, 1]).abs().mean().item())
+    assert gaps[1] < 1e-6 < 0.05 < gaps[0]
+
+
+def test_structured_noise_is_class_balanced() -> None:
+    teacher = toys.quadrant_teacher()
+    settings = StructuredNoiseSettings(batch_size=40, oversample=4)
+    logits = StructuredNoise(teacher, settings, rng=rng()).next_batch().logits
+    assert torch.bincount(logits.argmax(1), minlength=4).tolist() == [10, 10, 10, 10]

@@ -1,0 +1,66 @@
+"""Networks whose right answers are known by hand, and a factory for each."""
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.nets.seeded import seeded
+from dreamstill.teacher import InputSpec, Teacher, open_teacher
+
+SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
+"""Input space [-2, 2]."""
+
+
+class Quadrants(nn.Module):
+    """Four classes: which quadrant of the image is the brightest. Exact by construction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.head.weight.copy_(5 * torch.eye(4))
+            self.head.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = nn.functional.avg_pool2d(
+            x.mean(1, keepdim=True), (x.shape[2] // 2, x.shape[3] // 2)
+        )
+        logits: Tensor = self.head(means.flatten(1))
+        return logits
+
+
+class SmallCnn(nn.Module):
+    """A convolution with BatchNorm, pooled, and a linear layer; any input size."""
+
+    def __init__(self, channels: int = 1, num_classes: int = 4, width: int = 6) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width * 4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu(self.norm(self.conv(x)))
+        logits: Tensor = self.head(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+        return logits
+
+
+def small_cnn() -> SmallCnn:
+    with seeded(torch.Generator().manual_seed(3)):
+        model = SmallCnn()
+    model.norm.running_mean.copy_(torch.linspace(-0.5, 0.5, 6))  # type: ignore[union-attr]
+    return model
+
+
+def student() -> SmallCnn:
+    return SmallCnn(width=4)
+
+
+def quadrants() -> Quadrants:
+    return Quadrants()
+
+
+def cnn_teacher() -> Teacher:
+    return open_teacher(small_cnn(), SPEC)
+
+
+def quadrant_teacher() -> Teacher:
+    return open_teacher(Quadrants(), SPEC)
