@@ -1,0 +1,1 @@
+"""Benchmarks: the protocol of every row and the records it made."""

@@ -126,7 +126,9 @@ def measure(recipe: Recipe, row: str, weights: Path, data: Path, seed: int) -> d
     x, y = load_images(data, teacher.spec, teacher.num_classes)
     logits = predict(student, teacher.spec, x)
     record["accuracy"] = round(100 * accuracy(logits, y), 2)
-    record["agreement"] = round(100 * agreement(logits, predict(teacher.module, teacher.spec, x)), 2)
+    record["agreement"] = round(
+        100 * agreement(logits, predict(teacher.module, teacher.spec, x)), 2
+    )
     return record
 
 
@@ -158,7 +160,10 @@ def main(recipe: Recipe) -> None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
     if args.tiny:
         recipe = recipe.tiny(recipe)
-    weights, data = args.teachers / f"{recipe.teacher}.safetensors", args.data / f"{recipe.data}.npz"
+    weights, data = (
+        args.teachers / f"{recipe.teacher}.safetensors",
+        args.data / f"{recipe.data}.npz",
+    )
     card = json.loads(weights.with_suffix(".json").read_text())
     out = args.out or Path(f"benchmarks/records/{recipe.name}.json")
     record: dict[str, Any] = {
