@@ -8,7 +8,6 @@ As `zskd_mnist`, with flips.
 from dataclasses import replace
 
 from benchmarks.protocol import Recipe, main
-
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
@@ -30,8 +29,8 @@ RECIPE = Recipe(
     method="zskd",
     synthesis=ZskdSettings(),
     distill=DistillSettings(
-        steps=2000,
-        batch_size=128,
+        steps=6000,
+        batch_size=64,
         lr=3e-3,
         pool=12_000,
         held_out=1000,

@@ -100,16 +100,17 @@ def distill_and_report(
 
 def demo_jobs(weights: Path, seed: int) -> tuple[Job, Job]:
     """The demo's job and its noise floor: the same student, steps and schedule."""
-    distillation = DistillSettings(steps=3000)
+    # small batches: on a network this small the number of steps decides, not their size
+    distillation = DistillSettings(steps=8000, batch_size=64, lr=4e-3, judge_every=500, pool=5000)
     job = Job(
         teacher=TeacherFile(weights=str(weights)),
         student="dreamstill.nets.lenet:lenet5_half",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(),
+        synthesis=StructuredNoiseSettings(batch_size=64, stroke_share=1.0, texture_share=0.3),
         distill=distillation,
         seed=seed,
     )
-    return job, replace(job, method="noise", synthesis=NoiseSettings())
+    return job, replace(job, method="noise", synthesis=NoiseSettings(batch_size=64))
 
 
 def demo(
