@@ -8,6 +8,7 @@ The authors' CIFAR-10 losses; 8,192 images at 200 steps and a learning rate of 0
 from dataclasses import replace
 
 from benchmarks.protocol import Recipe, main
+
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
@@ -29,14 +30,14 @@ RECIPE = Recipe(
     method="deepinversion",
     synthesis=DeepInversionSettings(steps=200, lr=0.1, flip=False),
     distill=DistillSettings(
-        steps=6000,
+        steps=4000,
         batch_size=64,
         lr=3e-3,
         pool=8192,
         held_out=512,
         augment=Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True),
     ),
-    structured=StructuredNoiseSettings(stroke_share=1.0, texture_share=0.3),
+    structured=StructuredNoiseSettings(),
     published={},
     tiny=tiny,
 )

@@ -106,7 +106,7 @@ def demo_jobs(weights: Path, seed: int) -> tuple[Job, Job]:
         teacher=TeacherFile(weights=str(weights)),
         student="dreamstill.nets.lenet:lenet5_half",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(batch_size=64, stroke_share=1.0, texture_share=0.3),
+        synthesis=StructuredNoiseSettings(batch_size=64),
         distill=distillation,
         seed=seed,
     )

@@ -29,9 +29,11 @@ class StructuredNoiseSettings:
     """Images drawn for each one kept, to balance the classes; at least 1."""
     cells: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Grid cells along the longer side of each random field, coarse to fine; at least 2 each."""
-    stroke_share: float = 0.75
-    """Share of masks that are strokes (a band around a level line); the rest are blobs. 0 to 1."""
-    texture_share: float = 0.5
+    shape_cells: tuple[int, ...] = (3, 5, 8)
+    """Grid cells along the longer side of the fields whose level lines are shapes; as `cells`."""
+    stroke_share: float = 0.9
+    """Share of masks that are strokes (along a level line); the rest are blobs. 0 to 1."""
+    texture_share: float = 0.3
     """Share of images that are one rough texture behind the mask; the rest are a smooth figure on
     a smooth ground. 0 to 1."""
     channel_correlation: float = 0.7
@@ -44,8 +46,10 @@ class StructuredNoiseSettings:
         for name in ("stroke_share", "texture_share", "channel_correlation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"{name} must be in [0, 1]; got {getattr(self, name)}")
-        if not self.cells or min(self.cells) < 2:
-            raise SettingsError(f"cells must be numbers of at least 2; got {self.cells}")
+        for name in ("cells", "shape_cells"):
+            cells = getattr(self, name)
+            if not cells or min(cells) < 2:
+                raise SettingsError(f"{name} must be numbers of at least 2; got {cells}")
 
 
 def interpolation(cells: int, size: int) -> Tensor:
@@ -100,20 +104,20 @@ def structured_images(
         tint = uniform(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
         return uniform(low, high) + tint
 
-    def soft(distance: Tensor) -> Tensor:
-        return torch.sigmoid(2 * 20 ** uniform() * distance)
-
-    middle, window = field(settings.cells[:3]), field(settings.cells[:2])
     texture = field(settings.cells)
     if channels > 1:
         own = random_fields(num * channels, height, width, settings.cells, rng)
         texture = rho**0.5 * texture + (1 - rho) ** 0.5 * own.view(num, channels, height, width)
 
-    level = middle - uniform(-1, 1)
-    strokes = soft(uniform(0.1, 0.5) - level.abs())
-    windowed = strokes * soft(window - uniform(-1, 1))
-    strokes = torch.where(uniform() < 0.5, strokes, windowed)
-    mask = torch.where(uniform() < settings.stroke_share, strokes, soft(level))
+    level = field(settings.shape_cells) - uniform(-1, 1)
+    # over its slope a field is the distance, in pixels, to its level line: strokes of even width
+    slope = torch.stack(torch.gradient(level, dim=(2, 3))).norm(dim=0).clamp_min(0.02)
+    half_width = uniform(0.018, 0.08) * max(height, width)
+    stroke = torch.sigmoid(uniform(1, 4) * (half_width - level.abs() / slope))
+    window = torch.sigmoid(2 * 20 ** uniform() * (field(settings.cells[:2]) - uniform(-1, 0.7)))
+    stroke = torch.where(uniform() < 0.3, stroke, stroke * window)
+    blob = torch.sigmoid(2 * 20 ** uniform() * level)
+    mask = torch.where(uniform() < settings.stroke_share, stroke, blob)
     # the flipped texture is as good as a second one, and free
     ground = shade(-1.0, 0.3) + uniform() ** 2 * 0.5 * texture.flip(2)
     figure = shade(0.3, 1.3) + uniform() ** 2 * 0.5 * texture
