@@ -111,7 +111,7 @@ def structured_images(
 
     level = field(settings.shape_cells) - uniform(-1, 1)
     # over its slope a field is the distance, in pixels, to its level line: strokes of even width
-    slope = torch.stack(torch.gradient(level, dim=(2, 3))).norm(dim=0).clamp_min(0.02)
+    slope = torch.hypot(*torch.gradient(level, dim=(2, 3))).clamp_min(0.02)
     half_width = uniform(0.018, 0.08) * max(height, width)
     stroke = torch.sigmoid(uniform(1, 4) * (half_width - level.abs() / slope))
     window = torch.sigmoid(2 * 20 ** uniform() * (field(settings.cells[:2]) - uniform(-1, 0.7)))
