@@ -243,27 +243,31 @@ def _out(arguments: argparse.Namespace) -> Path:
 
 
 def _progress(arguments: argparse.Namespace) -> Callable[[Step], None]:
-    """A progress bar on stderr, one for each stage."""
+    """A progress bar on stderr with the time left, a new one for each stage."""
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=Console(stderr=True), disable=arguments.json)
-    tasks: dict[str, Any] = {}
+    console = Console(stderr=True)
+    bars: list[tuple[Progress, Any]] = []  # the one that is under way
 
     def show(step: Step) -> None:
-        if step.stage not in tasks:
+        if arguments.json:
+            return
+        if not bars:
+            bar = Progress(*columns, console=console)
             bar.start()
-            tasks[step.stage] = bar.add_task(step.stage, total=step.total)
+            bars.append((bar, bar.add_task(step.stage, total=step.total)))
+        bar, task = bars[0]
         text = step.stage
         if "loss" in step.record:
             text += f"  loss {step.record['loss']:.3f}"
-        bar.update(tasks[step.stage], completed=step.done, description=text)
+        bar.update(task, completed=step.done, description=text)
         if step.done >= step.total:
             bar.stop()
-            tasks.pop(step.stage)
+            bars.clear()
 
     return show
 

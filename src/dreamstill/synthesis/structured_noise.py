@@ -86,8 +86,8 @@ def structured_images(
 ) -> Tensor:
     """Draw (num, C, H, W) pixels in [0, 1] on the rng's device.
 
-    A figure shown through a mask, over a ground that is dark unless the spec's mean pixel is
-    bright: an image is inverted with that probability.
+    A figure shown through a mask over a dark ground; the brighter the spec's mean pixel, the more
+    images are inverted.
     """
     channels, height, width = spec.shape
     rho = settings.channel_correlation
@@ -125,7 +125,8 @@ def structured_images(
     rough = mask * (shade(-1.0, 1.0) + uniform(0.2, 2.2) * texture)
     images = torch.where(uniform() < settings.texture_share, rough, smooth).clamp(0, 1)
     brightness = sum(spec.mean) / len(spec.mean)
-    return torch.where(uniform() < brightness, 1 - images, images)
+    inverted = brightness**2 * (3 - 2 * brightness)  # a mean pixel of 0.13 means hardly any
+    return torch.where(uniform() < inverted, 1 - images, images)
 
 
 def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:

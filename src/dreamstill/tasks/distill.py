@@ -137,8 +137,9 @@ class Distillation:
         """Fill the pool, then train; yields after every batch and step, when a stop is safe."""
         while len(self.judge.images) < self.settings.held_out or self.pool.added < self.prefill:
             self._synthesize()
-            have = min(self.pool.added, self.prefill) + len(self.judge.images)
-            yield Progress("synthesize", have, self.prefill + self.settings.held_out, {})
+            total = self.prefill + self.settings.held_out
+            have = min(self.pool.added + len(self.judge.images), total)
+            yield Progress("synthesize", have, total, {})
         while self.step < self.settings.steps:
             record = self._train_step()
             yield Progress("distill", self.step, self.settings.steps, record)
