@@ -101,12 +101,12 @@ def distill_and_report(
 def demo_jobs(weights: Path, seed: int) -> tuple[Job, Job]:
     """The demo's job and its noise floor: the same student, steps and schedule."""
     # small batches: on a network this small the number of steps decides, not their size
-    distillation = DistillSettings(steps=8000, batch_size=64, lr=4e-3, judge_every=500, pool=5000)
+    distillation = DistillSettings(steps=6500, batch_size=64, lr=4e-3, judge_every=500, pool=5000)
     job = Job(
         teacher=TeacherFile(weights=str(weights)),
         student="dreamstill.nets.lenet:lenet5_half",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(batch_size=64),
+        synthesis=StructuredNoiseSettings(batch_size=64, oversample=3, mine=True),
         distill=distillation,
         seed=seed,
     )

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
+from dreamstill.synthesis.balance import ClassMemory, balanced, rank_in_class
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import InputSpec, Teacher
 
-__all__ = ["StructuredNoise", "StructuredNoiseSettings", "balanced", "structured_images"]
+__all__ = ["StructuredNoise", "StructuredNoiseSettings", "structured_images"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,10 @@ class StructuredNoiseSettings:
     """Images a batch; at least 1."""
     oversample: int = 2
     """Images drawn for each one kept, to balance the classes; at least 1."""
+    memory: int = 5000
+    """Images remembered, evenly over the classes, to fill up classes rare in a draw; at least 1."""
+    mine: bool = False
+    """Of a draw prefer what the live student gets most wrong, by KL: adversarial without a step."""
     cells: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Grid cells along the longer side of each random field, coarse to fine; at least 2 each."""
     shape_cells: tuple[int, ...] = (3, 5, 8)
@@ -40,7 +46,7 @@ class StructuredNoiseSettings:
     """Correlation of the color channels. 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "oversample"):
+        for name in ("batch_size", "oversample", "memory"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("stroke_share", "texture_share", "channel_correlation"):
@@ -129,18 +135,18 @@ def structured_images(
     return torch.where(uniform() < inverted, 1 - images, images)
 
 
-def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:
-    """Indices of `keep` of N items, as evenly spread over classes (N,) as they allow.
-
-    >>> balanced(torch.tensor([0, 0, 0, 0, 1, 2]), 4, 3).tolist()
-    [0, 4, 5, 1]
-    """
-    order = torch.argsort(classes, stable=True)
-    counts = torch.bincount(classes, minlength=num_classes)
-    starts = counts.cumsum(0) - counts
-    rank = torch.empty_like(classes)
-    rank[order] = torch.arange(len(classes), device=classes.device) - starts[classes[order]]
-    return torch.argsort(rank, stable=True)[:keep]
+def hardest_first(batch: Batch, student: nn.Module) -> Batch:
+    """Order a batch by KL(teacher || student), the largest first."""
+    was_training = student.training
+    student.eval()
+    try:
+        log_student = F.log_softmax(student(batch.images), dim=1)
+    finally:
+        student.train(was_training)
+    log_teacher = F.log_softmax(batch.logits, dim=1)
+    kl = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+    order = kl.argsort(descending=True, stable=True)
+    return Batch(batch.images[order], batch.logits[order])
 
 
 class StructuredNoise:
@@ -153,19 +159,33 @@ class StructuredNoise:
     ) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng
 
+        self.memory = ClassMemory(
+            settings.memory, teacher.num_classes, teacher.spec.shape, rng.device
+        )
+
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """(batch_size, C, H, W) images of as even classes as the draw allows."""
+        """(batch_size, C, H, W) images of even classes, as far as every class was ever seen."""
         settings, teacher = self.settings, self.teacher
         num = settings.batch_size * settings.oversample
         images = teacher.spec.normalize(structured_images(num, teacher.spec, settings, self.rng))
-        logits = teacher(images)
+        drawn = Batch(images, teacher(images))
+        if settings.mine and student is not None:
+            drawn = hardest_first(drawn, student)
+        share = -(-settings.batch_size // teacher.num_classes)
+        rank = rank_in_class(drawn.logits.argmax(1), teacher.num_classes)
+        fresh = Batch(drawn.images[rank < share], drawn.logits[rank < share])
+        self.memory.remember(fresh)
+        # fresh images come first, then remembered ones, then what the draw has beyond its share
+        parts = (fresh, self.memory.draw(share, self.rng), drawn)
+        images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
         kept = balanced(logits.argmax(1), settings.batch_size, teacher.num_classes)
         return Batch(images[kept], logits[kept])
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: every batch is drawn afresh."""
-        return {}
+        """The memory; what is drawn is drawn afresh."""
+        return {"memory": self.memory.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take up."""
+        """Take up the memory."""
+        self.memory.load_state_dict(state["memory"])

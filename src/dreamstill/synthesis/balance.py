@@ -1,0 +1,84 @@
+"""Class balance: choose evenly, and remember the classes that turn up rarely."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamstill.synthesis.contract import Batch
+
+__all__ = ["ClassMemory", "balanced", "rank_in_class"]
+
+
+def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
+    """How many items of the same class stand before each of (N,) classes.
+
+    >>> rank_in_class(torch.tensor([2, 0, 2, 2]), 3).tolist()
+    [0, 0, 1, 2]
+    """
+    order = torch.argsort(classes, stable=True)
+    counts = torch.bincount(classes, minlength=num_classes)
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(classes)
+    rank[order] = torch.arange(len(classes), device=classes.device) - starts[classes[order]]
+    return rank
+
+
+def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:
+    """Indices of `keep` of N items, as evenly spread over classes (N,) as they allow.
+
+    >>> balanced(torch.tensor([0, 0, 0, 0, 1, 2]), 4, 3).tolist()
+    [0, 4, 5, 1]
+    """
+    return torch.argsort(rank_in_class(classes, num_classes), stable=True)[:keep]
+
+
+class ClassMemory:
+    """The newest images of every class with the teacher's answers.
+
+    Args:
+        capacity: images remembered in all, shared out evenly; at least one a class.
+        num_classes: K.
+        shape: (C, H, W).
+        device: where they are kept.
+
+    """
+
+    def __init__(
+        self, capacity: int, num_classes: int, shape: tuple[int, int, int], device: torch.device
+    ) -> None:
+        self.per_class = max(1, capacity // num_classes)
+        self.images = torch.zeros(num_classes, self.per_class, *shape, device=device)
+        self.logits = torch.zeros(num_classes, self.per_class, num_classes, device=device)
+        self.counts = torch.zeros(num_classes, dtype=torch.long, device=device)
+
+    def remember(self, batch: Batch) -> None:
+        """Store a batch under the classes the teacher names, over the oldest of each."""
+        num_classes = len(self.counts)
+        classes = batch.logits.argmax(1)
+        rank = rank_in_class(classes, num_classes)
+        new = rank < self.per_class  # a slot has one owner: more of a class than fit are left out
+        classes, rank = classes[new], rank[new]
+        slots = (self.counts[classes] + rank) % self.per_class
+        self.images[classes, slots] = batch.images[new]
+        self.logits[classes, slots] = batch.logits[new]
+        self.counts += torch.bincount(classes, minlength=num_classes)
+
+    def draw(self, num: int, rng: torch.Generator) -> Batch:
+        """`num` random images, with replacement, of each class that was ever seen."""
+        classes = self.counts.nonzero().expand(-1, num)
+        filled = self.counts.clamp_max(self.per_class)[classes]
+        chance = torch.rand(classes.shape, generator=rng, device=rng.device)
+        slots = (chance * filled).long()
+        return Batch(
+            self.images[classes, slots].flatten(0, 1), self.logits[classes, slots].flatten(0, 1)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is remembered."""
+        return {"images": self.images, "logits": self.logits, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up."""
+        self.images, self.logits = state["images"].clone(), state["logits"].clone()
+        self.counts = state["counts"].clone()
