@@ -145,6 +145,19 @@ def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
+def floors_of(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Floors and bound of another record of the same teacher, student, steps and schedule."""
+    other = json.loads(path.read_text())
+    schedule = ("steps", "batch_size", "lr", "anneal", "transfer", "temperature", "clip_gradient")
+    for key in ("data", "teacher", "student", "structured_noise"):
+        if other[key] != record[key]:
+            raise SystemExit(f"{path} has another {key}")
+    for key in schedule:
+        if other["distill"][key] != record["distill"][key]:
+            raise SystemExit(f"{path} has another distill.{key}")
+    return {row: other["rows"][row] for row in ("structured_noise", "noise", "real")}
+
+
 def main(recipe: Recipe) -> None:
     """Run a recipe from the command line and write its record after every run."""
     parser = argparse.ArgumentParser(description=f"Recipe {recipe.name}.")
@@ -154,6 +167,7 @@ def main(recipe: Recipe) -> None:
     parser.add_argument("--out", type=Path, help="JSON record [benchmarks/records/NAME.json]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default="method,structured_noise,noise,real")
+    parser.add_argument("--floors", type=Path, help="take floors and bound from this record")
     parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
     args = parser.parse_args()
     if args.data is None:
@@ -181,8 +195,10 @@ def main(recipe: Recipe) -> None:
     }
     if out.exists() and not args.tiny:
         record["rows"] = json.loads(out.read_text())["rows"]
+    if args.floors:
+        record["rows"] |= floors_of(args.floors, record)
     seeds = 1 if args.tiny else args.seeds
-    for row in args.rows.split(","):
+    for row in filter(None, args.rows.split(",")):
         runs = []
         for seed in range(seeds):
             runs.append(measure(recipe, row, weights, data, seed))

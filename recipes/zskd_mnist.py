@@ -2,7 +2,7 @@
 
     python -m recipes.zskd_mnist --data FOLDER_WITH_MNIST_NPZ [--tiny]
 
-12,000 Data Impressions (the paper has 24,000), replayed with the authors' kinds of augmentation
+8,000 Data Impressions (the paper has 24,000), replayed with the authors' kinds of augmentation
 (scale, shift, rotation, noise), each answered anew by the teacher; the student's loss is KL at
 temperature 4 plus L1 on the logits (the paper has temperature 20).
 """
@@ -30,12 +30,12 @@ RECIPE = Recipe(
     teacher="lenet5_mnist",
     student="dreamstill.nets.lenet:lenet5_half",
     method="zskd",
-    synthesis=ZskdSettings(),
+    synthesis=ZskdSettings(steps=100),
     distill=DistillSettings(
         steps=4000,
         batch_size=64,
         lr=3e-3,
-        pool=12_000,
+        pool=8000,
         held_out=1000,
         augment=Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True),
     ),
