@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.table import lines_of, page
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*_*mnist.py"))
@@ -61,3 +62,33 @@ def test_a_record_is_what_its_recipe_makes(path: Path) -> None:
         assert all(0 <= run["agreement"] <= 100 for run in row["runs"])
     for key in ("torch", "threads", "cpu", "commit"):
         assert record["environment"][key]
+
+
+def test_the_table_is_what_the_records_say() -> None:
+    assert page() == (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_table_lines_carry_mean_and_spread() -> None:
+    row = {
+        "accuracy_mean": 98.125,
+        "accuracy_std": 0.1,
+        "agreement_mean": 98.4,
+        "seconds_mean": 61.2,
+        "queries": 1234,
+    }
+    record = {
+        "recipe": "r",
+        "method": "dafl",
+        "teacher": {"accuracy": 0.99},
+        "rows": dict.fromkeys(("method", "structured_noise", "noise", "real"), row),
+        "published": {"DAFL": 98.2},
+    }
+    lines = lines_of(record)
+    assert lines[0] == "| r | dafl | 99.00 | 98.12 ± 0.10 | 98.40 | 61 | 1,234 |"
+    assert [line.split("|")[2].strip() for line in lines] == [
+        "dafl",
+        "structured floor",
+        "noise floor",
+        "real-data bound",
+        "published: DAFL",
+    ]
