@@ -44,7 +44,7 @@ def test_memory_forgets_the_oldest_of_a_class() -> None:
 def test_a_rare_class_is_filled_up_from_memory() -> None:
     teacher = toys.quadrant_teacher()
     # a bias that makes the last class rare: one image in some dozens
-    teacher.module.head.bias[3] = -1.5  # type: ignore[index, operator, union-attr]
+    teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]
     settings = StructuredNoiseSettings(batch_size=40, oversample=1)
     remembering = StructuredNoise(teacher, settings, rng=rng())
     counts = torch.zeros(4)
