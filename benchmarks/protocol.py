@@ -25,7 +25,7 @@ from dreamstill.evaluate import accuracy, agreement, load_images, predict
 from dreamstill.pool import Pool
 from dreamstill.run import TeacherFile, environment, open_from, open_student
 from dreamstill.settings import to_plain
-from dreamstill.synthesis import METHODS, Batch, Synthesizer
+from dreamstill.synthesis import Batch, Synthesizer, open_synthesizer
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings
@@ -59,6 +59,7 @@ class RealImages:
     """The real training set as a synthesizer: the real-data bound alone may use it."""
 
     streams: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, teacher: Teacher, images: torch.Tensor, batch_size: int, *, rng: torch.Generator
@@ -89,17 +90,17 @@ def train(
     distill, size = recipe.distill, recipe.distill.batch_size
     synthesizer: Synthesizer
     if row == "method":
-        synthesizer = METHODS[recipe.method].synthesizer(teacher, recipe.synthesis, rng=rng)
+        synthesizer = open_synthesizer(recipe.method, teacher, recipe.synthesis, rng=rng)
     else:
         distill = replace(distill, prefill=0, fresh_every=1)
         if row == "real":
             synthesizer = RealImages(teacher, real, size, rng=rng)
         elif row == "noise":
             settings = NoiseSettings(batch_size=size)
-            synthesizer = METHODS["noise"].synthesizer(teacher, settings, rng=rng)
+            synthesizer = open_synthesizer("noise", teacher, settings, rng=rng)
         else:
             structured = replace(recipe.structured, batch_size=size)
-            synthesizer = METHODS[row].synthesizer(teacher, structured, rng=rng)
+            synthesizer = open_synthesizer(row, teacher, structured, rng=rng)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         pool = Pool(Path(folder), teacher.spec, distill.pool, {})

@@ -245,7 +245,7 @@ BAD: dict[str, tuple[Break, str]] = {
             *("distill", "--method", "deepinversion", "--student", "toys:quadrants"),
             *("--teacher.weights", str(quadrants(t)), "--out", str(t.parent / "run")),
         ],
-        "no BatchNorm",
+        "needs batch_norm",
     ),
     "folder in use": (occupied, "is not empty"),
     "folder under a file": (under_a_file, "cannot make"),

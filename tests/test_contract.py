@@ -8,7 +8,7 @@ import torch
 
 import toys
 from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
-from dreamstill.synthesis import METHODS, Batch, Synthesizer
+from dreamstill.synthesis import METHODS, Batch, Synthesizer, open_synthesizer
 from dreamstill.teacher import Teacher
 
 FAST: dict[str, dict[str, Any]] = {
@@ -24,10 +24,7 @@ methods = pytest.mark.parametrize("name", METHODS)
 
 def make(name: str, teacher: Teacher, seed: int = 0, **changes: Any) -> Synthesizer:
     settings = METHODS[name].settings(**(FAST[name] | changes))
-    synthesizer: Synthesizer = METHODS[name].synthesizer(
-        teacher, settings, rng=torch.Generator().manual_seed(seed)
-    )
-    return synthesizer
+    return open_synthesizer(name, teacher, settings, rng=torch.Generator().manual_seed(seed))
 
 
 def test_every_method_has_fast_settings() -> None:
@@ -195,5 +192,5 @@ def test_settings_out_of_range_are_named(name: str) -> None:
 
 
 def test_deepinversion_says_when_there_is_no_batch_norm() -> None:
-    with pytest.raises(TeacherError, match="BatchNorm"):
+    with pytest.raises(TeacherError, match="deepinversion needs batch_norm"):
         make("deepinversion", toys.quadrant_teacher())

@@ -16,7 +16,7 @@ from dreamstill.evaluate import load_images
 from dreamstill.report import write_report
 from dreamstill.run import Job, TeacherFile, distill, open_from, write_atomically, write_json
 from dreamstill.summarize import export_run, summarize
-from dreamstill.synthesis import METHODS
+from dreamstill.synthesis import METHODS, missing_offers, open_synthesizer
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings, Progress
@@ -30,8 +30,6 @@ OnProgress = Callable[[Progress], None]
 def inspect(teacher: Teacher) -> dict[str, Any]:
     """What the teacher is and offers, and the methods that can use it, as plain values."""
     offers = teacher.offers
-    needs = {"deepinversion": bool(offers.batch_norm)}
-    needs |= dict.fromkeys(("dafl", "zskd"), offers.last_linear is not None and offers.gradient)
     return {
         "input": list(teacher.spec.shape),
         "mean": list(teacher.spec.mean),
@@ -42,7 +40,7 @@ def inspect(teacher: Teacher) -> dict[str, Any]:
         "batch_norm_layers": len(offers.batch_norm),
         "last_linear": offers.last_linear,
         "penultimate_features": offers.num_features,
-        "methods": [name for name in METHODS if needs.get(name, True)],
+        "methods": [name for name in METHODS if not missing_offers(name, teacher)],
         "fingerprint": teacher.fingerprint,
     }
 
@@ -55,7 +53,7 @@ def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress)
         raise RunError(f"{folder} exists: choose another folder")
     teacher = open_from(job.teacher, device=job.device)
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
-    method = METHODS[job.method].synthesizer(teacher, job.synthesis, rng=rng)
+    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     images, logits, have = [], [], 0
     while have < num_images:
         batch = method.next_batch()

@@ -25,7 +25,7 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.settings import to_plain
-from dreamstill.synthesis import METHODS
+from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.teacher import Teacher, build, load_module, open_teacher, read_card, spec_from_card
 
@@ -201,7 +201,7 @@ def distill(
     try:
         rng = torch.Generator(device=job.device).manual_seed(job.seed)
         student = open_student(job.student, teacher, rng)
-        method = METHODS[job.method].synthesizer(teacher, job.synthesis, rng=rng)
+        method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
         origin = {
             "method": job.method,
             "settings": to_plain(job.synthesis),

@@ -30,6 +30,8 @@ class Synthesizer(Protocol):
 
     streams: ClassVar[bool]
     """A batch costs about as much as a training step, so every step can have a fresh one."""
+    needs: ClassVar[tuple[str, ...]]
+    """Names of `Offers` that the method cannot do without."""
 
     def __init__(self, teacher: Teacher, settings: Any, *, rng: torch.Generator) -> None: ...
 

@@ -79,6 +79,7 @@ class Dafl:
     """One generator step a batch; the student learns from the same images, as in the paper."""
 
     streams: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
 
     def __init__(self, teacher: Teacher, settings: DaflSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
+from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.probe import Probe, batch_norm_layers
@@ -99,15 +99,11 @@ class DeepInversion:
     """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
 
     streams: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
 
     def __init__(
         self, teacher: Teacher, settings: DeepInversionSettings, *, rng: torch.Generator
     ) -> None:
-        if settings.batch_norm > 0 and not teacher.offers.batch_norm:
-            raise TeacherError(
-                "the teacher has no BatchNorm running statistics, which deepinversion matches; "
-                "use another method, or set batch_norm to 0"
-            )
         self.teacher, self.settings, self.rng = teacher, settings, rng
         layers = batch_norm_layers(teacher.module)
         self.norms = {name: layers[name] for name in teacher.offers.batch_norm}

@@ -32,6 +32,7 @@ class Noise:
     """N(0, 1) in the teacher's input space, clipped to its valid range."""
 
     streams: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, teacher: Teacher, settings: NoiseSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng

@@ -153,6 +153,7 @@ class StructuredNoise:
     """Fresh class-balanced structured noise for ever."""
 
     streams: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, teacher: Teacher, settings: StructuredNoiseSettings, *, rng: torch.Generator

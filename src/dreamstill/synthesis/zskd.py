@@ -73,6 +73,7 @@ class Zskd:
     """Each batch draws soft targets, classes and betas in turn, and optimizes pixels to them."""
 
     streams: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
 
     def __init__(self, teacher: Teacher, settings: ZskdSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng
