@@ -96,10 +96,10 @@ def distill_and_report(
     return summary
 
 
-def demo_jobs(weights: Path, seed: int) -> tuple[Job, Job]:
+def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[Job, Job]:
     """The demo's job and its noise floor: the same student, steps and schedule."""
     # small batches: on a network this small the number of steps decides, not their size
-    distillation = DistillSettings(steps=6500, batch_size=64, lr=4e-3, judge_every=500, pool=5000)
+    distillation = DistillSettings(steps=steps, batch_size=64, lr=4e-3, judge_every=500, pool=5000)
     job = Job(
         teacher=TeacherFile(weights=str(weights)),
         student="dreamstill.nets.lenet:lenet5_half",
@@ -112,12 +112,17 @@ def demo_jobs(weights: Path, seed: int) -> tuple[Job, Job]:
 
 
 def demo(
-    folder: Path, *, seed: int = 0, resume: bool = False, on_progress: OnProgress
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: int = 6500,
+    resume: bool = False,
+    on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """The embedded LeNet-5 to LeNet-5-Half, its noise floor, real digits, exports and report."""
     start = time.monotonic()
     with as_file(files("dreamstill") / "assets") as assets:
-        job, floor = demo_jobs(assets / "lenet5_mnist.safetensors", seed)
+        job, floor = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)
         floor_folder = folder / "noise_floor"
         going_on = resume and (floor_folder / "settings.json").is_file()
         distill(folder, job, open_from(job.teacher), resume=resume, on_progress=on_progress)

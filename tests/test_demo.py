@@ -1,0 +1,33 @@
+"""The main job on the embedded teacher and real digits, shorter than the demo."""
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from dreamstill.evaluate import accuracy, load_images
+from dreamstill.main_job import demo
+from dreamstill.summarize import open_run
+
+ASSETS = Path(__file__).parents[1] / "src" / "dreamstill" / "assets"
+
+
+def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    demo(run, steps=400)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["teacher"]["accuracy"] >= 0.989
+    assert summary["student"]["accuracy"] >= 0.90
+    assert summary["student"]["agreement"] >= 0.90
+    assert summary["noise_floor"]["accuracy"] < summary["student"]["accuracy"] - 0.05
+    assert summary["seconds"] > 0
+    assert summary["queries"] > 400 * 64
+    assert (run / "report.html").stat().st_size > 100_000
+
+    # what is on the device is what was measured
+    _, teacher, _ = open_run(run)
+    images, labels = load_images(ASSETS / "digits.npz", teacher.spec, 10)
+    session = onnxruntime.InferenceSession(str(run / "student.onnx"))
+    (logits,) = session.run(None, {"input": teacher.spec.encode(images).numpy()})
+    assert abs(accuracy(torch.from_numpy(logits), labels) - summary["student"]["accuracy"]) < 1e-6
