@@ -59,6 +59,9 @@ class RealImages:
     """The real training set as a synthesizer: the real-data bound alone may use it."""
 
     streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from benchmarks.protocol import Recipe, main
 
 from dreamstill.synthesis.dafl import MNIST
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings
 
@@ -27,7 +28,7 @@ RECIPE = Recipe(
     method="dafl",
     synthesis=replace(MNIST, batch_size=128, widths=(32, 16)),
     distill=DistillSettings(steps=4000, batch_size=64, lr=3e-3),
-    structured=StructuredNoiseSettings(oversample=4, stroke_share=0.3),
+    structured=StructuredNoiseSettings(oversample=4, drawing=Drawing(stroke_share=0.3)),
     published={"ZSKD": 79.62, "real": 89.66},
     tiny=tiny,
 )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from benchmarks.protocol import Recipe, main
 
 from dreamstill.pool import Augmentation
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.distill import DistillSettings
@@ -37,7 +38,7 @@ RECIPE = Recipe(
         held_out=1000,
         augment=Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, flip=True, mix=True),
     ),
-    structured=StructuredNoiseSettings(oversample=4, stroke_share=0.3),
+    structured=StructuredNoiseSettings(oversample=4, drawing=Drawing(stroke_share=0.3)),
     published={"ZSKD": 79.62, "real": 89.66},
     tiny=tiny,
 )

@@ -120,10 +120,34 @@ def test_synthesize_writes_images_that_the_teacher_answers(
     arguments = ["synthesize", "--teacher.weights", str(teacher), "--out", str(out), "--json"]
     assert cli.main([*arguments, "--num-images", "50", "--method", "noise"]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert (out / "images.png").read_bytes().startswith(b"\x89PNG")
     with np.load(out / "images.npz") as archive:
         assert archive["x"].shape == (50, 1, 8, 8)
         assert archive["x"].dtype == np.uint8
         assert np.bincount(archive["y"], minlength=4).tolist() == result["images_per_class"]
+
+
+def test_metadata_from_the_owner_to_a_student(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = teacher.parent / "images", teacher.parent / "statistics.safetensors"
+    weights = ["--teacher.weights", str(teacher), "--json"]
+    assert cli.main(["synthesize", *weights, "--out", str(out), "--num-images", "400"]) == 0
+    images = str(out / "images.npz")
+    assert cli.main(["metadata", *weights, "--images", images, "--out", str(file)]) == 0
+    capsys.readouterr()
+    assert cli.main(["inspect", *weights, "--images", images]) == 0
+    assert json.loads(capsys.readouterr().out)["data_similarity"] > 0
+    options = ["--method", "metadata", "--synthesis.file", str(file), "--synthesis.steps", "5"]
+    assert cli.main(distill(teacher, *options)) == 0
+
+
+def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
+    options = ["--method", "dfad", "--preset", "cifar10", "--synthesis.latent", "7"]
+    assert cli.main(distill(teacher, *options, "--synthesis.widths", "4,4")) == 0
+    settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
+    assert settings["synthesis"]["latent"] == 7
+    assert settings["synthesis"]["lr"] == 1e-3
 
 
 def test_help_shows_the_settings_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +213,25 @@ BAD: dict[str, tuple[Break, str]] = {
     "unknown flag": (flags("--distill.speed", "9"), "--distill.speed"),
     "unknown method": (flags("--method", "magic"), "unknown method 'magic'"),
     "a flag of another method": (flags("--synthesis.betas", "1"), "--synthesis.betas"),
+    "adversarial without a student": (
+        lambda t: ["synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--method", "dfad"],
+        "dfad plays against a student",
+    ),
+    "unknown preset": (flags("--preset", "mars"), "no preset 'mars'; known: none"),
+    "weights of another number": (
+        flags("--distill.transfer_weights", "1,2,3"),
+        "transfer_weights must have 2 values",
+    ),
+    "boundary alone": (flags("--distill.transfer", "boundary"), "name a loss beside it"),
+    "metadata without a file": (flags("--method", "metadata"), "metadata needs synthesis.file"),
+    "metadata of an unknown kind": (
+        lambda t: ["metadata", *distill(t)[1:3], "--images", "x.npz", "--kind", "odd"],
+        "unknown kind 'odd'",
+    ),
+    "metadata without images": (
+        lambda t: ["metadata", *distill(t)[1:3], "--images", "x.npz", "--out", f"{t}.md"],
+        "no images at x.npz",
+    ),
     "no teacher": (lambda t: ["inspect"], "--teacher.weights"),
     "no student": (lambda t: [*distill(t)[:3], "--out", str(t.parent / "run")], "--student"),
     "no out": (lambda t: [*distill(t)[:5]], "--out"),
@@ -229,7 +272,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "zero steps": (flags("--distill.steps", "0"), "steps must be at least 1; got 0"),
     "words for a number": (flags("--distill.steps", "many"), "'many'"),
     "a fraction for a count": (flags("--distill.steps", "1.5"), "'1.5'"),
-    "unknown loss": (flags("--distill.transfer", "l7"), "one of kl, l1; got 'l7'"),
+    "unknown loss": (flags("--distill.transfer", "l7"), "relational, similarity; got 'l7'"),
     "a word for a switch": (flags("--distill.anneal", "maybe"), "true or false"),
     "batch of zero": (flags("--synthesis.batch_size", "0"), "batch_size must be at least 1"),
     "negative seed": (flags("--seed", "-1"), "seed must be in"),

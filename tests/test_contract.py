@@ -1,30 +1,60 @@
 """The one contract, run over every method of the table."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import toys
 from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
+from dreamstill.metadata import load_metadata, record_metadata
+from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, open_synthesizer
 from dreamstill.teacher import Teacher
 
+GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
     "noise": {"batch_size": 16},
     "structured_noise": {"batch_size": 16},
-    "dafl": {"batch_size": 16, "widths": (8, 4), "latent": 5, "lr": 0.02},
+    "dafl": GENERATOR | {"lr": 0.02},
     "deepinversion": {"batch_size": 16, "steps": 12},
     "zskd": {"batch_size": 16, "steps": 12},
+    "zskt": GENERATOR | {"student_steps": 2},
+    "dfad": GENERATOR | {"student_steps": 2},
+    "rdskd": GENERATOR | {"generator_steps": 2},
+    "knowledge_within": {"batch_size": 16, "steps": 12},
+    "metadata": {"batch_size": 16, "steps": 12},
 }
-OPTIMIZED = ("dafl", "deepinversion", "zskd")
+PIXELS = ("deepinversion", "zskd", "knowledge_within", "metadata")
+OPTIMIZED = ("dafl", "zskt", "dfad", "rdskd", *PIXELS)
+ADVERSARIAL: dict[str, dict[str, Any]] = {
+    "zskt": {},
+    "dfad": {},
+    "deepinversion": {"competition": 1.0},
+    "structured_noise": {"mine": True},
+}
 methods = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def statistics(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the teacher's owner records for the method `metadata`."""
+    teacher, path = toys.cnn_teacher(), tmp_path_factory.mktemp("owner") / "m.safetensors"
+    images = make("structured_noise", teacher, batch_size=400, oversample=10).next_batch().images
+    record_metadata(teacher, teacher.spec.decode(images), path)
+    FAST["metadata"]["file"] = str(path)
 
 
 def make(name: str, teacher: Teacher, seed: int = 0, **changes: Any) -> Synthesizer:
     settings = METHODS[name].settings(**(FAST[name] | changes))
     return open_synthesizer(name, teacher, settings, rng=torch.Generator().manual_seed(seed))
+
+
+def draw(synthesizer: Synthesizer, student: torch.nn.Module | None = None) -> Batch:
+    return synthesizer.next_batch(toys.seeded_student() if student is None else student)
 
 
 def test_every_method_has_fast_settings() -> None:
@@ -34,7 +64,7 @@ def test_every_method_has_fast_settings() -> None:
 @methods
 def test_a_batch_is_detached_in_range_and_answered_by_the_teacher(name: str) -> None:
     teacher = toys.cnn_teacher()
-    batch = make(name, teacher).next_batch()
+    batch = draw(make(name, teacher))
     assert batch.images.shape == (16, 1, 8, 8)
     assert batch.images.dtype == torch.float32
     assert not batch.images.requires_grad
@@ -46,7 +76,7 @@ def test_a_batch_is_detached_in_range_and_answered_by_the_teacher(name: str) -> 
 
 @methods
 def test_images_fill_the_range(name: str) -> None:
-    images = make(name, toys.cnn_teacher()).next_batch().images
+    images = draw(make(name, toys.cnn_teacher())).images
     assert images.std() > 0.3
 
 
@@ -54,15 +84,15 @@ def test_images_fill_the_range(name: str) -> None:
 def test_the_same_rng_makes_the_same_batches_and_another_does_not(name: str) -> None:
     first, again, other = (make(name, toys.cnn_teacher(), seed=s) for s in (0, 0, 1))
     for _ in range(2):
-        wanted = first.next_batch().images
-        assert torch.equal(wanted, again.next_batch().images)
-        assert not torch.equal(wanted, other.next_batch().images)
+        wanted = draw(first).images
+        assert torch.equal(wanted, draw(again).images)
+        assert not torch.equal(wanted, draw(other).images)
 
 
 @methods
 def test_a_batch_is_new_each_time(name: str) -> None:
     synthesizer = make(name, toys.cnn_teacher())
-    assert not torch.equal(synthesizer.next_batch().images, synthesizer.next_batch().images)
+    assert not torch.equal(draw(synthesizer).images, draw(synthesizer).images)
 
 
 @methods
@@ -70,17 +100,17 @@ def test_resume_equals_no_interruption(name: str) -> None:
     rng = torch.Generator().manual_seed(0)
     settings = METHODS[name].settings(**FAST[name])
     one = METHODS[name].synthesizer(toys.cnn_teacher(), settings, rng=rng)
-    one.next_batch()
+    draw(one)
     state, rng_state = one.state_dict(), rng.get_state()
     state = torch.load(_saved(state), weights_only=True)
-    wanted = [one.next_batch().images for _ in range(2)]
+    wanted = [draw(one).images for _ in range(2)]
 
     rng = torch.Generator().manual_seed(9)
     two = METHODS[name].synthesizer(toys.cnn_teacher(), settings, rng=rng)
     two.load_state_dict(state)
     rng.set_state(rng_state)
     for images in wanted:
-        assert torch.equal(two.next_batch().images, images)
+        assert torch.equal(draw(two).images, images)
 
 
 def _saved(state: dict[str, Any]):  # type: ignore[no-untyped-def]
@@ -96,7 +126,7 @@ def _saved(state: dict[str, Any]):  # type: ignore[no-untyped-def]
 def test_the_teacher_is_left_as_it_was(name: str) -> None:
     teacher = toys.cnn_teacher()
     before = teacher.fingerprint
-    make(name, teacher).next_batch()
+    draw(make(name, teacher))
     assert teacher.fingerprint == before
     assert_untouched(teacher)
 
@@ -121,7 +151,7 @@ def test_the_teacher_is_left_as_it_was_after_an_exception(
 
     monkeypatch.setattr(teacher.module.head, "forward", broken)
     with pytest.raises(RuntimeError, match="broken"):
-        synthesizer.next_batch()
+        draw(synthesizer)
     assert_untouched(teacher)
 
 
@@ -129,43 +159,81 @@ def test_the_teacher_is_left_as_it_was_after_an_exception(
 def test_the_global_rng_is_not_touched(name: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    make(name, toys.cnn_teacher()).next_batch()
+    draw(make(name, toys.cnn_teacher()))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @methods
 def test_queries_are_counted(name: str) -> None:
     teacher = toys.cnn_teacher()
-    make(name, teacher).next_batch()
-    shown = {"noise": 16, "structured_noise": 32, "dafl": 16}.get(name, 16 * 13)
-    assert teacher.queries == shown
+    draw(make(name, teacher))
+    shown = {"structured_noise": 32, "zskt": 32, "dfad": 32} | dict.fromkeys(PIXELS, 16 * 13)
+    assert teacher.queries == shown.get(name, 16)
+
+
+def statistics_gap(batch: Batch, teacher: Teacher) -> float:
+    assert isinstance(teacher.module, toys.SmallCnn)
+    wanted = teacher.module.norm.running_mean
+    assert wanted is not None
+    gap: Tensor = (teacher.module.conv(batch.images).mean((0, 2, 3)) - wanted).norm()
+    return gap.item()
 
 
 def objective(name: str, batch: Batch, teacher: Teacher) -> float:
     """What each optimized method is for, lower is better, measured from outside."""
     logits = batch.logits
-    if name == "dafl":
-        return torch.nn.functional.cross_entropy(logits, logits.argmax(1)).item()
+    if name in ("deepinversion", "knowledge_within"):
+        return statistics_gap(batch, teacher)
+    if name in ("dafl", "rdskd"):  # sure of each image, even over the classes
+        mean = logits.softmax(1).mean(0)
+        even = (mean * mean.log()).sum()
+        sure = torch.nn.functional.cross_entropy(logits, logits.argmax(1))
+        return float(sure.item() + even.item())
+    if name in ("dfad", "zskt"):
+        with torch.no_grad():
+            rival: Tensor = toys.seeded_student().eval()(batch.images)
+            return -(rival - logits).abs().mean().item()
     if name == "zskd":  # peaked targets: the mean confidence
         return -logits.softmax(1).amax(1).mean().item()
-    norm = teacher.module.get_submodule("norm")
-    seen = teacher.module.get_submodule("conv")(batch.images)
-    return float((seen.mean((0, 2, 3)) - norm.running_mean).norm())
+    metadata = load_metadata(Path(FAST["metadata"]["file"]), teacher)
+    view = next(v for v in metadata.views if v.layers == ("logits",))
+    means = view.mean[torch.arange(len(logits)) % teacher.num_classes]
+    gap: Tensor = torch.nn.functional.mse_loss(logits, means)
+    return gap.item()
 
 
 @pytest.mark.parametrize("name", OPTIMIZED)
 def test_an_optimized_method_is_better_than_noise_at_its_own_objective(name: str) -> None:
     teacher = toys.cnn_teacher()
-    noise = objective(name, make("noise", teacher, batch_size=64).next_batch(), teacher)
-    more: dict[str, dict[str, Any]] = {
-        "dafl": {},
-        "deepinversion": {"steps": 60},
-        "zskd": {"steps": 60, "temperature": 1.0, "betas": (0.1,)},
-    }
-    synthesizer = make(name, teacher, batch_size=64, **more[name])
-    for _ in range(40 if name == "dafl" else 1):
-        batch = synthesizer.next_batch()
+    noise = objective(name, draw(make("noise", teacher, batch_size=64)), teacher)
+    more: dict[str, Any] = {"batch_size": 64}
+    if name in PIXELS:
+        more["steps"] = 60
+    if name == "zskd":
+        more |= {"temperature": 1.0, "betas": (0.1,)}
+    if name == "rdskd":
+        more["generator_steps"] = 40
+    if name in ("zskt", "dfad"):
+        more["student_steps"] = 1
+    synthesizer = make(name, teacher, **more)
+    for _ in range(1 if name in PIXELS else 41):
+        batch = draw(synthesizer)
     assert objective(name, batch, teacher) < noise - 0.01
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_another_student_is_given_other_images(name: str) -> None:
+    batches = []
+    for seed in (5, 6):
+        with seeded(torch.Generator().manual_seed(seed)):
+            student = toys.student()
+        synthesizer = make(name, toys.cnn_teacher(), **ADVERSARIAL[name])
+        for _ in range(2):
+            batch = draw(synthesizer, student)
+        batches.append(batch.images)
+        assert all(p.grad is None for p in student.parameters())
+        assert all(part.training for part in student.modules())
+    assert not torch.equal(*batches)
 
 
 @pytest.mark.parametrize("name", OPTIMIZED)
@@ -174,19 +242,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(name: str) -> None:
     synthesizer = make(name, teacher)
     teacher.module.head.bias.fill_(torch.nan)  # type: ignore[operator, union-attr]
     with pytest.raises(NonFiniteError, match="nan"):
-        synthesizer.next_batch()
+        draw(synthesizer)
 
 
 @methods
 def test_settings_out_of_range_are_named(name: str) -> None:
     kind = METHODS[name].settings
     for field in dataclasses.fields(kind):
-        for bad in (-1, (-1,), (-1, -1)):
-            is_number = isinstance(field.default, int | float) and not isinstance(
-                field.default, bool
-            )
-            if is_number == isinstance(bad, tuple) or isinstance(field.default, bool):
-                continue
+        number = type(field.default) in (int, float)
+        if number or isinstance(field.default, tuple):
+            bad = (-1,) * len(field.default) if isinstance(field.default, tuple) else -1
             with pytest.raises(SettingsError, match=str(-1)):
                 kind(**{field.name: bad})
 

@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"temperature": -1.0}, "temperature must be above 0; got -1.0"),
         ({"temperature": float("nan")}, "temperature must be above 0; got nan"),
-        ({"transfer": ()}, "at least one loss"),
+        ({"transfer": ()}, "at least one of kl"),
         ({"prefill": 0, "fresh_every": 0}, "nothing to learn from"),
         ({"held_out": 1}, "held_out must be at least 2"),
     ],
@@ -241,7 +241,7 @@ def test_settings_survive_json() -> None:
         from_plain(DistillSettings, {"augment": {"tilt": 1}})
     with pytest.raises(SettingsError, match=r"steps must be of type int; got 'many'"):
         from_plain(DistillSettings, {"steps": "many"})
-    with pytest.raises(SettingsError, match=r"transfer must be one of kl, l1; got 'l3'"):
+    with pytest.raises(SettingsError, match=r"transfer must be one of kl, .*; got 'l3'"):
         from_plain(DistillSettings, {"transfer": ["l3"]})
 
 

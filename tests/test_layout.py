@@ -12,6 +12,7 @@ ORDER = (
     ("errors",),
     ("settings", "losses", "nets", "probe"),
     ("teacher",),
+    ("metadata",),
     ("synthesis",),
     ("pool",),
     ("judge",),

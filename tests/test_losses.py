@@ -5,11 +5,23 @@ import math
 import pytest
 import torch
 
-from dreamstill.losses.diversity import information_entropy
+from dreamstill.losses import features
+from dreamstill.losses.diversity import information_entropy, sample_diversity
 from dreamstill.losses.features import activation
-from dreamstill.losses.logits import kl_divergence, l1, soft_cross_entropy
-from dreamstill.losses.priors import l2_norm, total_variation
-from dreamstill.losses.statistics import batch_statistics, batch_statistics_distance
+from dreamstill.losses.logits import (
+    js_divergence,
+    kl_divergence,
+    l1,
+    mse,
+    reverse_kl,
+    soft_cross_entropy,
+)
+from dreamstill.losses.priors import l2_norm, smoothness, total_variation
+from dreamstill.losses.statistics import (
+    batch_statistics,
+    batch_statistics_distance,
+    gaussian_kl,
+)
 
 
 def test_kl_is_the_sum_over_classes_and_the_mean_over_the_batch() -> None:
@@ -89,6 +101,17 @@ def test_batch_statistics_distance_is_a_sum_of_two_norms() -> None:
         activation,
         lambda x: soft_cross_entropy(x, torch.full((3, 4), 0.25), 20.0),
         lambda x: total_variation(x.view(1, 1, 3, 4)),
+        lambda x: reverse_kl(x, torch.linspace(-1, 1, 12).double().view(3, 4), 3.0),
+        lambda x: js_divergence(x, torch.linspace(-1, 1, 12).double().view(3, 4), 3.0),
+        lambda x: mse(x, torch.linspace(-1, 1, 12).double().view(3, 4)),
+        lambda x: smoothness(x.view(1, 1, 3, 4)),
+        lambda x: sample_diversity(x.repeat(2, 1)[:4].view(4, 1, 2, 2), torch.eye(4).double()),
+        lambda x: features.attention(x.view(3, 1, 2, 2), torch.ones(3, 1, 2, 2).double()),
+        lambda x: features.activation_boundary(x, torch.linspace(-1, 1, 12).view(3, 4)),
+        lambda x: features.relational_distance(x, torch.eye(3).double()),
+        lambda x: features.relational_angle(x, torch.eye(3).double()),
+        lambda x: features.similarity_preserving(x, torch.eye(3).double()),
+        lambda x: gaussian_kl(torch.zeros(2), torch.ones(2), *batch_statistics(x.view(3, 2, 2))),
         lambda x: l2_norm(x.view(3, 1, 2, 2)),
         lambda x: batch_statistics_distance(x.view(3, 2, 2), torch.ones(2), torch.ones(2)),
     ],
@@ -96,3 +119,79 @@ def test_batch_statistics_distance_is_a_sum_of_two_norms() -> None:
 def test_gradients_match_finite_differences(loss) -> None:  # type: ignore[no-untyped-def]
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert torch.autograd.gradcheck(loss, x.requires_grad_())
+
+
+def test_divergences_of_two_classes_by_hand() -> None:
+    teacher = torch.tensor([[0.5, 0.5]]).log()
+    student = torch.tensor([[0.9, 0.1]]).log()
+    forward = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    backward = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    half = [
+        0.5 * sum(p * math.log(p / m) for p, m in zip(side, (0.7, 0.3), strict=True))
+        for side in ((0.5, 0.5), (0.9, 0.1))
+    ]
+    assert kl_divergence(student, teacher).item() == pytest.approx(forward, rel=1e-5)
+    assert reverse_kl(student, teacher).item() == pytest.approx(backward, rel=1e-5)
+    assert js_divergence(student, teacher).item() == pytest.approx(sum(half), rel=1e-5)
+    assert mse(student, teacher).item() == pytest.approx(
+        (math.log(0.9 / 0.5) ** 2 + math.log(0.1 / 0.5) ** 2) / 2, rel=1e-5
+    )
+
+
+def test_js_of_answers_that_share_nothing_is_ln_2_with_finite_gradients() -> None:
+    student = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    loss = js_divergence(student, torch.tensor([[0.0, 200.0]]))
+    assert loss.item() == pytest.approx(math.log(2))
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert torch.isfinite(gradient).all()
+
+
+def test_attention_sees_where_and_not_how_much_or_in_how_many_channels() -> None:
+    maps = torch.zeros(1, 1, 2, 2)
+    maps[..., 0, 0] = 1.0
+    elsewhere = maps.flip(2)
+    assert features.attention(7 * maps.expand(1, 3, 2, 2), maps).item() == pytest.approx(0)
+    assert features.attention(maps, elsewhere).item() == pytest.approx(2 / 4)
+
+
+def test_activation_boundary_is_a_squared_hinge_on_the_teachers_side() -> None:
+    teacher = torch.tensor([[-1.0, -1.0, 2.0, 2.0]])
+    student = torch.tensor([[-2.0, 0.5, 3.0, 0.5]])  # far enough, wrong, far enough, too near
+    wanted = (0.5 + 1) ** 2 + (0.5 - 1) ** 2
+    assert features.activation_boundary(student, teacher).item() == pytest.approx(wanted)
+
+
+def test_relations_do_not_see_scale_or_rotation() -> None:
+    points = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    turned = 3 * points @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    stretched = points * torch.tensor([1.0, 5.0])
+    for loss in (features.relational_distance, features.relational_angle):
+        assert loss(turned, points).item() == pytest.approx(0, abs=1e-6)
+        assert loss(stretched, points).item() > 0.01
+
+
+def test_relational_angle_is_the_cosine_of_each_triple() -> None:
+    corner = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])  # a right angle at the second
+    line = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])  # a straight one
+    # at the second the cosine is 0 and -1, at the first and third root 1/2 and 1: two of each
+    wanted = (2 * 0.5 * 1.0 + 4 * 0.5 * (1 - 0.5**0.5) ** 2) / 27
+    assert features.relational_angle(line, corner).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_similarity_preserving_by_hand() -> None:
+    same, apart = torch.ones(2, 3), torch.eye(2)
+    # rows of the normalized Gram matrices: (.7071, .7071) against (1, 0) and (0, 1)
+    wanted = (2 * (1 - 0.5**0.5) ** 2 + 2 * 0.5) / 4
+    assert features.similarity_preserving(same, apart).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_sample_diversity_asks_for_images_as_different_as_the_answers() -> None:
+    images = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1)
+    assert sample_diversity(images, torch.eye(2)).item() == pytest.approx(2**0.5 / 2)
+
+
+def test_smoothness_of_a_flat_image_is_zero_and_of_a_point_is_not() -> None:
+    assert smoothness(torch.full((1, 1, 5, 5), 3.0)).item() == pytest.approx(0, abs=1e-10)
+    point = torch.zeros(1, 1, 5, 5)
+    point[..., 2, 2] = 1.0
+    assert smoothness(point).item() == pytest.approx(((8 / 9) ** 2 + 8 / 81) / 25, rel=1e-4)

@@ -7,12 +7,15 @@ import toys
 from dreamstill.nets.generators import Generator
 from dreamstill.synthesis.dafl import MNIST, Dafl, DaflSettings, dafl_loss
 from dreamstill.synthesis.deepinversion import DeepInversion, DeepInversionSettings, inversion_loss
-from dreamstill.synthesis.structured_noise import (
-    StructuredNoise,
-    StructuredNoiseSettings,
+from dreamstill.synthesis.drawings import (
+    Drawing,
     interpolation,
     random_fields,
     structured_images,
+)
+from dreamstill.synthesis.structured_noise import (
+    StructuredNoise,
+    StructuredNoiseSettings,
 )
 from dreamstill.synthesis.zskd import Zskd, ZskdSettings, class_similarity, concentration
 from dreamstill.teacher import InputSpec
@@ -76,10 +79,12 @@ def test_dafl_loss_is_the_weighted_sum() -> None:
 
 def test_dafl_passes_the_gradient_through_the_clip() -> None:
     synthesizer = Dafl(toys.cnn_teacher(), DaflSettings(batch_size=8, widths=(4, 4)), rng=rng())
-    nn.init.constant_(synthesizer.generator.norm.weight, 50.0)
-    before = synthesizer.generator.linear.weight.clone()
+    module = synthesizer.generator.module
+    assert isinstance(module, Generator)
+    nn.init.constant_(module.norm.weight, 50.0)
+    before = module.linear.weight.clone()
     synthesizer.next_batch()
-    assert not torch.equal(before, synthesizer.generator.linear.weight)
+    assert not torch.equal(before, module.linear.weight)
 
 
 def test_generator_meets_any_size() -> None:
@@ -166,8 +171,7 @@ def test_structured_images_follow_the_spec() -> None:
     dark = InputSpec(shape=(1, 16, 16), mean=(0.1,), std=(0.3,))
     bright = InputSpec(shape=(1, 16, 16), mean=(0.9,), std=(0.3,))
     means = [
-        structured_images(300, spec, StructuredNoiseSettings(), rng()).mean().item()
-        for spec in (dark, bright)
+        structured_images(300, spec, Drawing(), rng()).mean().item() for spec in (dark, bright)
     ]
     assert means[0] < 0.4 < 0.6 < means[1]
 
@@ -176,7 +180,7 @@ def test_structured_colors_correlate_as_told() -> None:
     spec = InputSpec(shape=(3, 16, 16), mean=(0.4,) * 3, std=(0.3,) * 3)
     gaps = []
     for rho in (0.1, 1.0):
-        settings = StructuredNoiseSettings(channel_correlation=rho)
+        settings = Drawing(channel_correlation=rho)
         images = structured_images(200, spec, settings, rng())
         gaps.append((images[:, 0] - images[:, 1]).abs().mean().item())
     assert gaps[1] < 1e-6 < 0.05 < gaps[0]

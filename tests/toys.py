@@ -1,9 +1,12 @@
 """Networks whose right answers are known by hand, and a factory for each."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dreamstill.nets.seeded import seeded
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
@@ -47,11 +50,23 @@ def small_cnn() -> SmallCnn:
     with seeded(torch.Generator().manual_seed(3)):
         model = SmallCnn()
     model.norm.running_mean.copy_(torch.linspace(-0.5, 0.5, 6))  # type: ignore[union-attr]
-    return model
+    with torch.no_grad():  # every class is named by some images
+        noise = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+        model.head.bias.sub_(model.eval()(noise).mean(0))
+    return model.train()
 
 
 def student() -> SmallCnn:
     return SmallCnn(width=4)
+
+
+def seeded_student() -> SmallCnn:
+    with seeded(torch.Generator().manual_seed(5)):
+        return SmallCnn(width=4)
+
+
+def structured(**changes: Any) -> StructuredNoiseSettings:
+    return StructuredNoiseSettings(**changes)
 
 
 def quadrants() -> Quadrants:

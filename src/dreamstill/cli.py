@@ -16,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dreamstill import main_job
-from dreamstill.errors import DreamstillError, SettingsError
-from dreamstill.evaluate import load_images
+from dreamstill.errors import DreamstillError, RunError, SettingsError
+from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.flags import add_flags, given_flags, merge, read_toml
+from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
 from dreamstill.run import Job, TeacherFile, open_from
-from dreamstill.settings import from_plain
+from dreamstill.settings import from_plain, to_plain
 from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import METHODS
 from dreamstill.tasks.distill import DistillSettings
@@ -88,9 +89,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
         add_flags(sub, METHODS[method].settings, "synthesis")
     synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
+    for sub in (synthesize, distill):
+        presets = ", ".join(METHODS[method].presets) or "this method has none"
+        sub.add_argument("--preset", help=f"settings of the method's paper: {presets}")
     distill.add_argument("--student", help="module:function that builds the student")
     distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
     add_flags(distill, DistillSettings, "distill")
+
+    inspect.add_argument("--images", help=".npz with x: are they like the training images?")
+    metadata = command("metadata", _metadata)
+    add_flags(metadata, TeacherFile, "teacher")
+    metadata.add_argument("--images", required=True, help=".npz with x, the training images")
+    metadata.add_argument("--kind", default="all", help=f"one of {', '.join(Kind)} [all]")
+    metadata.add_argument("--out", help="file to write (.safetensors)")
 
     evaluate = command("evaluate", _evaluate)
     export = command("export", _export)
@@ -154,8 +165,16 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
     _teacher_file(plain)
     if "student" not in plain:
         raise SettingsError("no student: give --student module:function")
-    kind = METHODS[arguments.method_name].settings
-    plain["synthesis"] = from_plain(kind, plain.get("synthesis", {}), "synthesis")
+    method = METHODS[arguments.method_name]
+    given = plain.get("synthesis", {})
+    if arguments.preset:
+        if arguments.preset not in method.presets:
+            known = ", ".join(method.presets) or "none"
+            raise SettingsError(
+                f"{arguments.method_name} has no preset {arguments.preset!r}; known: {known}"
+            )
+        given = merge(to_plain(method.presets[arguments.preset]), given)
+    plain["synthesis"] = from_plain(method.settings, given, "synthesis")
     job: Job = from_plain(Job, plain)
     return job
 
@@ -164,9 +183,28 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     """Say what a teacher offers, and which methods can use it."""
     plain = _settings(arguments)
     teacher = open_from(_teacher_file(plain), device=plain.get("device", "cpu"))
-    result = main_job.inspect(teacher)
+    images = Path(arguments.images) if arguments.images else None
+    result = main_job.inspect(teacher, images)
     if not arguments.json:
         _print_rows("teacher", result)
+    return result
+
+
+def _metadata(arguments: argparse.Namespace) -> Any:
+    """Record a teacher's statistics on its training images, for its owner to hand out."""
+    kinds = [kind for kind in Kind if kind.value == arguments.kind]
+    if not kinds:
+        raise SettingsError(f"unknown kind {arguments.kind!r}; known: {', '.join(Kind)}")
+    path = _out(arguments)
+    if path.exists():
+        raise RunError(f"{path} exists: choose another name")
+    plain = given_flags(arguments)
+    teacher = open_from(_teacher_file(plain))
+    images = load_unlabelled(Path(arguments.images), teacher.spec)
+    record_metadata(teacher, images, path, kind=kinds[0])
+    result = {"file": str(path), "kind": arguments.kind, "bytes": path.stat().st_size}
+    if not arguments.json:
+        _print_rows("metadata", result)
     return result
 
 

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -136,11 +138,8 @@ def _time_once(module: nn.Module, image: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def load_images(path: Path, spec: InputSpec, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Read uint8 images (N, C, H, W) and labels (N,) of an .npz: x, y or x_test, y_test.
-
-    Raises DataError that names what is wrong with the file.
-    """
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays x and y of an .npz, or x_test and y_test under those names."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name in _NAMES}
@@ -148,16 +147,40 @@ def load_images(path: Path, spec: InputSpec, num_classes: int) -> tuple[Tensor, 
         raise DataError(f"no images at {path}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise DataError(f"{path} is not an .npz of plain arrays: {error}") from error
-    pair = next((p for p in (("x", "y"), ("x_test", "y_test")) if set(p) <= arrays.keys()), None)
-    if pair is None:
-        raise DataError(f"{path} must hold x and y, or x_test and y_test")
-    x, y = arrays[pair[0]], arrays[pair[1]]
+    suffix = "" if "x" in arrays else "_test"
+    return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}
+
+
+_NAMES = ("x", "y", "x_test", "y_test")
+
+
+def load_unlabelled(path: Path, spec: InputSpec) -> Tensor:
+    """Read uint8 images (N, C, H, W) of an .npz: x or x_test; labels are not looked at.
+
+    Raises DataError that names what is wrong with the file.
+    """
+    arrays = _read(path)
+    if "x" not in arrays:
+        raise DataError(f"{path} must hold x or x_test")
+    x = arrays["x"]
     if x.dtype != np.uint8:
         raise DataError(f"images in {path} must be uint8; got {x.dtype}")
     if x.ndim != 4 or x.shape[1:] != spec.shape:
         raise DataError(f"images in {path} must be (N, *{spec.shape}); got {x.shape}")
     if len(x) == 0:
         raise DataError(f"{path} holds 0 images")
+    return torch.from_numpy(x)
+
+
+def load_images(path: Path, spec: InputSpec, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Read uint8 images (N, C, H, W) and labels (N,) of an .npz: x, y or x_test, y_test.
+
+    Raises DataError that names what is wrong with the file.
+    """
+    arrays = _read(path)
+    if set(arrays) != {"x", "y"}:
+        raise DataError(f"{path} must hold x and y, or x_test and y_test")
+    x, y = load_unlabelled(path, spec), arrays["y"]
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"labels in {path} must be integers (N,); got {y.dtype} {y.shape}")
     if len(x) != len(y):
@@ -166,7 +189,4 @@ def load_images(path: Path, spec: InputSpec, num_classes: int) -> tuple[Tensor, 
         raise DataError(
             f"labels in {path} must be 0 to {num_classes - 1}; got {y.min()} to {y.max()}"
         )
-    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
-
-
-_NAMES = ("x", "y", "x_test", "y_test")
+    return x, torch.from_numpy(y.astype(np.int64))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.losses.logits import kl_divergence
+from dreamstill.probe import eval_mode
 from dreamstill.synthesis.contract import Batch
 
 __all__ = ["Judge", "Verdict"]
@@ -67,12 +68,8 @@ class Judge:
 
     @torch.no_grad()
     def _ask(self, student: nn.Module) -> tuple[float, float]:
-        was_training = student.training
-        student.eval()
-        try:
+        with eval_mode(student):
             logits: Tensor = student(self.images)
-        finally:
-            student.train(was_training)
         same = (logits.argmax(1) == self.logits.argmax(1)).float().mean().item()
         return same, kl_divergence(logits, self.logits).item()
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.evaluate import load_images
+from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.report import write_report
+from dreamstill.report.figures import class_rows
 from dreamstill.run import Job, TeacherFile, distill, open_from, write_atomically, write_json
 from dreamstill.summarize import export_run, summarize
 from dreamstill.synthesis import METHODS, missing_offers, open_synthesizer
+from dreamstill.synthesis.knowledge_within import data_similarity
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings, Progress
@@ -27,10 +29,17 @@ __all__ = ["demo", "distill_and_report", "inspect", "synthesize"]
 OnProgress = Callable[[Progress], None]
 
 
-def inspect(teacher: Teacher) -> dict[str, Any]:
-    """What the teacher is and offers, and the methods that can use it, as plain values."""
+def inspect(teacher: Teacher, images: Path | None = None) -> dict[str, Any]:
+    """What the teacher is and offers, and the methods that can use it, as plain values.
+
+    With unlabelled images (.npz with x) also how alike they are to what it was trained on.
+    """
     offers = teacher.offers
-    return {
+    similarity = {}
+    if images is not None:
+        shown = teacher.spec.encode(load_unlabelled(images, teacher.spec)[:2000])
+        similarity["data_similarity"] = data_similarity(teacher, shown.to(teacher.device))
+    return similarity | {
         "input": list(teacher.spec.shape),
         "mean": list(teacher.spec.mean),
         "std": list(teacher.spec.std),
@@ -46,14 +55,18 @@ def inspect(teacher: Teacher) -> dict[str, Any]:
 
 
 def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress) -> dict[str, Any]:
-    """Make at least one and exactly `num_images` images: folder/images.npz with x, y, logits."""
+    """Make `num_images` images: folder/images.npz with x, y, logits, and images.png."""
     if num_images < 1:
         raise SettingsError(f"num_images must be at least 1; got {num_images}")
     if folder.exists():
         raise RunError(f"{folder} exists: choose another folder")
+    if METHODS[job.method].synthesizer.adversarial:
+        raise SettingsError(f"{job.method} plays against a student: use it with distill")
     teacher = open_from(job.teacher, device=job.device)
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
+    for _ in range(method.warm_up):
+        method.next_batch()
     images, logits, have = [], [], 0
     while have < num_images:
         batch = method.next_batch()
@@ -62,6 +75,7 @@ def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress)
         have += len(batch.images)
         on_progress(Progress("synthesize", min(have, num_images), num_images, {}))
     x, out = torch.cat(images)[:num_images], torch.cat(logits)[:num_images]
+    classes = out.argmax(1)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -69,16 +83,20 @@ def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress)
 
     def save(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez_compressed(file, x=x.numpy(), y=out.argmax(1).numpy(), logits=out.numpy())
+            np.savez_compressed(file, x=x.numpy(), y=classes.numpy(), logits=out.numpy())
 
+    rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in classes.unique()]
+    picture = class_rows(rows, [str(k) for k in classes.unique().tolist()])
     try:
         write_atomically(folder / "images.npz", save)
+        write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
     except RunError:
         shutil.rmtree(folder)
         raise
-    counts = torch.bincount(out.argmax(1), minlength=teacher.num_classes).tolist()
+    counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
     return {
         "images": str(folder / "images.npz"),
+        "picture": str(folder / "images.png"),
         "num_images": num_images,
         "images_per_class": counts,
         "queries": teacher.queries,

@@ -1,41 +1,53 @@
-"""Record the inputs of layers during a forward pass; always unhooked on leaving."""
+"""Record what enters and leaves layers during a forward pass; always unhooked on leaving."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Probe", "batch_norm_layers"]
+__all__ = ["Probe", "batch_norm_layers", "eval_mode"]
 
 
 class Probe:
-    """Context manager that keeps the first positional input of each named layer.
+    """Context manager that keeps the first positional input and the output of each named layer.
 
-    A layer that runs several times in one forward pass keeps its last input.
+    In the order in which the layers finish. A layer that runs several times in one forward pass
+    keeps what it last had.
 
+    Args:
+        layers: by the names to record them under.
+        copy: record outputs as copies, for networks that go on to change them in place.
+
+
+    Example:
     >>> import torch
     >>> layer = nn.Linear(2, 1)
     >>> with Probe({"layer": layer}) as probe:
     ...     _ = nn.Sequential(layer)(torch.tensor([[1.0, 2.0]]))
     >>> probe.inputs["layer"].tolist()
     [[1.0, 2.0]]
+
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], *, copy: bool = False) -> None:
         self.inputs: dict[str, Tensor] = {}
-        self._layers = layers
+        self.outputs: dict[str, Tensor] = {}
+        self._layers, self._copy = layers, copy
 
     def __enter__(self) -> "Probe":
         self._handles = [
-            layer.register_forward_pre_hook(self._recorder(name))
+            layer.register_forward_hook(self._recorder(name))
             for name, layer in self._layers.items()
         ]
         return self
 
-    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.inputs[name] = args[0]
+    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.outputs[name] = output.clone() if self._copy else output
+            if args:
+                self.inputs[name] = args[0]
 
         return record
 
@@ -56,3 +68,15 @@ def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
         for name, layer in module.named_modules()
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None
     }
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Run the body with the module in eval mode; each part's own mode comes back on leaving."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

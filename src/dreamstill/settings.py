@@ -8,7 +8,35 @@ from typing import Any
 
 from dreamstill.errors import SettingsError
 
-__all__ = ["from_plain", "to_plain"]
+__all__ = ["above", "at_least", "from_plain", "to_plain", "within"]
+
+
+def at_least(settings: Any, low: float, *names: str) -> None:
+    """SettingsError unless every named setting, and every number in it, is at least `low`."""
+    for name in names:
+        if not all(value >= low for value in _numbers(getattr(settings, name))):
+            raise SettingsError(f"{name} must be at least {low}; got {getattr(settings, name)}")
+
+
+def above(settings: Any, low: float, *names: str) -> None:
+    """SettingsError unless every named setting, and every number in it, is above `low`."""
+    for name in names:
+        if not all(value > low for value in _numbers(getattr(settings, name))):
+            raise SettingsError(f"{name} must be above {low}; got {getattr(settings, name)}")
+
+
+def within(settings: Any, low: float, high: float, *names: str) -> None:
+    """SettingsError unless every named setting, and every number in it, is in [low, high]."""
+    for name in names:
+        if not all(low <= value <= high for value in _numbers(getattr(settings, name))):
+            raise SettingsError(f"{name} must be in [{low}, {high}]; got {getattr(settings, name)}")
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """A setting's numbers; None, an option left out, has none."""
+    if isinstance(value, tuple):
+        return value
+    return () if value is None else (value,)
 
 
 def to_plain(settings: Any) -> Any:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["information_entropy"]
+__all__ = ["information_entropy", "sample_diversity"]
 
 
 def information_entropy(logits: Tensor) -> Tensor:
@@ -20,3 +20,21 @@ def information_entropy(logits: Tensor) -> Tensor:
     mean = F.softmax(logits, dim=1).mean(0)
     entropy: Tensor = torch.special.xlogy(mean, mean).sum() / torch.log(mean.new_tensor(10.0))
     return entropy
+
+
+def sample_diversity(images: Tensor, probabilities: Tensor) -> Tensor:
+    """How little the images of a batch differ for how much the teacher's answers do.
+
+    Han et al. 2021 (RDSKD): 1 / (||x2 - x1|| / ||p2 - p1||), Frobenius norms between the two halves
+    of the batch.
+
+    Args:
+        images: (N, C, H, W), N even.
+        probabilities: the teacher's (N, K).
+
+    """
+    half = len(images) // 2
+    change = (images[half : 2 * half] - images[:half]).norm()
+    answer = (probabilities[half : 2 * half] - probabilities[:half]).norm()
+    ratio: Tensor = answer / change.clamp_min(1e-12)
+    return ratio

@@ -1,12 +1,15 @@
-"""Image priors of DeepInversion (Yin et al. 2020), equation 3, on images (N, C, H, W)."""
+"""Image priors on images (N, C, H, W)."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["l2_norm", "total_variation"]
+__all__ = ["l2_norm", "smoothness", "total_variation"]
 
 
 def total_variation(images: Tensor) -> Tensor:
     """Sum of the Frobenius norms of the horizontal, vertical and two diagonal differences.
+
+    Yin et al. 2020 (DeepInversion), equation 3.
 
     Taken over the whole batch and not normalized, as in the authors' code: their weights (2.5e-5
     to 1e-3) belong to it.
@@ -24,6 +27,15 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def l2_norm(images: Tensor) -> Tensor:
-    """Mean over the batch of each image's l2 norm."""
+    """Mean over the batch of each image's l2 norm: Yin et al. 2020, equation 3."""
     norms: Tensor = images.flatten(1).norm(dim=1)
     return norms.mean()
+
+
+def smoothness(images: Tensor) -> Tensor:
+    """Mean squared difference between images and their 3x3 blur, edges repeated.
+
+    The image prior of Haroush et al. 2020 (The Knowledge Within).
+    """
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return F.mse_loss(images, blurred)

@@ -1,8 +1,9 @@
 """Distances between a batch's statistics and the running statistics of BatchNorm layers."""
 
+import torch
 from torch import Tensor
 
-__all__ = ["batch_statistics", "batch_statistics_distance"]
+__all__ = ["batch_statistics", "batch_statistics_distance", "gaussian_kl"]
 
 
 def batch_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,3 +25,21 @@ def batch_statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) ->
     batch_mean, batch_variance = batch_statistics(inputs)
     distance: Tensor = (variance - batch_variance).norm() + (mean - batch_mean).norm()
     return distance
+
+
+def gaussian_kl(
+    mean: Tensor, variance: Tensor, batch_mean: Tensor, batch_variance: Tensor
+) -> Tensor:
+    """KL(N(mean, variance) || N(batch mean, batch variance)) per channel, averaged over channels.
+
+    Haroush et al. 2020 (The Knowledge Within), the BNS measure: how badly the batch's moments
+    code what the layer was fed in training. All four are (C,); variances above 0.
+
+    >>> import torch
+    >>> one, zero = torch.ones(1), torch.zeros(1)
+    >>> round(float(gaussian_kl(zero, one, one, one)), 4), float(gaussian_kl(zero, one, zero, one))
+    (0.5, 0.0)
+    """
+    ratio = (variance + (mean - batch_mean) ** 2) / batch_variance
+    kl: Tensor = 0.5 * (torch.log(batch_variance / variance) - 1 + ratio)
+    return kl.mean()

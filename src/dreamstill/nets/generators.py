@@ -7,7 +7,7 @@ __all__ = ["Generator"]
 
 
 class Generator(nn.Module):
-    """Linear, two upsamplings, three convolutions, tanh, BatchNorm without affine.
+    """Linear, two upsamplings, three convolutions, BatchNorm.
 
     The generator of DAFL and of most methods after it. The papers' widths are (128, 64); its bill
     is nearly all in the convolutions, so size it to the teacher (LeNet-5: (32, 16)).
@@ -16,7 +16,9 @@ class Generator(nn.Module):
         latent: length of the latent vector.
         shape: (C, H, W) of the images; H and W need not be multiples of 4.
         widths: channels before and after the second convolution.
-        eps: of the inner BatchNorm layers; the paper's code has 0.8.
+        eps: of the inner BatchNorm layers; DAFL's code has 0.8.
+        bounded: end with tanh and a BatchNorm without affine, as DAFL does; else with a BatchNorm
+            that learns its range, as ZSKT does.
 
     """
 
@@ -26,7 +28,8 @@ class Generator(nn.Module):
         shape: tuple[int, int, int],
         widths: tuple[int, int] = (128, 64),
         *,
-        eps: float = 0.8,
+        eps: float = 1e-5,
+        bounded: bool = True,
     ) -> None:
         super().__init__()
         channels, height, width = shape
@@ -43,8 +46,8 @@ class Generator(nn.Module):
             nn.BatchNorm2d(narrow, eps=eps),
             nn.LeakyReLU(0.2),
             nn.Conv2d(narrow, channels, 3, padding=1),
-            nn.Tanh(),
-            nn.BatchNorm2d(channels, affine=False),
+            nn.Tanh() if bounded else nn.Identity(),
+            nn.BatchNorm2d(channels, affine=not bounded),
         )
 
     def forward(self, z: Tensor) -> Tensor:

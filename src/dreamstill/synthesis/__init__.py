@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import torch
 
 from dreamstill.errors import TeacherError
+from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
 from dreamstill.synthesis.contract import Batch, Synthesizer
-from dreamstill.synthesis.dafl import Dafl, DaflSettings
-from dreamstill.synthesis.deepinversion import DeepInversion, DeepInversionSettings
+from dreamstill.synthesis.knowledge_within import KnowledgeWithin, KnowledgeWithinSettings
+from dreamstill.synthesis.metadata import MetadataImages, MetadataSettings
 from dreamstill.synthesis.noise import Noise, NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
 from dreamstill.synthesis.zskd import Zskd, ZskdSettings
@@ -17,18 +18,34 @@ __all__ = ["METHODS", "Batch", "Method", "Synthesizer", "missing_offers", "open_
 
 
 class Method(NamedTuple):
-    """A synthesizer's class and that of its settings."""
+    """A synthesizer's class, that of its settings, and its paper's settings by data set."""
 
     synthesizer: Any
     settings: Any
+    presets: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
 
 
 METHODS: dict[str, Method] = {
     "noise": Method(Noise, NoiseSettings),
     "structured_noise": Method(StructuredNoise, StructuredNoiseSettings),
-    "dafl": Method(Dafl, DaflSettings),
-    "deepinversion": Method(DeepInversion, DeepInversionSettings),
+    "dafl": Method(
+        dafl.Dafl,
+        dafl.DaflSettings,
+        {"mnist": dafl.MNIST, "cifar10": dafl.CIFAR10, "cifar100": dafl.CIFAR100},
+    ),
+    "deepinversion": Method(
+        deepinversion.DeepInversion,
+        deepinversion.DeepInversionSettings,
+        {"cifar10": deepinversion.CIFAR10, "imagenet": deepinversion.IMAGENET},
+    ),
     "zskd": Method(Zskd, ZskdSettings),
+    "zskt": Method(zskt.Zskt, zskt.ZsktSettings, {"cifar10": zskt.CIFAR10, "svhn": zskt.SVHN}),
+    "dfad": Method(dfad.Dfad, dfad.DfadSettings, {"mnist": dfad.MNIST, "cifar10": dfad.CIFAR10}),
+    "rdskd": Method(
+        rdskd.Rdskd, rdskd.RdskdSettings, {"mnist": rdskd.MNIST, "cifar10": rdskd.CIFAR10}
+    ),
+    "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinSettings),
+    "metadata": Method(MetadataImages, MetadataSettings),
 }
 
 

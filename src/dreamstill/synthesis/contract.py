@@ -30,10 +30,20 @@ class Synthesizer(Protocol):
 
     streams: ClassVar[bool]
     """A batch costs about as much as a training step, so every step can have a fresh one."""
+    adversarial: ClassVar[bool]
+    """`next_batch` plays against a student and cannot do without one."""
     needs: ClassVar[tuple[str, ...]]
     """Names of `Offers` that the method cannot do without."""
 
     def __init__(self, teacher: Teacher, settings: Any, *, rng: torch.Generator) -> None: ...
+
+    @property
+    def repeat(self) -> int:
+        """Student steps on each fresh batch; 1 for most."""
+
+    @property
+    def warm_up(self) -> int:
+        """Batches that are made while the method learns to make them, not to be trained on."""
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """The next batch; adversarial methods read the live student."""

@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.features import activation
-from dreamstill.nets.generators import Generator
-from dreamstill.nets.seeded import seeded
+from dreamstill.settings import above, at_least
 from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
 
 __all__ = ["CIFAR10", "CIFAR100", "MNIST", "Dafl", "DaflSettings", "dafl_loss"]
@@ -26,7 +25,7 @@ __all__ = ["CIFAR10", "CIFAR100", "MNIST", "Dafl", "DaflSettings", "dafl_loss"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaflSettings:
-    """Settings of DAFL; the defaults are the paper's for MNIST, but for the generator's size."""
+    """Settings of DAFL; the defaults are the paper's for MNIST."""
 
     batch_size: int = 512
     """Images a batch; at least 2 (BatchNorm)."""
@@ -44,17 +43,10 @@ class DaflSettings:
     """Weight of the activation loss; at least 0."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise SettingsError(f"batch_size must be at least 2; got {self.batch_size}")
-        for name in ("latent", "widths"):
-            values = getattr(self, name)
-            if min(values if isinstance(values, tuple) else (values,)) < 1:
-                raise SettingsError(f"{name} must be at least 1; got {values}")
-        if not self.lr > 0:
-            raise SettingsError(f"lr must be above 0; got {self.lr}")
-        for name in ("one_hot", "information_entropy", "activation"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} must be at least 0; got {getattr(self, name)}")
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "latent", "widths")
+        above(self, 0, "lr")
+        at_least(self, 0, "one_hot", "information_entropy", "activation")
 
 
 MNIST = DaflSettings()
@@ -79,38 +71,28 @@ class Dafl:
     """One generator step a batch; the student learns from the same images, as in the paper."""
 
     streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
 
     def __init__(self, teacher: Teacher, settings: DaflSettings, *, rng: torch.Generator) -> None:
-        self.teacher, self.settings, self.rng = teacher, settings, rng
-        with seeded(rng):
-            self.generator = Generator(settings.latent, teacher.spec.shape, settings.widths)
-        self.generator.to(rng.device)
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.lr)
+        self.teacher, self.settings = teacher, settings
+        self.generator = LatentGenerator(
+            teacher.spec, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+        )
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Draw z, take one generator step, return the images drawn before the step."""
-        size = (self.settings.batch_size, self.settings.latent)
-        z = torch.randn(size, generator=self.rng, device=self.rng.device)
-        raw = self.generator(z)
-        images = raw + (self.teacher.spec.clip(raw) - raw).detach()
+        images = self.generator.images(self.generator.draw(self.settings.batch_size))
         logits, features = self.teacher.with_features(images)
-        loss = dafl_loss(logits, features, self.settings)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(f"the generator's loss became {loss.item()}; lower the lr")
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.generator.step(dafl_loss(logits, features, self.settings))
         return Batch(images.detach(), logits.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """Generator and optimizer."""
-        return {
-            "generator": self.generator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        return self.generator.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up generator and optimizer."""
-        self.generator.load_state_dict(state["generator"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.load_state_dict(state)

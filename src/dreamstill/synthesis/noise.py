@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import SettingsError
+from dreamstill.settings import at_least
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import Teacher
 
@@ -24,14 +24,16 @@ class NoiseSettings:
     """Images a batch; at least 1."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise SettingsError(f"batch_size must be at least 1; got {self.batch_size}")
+        at_least(self, 1, "batch_size")
 
 
 class Noise:
     """N(0, 1) in the teacher's input space, clipped to its valid range."""
 
     streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, teacher: Teacher, settings: NoiseSettings, *, rng: torch.Generator) -> None:

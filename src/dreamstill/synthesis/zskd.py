@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import NonFiniteError, SettingsError
+from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nets.seeded import seeded
+from dreamstill.settings import above, at_least
 from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["Zskd", "ZskdSettings", "class_similarity", "concentration"]
@@ -29,22 +31,21 @@ class ZskdSettings:
     """Data Impressions optimized together; each is on its own, so this is a matter of speed."""
     steps: int = 150
     """Adam steps a batch; at least 1. The paper has 1500 at a learning rate of 1e-3 to 0.1."""
-    lr: float = 0.05
-    """Learning rate of Adam on pixels in [0, 1]; above 0."""
+    lr: float = 0.15
+    """Learning rate of Adam, in the teacher's input space; above 0."""
     temperature: float = 20.0
     """Of the teacher's softmax while optimizing; above 0."""
     betas: tuple[float, ...] = (1.0, 0.1)
     """Scales of the Dirichlet concentration, in equal shares: near 1 spread, near 0 peaked."""
 
+    start: Start = Start.UNIFORM
+    """Pixels before the first step: uniform (the paper's), gaussian or structured."""
+
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} must be above 0; got {getattr(self, name)}")
-        if not self.betas or not min(self.betas) > 0:
-            raise SettingsError(f"betas must be numbers above 0; got {self.betas}")
+        at_least(self, 1, "batch_size", "steps")
+        above(self, 0, "lr", "temperature", "betas")
+        if not self.betas:
+            raise SettingsError("betas must not be empty; got ()")
 
 
 def class_similarity(weight: Tensor) -> Tensor:
@@ -73,6 +74,9 @@ class Zskd:
     """Each batch draws soft targets, classes and betas in turn, and optimizes pixels to them."""
 
     streams: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
 
     def __init__(self, teacher: Teacher, settings: ZskdSettings, *, rng: torch.Generator) -> None:
@@ -94,22 +98,21 @@ class Zskd:
         """Optimize one batch of Data Impressions: (batch_size, C, H, W)."""
         settings, teacher = self.settings, self.teacher
         targets = self.draw_targets(settings.batch_size)
-        shape = (settings.batch_size, *teacher.spec.shape)
-        pixels = torch.rand(shape, generator=self.rng, device=self.rng.device).requires_grad_()
-        optimizer = torch.optim.Adam([pixels], lr=settings.lr)
-        for _ in range(settings.steps):
-            logits = teacher(teacher.spec.normalize(pixels))
-            loss = soft_cross_entropy(logits, targets, settings.temperature)
-            if not torch.isfinite(loss):
-                raise NonFiniteError(f"the impressions' loss became {loss.item()}; lower the lr")
+
+        def objective(images: Tensor, step: int) -> Tensor:
+            loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
             # the sum over the batch: an image's steps must not depend on how many go beside it
-            (pixels.grad,) = torch.autograd.grad(loss * len(pixels), pixels)
-            optimizer.step()
-            with torch.no_grad():
-                pixels.clamp_(0, 1)
+            return loss * len(images)
+
+        images = optimize_pixels(
+            start_images(settings.batch_size, teacher.spec, settings.start, self.rng),
+            objective,
+            spec=teacher.spec,
+            steps=settings.steps,
+            lr=settings.lr,
+        )
         with torch.no_grad():
-            images = teacher.spec.normalize(pixels)
-            return Batch(images.detach(), teacher(images))
+            return Batch(images, teacher(images))
 
     def state_dict(self) -> dict[str, Any]:
         """How many targets were drawn: whose turn it is."""

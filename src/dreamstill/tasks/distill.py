@@ -1,34 +1,21 @@
 """Distill: train a student on what a synthesizer makes, and keep the one the judge chooses."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.judge import Judge
-from dreamstill.losses import logits as transfer_losses
 from dreamstill.pool import Augmentation, Pool, augment
+from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.contract import Batch, Synthesizer
+from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
 
 __all__ = ["Distillation", "DistillSettings", "Progress", "Transfer"]
-
-
-class Transfer(StrEnum):
-    """Losses that may be summed; see `dreamstill.losses.logits`."""
-
-    KL = "kl"
-    L1 = "l1"
-
-
-LOSSES: dict[Transfer, Callable[[Tensor, Tensor, float], Tensor]] = {
-    Transfer.KL: transfer_losses.kl_divergence,
-    Transfer.L1: transfer_losses.l1,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +37,15 @@ class DistillSettings:
     augment: Augmentation = field(default_factory=Augmentation)
     """Changes of replayed images."""
     transfer: tuple[Transfer, ...] = (Transfer.KL, Transfer.L1)
-    """Losses on the logits, summed: kl (Hinton's, at `temperature`), l1."""
+    """Losses, summed. On logits: kl (Hinton's), reverse-kl, js, mse, l1; on feature maps: mimic,
+    attention, boundary (a first stage that initializes the student); on the penultimate features:
+    relational, similarity."""
+    transfer_weights: tuple[float, ...] | None = None
+    """A weight for each loss; at least 0. Default: 1 on logits, the papers' on features."""
+    boundary_share: float = 0.25
+    """Share of the steps that a boundary stage takes, where there is one. 0 to 1."""
     temperature: float = 4.0
-    """Of the kl loss; above 0. At 1 it is the plain forward KL."""
+    """Of kl, reverse-kl and js; above 0. At 1 they are the plain divergences."""
     lr: float = 2e-3
     """Learning rate of the student's Adam; above 0."""
     anneal: bool = True
@@ -65,23 +58,24 @@ class DistillSettings:
     """Largest norm of the student's gradient; 0: none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "pool", "judge_every"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("batch_size", "held_out"):
-            if getattr(self, name) < 2:
-                raise SettingsError(f"{name} must be at least 2; got {getattr(self, name)}")
-        for name in ("temperature", "lr"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} must be above 0; got {getattr(self, name)}")
-        for name in ("prefill", "fresh_every", "clip_gradient"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise SettingsError(f"{name} must be at least 0; got {value}")
+        at_least(self, 1, "steps", "pool", "judge_every")
+        at_least(self, 2, "batch_size", "held_out")
+        above(self, 0, "temperature", "lr")
+        at_least(self, 0, "prefill", "fresh_every", "clip_gradient", "transfer_weights")
+        within(self, 0, 1, "boundary_share")
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
         if not self.transfer:
-            raise SettingsError("transfer must name at least one loss: kl, l1")
+            raise SettingsError(f"transfer must name at least one of {', '.join(Transfer)}")
+        if len(set(self.transfer)) < len(self.transfer):
+            raise SettingsError(f"transfer names a loss twice: {', '.join(self.transfer)}")
+        if self.transfer == (Transfer.BOUNDARY,):
+            raise SettingsError("boundary only initializes the student: name a loss beside it")
+        weights = self.transfer_weights
+        if weights is not None and len(weights) != len(self.transfer):
+            raise SettingsError(
+                f"transfer_weights must have {len(self.transfer)} values; got {weights}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,7 @@ class Progress:
     """What happened: one synthesized batch of the prefill, or one student step."""
 
     stage: str
-    """"synthesize" or "distill"."""
+    """"warm up", "synthesize" or "distill"."""
     done: int
     total: int
     record: dict[str, float]
@@ -129,12 +123,30 @@ class Distillation:
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
         self.judge = Judge(settings.held_out)
-        self.optimizer = torch.optim.Adam(student.parameters(), lr=settings.lr)
+        self.loss = TransferLoss(
+            teacher,
+            student,
+            settings.transfer,
+            weights=settings.transfer_weights,
+            temperature=settings.temperature,
+            rng=rng,
+        )
+        parameters = [*student.parameters(), *self.loss.connectors.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=settings.lr)
+        boundary = Transfer.BOUNDARY in settings.transfer
+        self.boundary_steps = int(settings.boundary_share * settings.steps) if boundary else 0
+        self.warmed_up = 0
+        self.repeated: Batch | None = None  # the fresh batch that is trained on again
+        self.repeats_left = 0
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
         self.step = 0
 
     def run(self) -> Iterator[Progress]:
         """Fill the pool, then train; yields after every batch and step, when a stop is safe."""
+        while self.warmed_up < self.synthesizer.warm_up:
+            self.synthesizer.next_batch(self.student)
+            self.warmed_up += 1
+            yield Progress("warm up", self.warmed_up, self.synthesizer.warm_up, {})
         while len(self.judge.images) < self.settings.held_out or self.pool.added < self.prefill:
             self._synthesize()
             total = self.prefill + self.settings.held_out
@@ -154,8 +166,14 @@ class Distillation:
         return batch
 
     def _next_batch(self) -> Batch:
+        if self.repeats_left:
+            self.repeats_left -= 1
+            assert self.repeated is not None
+            return self.repeated
         if self.fresh_every and self.step % self.fresh_every == 0:
-            return self._synthesize()
+            batch, self.repeats_left = self._synthesize(), self.synthesizer.repeat - 1
+            self.repeated = batch if self.repeats_left else None
+            return batch
         images = self.pool.sample(self.settings.batch_size, self.rng)
         images = augment(images, self.teacher.spec, self.settings.augment, self.rng)
         with torch.no_grad():
@@ -165,10 +183,8 @@ class Distillation:
         settings = self.settings
         batch = self._next_batch()
         self.student.train()
-        output = self.student(batch.images)
-        loss = torch.stack(
-            [LOSSES[name](output, batch.logits, settings.temperature) for name in settings.transfer]
-        ).sum()
+        initializing = self.step < self.boundary_steps
+        loss = self.loss(batch, only=Transfer.BOUNDARY if initializing else None)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NonFiniteError(
@@ -204,6 +220,10 @@ class Distillation:
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "connectors": self.loss.connectors.state_dict(),
+            "warmed_up": self.warmed_up,
+            "repeats_left": self.repeats_left,
+            "repeated": (self.repeated.images, self.repeated.logits) if self.repeated else None,
             "synthesizer": self.synthesizer.state_dict(),
             "judge": self.judge.state_dict(),
             "pool": self.pool.state_dict(),
@@ -217,6 +237,9 @@ class Distillation:
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.loss.connectors.load_state_dict(state["connectors"])
+        self.warmed_up, self.repeats_left = state["warmed_up"], state["repeats_left"]
+        self.repeated = Batch(*state["repeated"]) if state["repeated"] else None
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.judge.load_state_dict(state["judge"], self.student)
         self.pool.load_state_dict(state["pool"])

@@ -1,0 +1,238 @@
+"""Metadata: statistics of a teacher's activations, made by its owner, in place of the data.
+
+Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017.
+The owner runs `record_metadata` on the training images and hands out the file beside the teacher;
+the synthesizer `metadata` reads it. Where this differs: the authors' code scales its noise by the
+covariance rather than by its root, and never uses the spectra that it computes; this does.
+
+The file is safetensors with the format's name and version in its header. It holds, for every class
+k and each view v (a set of activations): `v/mean` (K, D), `v/root` (K, D, R), a root of the class's
+covariance (or `v/std` (K, D) where D is large), and for spectral views `v/basis` (D, B), the graph
+Fourier basis that activations are projected on. Means of a class are in it: someone who has it can
+see what the class's average image does to the network. Treat it as you would such averages.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dreamstill.errors import DataError, RunError, TeacherError
+from dreamstill.probe import Probe
+from dreamstill.teacher import Teacher
+
+__all__ = ["Kind", "Metadata", "activations", "load_metadata", "record_metadata"]
+
+FORMAT = "dreamstill-metadata-1"
+
+
+class Kind(StrEnum):
+    """Which activations are recorded, and how."""
+
+    TOP = "top"
+    """The input of the last linear layer: means and covariance of each class."""
+    ALL = "all"
+    """The inputs of every convolution and linear layer but the first, and the logits."""
+    SPECTRAL = "spectral"
+    """Inputs of linear layers and the logits together, on the graph of their correlations."""
+    SPECTRAL_PAIRS = "spectral-pairs"
+    """The same for each pair of layers that follow one another."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Statistics of one set of activations."""
+
+    layers: tuple[str, ...]
+    """Names in `activations`, joined end to end."""
+    mean: Tensor
+    """(K, D) by class, in the basis where there is one."""
+    root: Tensor | None
+    """(K, D, D) root of each class's covariance; None: `std` stands for it."""
+    std: Tensor
+    """(K, D)."""
+    basis: Tensor | None
+    """(sum of sizes, D) orthonormal columns, or None."""
+
+    def project(self, recorded: dict[str, Tensor]) -> Tensor:
+        """Activations (N, ...) by name -> (N, D)."""
+        joined = torch.cat([recorded[name].flatten(1) for name in self.layers], 1)
+        return joined if self.basis is None else joined @ self.basis
+
+    def sample(self, classes: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw activations (N, D) for classes (N,), Gaussian."""
+        size = (len(classes), self.mean.shape[1])
+        noise = torch.randn(size, generator=rng, device=rng.device)
+        if self.root is None:
+            return self.mean[classes] + noise * self.std[classes]
+        return self.mean[classes] + torch.einsum("nij,nj->ni", self.root[classes], noise)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file holds."""
+
+    kind: Kind
+    fingerprint: str
+    """The teacher's."""
+    views: tuple[View, ...]
+
+
+def activations(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
+    """Inputs of every convolution and linear layer but the first, and `logits`, by name."""
+    layers = {
+        name: layer
+        for name, layer in teacher.module.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+    with Probe(layers) as probe:
+        logits = teacher(images)
+    recorded = dict(list(probe.inputs.items())[1:])
+    return recorded | {"logits": logits}
+
+
+def _layer_sets(kind: Kind, teacher: Teacher, names: list[str]) -> list[tuple[str, ...]]:
+    if kind is Kind.TOP:
+        if teacher.offers.last_linear is None:
+            raise TeacherError("metadata of kind top needs a last linear layer")
+        return [(teacher.offers.last_linear,)]
+    if kind is Kind.ALL:
+        return [(name,) for name in names]
+    linear = [
+        name
+        for name in names
+        if name == "logits" or isinstance(teacher.module.get_submodule(name), nn.Linear)
+    ]
+    if kind is Kind.SPECTRAL:
+        return [tuple(linear)]
+    return list(itertools.pairwise(linear))
+
+
+def graph_basis(values: Tensor, num: int) -> Tensor:
+    """Leading eigenvectors of the graph of correlations of (N, D) activations: (D, num).
+
+    Nodes are activations, edges the magnitudes of their correlations. A dead activation is a node
+    on its own. The eigenvectors of the largest eigenvalues of the adjacency keep what varies
+    together.
+    """
+    centered = values - values.mean(0)
+    scale = centered.norm(dim=0)
+    unit = centered / scale.clamp_min(1e-6)
+    adjacency = (unit.T @ unit).abs()
+    _, vectors = torch.linalg.eigh(adjacency.double())
+    leading: Tensor = vectors[:, -num:].to(values.dtype)
+    return leading
+
+
+@torch.no_grad()
+def record_metadata(
+    teacher: Teacher,
+    images: Tensor,
+    path: Path,
+    *,
+    kind: Kind = Kind.ALL,
+    num_vectors: int = 64,
+    largest_root: int = 512,
+) -> Metadata:
+    """Record a teacher's activations over its training images and write the file.
+
+    Args:
+        teacher: its own answers are the classes.
+        images: uint8 (N, C, H, W); at least two of every class the teacher names.
+        path: .safetensors to write.
+        kind: see Kind.
+        num_vectors: of the graph basis, for the spectral kinds.
+        largest_root: views of more activations keep standard deviations alone.
+
+    Raises:
+        DataError: a class with fewer than two images.
+
+    """
+    chunks = [
+        {k: v.flatten(1) for k, v in activations(teacher, teacher.spec.encode(part)).items()}
+        for part in images.split(500)
+    ]
+    recorded = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    classes = recorded["logits"].argmax(1)
+    counts = torch.bincount(classes, minlength=teacher.num_classes)
+    if int(counts.min()) < 2:
+        raise DataError(
+            f"metadata needs at least 2 images of every class; "
+            f"class {int(counts.argmin())} has {int(counts.min())}"
+        )
+    views = []
+    for layers in _layer_sets(kind, teacher, list(recorded)):
+        values, basis = torch.cat([recorded[name] for name in layers], 1), None
+        if kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS):
+            basis = graph_basis(values, min(num_vectors, values.shape[1]))
+            values = values @ basis
+        groups = [values[classes == k] for k in range(teacher.num_classes)]
+        root = None
+        if values.shape[1] <= largest_root:
+            root = torch.stack([covariance_root(group) for group in groups])
+        views.append(
+            View(
+                layers=layers,
+                mean=torch.stack([group.mean(0) for group in groups]),
+                root=root,
+                std=torch.stack([group.std(0) for group in groups]),
+                basis=basis,
+            )
+        )
+    metadata = Metadata(kind=kind, fingerprint=teacher.fingerprint, views=tuple(views))
+    header = {"format": FORMAT, "kind": kind.value, "teacher": metadata.fingerprint}
+    try:
+        save_file(dict(_tensors(metadata)), path, metadata=header)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {path}: {error}") from error
+    return metadata
+
+
+def covariance_root(values: Tensor) -> Tensor:
+    """Symmetric root of the covariance of (N, D) values: root @ root.T is the covariance."""
+    covariance = torch.cov(values.T.double()).reshape(values.shape[1], values.shape[1])
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = vectors * eigenvalues.clamp_min(0).sqrt() @ vectors.T
+    return root.to(values.dtype)
+
+
+def _tensors(metadata: Metadata) -> Iterator[tuple[str, Tensor]]:
+    for view in metadata.views:
+        name = "+".join(view.layers)
+        for part in ("mean", "root", "std", "basis"):
+            value = getattr(view, part)
+            if value is not None:
+                yield f"{name}/{part}", value.contiguous()
+
+
+def load_metadata(path: Path, teacher: Teacher) -> Metadata:
+    """Read a file of metadata; TeacherError if it is not one, or of another teacher."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).to(teacher.device) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise TeacherError(f"{path} is not a file of metadata: {error}") from error
+    if header.get("format") != FORMAT:
+        raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
+    if header["teacher"] != teacher.fingerprint:
+        raise TeacherError(
+            f"{path} was recorded on the teacher {header['teacher']}, not on {teacher.fingerprint}"
+        )
+    views = [
+        View(
+            layers=tuple(name.split("+")),
+            mean=tensors[f"{name}/mean"],
+            root=tensors.get(f"{name}/root"),
+            std=tensors[f"{name}/std"],
+            basis=tensors.get(f"{name}/basis"),
+        )
+        for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
+    ]
+    return Metadata(kind=Kind(header["kind"]), fingerprint=header["teacher"], views=tuple(views))

@@ -1,0 +1,129 @@
+"""Draw random shapes: what structured noise is made of, and a start for methods that optimize.
+
+Source: ours. In the spirit of dead-leaves images (Lee, Mumford & Huang 2001; Baradad et al. 2021,
+"Learning to see by looking at noise"): a smooth random figure or texture, seen through a soft
+random mask of strokes or blobs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreamstill.errors import SettingsError
+from dreamstill.settings import at_least, within
+from dreamstill.teacher import InputSpec
+
+__all__ = ["Drawing", "structured_images"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What random shapes look like; the defaults serve images of 28 to 64 pixels."""
+
+    cells: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Grid cells along the longer side of each random field, coarse to fine; at least 2 each."""
+    shape_cells: tuple[int, ...] = (3, 5, 8)
+    """Grid cells along the longer side of the fields whose level lines are shapes; as `cells`."""
+    stroke_share: float = 0.9
+    """Share of masks that are strokes (along a level line); the rest are blobs. 0 to 1."""
+    texture_share: float = 0.3
+    """Share of images that are one rough texture behind the mask; the rest are a smooth figure on
+    a smooth ground. 0 to 1."""
+    symmetry_share: float = 0.0
+    """Share of images that are mirror images of themselves, left to right. 0 to 1."""
+    centered_share: float = 0.0
+    """Share of masks drawn to the middle of the image, as an object on a ground is. 0 to 1."""
+    channel_correlation: float = 0.7
+    """Correlation of the color channels. 0 to 1."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "stroke_share", "texture_share", "symmetry_share", "centered_share")
+        within(self, 0, 1, "channel_correlation")
+        if not self.cells or not self.shape_cells:
+            raise SettingsError(f"cells must not be empty; got {self.cells}, {self.shape_cells}")
+        at_least(self, 2, "cells", "shape_cells")
+
+
+def interpolation(cells: int, size: int) -> Tensor:
+    """(size, cells) matrix of Gaussian interpolation weights, rows of unit l2 norm.
+
+    Unit rows keep a white grid's variance 1 at every pixel.
+    """
+    pixels = (torch.arange(size) + 0.5) / size * cells
+    weights = torch.exp(-((pixels[:, None] - torch.arange(cells) - 0.5) ** 2))
+    weights[weights < 1e-6] = 0  # the far tails are denormal numbers, which cost 6x the time
+    unit: Tensor = weights / weights.norm(dim=1, keepdim=True)
+    return unit
+
+
+def random_fields(
+    num: int, height: int, width: int, cells: tuple[int, ...], rng: torch.Generator
+) -> Tensor:
+    """Smooth Gaussian fields (num, height, width) of unit variance, scales weighted at random."""
+    weights = torch.rand(num, len(cells), generator=rng, device=rng.device) ** 3 + 1e-3
+    weights = weights / weights.norm(dim=1, keepdim=True)
+    longer = max(height, width)
+    total = torch.zeros(num, width, height, device=rng.device)
+    for index, count in enumerate(cells):
+        rows, columns = (max(2, round(count * side / longer)) for side in (height, width))
+        grid = torch.randn(num, rows, columns, generator=rng, device=rng.device)
+        grid *= weights[:, index, None, None]
+        across = grid @ interpolation(columns, width).to(rng.device).T
+        total += across.transpose(1, 2) @ interpolation(rows, height).to(rng.device).T
+    return total.transpose(1, 2)
+
+
+def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+    """Draw (num, C, H, W) pixels in [0, 1] on the rng's device.
+
+    A figure shown through a mask over a dark ground; the brighter the spec's mean pixel, the more
+    images are inverted.
+    """
+    channels, height, width = spec.shape
+    rho = settings.channel_correlation
+
+    def uniform(low: float = 0.0, high: float = 1.0, channels: int = 1) -> Tensor:
+        size = (num, channels, 1, 1)
+        return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
+
+    def field(cells: tuple[int, ...]) -> Tensor:
+        return random_fields(num, height, width, cells, rng)[:, None]
+
+    def shade(low: float, high: float) -> Tensor:
+        """A brightness for each image; channels differ the more, the less they correlate."""
+        tint = uniform(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
+        return uniform(low, high) + tint
+
+    texture = field(settings.cells)
+    if channels > 1:
+        own = random_fields(num * channels, height, width, settings.cells, rng)
+        texture = rho**0.5 * texture + (1 - rho) ** 0.5 * own.view(num, channels, height, width)
+
+    level = field(settings.shape_cells) - uniform(-1, 1)
+    if settings.centered_share:
+        rows, columns = (torch.linspace(-1, 1, side, device=rng.device) for side in (height, width))
+        distance = (rows[:, None] / uniform(0.4, 1.2)) ** 2 + (columns / uniform(0.4, 1.2)) ** 2
+        middle = uniform(1, 4) * (1 - distance).clamp_min(-2)
+        level = level + middle * (uniform() < settings.centered_share)
+    if settings.symmetry_share:
+        mirrored = uniform() < settings.symmetry_share
+        level = torch.where(mirrored, (level + level.flip(3)) / 2**0.5, level)
+        texture = torch.where(mirrored, (texture + texture.flip(3)) / 2**0.5, texture)
+    # over its slope a field is the distance, in pixels, to its level line: strokes of even width
+    slope = torch.hypot(*torch.gradient(level, dim=(2, 3))).clamp_min(0.02)
+    half_width = uniform(0.018, 0.08) * max(height, width)
+    stroke = torch.sigmoid(uniform(1, 4) * (half_width - level.abs() / slope))
+    window = torch.sigmoid(2 * 20 ** uniform() * (field(settings.cells[:2]) - uniform(-1, 0.7)))
+    stroke = torch.where(uniform() < 0.3, stroke, stroke * window)
+    blob = torch.sigmoid(2 * 20 ** uniform() * level)
+    mask = torch.where(uniform() < settings.stroke_share, stroke, blob)
+    # the flipped texture is as good as a second one, and free
+    ground = shade(-1.0, 0.3) + uniform() ** 2 * 0.5 * texture.flip(2)
+    figure = shade(0.3, 1.3) + uniform() ** 2 * 0.5 * texture
+    smooth = ground + mask * (figure - ground)
+    rough = mask * (shade(-1.0, 1.0) + uniform(0.2, 2.2) * texture)
+    images = torch.where(uniform() < settings.texture_share, rough, smooth).clamp(0, 1)
+    brightness = sum(spec.mean) / len(spec.mean)
+    inverted = brightness**2 * (3 - 2 * brightness)  # a mean pixel of 0.13 means hardly any
+    return torch.where(uniform() < inverted, 1 - images, images)

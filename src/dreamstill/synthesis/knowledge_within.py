@@ -1,0 +1,140 @@
+"""The Knowledge Within: Gaussian, Inception, BNS and BNS+I images, and a measure of likeness.
+
+Source: Haroush et al., "The Knowledge Within: Methods for Data-Free Model Compression", CVPR 2020,
+sections 3 and 4; no official code. Where this differs: pixels are clipped to the valid range; the
+Gaussian scheme is the method `noise` and is not repeated here.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import TeacherError
+from dreamstill.losses.priors import smoothness
+from dreamstill.losses.statistics import batch_statistics, gaussian_kl
+from dreamstill.probe import Probe, batch_norm_layers
+from dreamstill.settings import above, at_least
+from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
+from dreamstill.teacher import Teacher
+
+__all__ = ["KnowledgeWithin", "KnowledgeWithinSettings", "Scheme", "data_similarity"]
+
+
+class Scheme(StrEnum):
+    """What is optimized."""
+
+    INCEPTION = "inception"
+    BNS = "bns"
+    BNS_INCEPTION = "bns+i"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnowledgeWithinSettings:
+    """Settings of The Knowledge Within."""
+
+    batch_size: int = 256
+    """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
+    steps: int = 500
+    """Adam steps a batch; at least 1."""
+    lr: float = 0.1
+    """Learning rate of Adam, in the teacher's input space; above 0."""
+    scheme: Scheme = Scheme.BNS_INCEPTION
+    """inception: the class's logit and the image prior; bns: BatchNorm statistics; bns+i: both."""
+    inception: float = 0.01
+    """Weight of the logit; at least 0."""
+    prior: float = 0.1
+    """Weight of the image prior, the squared distance to a blurred copy; at least 0."""
+    start: Start = Start.GAUSSIAN
+    """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "steps")
+        above(self, 0, "lr")
+        at_least(self, 0, "inception", "prior")
+
+
+def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The BNS measure, mean over layers, and the logits (N, K) of (N, C, H, W) inputs."""
+    layers = batch_norm_layers(teacher.module)
+    norms = {name: layers[name] for name in teacher.offers.batch_norm}
+    with Probe(norms) as probe:
+        logits = teacher(images)
+    divergences = []
+    for name, layer in norms.items():
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        mean, variance = batch_statistics(probe.inputs[name])
+        divergences.append(
+            gaussian_kl(
+                layer.running_mean, layer.running_var + layer.eps, mean, variance + layer.eps
+            )
+        )
+    return torch.stack(divergences).mean(), logits
+
+
+@torch.no_grad()
+def data_similarity(teacher: Teacher, images: Tensor) -> float:
+    """How far a batch of unlabelled images is from what the teacher was trained on; 0 is alike.
+
+    Section 4: the BNS measure of any batch (N, C, H, W) in the teacher's input space, N large (a
+    few hundred). Images that were optimized for it score low without looking real. TeacherError
+    for a teacher without BatchNorm.
+    """
+    if not teacher.offers.batch_norm:
+        raise TeacherError("data_similarity needs BatchNorm layers; the teacher has none")
+    return batch_norm_divergence(teacher, images)[0].item()
+
+
+class KnowledgeWithin:
+    """Each batch is optimized from noise; classes take turns."""
+
+    streams: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+
+    def __init__(
+        self, teacher: Teacher, settings: KnowledgeWithinSettings, *, rng: torch.Generator
+    ) -> None:
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+        self.next_class = 0
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Optimize one batch: (batch_size, C, H, W)."""
+        settings, teacher = self.settings, self.teacher
+        size = settings.batch_size
+        order = torch.arange(self.next_class, self.next_class + size, device=self.rng.device)
+        targets = (order % teacher.num_classes)[:, None]
+        self.next_class = (self.next_class + size) % teacher.num_classes
+
+        def objective(images: Tensor, step: int) -> Tensor:
+            divergence, logits = batch_norm_divergence(teacher, images)
+            inception = -settings.inception * logits.gather(1, targets).mean()
+            inception = inception + settings.prior * smoothness(images)
+            if settings.scheme is Scheme.BNS:
+                return divergence
+            return inception + divergence * (settings.scheme is Scheme.BNS_INCEPTION)
+
+        images = optimize_pixels(
+            start_images(size, teacher.spec, settings.start, self.rng),
+            objective,
+            spec=teacher.spec,
+            steps=settings.steps,
+            lr=settings.lr,
+        )
+        with torch.no_grad():
+            return Batch(images, teacher(images))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is; each batch starts from fresh noise."""
+        return {"next_class": self.next_class}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the turn."""
+        self.next_class = state["next_class"]

@@ -1,0 +1,84 @@
+"""A generator with its optimizer and rng: what every method that learns one is built on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import NonFiniteError
+from dreamstill.nets.generators import Generator
+from dreamstill.nets.seeded import seeded
+from dreamstill.teacher import InputSpec
+
+__all__ = ["LatentGenerator"]
+
+
+class LatentGenerator:
+    """Latent vectors to images clipped to the teacher's range, and Adam on the way.
+
+    Args:
+        spec: the teacher's input.
+        latent: length of z.
+        widths: channels of the generator's two inner convolutions.
+        lr: of Adam.
+        rng: initializes the generator and draws z.
+        eps, bounded: of the generator, see `Generator`.
+
+    """
+
+    def __init__(
+        self,
+        spec: InputSpec,
+        latent: int,
+        widths: tuple[int, int],
+        lr: float,
+        rng: torch.Generator,
+        *,
+        eps: float = 1e-5,
+        bounded: bool = True,
+    ) -> None:
+        self.spec, self.latent, self.rng = spec, latent, rng
+        with seeded(rng):
+            self.module: nn.Module = Generator(latent, spec.shape, widths, eps=eps, bounded=bounded)
+        self.module.to(rng.device)
+        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=lr)
+
+    def draw(self, num: int) -> Tensor:
+        """Z ~ N(0, 1), (num, latent)."""
+        return torch.randn((num, self.latent), generator=self.rng, device=self.rng.device)
+
+    def images(self, z: Tensor) -> Tensor:
+        """(N, latent) -> (N, C, H, W), clipped; the gradient passes through the clip.
+
+        So a saturated pixel goes on learning.
+        """
+        raw: Tensor = self.module(z)
+        return raw + (self.spec.clip(raw) - raw).detach()
+
+    def step(self, loss: Tensor, *, clip: float = 0.0) -> None:
+        """One Adam step on the generator alone: no other network's .grad is touched.
+
+        Args:
+            loss: scalar; NonFiniteError before the update if it is not finite.
+            clip: largest norm of the gradient; 0: none.
+
+        """
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the generator's loss became {loss.item()}; lower the lr")
+        parameters = list(self.module.parameters())
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters), strict=True
+        ):
+            parameter.grad = gradient
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator and optimizer."""
+        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up generator and optimizer."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])

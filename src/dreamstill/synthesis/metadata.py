@@ -1,0 +1,99 @@
+"""Metadata distillation: images whose activations are drawn from the owner's statistics.
+
+Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017,
+section 3. The file says which of its four schemes it is: top layer, all layers, spectral over all
+layers, spectral over pairs of layers; see `dreamstill.metadata`. Where this differs: activations
+are drawn with the class's covariance (the authors' code multiplies the noise by it, not by its
+root); spectra enter the objective, and pixels are clipped to the valid range.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.errors import SettingsError
+from dreamstill.metadata import activations, load_metadata
+from dreamstill.settings import above, at_least
+from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
+from dreamstill.teacher import Teacher
+
+__all__ = ["MetadataImages", "MetadataSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataSettings:
+    """Settings of metadata distillation; the defaults are the authors' for MNIST."""
+
+    file: str = ""
+    """Path of the statistics that the teacher's owner recorded (`dreamstill metadata`)."""
+    batch_size: int = 64
+    """Images optimized together; each is on its own, so this is a matter of speed. At least 1."""
+    steps: int = 1000
+    """Adam steps a batch; at least 1."""
+    lr: float = 0.07
+    """Learning rate of Adam, in the teacher's input space; above 0."""
+    start: Start = Start.GAUSSIAN
+    """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "steps")
+        above(self, 0, "lr")
+
+
+class MetadataImages:
+    """Each batch draws activations for classes in turn and fits images to them."""
+
+    streams: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    def __init__(
+        self, teacher: Teacher, settings: MetadataSettings, *, rng: torch.Generator
+    ) -> None:
+        if not settings.file:
+            raise SettingsError("metadata needs synthesis.file: what the teacher's owner recorded")
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+        self.metadata = load_metadata(Path(settings.file), teacher)
+        self.next_class = 0
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Optimize one batch: (batch_size, C, H, W)."""
+        settings, teacher = self.settings, self.teacher
+        size = settings.batch_size
+        order = torch.arange(self.next_class, self.next_class + size, device=self.rng.device)
+        classes = order % teacher.num_classes
+        self.next_class = (self.next_class + size) % teacher.num_classes
+        wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
+
+        def objective(images: Tensor, step: int) -> Tensor:
+            recorded = activations(teacher, images)
+            loss = images.new_zeros(())
+            for view, target in wanted:
+                loss = loss + F.mse_loss(view.project(recorded), target)
+            # the sum over the batch: an image's steps must not depend on how many go beside it
+            return loss * len(images)
+
+        images = optimize_pixels(
+            start_images(size, teacher.spec, settings.start, self.rng),
+            objective,
+            spec=teacher.spec,
+            steps=settings.steps,
+            lr=settings.lr,
+        )
+        with torch.no_grad():
+            return Batch(images, teacher(images))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is; each batch starts afresh."""
+        return {"next_class": self.next_class}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the turn."""
+        self.next_class = state["next_class"]

@@ -1,0 +1,76 @@
+"""Optimize pixels: what every method without a generator is built on."""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from dreamstill.errors import NonFiniteError
+from dreamstill.synthesis.drawings import Drawing, structured_images
+from dreamstill.teacher import InputSpec
+
+__all__ = ["Start", "optimize_pixels", "start_images"]
+
+
+class Start(StrEnum):
+    """What pixels are before the first step."""
+
+    UNIFORM = "uniform"
+    GAUSSIAN = "gaussian"
+    STRUCTURED = "structured"
+
+
+def start_images(num: int, spec: InputSpec, start: Start, rng: torch.Generator) -> Tensor:
+    """(num, C, H, W) in the input space, within the valid range.
+
+    Uniform pixels in [0, 1]; N(0, 1) in the input space, clipped; or the random shapes of
+    structured noise.
+    """
+    shape = (num, *spec.shape)
+    if start is Start.GAUSSIAN:
+        return spec.clip(torch.randn(shape, generator=rng, device=rng.device))
+    if start is Start.UNIFORM:
+        return spec.normalize(torch.rand(shape, generator=rng, device=rng.device))
+    return spec.normalize(structured_images(num, spec, Drawing(), rng))
+
+
+def optimize_pixels(
+    images: Tensor,
+    objective: Callable[[Tensor, int], Tensor],
+    *,
+    spec: InputSpec,
+    steps: int,
+    lr: float,
+    best_from: int | None = None,
+) -> Tensor:
+    """Adam on images (N, C, H, W) in the input space, clipped to the valid range at each step.
+
+    Args:
+        images: where to start; not changed.
+        objective: (images, step) -> scalar.
+        spec: the teacher's input.
+        steps: at least 1.
+        lr: in the input space; for a learning rate in pixels divide by the spec's std.
+        best_from: return the iterate of the lowest objective from this step on, a true copy;
+            None: the last iterate.
+
+    Raises:
+        NonFiniteError: the objective is not finite; before the update.
+
+    """
+    images = images.clone().requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=lr)
+    best, best_loss = images, float("inf")
+    for step in range(steps):
+        loss = objective(images, step)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss of the images became {value}; lower synthesis.lr")
+        if best_from is not None and step >= best_from and value < best_loss:
+            best, best_loss = images.detach().clone(), value
+        (images.grad,) = torch.autograd.grad(loss, images)
+        optimizer.step()
+        with torch.no_grad():
+            images.copy_(spec.clip(images))
+    return best.detach()

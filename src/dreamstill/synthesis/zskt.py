@@ -1,0 +1,102 @@
+"""ZSKT: a generator that raises KL(teacher || student), ten student steps to each of its own.
+
+Source: Micaelli & Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS
+2019, algorithm 1, and the authors' code. The student's attention transfer is the transfer loss
+`attention` (weight 250); its clipped gradient and cosine are `distill.clip_gradient` 5 and
+`distill.anneal`. Where this differs: images are clipped to the teacher's valid range; the KL is the
+mean over the batch, not over batch and classes; the student is in eval mode while the generator
+learns; the generator's own cosine to zero is `cosine_batches`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from dreamstill.losses.logits import kl_divergence
+from dreamstill.probe import eval_mode
+from dreamstill.settings import above, at_least
+from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.latent import LatentGenerator
+from dreamstill.teacher import Teacher
+
+__all__ = ["CIFAR10", "SVHN", "Zskt", "ZsktSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZsktSettings:
+    """Settings of ZSKT; the defaults are the paper's."""
+
+    batch_size: int = 128
+    """Images a batch; at least 2 (BatchNorm)."""
+    latent: int = 100
+    """Length of the generator's input; at least 1."""
+    widths: tuple[int, int] = (128, 64)
+    """Channels of the generator's two inner convolutions."""
+    lr: float = 1e-3
+    """Learning rate of the generator's Adam; above 0."""
+    clip: float = 5.0
+    """Largest norm of the generator's gradient; at least 0, 0: none."""
+    student_steps: int = 10
+    """Student steps on the same z after each generator step; at least 1."""
+    cosine_batches: int = 0
+    """Generator steps over which its learning rate falls to 0 by a cosine; 0: it stays."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "latent", "widths", "student_steps")
+        at_least(self, 0, "clip", "cosine_batches")
+        above(self, 0, "lr")
+
+
+CIFAR10 = ZsktSettings(cosine_batches=80_000)
+SVHN = ZsktSettings(cosine_batches=50_000)
+
+
+class Zskt:
+    """One generator step a batch, whose images are trained on `student_steps` times."""
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = True
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    def __init__(self, teacher: Teacher, settings: ZsktSettings, *, rng: torch.Generator) -> None:
+        self.teacher, self.settings = teacher, settings
+        self.repeat = settings.student_steps
+        self.generator = LatentGenerator(
+            teacher.spec, settings.latent, settings.widths, settings.lr, rng, bounded=False
+        )
+        self.batches = 0
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """(batch_size, C, H, W) of the z that the generator just learned on."""
+        assert student is not None
+        settings, generator = self.settings, self.generator
+        self._anneal()
+        z = generator.draw(settings.batch_size)
+        images = generator.images(z)
+        with eval_mode(student):
+            rival = student(images)
+        generator.step(-kl_divergence(rival, self.teacher(images)), clip=settings.clip)
+        self.batches += 1
+        with torch.no_grad():
+            images = generator.images(z)
+            return Batch(images, self.teacher(images))
+
+    def _anneal(self) -> None:
+        total = self.settings.cosine_batches
+        if total:
+            share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.batches / total)))
+            self.generator.optimizer.param_groups[0]["lr"] = self.settings.lr * share
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimizer and how far it is."""
+        return {"generator": self.generator.state_dict(), "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up."""
+        self.generator.load_state_dict(state["generator"])
+        self.batches = state["batches"]

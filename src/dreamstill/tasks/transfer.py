@@ -1,0 +1,205 @@
+"""Transfer: what the student pays for differing from the teacher, in logits and in features."""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dreamstill.errors import SettingsError
+from dreamstill.losses import features as feature_losses
+from dreamstill.losses import logits as logit_losses
+from dreamstill.nets.seeded import seeded
+from dreamstill.probe import Probe
+from dreamstill.synthesis.contract import Batch
+from dreamstill.teacher import Teacher
+
+__all__ = ["Transfer", "TransferLoss"]
+
+
+class Transfer(StrEnum):
+    """Losses that may be summed; see `dreamstill.losses.logits` and `features`."""
+
+    KL = "kl"
+    REVERSE_KL = "reverse-kl"
+    JS = "js"
+    MSE = "mse"
+    L1 = "l1"
+    ATTENTION = "attention"
+    BOUNDARY = "boundary"
+    MIMIC = "mimic"
+    RELATIONAL = "relational"
+    SIMILARITY = "similarity"
+
+
+ON_LOGITS: dict[Transfer, Callable[[Tensor, Tensor, float], Tensor]] = {
+    Transfer.KL: logit_losses.kl_divergence,
+    Transfer.REVERSE_KL: logit_losses.reverse_kl,
+    Transfer.JS: logit_losses.js_divergence,
+    Transfer.MSE: logit_losses.mse,
+    Transfer.L1: logit_losses.l1,
+}
+ON_MAPS = (Transfer.ATTENTION, Transfer.BOUNDARY, Transfer.MIMIC)
+WEIGHTS = {
+    Transfer.ATTENTION: 250.0,  # ZSKT
+    Transfer.BOUNDARY: 3e-3,
+    Transfer.SIMILARITY: 3000.0,
+}
+"""The papers' weights, where they are not 1."""
+DISTANCE, ANGLE = 25.0, 50.0
+"""RKD's, within `relational`."""
+
+
+def last_maps(outputs: Mapping[str, Any]) -> dict[tuple[int, int], str]:
+    """The layer that finishes last at each resolution (H, W): its name."""
+    return {
+        (output.shape[2], output.shape[3]): name
+        for name, output in outputs.items()
+        if isinstance(output, Tensor) and output.ndim == 4
+    }
+
+
+class TransferLoss:
+    """The sum of the chosen losses; holds the connectors that some of them learn.
+
+    Maps are compared where student and teacher share a resolution: `attention` and `mimic` on what
+    leaves the last layer or block there, `boundary` on what leaves the last convolution or
+    BatchNorm, before its ReLU. `relational` and `similarity` compare the penultimate features.
+
+    Args:
+        teacher, student: both run once, to see their layers.
+        names: what to sum.
+        weights: one for each name; None: the papers'.
+        temperature: of the losses on logits.
+        rng: initializes the connectors.
+
+    Raises:
+        SettingsError: the two networks share no resolution, or one has no last linear layer.
+
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: nn.Module,
+        names: tuple[Transfer, ...],
+        *,
+        weights: tuple[float, ...] | None,
+        temperature: float,
+        rng: torch.Generator,
+    ) -> None:
+        self.teacher, self.student, self.temperature = teacher, student, temperature
+        self.weights = dict(
+            zip(names, weights or (WEIGHTS.get(n, 1.0) for n in names), strict=True)
+        )
+        self.connectors = nn.ModuleDict()
+        self.pairs: dict[Transfer, list[tuple[str, str]]] = {}
+        self.watched: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
+        if any(name not in ON_LOGITS for name in names):
+            with torch.no_grad():
+                self._pair(rng)
+
+    def _pair(self, rng: torch.Generator) -> None:
+        """Choose the layers to compare and make the connectors between them."""
+        seen = []
+        inputs = torch.zeros(2, *self.teacher.spec.shape, device=self.teacher.device)
+        training = self.student.training
+        for module in (self.student.eval(), self.teacher.module):
+            with Probe(dict(module.named_modules())) as probe:
+                module(inputs)
+            seen.append(probe.outputs)
+        self.student.train(training)
+        for name in self.weights:
+            if name in ON_LOGITS:
+                continue
+            self.pairs[name] = self._pairs_of(name, *seen)
+            for student_layer, teacher_layer in self.pairs[name]:
+                if name in (Transfer.BOUNDARY, Transfer.MIMIC):
+                    channels = (seen[0][student_layer].shape[1], seen[1][teacher_layer].shape[1])
+                    self._connect(name, student_layer, channels, rng)
+        for side, module in enumerate((self.student, self.teacher.module)):
+            for pairs in self.pairs.values():
+                for pair in pairs:
+                    self.watched[side][pair[side]] = module.get_submodule(pair[side])
+
+    def _pairs_of(
+        self, name: Transfer, student: dict[str, Tensor], teacher: dict[str, Tensor]
+    ) -> list[tuple[str, str]]:
+        if name not in ON_MAPS:
+            last = [
+                [n for n in outputs if isinstance(module.get_submodule(n), nn.Linear)]
+                for outputs, module in ((student, self.student), (teacher, self.teacher.module))
+            ]
+            if not all(last):
+                raise SettingsError(f"transfer {name.value} needs a linear layer in both networks")
+            return [(last[0][-1], last[1][-1])]
+        if name is Transfer.BOUNDARY:
+            kinds = (nn.Conv2d, _BatchNorm)
+            student, teacher = (
+                {n: o for n, o in outputs.items() if isinstance(module.get_submodule(n), kinds)}
+                for outputs, module in ((student, self.student), (teacher, self.teacher.module))
+            )
+        student_maps, teacher_maps = last_maps(student), last_maps(teacher)
+        shared = [size for size in student_maps if size in teacher_maps]
+        if not shared:
+            raise SettingsError(
+                f"transfer {name.value} needs feature maps of one size in both networks; "
+                f"the student has {list(student_maps)}, the teacher {list(teacher_maps)}"
+            )
+        return [(student_maps[size], teacher_maps[size]) for size in shared]
+
+    def _connect(
+        self, name: Transfer, layer: str, channels: tuple[int, int], rng: torch.Generator
+    ) -> None:
+        with seeded(rng):
+            connector: nn.Module = nn.Conv2d(*channels, 1, bias=name is Transfer.MIMIC)
+        if name is Transfer.BOUNDARY:
+            connector = nn.Sequential(connector, nn.BatchNorm2d(channels[1]))
+        self.connectors[self._key(name, layer)] = connector.to(self.teacher.device)
+
+    @staticmethod
+    def _key(name: Transfer, layer: str) -> str:
+        return f"{name.value}:{layer}".replace(".", "/")
+
+    def __call__(self, batch: Batch, *, only: Transfer | None = None) -> Tensor:
+        """The weighted sum on a batch; `only` one loss, or all but `boundary`.
+
+        The boundary loss is a stage of its own that initializes the student.
+        """
+        names = [only] if only else [n for n in self.weights if n is not Transfer.BOUNDARY]
+        with Probe(self.watched[0], copy=True) as student:
+            output = self.student(batch.images)
+        teacher = Probe(self.watched[1], copy=True)
+        if any(name not in ON_LOGITS for name in names):
+            with torch.no_grad(), teacher:
+                self.teacher(batch.images)
+        total: Tensor = output.new_zeros(())
+        for name in names:
+            if name in ON_LOGITS:
+                loss = ON_LOGITS[name](output, batch.logits, self.temperature)
+            else:
+                loss = self._on_features(name, student, teacher)
+            total = total + self.weights[name] * loss
+        return total
+
+    def _on_features(self, name: Transfer, student: Probe, teacher: Probe) -> Tensor:
+        total = next(iter(student.outputs.values())).new_zeros(())
+        for depth, (mine, theirs) in enumerate(reversed(self.pairs[name])):
+            if name not in ON_MAPS:
+                ours, wanted = student.inputs[mine], teacher.inputs[theirs]
+                if name is Transfer.SIMILARITY:
+                    return feature_losses.similarity_preserving(ours, wanted)
+                distance = feature_losses.relational_distance(ours, wanted)
+                return DISTANCE * distance + ANGLE * feature_losses.relational_angle(ours, wanted)
+            ours, wanted = student.outputs[mine], teacher.outputs[theirs]
+            if name is Transfer.ATTENTION:
+                total = total + feature_losses.attention(ours, wanted)
+                continue
+            ours = self.connectors[self._key(name, mine)](ours)
+            if name is Transfer.MIMIC:
+                total = total + feature_losses.mimic(ours, wanted)
+            else:  # the paper weights layers 1, 1/2, 1/4 from the top
+                total = total + feature_losses.activation_boundary(ours, wanted) / 2**depth
+        return total

@@ -1,0 +1,97 @@
+"""What the teacher's owner records, and that images are fitted to it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import toys
+from dreamstill.errors import DataError, SettingsError, TeacherError
+from dreamstill.metadata import Kind, graph_basis, load_metadata, record_metadata
+from dreamstill.synthesis import open_synthesizer
+from dreamstill.synthesis.metadata import MetadataSettings
+
+
+def quadrant_images(num: int) -> torch.Tensor:
+    """uint8 (num, 1, 8, 8) with one bright quadrant each, classes in turn."""
+    images = torch.randint(0, 60, (num, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    for index, image in enumerate(images):
+        row, column = divmod(index % 4, 2)
+        image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 150
+    return images.to(torch.uint8)
+
+
+def test_the_record_holds_each_classs_mean_and_covariance(tmp_path: Path) -> None:
+    teacher, images = toys.quadrant_teacher(), quadrant_images(200)
+    metadata = record_metadata(teacher, images, tmp_path / "m.safetensors", kind=Kind.ALL)
+    (view,) = metadata.views  # one linear layer is the first and only: its input is not recorded
+    assert view.layers == ("logits",)
+    logits = teacher(teacher.spec.encode(images))
+    ones = logits[torch.arange(200) % 4 == 1]
+    torch.testing.assert_close(view.mean[1], ones.mean(0))
+    assert view.root is not None
+    torch.testing.assert_close(view.root[1] @ view.root[1].T, torch.cov(ones.T), atol=1e-4, rtol=0)
+    again = load_metadata(tmp_path / "m.safetensors", teacher)
+    assert again.kind is Kind.ALL
+    torch.testing.assert_close(again.views[0].root, view.root)
+
+
+def test_samples_have_the_recorded_moments(tmp_path: Path) -> None:
+    teacher = toys.quadrant_teacher()
+    metadata = record_metadata(teacher, quadrant_images(200), tmp_path / "m.safetensors")
+    view = metadata.views[0]
+    drawn = view.sample(torch.full((20000,), 2), torch.Generator().manual_seed(0))
+    assert view.root is not None
+    torch.testing.assert_close(drawn.mean(0), view.mean[2], atol=0.02, rtol=0)
+    wanted = view.root[2] @ view.root[2].T
+    torch.testing.assert_close(torch.cov(drawn.T), wanted, atol=0.05, rtol=0.05)
+
+
+def test_the_graph_basis_keeps_what_varies_together() -> None:
+    common = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    alone = torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
+    basis = graph_basis(torch.cat([common, -2 * common, 3 * common, alone], 1), 1)
+    assert basis.shape == (5, 1)
+    torch.testing.assert_close(basis[:3].abs(), torch.full((3, 1), 3**-0.5), atol=0.05, rtol=0)
+    assert basis[3:].abs().max() < 0.2
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_makes_images_of_their_class(kind: Kind, tmp_path: Path) -> None:
+    with_noise = open_synthesizer(
+        "structured_noise",
+        teacher := toys.cnn_teacher(),
+        toys.structured(batch_size=400, oversample=10),
+        rng=torch.Generator().manual_seed(0),
+    ).next_batch()
+    path = tmp_path / "m.safetensors"
+    images = teacher.spec.decode(with_noise.images)
+    metadata = record_metadata(teacher, images, path, kind=kind, num_vectors=8)
+    assert (metadata.views[0].basis is not None) == kind.value.startswith("spectral")
+    settings = MetadataSettings(file=str(path), batch_size=40, steps=200)
+    synthesizer = open_synthesizer(
+        "metadata", teacher, settings, rng=torch.Generator().manual_seed(0)
+    )
+    named = synthesizer.next_batch().logits.argmax(1)
+    assert (named == torch.arange(40) % 4).float().mean() > 0.7
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    images = quadrant_images(40)[torch.arange(40) % 4 != 3]
+    with pytest.raises(DataError, match=r"2 images of every class; class 3 has 0"):
+        record_metadata(toys.quadrant_teacher(), images, tmp_path / "m.safetensors")
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    teacher, path = toys.quadrant_teacher(), tmp_path / "m.safetensors"
+    with pytest.raises(SettingsError, match=r"needs synthesis\.file"):
+        open_synthesizer("metadata", teacher, MetadataSettings(), rng=torch.Generator())
+    with pytest.raises(TeacherError, match="not a file of metadata"):
+        load_metadata(path, teacher)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(TeacherError, match="not a file of metadata of format"):
+        load_metadata(path, teacher)
+    record_metadata(teacher, quadrant_images(40), path)
+    with pytest.raises(TeacherError, match="was recorded on the teacher"):
+        load_metadata(path, toys.cnn_teacher())

@@ -1,0 +1,115 @@
+"""Transfer losses between two networks: which layers, which answers, what is learned."""
+
+import pytest
+import torch
+from torch import nn
+
+import toys
+from dreamstill.errors import SettingsError
+from dreamstill.nets.lenet import lenet5, lenet5_half
+from dreamstill.nets.seeded import seeded
+from dreamstill.synthesis import Batch
+from dreamstill.tasks.transfer import Transfer, TransferLoss
+from dreamstill.teacher import InputSpec, Teacher, open_teacher
+
+SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
+EVERY = tuple(Transfer)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def loss_of(teacher: Teacher, student: nn.Module, *names: Transfer) -> TransferLoss:
+    return TransferLoss(teacher, student, names, weights=None, temperature=2.0, rng=rng())
+
+
+def lenets() -> tuple[Teacher, nn.Module, Batch]:
+    with seeded(rng()):
+        teacher, student = open_teacher(lenet5(), SPEC), lenet5_half()
+    images = torch.randn(8, 1, 28, 28, generator=rng())
+    return teacher, student, Batch(images, teacher(images))
+
+
+def test_maps_are_paired_by_resolution_and_boundaries_before_the_relu() -> None:
+    teacher, student, _ = lenets()
+    loss = loss_of(teacher, student, *EVERY)
+    # of 28, 14, 10, 5 and 1 pixels; the pooled maps have a resolution of their own
+    assert [name for name, _ in loss.pairs[Transfer.ATTENTION]] == [
+        f"features.{i}" for i in (1, 2, 4, 5, 7)
+    ]
+    assert loss.pairs[Transfer.BOUNDARY] == [(f"features.{i}",) * 2 for i in (0, 3, 6)]
+    assert loss.pairs[Transfer.RELATIONAL] == [("classifier.2", "classifier.2")]
+
+
+@pytest.mark.parametrize("name", [t for t in Transfer if t not in ("mimic", "boundary")])
+def test_a_student_that_is_the_teacher_pays_nothing(name: Transfer) -> None:
+    teacher, _, batch = lenets()
+    student = lenet5()
+    student.load_state_dict(teacher.module.state_dict())
+    assert loss_of(teacher, student, name)(batch).item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_loss_falls_when_the_student_learns(name: Transfer) -> None:
+    teacher, student, batch = lenets()
+    loss = loss_of(teacher, student, name)
+    only = name if name is Transfer.BOUNDARY else None
+    parameters = [*student.parameters(), *loss.connectors.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    before = loss(batch, only=only)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(batch, only=only).backward()
+        optimizer.step()
+    assert loss(batch, only=only).item() < 0.8 * before.item()
+    assert all(p.grad is None for p in teacher.module.parameters())
+
+
+def test_the_sum_is_weighted_and_leaves_the_boundary_out() -> None:
+    teacher, student, batch = lenets()
+    names = (Transfer.L1, Transfer.BOUNDARY, Transfer.MSE)
+    weighted = TransferLoss(teacher, student, names, weights=(2, 7, 3), temperature=1, rng=rng())
+    parts = [loss_of(teacher, student, name)(batch).item() for name in (names[0], names[2])]
+    assert weighted(batch).item() == pytest.approx(2 * parts[0] + 3 * parts[1], rel=1e-5)
+
+
+def test_the_teacher_is_asked_again_for_features_alone() -> None:
+    teacher, student, batch = lenets()
+    asked = teacher.queries
+    loss_of(teacher, student, Transfer.KL, Transfer.L1)(batch)
+    assert teacher.queries == asked
+    loss_of(teacher, student, Transfer.ATTENTION)(batch)
+    assert teacher.queries == asked + 8
+
+
+class InPlace(nn.Module):
+    """A ReLU that overwrites what the convolution put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.relu_(self.conv(x))
+        logits: torch.Tensor = self.head(maps.mean((2, 3)))
+        return logits
+
+
+def test_a_relu_in_place_does_not_hide_the_boundary() -> None:
+    with seeded(rng()):
+        teacher, student = open_teacher(InPlace(), toys.SPEC), InPlace()
+    images = torch.randn(8, 1, 8, 8, generator=rng())
+    loss = loss_of(teacher, student, Transfer.KL, Transfer.BOUNDARY)
+    loss.connectors = nn.ModuleDict({k: nn.Identity() for k in loss.connectors})
+    paid = loss(Batch(images, teacher(images)), only=Transfer.BOUNDARY).item()
+    ours, wanted = student.conv(images), teacher.module.get_submodule("conv")(images)
+    silent = ((ours + 1).clamp_min(0) ** 2)[wanted <= 0].sum()
+    firing = ((ours - 1).clamp_max(0) ** 2)[wanted > 0].sum()
+    assert paid == pytest.approx(3e-3 * (silent + firing).item() / 8, rel=1e-4)
+
+
+def test_networks_with_nothing_in_common_are_named() -> None:
+    with pytest.raises(SettingsError, match=r"attention needs feature maps of one size"):
+        loss_of(toys.cnn_teacher(), toys.Quadrants(), Transfer.ATTENTION)
