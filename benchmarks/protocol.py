@@ -1,9 +1,9 @@
 """The one protocol of every row: same teacher, student, steps and schedule; 3 seeds; one record.
 
-A recipe names the teacher, the student, a method and its settings. Beside the method stand its
-noise floor, its structured floor and its real-data bound: the same student, steps and schedule on
-clipped Gaussian noise, on structured noise and on the real training set. Each student is chosen
-without real data and meets the test set once, at the end.
+A benchmark names the teacher, the student and its rows; a row is a method with its settings. Beside
+the methods stand the noise floor, the structured floor and the real-data bound: the same student,
+steps and schedule on clipped Gaussian noise, on structured noise and on the real training set. Each
+student is chosen without real data and meets the test set once, at the end.
 """
 
 import argparse
@@ -12,31 +12,44 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
-from dreamstill.pool import Pool
+from dreamstill.metadata import Kind, record_metadata
+from dreamstill.pool import Pool, StoredImages
 from dreamstill.run import TeacherFile, environment, open_from, open_student
 from dreamstill.settings import to_plain
-from dreamstill.synthesis import Batch, Synthesizer, open_synthesizer
+from dreamstill.synthesis import Synthesizer, open_synthesizer
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import InputSpec, Teacher
 
-__all__ = ["Recipe", "main"]
+__all__ = ["Benchmark", "Row", "floors", "main"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A published row, and ours."""
+class Row:
+    """One student: what made its images, and how it was trained."""
+
+    method: str
+    """A synthesizer's name; or real, the real training set; or unrelated, images of another set."""
+    synthesis: Any = None
+    distill: DistillSettings
+    after: int = 0
+    """Steps on structured noise before those on the method's images; they are not extra."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Rows of one teacher and student."""
 
     name: str
     data: str
@@ -44,74 +57,77 @@ class Recipe:
     teacher: str
     """Name of the teacher's weights in the folder of teachers."""
     student: str
-    method: str
-    synthesis: Any
-    distill: DistillSettings
-    structured: StructuredNoiseSettings
-    """Of the structured floor."""
-    published: dict[str, float]
+    rows: dict[str, Row]
+    published: dict[str, float] = field(default_factory=dict)
     """Accuracies in percent as printed, by source."""
-    tiny: Callable[["Recipe"], "Recipe"]
-    """The same recipe, to end within a minute."""
 
 
-class RealImages:
-    """The real training set as a synthesizer: the real-data bound alone may use it."""
+def floors(distill: DistillSettings, structured: StructuredNoiseSettings) -> dict[str, Row]:
+    """The two noise floors and the real-data bound at a row's schedule."""
+    plain, size = replace(distill, prefill=0, fresh_every=1), distill.batch_size
+    structured = replace(structured, batch_size=size)
+    return {
+        "structured_noise": Row(method="structured_noise", synthesis=structured, distill=plain),
+        "noise": Row(method="noise", synthesis=NoiseSettings(batch_size=size), distill=plain),
+        "real": Row(method="real", distill=plain),
+    }
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self, teacher: Teacher, images: torch.Tensor, batch_size: int, *, rng: torch.Generator
-    ) -> None:
-        self.teacher, self.images, self.batch_size, self.rng = teacher, images, batch_size, rng
+def training_images(path: Path, spec: InputSpec) -> torch.Tensor:
+    """uint8 (N, C, H, W) of an .npz, brought to the teacher's channels and size."""
+    with np.load(path) as archive:
+        x = torch.from_numpy(archive["x_train"])
+    channels, height, width = spec.shape
+    if x.shape[1] != channels:
+        x = x.float().mean(1, keepdim=True).repeat(1, channels, 1, 1)
+    if x.shape[2:] != (height, width):
+        x = F.interpolate(x.float(), (height, width), mode="bilinear", antialias=True)
+    return x.round().clamp(0, 255).to(torch.uint8)
 
-    @torch.no_grad()
-    def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Random real images with the teacher's answers."""
-        index = torch.randint(len(self.images), (self.batch_size,), generator=self.rng)
-        images = self.teacher.spec.encode(self.images[index])
-        return Batch(images, self.teacher(images))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+def open_row(
+    row: Row, teacher: Teacher, data: Path, folder: Path, rng: torch.Generator
+) -> Synthesizer:
+    """The synthesizer of a row; `data` is what real, unrelated and metadata may look at."""
+    if row.method in ("real", "unrelated"):
+        path = data if row.method == "real" else data.with_name(f"{row.synthesis}.npz")
+        images = training_images(path, teacher.spec)
+        return StoredImages(teacher, images, row.distill.batch_size, rng=rng)
+    settings = row.synthesis
+    if row.method == "metadata":  # the owner's side: settings.file names the kind to record
+        file = folder / "metadata.safetensors"
+        record_metadata(
+            teacher, training_images(data, teacher.spec)[:10_000], file, kind=Kind(settings.file)
+        )
+        settings = replace(settings, file=str(file))
+    return open_synthesizer(row.method, teacher, settings, rng=rng)
 
 
 def train(
-    recipe: Recipe, row: str, teacher: Teacher, real: torch.Tensor, seed: int
+    benchmark: Benchmark, name: str, teacher: Teacher, data: Path, seed: int
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Train one student; row is "method", "noise", "structured_noise" or "real"."""
+    """Train one student of a row."""
+    row = benchmark.rows[name]
     rng = torch.Generator().manual_seed(seed)
-    student = open_student(recipe.student, teacher, rng)
-    distill, size = recipe.distill, recipe.distill.batch_size
-    synthesizer: Synthesizer
-    if row == "method":
-        synthesizer = open_synthesizer(recipe.method, teacher, recipe.synthesis, rng=rng)
-    else:
-        distill = replace(distill, prefill=0, fresh_every=1)
-        if row == "real":
-            synthesizer = RealImages(teacher, real, size, rng=rng)
-        elif row == "noise":
-            settings = NoiseSettings(batch_size=size)
-            synthesizer = open_synthesizer("noise", teacher, settings, rng=rng)
-        else:
-            structured = replace(recipe.structured, batch_size=size)
-            synthesizer = open_synthesizer(row, teacher, structured, rng=rng)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        pool = Pool(Path(folder), teacher.spec, distill.pool, {})
+    student = open_student(benchmark.student, teacher, rng)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        synthesizer = open_row(row, teacher, data, folder, rng)
+        start, teacher.queries = time.monotonic(), 0
+        if row.after:
+            first = floors(replace(row.distill, steps=row.after), StructuredNoiseSettings())
+            warm = first["structured_noise"]
+            structured = open_row(warm, teacher, data, folder, rng)
+            pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size, {})
+            for _ in Distillation(teacher, student, structured, pool, warm.distill, rng=rng).run():
+                pass
+        distill = replace(row.distill, steps=row.distill.steps - row.after)
+        pool = Pool(folder / "pool", teacher.spec, distill.pool, {})
         work = Distillation(teacher, student, synthesizer, pool, distill, rng=rng)
         for progress in work.run():
-            if "agreement" in progress.record and progress.done % (10 * distill.judge_every) == 0:
+            if "agreement" in progress.record and progress.done % 1000 == 0:
                 shown = {k: round(v, 4) for k, v in progress.record.items()}
-                print(f"  {row} seed {seed} {shown}", flush=True)
+                print(f"  {name} seed {seed} {shown}", flush=True)
         return work.chosen, {
             "seconds": round(time.monotonic() - start, 1),
             "queries": teacher.queries,
@@ -119,14 +135,12 @@ def train(
         }
 
 
-def measure(recipe: Recipe, row: str, weights: Path, data: Path, seed: int) -> dict[str, float]:
+def measure(
+    benchmark: Benchmark, name: str, weights: Path, data: Path, seed: int
+) -> dict[str, float]:
     """Train one student and read the test set once."""
     teacher = open_from(TeacherFile(weights=str(weights)))
-    real = torch.empty(0)
-    if row == "real":
-        with np.load(data) as archive:
-            real = torch.from_numpy(archive["x_train"])
-    student, record = train(recipe, row, teacher, real, seed)
+    student, record = train(benchmark, name, teacher, data, seed)
     x, y = load_images(data, teacher.spec, teacher.num_classes)
     logits = predict(student, teacher.spec, x)
     record["accuracy"] = round(100 * accuracy(logits, y), 2)
@@ -136,10 +150,11 @@ def measure(recipe: Recipe, row: str, weights: Path, data: Path, seed: int) -> d
     return record
 
 
-def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean, spread (sample standard deviation) and the runs themselves."""
+def summary(row: Row, runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Settings, mean, spread (sample standard deviation) and the runs themselves."""
     values = [run["accuracy"] for run in runs]
     return {
+        "settings": to_plain(row),
         "accuracy_mean": round(statistics.mean(values), 2),
         "accuracy_std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
         "agreement_mean": round(statistics.mean(run["agreement"] for run in runs), 2),
@@ -149,65 +164,78 @@ def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def floors_of(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Floors and bound of another record of the same teacher, student, steps and schedule."""
+def tiny(row: Row) -> Row:
+    """The same row, to end within seconds."""
+    small: dict[str, Any] = {"batch_size": 64, "steps": 4, "generator_steps": 4}
+    synthesis = row.synthesis
+    if not isinstance(synthesis, str | None):
+        known = {f.name for f in fields(synthesis)}
+        if "low_resolution_steps" in known:
+            small["low_resolution_steps"] = 0
+        synthesis = replace(synthesis, **{k: v for k, v in small.items() if k in known})
+    distill = replace(row.distill, steps=20, batch_size=64, held_out=64, pool=64)
+    return replace(row, synthesis=synthesis, distill=distill, after=min(row.after, 5))
+
+
+def reused(path: Path, record: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    """Rows of another record of the same data, teacher, student and settings."""
     other = json.loads(path.read_text())
-    schedule = ("steps", "batch_size", "lr", "anneal", "transfer", "temperature", "clip_gradient")
-    for key in ("data", "teacher", "student", "structured_noise"):
+    for key in ("data", "teacher", "student"):
         if other[key] != record[key]:
             raise SystemExit(f"{path} has another {key}")
-    for key in schedule:
-        if other["distill"][key] != record["distill"][key]:
-            raise SystemExit(f"{path} has another distill.{key}")
-    return {row: other["rows"][row] for row in ("structured_noise", "noise", "real")}
+    return {
+        name: other["rows"][name]
+        for name, row in benchmark.rows.items()
+        if name in other["rows"] and other["rows"][name]["settings"] == to_plain(row)
+    }
 
 
-def main(recipe: Recipe) -> None:
-    """Run a recipe from the command line and write its record after every run."""
-    parser = argparse.ArgumentParser(description=f"Recipe {recipe.name}.")
+def main(benchmark: Benchmark) -> None:
+    """Run a benchmark from the command line and write its record after every run."""
+    parser = argparse.ArgumentParser(description=f"Benchmark {benchmark.name}.")
     data_default = os.environ.get("DREAMSTILL_DATA")
     parser.add_argument("--data", type=Path, default=data_default, help="folder of data .npz")
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     parser.add_argument("--out", type=Path, help="JSON record [benchmarks/records/NAME.json]")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", default="method,structured_noise,noise,real")
-    parser.add_argument("--floors", type=Path, help="take floors and bound from this record")
+    parser.add_argument("--rows", help=f"of {','.join(benchmark.rows)} [all]")
+    parser.add_argument("--reuse", type=Path, help="take rows of the same settings from a record")
     parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
+    names = args.rows.split(",") if args.rows else list(benchmark.rows)
+    if unknown := set(names) - set(benchmark.rows):
+        parser.error(f"unknown row {sorted(unknown)[0]}; known: {', '.join(benchmark.rows)}")
     if args.tiny:
-        recipe = recipe.tiny(recipe)
-    weights, data = (
-        args.teachers / f"{recipe.teacher}.safetensors",
-        args.data / f"{recipe.data}.npz",
-    )
+        rows = {name: tiny(row) for name, row in benchmark.rows.items()}
+        benchmark = replace(benchmark, rows=rows)
+    weights = args.teachers / f"{benchmark.teacher}.safetensors"
+    data = args.data / f"{benchmark.data}.npz"
     card = json.loads(weights.with_suffix(".json").read_text())
-    out = args.out or Path(f"benchmarks/records/{recipe.name}.json")
+    out = args.out or Path(f"benchmarks/records/{benchmark.name}.json")
     record: dict[str, Any] = {
-        "recipe": recipe.name,
-        "data": recipe.data,
+        "name": benchmark.name,
+        "data": benchmark.data,
         "teacher": {k: card[k] for k in ("factory", "accuracy", "trained_on", "settings")},
-        "student": recipe.student,
-        "method": recipe.method,
-        "synthesis": to_plain(recipe.synthesis),
-        "distill": to_plain(recipe.distill),
-        "structured_noise": to_plain(recipe.structured),
-        "published": recipe.published,
+        "student": benchmark.student,
+        "published": benchmark.published,
         "environment": environment("cpu"),
         "rows": {},
     }
     if out.exists() and not args.tiny:
         record["rows"] = json.loads(out.read_text())["rows"]
-    if args.floors:
-        record["rows"] |= floors_of(args.floors, record)
-    seeds = 1 if args.tiny else args.seeds
-    for row in filter(None, args.rows.split(",")):
+    if args.reuse:
+        record["rows"] |= reused(args.reuse, record, benchmark)
+        names = [name for name in names if name not in record["rows"]]
+    for name in names:
         runs = []
-        for seed in range(seeds):
-            runs.append(measure(recipe, row, weights, data, seed))
-            print(recipe.name, row, "seed", seed, runs[-1], flush=True)
-            record["rows"][row] = summary(runs)
+        for seed in range(1 if args.tiny else args.seeds):
+            runs.append(measure(benchmark, name, weights, data, seed))
+            print(benchmark.name, name, "seed", seed, runs[-1], flush=True)
+            record["rows"][name] = summary(benchmark.rows[name], runs)
             if not args.tiny:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps(record, indent=2) + "\n")
+    if args.reuse and not args.tiny:
+        out.write_text(json.dumps(record, indent=2) + "\n")

@@ -7,7 +7,7 @@ As `zskd_mnist`, with flips.
 
 from dataclasses import replace
 
-from benchmarks.protocol import Recipe, main
+from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis.drawings import Drawing
@@ -15,33 +15,25 @@ from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.distill import DistillSettings
 
+SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
+REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=True)
+CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 
-def tiny(recipe: Recipe) -> Recipe:
-    """A few batches and steps."""
-    small = replace(recipe.synthesis, batch_size=100, steps=10)
-    distill = replace(recipe.distill, steps=40, held_out=100, pool=100)
-    return replace(recipe, synthesis=small, distill=distill)
-
-
-RECIPE = Recipe(
+BENCHMARK = Benchmark(
     name="zskd_fashion_mnist",
     data="fashion_mnist",
     teacher="lenet5_fashion_mnist",
     student="dreamstill.nets.lenet:lenet5_half",
-    method="zskd",
-    synthesis=ZskdSettings(steps=100),
-    distill=DistillSettings(
-        steps=4000,
-        batch_size=64,
-        lr=3e-3,
-        pool=8000,
-        held_out=1000,
-        augment=Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, flip=True, mix=True),
-    ),
-    structured=StructuredNoiseSettings(oversample=4, drawing=Drawing(stroke_share=0.3)),
+    rows={
+        "zskd": Row(
+            method="zskd",
+            synthesis=ZskdSettings(steps=100),
+            distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),
+        ),
+        **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES)),
+    },
     published={"ZSKD": 79.62, "real": 89.66},
-    tiny=tiny,
 )
 
 if __name__ == "__main__":
-    main(RECIPE)
+    main(BENCHMARK)

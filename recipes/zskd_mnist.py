@@ -9,40 +9,36 @@ temperature 4 plus L1 on the logits (the paper has temperature 20).
 
 from dataclasses import replace
 
-from benchmarks.protocol import Recipe, main
+from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.distill import DistillSettings
 
+SCHEDULE = DistillSettings(steps=8000, batch_size=64, lr=3e-3)
+REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
 
-def tiny(recipe: Recipe) -> Recipe:
-    """A few batches and steps."""
-    small = replace(recipe.synthesis, batch_size=100, steps=10)
-    distill = replace(recipe.distill, steps=40, held_out=100, pool=100)
-    return replace(recipe, synthesis=small, distill=distill)
-
-
-RECIPE = Recipe(
+BENCHMARK = Benchmark(
     name="zskd_mnist",
     data="mnist",
     teacher="lenet5_mnist",
     student="dreamstill.nets.lenet:lenet5_half",
-    method="zskd",
-    synthesis=ZskdSettings(steps=100),
-    distill=DistillSettings(
-        steps=4000,
-        batch_size=64,
-        lr=3e-3,
-        pool=8000,
-        held_out=1000,
-        augment=Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True),
-    ),
-    structured=StructuredNoiseSettings(),
-    published={"ZSKD": 98.77, "real": 99.25},
-    tiny=tiny,
+    rows={
+        "zskd": Row(
+            method="zskd",
+            synthesis=ZskdSettings(steps=60),
+            distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),
+        ),
+        **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True)),
+    },
+    published={
+        "ZSKD": 98.77,
+        "rerun": 96.98,
+        "another rerun": 97.92,
+        "real": 99.25,
+    },
 )
 
 if __name__ == "__main__":
-    main(RECIPE)
+    main(BENCHMARK)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamstill.errors import DataError
+from dreamstill.probe import eval_mode
 from dreamstill.teacher import InputSpec
 
 __all__ = [
@@ -37,14 +38,8 @@ __all__ = [
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; every submodule's own mode is restored."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with eval_mode(module), torch.no_grad():
+        yield
 
 
 def predict(module: nn.Module, spec: InputSpec, images: Tensor, *, batch_size: int = 500) -> Tensor:

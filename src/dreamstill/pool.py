@@ -9,18 +9,18 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.synthesis.contract import Batch
-from dreamstill.teacher import InputSpec
+from dreamstill.teacher import InputSpec, Teacher
 
-__all__ = ["Augmentation", "Pool", "augment"]
+__all__ = ["Augmentation", "Pool", "StoredImages", "augment"]
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: the command line's generator wants a __dict__
@@ -184,3 +184,43 @@ class Pool:
         self.added, self._journal = state["added"], list(state["journal"])
         self.commit()
         self._open()
+
+
+class StoredImages:
+    """A fixed set of images as a synthesizer: what tasks that are handed images train on.
+
+    Args:
+        teacher: answers for them.
+        images: uint8 (N, C, H, W).
+        batch_size: drawn with replacement.
+        rng: draws.
+
+    """
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, teacher: Teacher, images: Tensor, batch_size: int, *, rng: torch.Generator
+    ) -> None:
+        self.teacher, self.images, self.batch_size, self.rng = teacher, images, batch_size, rng
+
+    @torch.no_grad()
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Random images of the set with the teacher's answers."""
+        index = torch.randint(
+            len(self.images), (self.batch_size,), generator=self.rng, device=self.rng.device
+        )
+        chosen = self.images[index.to(self.images.device)].to(self.rng.device)
+        images = self.teacher.spec.encode(chosen)
+        return Batch(images, self.teacher(images))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: draws are the rng's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take up."""
