@@ -11,6 +11,7 @@ from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.distill import DistillSettings
@@ -18,6 +19,10 @@ from dreamstill.tasks.distill import DistillSettings
 SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=True)
 CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
+
+FROM_SHAPES = ZskdSettings(
+    steps=20, lr=0.1, temperature=4.0, start=Start.STRUCTURED, drawing=CLOTHES
+)
 
 BENCHMARK = Benchmark(
     name="zskd_fashion_mnist",
@@ -27,8 +32,13 @@ BENCHMARK = Benchmark(
     rows={
         "zskd": Row(
             method="zskd",
-            synthesis=ZskdSettings(steps=100),
+            synthesis=ZskdSettings(steps=60),
             distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),
+        ),
+        "zskd from structured noise": Row(
+            method="zskd",
+            synthesis=FROM_SHAPES,
+            distill=replace(SCHEDULE, pool=24_000, held_out=1000, augment=REPLAY),
         ),
         **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES)),
     },

@@ -8,7 +8,7 @@ KL runs from P and Q to their mean M, as in the paper (the code has it the other
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
 from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
@@ -57,6 +58,8 @@ class DeepInversionSettings:
     on CIFAR-10, 0.2 in the authors' ImageNet code; pair it with `distill.fresh_every`."""
     start: Start = Start.GAUSSIAN
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a structured start."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "batch_size")
@@ -156,7 +159,9 @@ class DeepInversion:
             return loss
 
         images = optimize_pixels(
-            start_images(settings.batch_size, teacher.spec, settings.start, self.rng),
+            start_images(
+                settings.batch_size, teacher.spec, settings.start, settings.drawing, self.rng
+            ),
             objective,
             spec=teacher.spec,
             steps=settings.steps,

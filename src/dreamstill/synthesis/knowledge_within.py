@@ -5,7 +5,7 @@ sections 3 and 4; no official code. Where this differs: pixels are clipped to th
 Gaussian scheme is the method `noise` and is not repeated here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.probe import Probe, batch_norm_layers
 from dreamstill.settings import above, at_least
 from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
@@ -50,6 +51,8 @@ class KnowledgeWithinSettings:
     """Weight of the image prior, the squared distance to a blurred copy; at least 0."""
     start: Start = Start.GAUSSIAN
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a structured start."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "batch_size")
@@ -122,7 +125,7 @@ class KnowledgeWithin:
             return inception + divergence * (settings.scheme is Scheme.BNS_INCEPTION)
 
         images = optimize_pixels(
-            start_images(size, teacher.spec, settings.start, self.rng),
+            start_images(size, teacher.spec, settings.start, settings.drawing, self.rng),
             objective,
             spec=teacher.spec,
             steps=settings.steps,

@@ -7,7 +7,7 @@ are drawn with the class's covariance (the authors' code multiplies the noise by
 root); spectra enter the objective, and pixels are clipped to the valid range.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.metadata import activations, load_metadata
 from dreamstill.settings import above, at_least
 from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
@@ -39,6 +40,8 @@ class MetadataSettings:
     """Learning rate of Adam, in the teacher's input space; above 0."""
     start: Start = Start.GAUSSIAN
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a structured start."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "steps")
@@ -81,7 +84,7 @@ class MetadataImages:
             return loss * len(images)
 
         images = optimize_pixels(
-            start_images(size, teacher.spec, settings.start, self.rng),
+            start_images(size, teacher.spec, settings.start, settings.drawing, self.rng),
             objective,
             spec=teacher.spec,
             steps=settings.steps,

@@ -21,7 +21,9 @@ class Start(StrEnum):
     STRUCTURED = "structured"
 
 
-def start_images(num: int, spec: InputSpec, start: Start, rng: torch.Generator) -> Tensor:
+def start_images(
+    num: int, spec: InputSpec, start: Start, drawing: Drawing, rng: torch.Generator
+) -> Tensor:
     """(num, C, H, W) in the input space, within the valid range.
 
     Uniform pixels in [0, 1]; N(0, 1) in the input space, clipped; or the random shapes of
@@ -32,7 +34,7 @@ def start_images(num: int, spec: InputSpec, start: Start, rng: torch.Generator) 
         return spec.clip(torch.randn(shape, generator=rng, device=rng.device))
     if start is Start.UNIFORM:
         return spec.normalize(torch.rand(shape, generator=rng, device=rng.device))
-    return spec.normalize(structured_images(num, spec, Drawing(), rng))
+    return spec.normalize(structured_images(num, spec, drawing, rng))
 
 
 def optimize_pixels(

@@ -6,7 +6,7 @@ code rescales the whole batch by its minimum and maximum), and the learning rate
 larger with fewer steps, which reaches the same loss in a fraction of the time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nets.seeded import seeded
 from dreamstill.settings import above, at_least
 from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
@@ -40,6 +41,8 @@ class ZskdSettings:
 
     start: Start = Start.UNIFORM
     """Pixels before the first step: uniform (the paper's), gaussian or structured."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a structured start."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "steps")
@@ -105,7 +108,9 @@ class Zskd:
             return loss * len(images)
 
         images = optimize_pixels(
-            start_images(settings.batch_size, teacher.spec, settings.start, self.rng),
+            start_images(
+                settings.batch_size, teacher.spec, settings.start, settings.drawing, self.rng
+            ),
             objective,
             spec=teacher.spec,
             steps=settings.steps,

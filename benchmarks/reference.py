@@ -1,0 +1,107 @@
+"""All methods on one teacher, student, schedule and number of student steps: one record a data set.
+
+    python -m benchmarks.reference_mnist --data FOLDER
+    python -m benchmarks.reference_fashion_mnist --data FOLDER
+
+LeNet-5 with BatchNorm to its half, so that every method can take part. Each method is sized to a
+CPU: generators of (32, 16) channels, 2,048 optimized images at 100 steps. The rows "after
+structured noise" spend the first half of the steps there; those "from structured noise" start their
+pixels there: what is gained by optimizing on top of a free start.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.protocol import Benchmark, Row, floors
+from dreamstill.metadata import Kind
+from dreamstill.pool import Augmentation
+from dreamstill.synthesis.dafl import DaflSettings
+from dreamstill.synthesis.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.dfad import DfadSettings
+from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
+from dreamstill.synthesis.metadata import MetadataSettings
+from dreamstill.synthesis.pixels import Start
+from dreamstill.synthesis.rdskd import RdskdSettings
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.zskd import ZskdSettings
+from dreamstill.synthesis.zskt import ZsktSettings
+from dreamstill.tasks.distill import DistillSettings
+from dreamstill.tasks.transfer import Transfer
+
+__all__ = ["reference"]
+
+SCHEDULE = DistillSettings(steps=1500, batch_size=64, lr=3e-3, judge_every=250, held_out=1024)
+WIDTHS = (32, 16)
+POOL = 2048
+
+
+def reference(
+    name: str,
+    data: str,
+    teacher: str,
+    student: str,
+    *,
+    unrelated: str,
+    drawing: Drawing,
+    flip: bool,
+) -> Benchmark:
+    """Every method's row, and the floors and the bound."""
+    shake = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=flip)
+    structured = StructuredNoiseSettings(oversample=3, drawing=drawing)
+
+    def streamed(method: str, synthesis: Any, **changes: Any) -> Row:
+        return Row(method=method, synthesis=synthesis, distill=replace(SCHEDULE, **changes))
+
+    def optimized(method: str, synthesis: Any, **changes: Any) -> Row:
+        held_out = {"held_out": 256, "pool": POOL, "augment": shake}
+        return streamed(method, synthesis, **(held_out | changes))
+
+    inversion = DeepInversionSettings(steps=100, lr=0.1, flip=flip)
+    within = KnowledgeWithinSettings(steps=100)
+    adaptive = replace(inversion, competition=10.0)
+    dafl = DaflSettings(batch_size=128, widths=WIDTHS)
+    dfad = DfadSettings(batch_size=128, widths=WIDTHS)
+    rdskd = RdskdSettings(batch_size=128, widths=WIDTHS, generator_steps=600)
+    rows = {
+        "dafl": streamed("dafl", dafl, fresh_every=2, augment=shake),
+        "deepinversion": optimized("deepinversion", inversion),
+        "adaptive deepinversion": optimized(
+            "deepinversion", adaptive, prefill=POOL // 2, fresh_every=150
+        ),
+        "zskd": optimized("zskd", ZskdSettings(steps=100, batch_size=256)),
+        "zskt": streamed(
+            "zskt",
+            ZsktSettings(widths=WIDTHS),
+            transfer=(Transfer.KL, Transfer.ATTENTION),
+            temperature=1.0,
+            clip_gradient=5.0,
+        ),
+        "dfad": streamed("dfad", dfad, transfer=(Transfer.L1,)),
+        "rdskd": streamed("rdskd", rdskd),
+        **{
+            f"metadata ({kind.value})": optimized(
+                "metadata", MetadataSettings(file=kind.value, batch_size=256, steps=100)
+            )
+            for kind in Kind
+        },
+        **{
+            f"knowledge within ({scheme.value})": optimized(
+                "knowledge_within", replace(within, scheme=scheme)
+            )
+            for scheme in Scheme
+        },
+        "structured noise (mined)": streamed(
+            "structured_noise", replace(structured, batch_size=64, mine=True)
+        ),
+        "unrelated": streamed("unrelated", unrelated),
+        **floors(SCHEDULE, structured),
+    }
+    for name_of in ("deepinversion", "zskd", "metadata (all)", "knowledge within (bns+i)"):
+        row = rows[name_of]
+        start = replace(row.synthesis, start=Start.STRUCTURED, drawing=drawing)
+        rows[f"{name_of} from structured noise"] = replace(row, synthesis=start)
+    for name_of in ("dafl", "zskt", "dfad", "rdskd"):
+        after = SCHEDULE.steps // 2
+        rows[f"{name_of} after structured noise"] = replace(rows[name_of], after=after)
+    return Benchmark(name=name, data=data, teacher=teacher, student=student, rows=rows)

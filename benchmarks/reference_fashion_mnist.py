@@ -1,0 +1,18 @@
+"""All methods on Fashion-MNIST: see `reference`. The unrelated set is MNIST."""
+
+from benchmarks.protocol import main
+from benchmarks.reference import reference
+from dreamstill.synthesis.drawings import Drawing
+
+BENCHMARK = reference(
+    "reference_fashion_mnist",
+    "fashion_mnist",
+    "lenet5_bn_fashion_mnist",
+    "dreamstill.nets.lenet:lenet5_half_bn",
+    unrelated="mnist",
+    drawing=Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7),
+    flip=True,
+)
+
+if __name__ == "__main__":
+    main(BENCHMARK)

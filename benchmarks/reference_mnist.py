@@ -1,0 +1,18 @@
+"""All methods on MNIST: see `reference`. The unrelated set is USPS, as in DAFL's table 1."""
+
+from benchmarks.protocol import main
+from benchmarks.reference import reference
+from dreamstill.synthesis.drawings import Drawing
+
+BENCHMARK = reference(
+    "reference_mnist",
+    "mnist",
+    "lenet5_bn_mnist",
+    "dreamstill.nets.lenet:lenet5_half_bn",
+    unrelated="usps",
+    drawing=Drawing(),
+    flip=False,
+)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
