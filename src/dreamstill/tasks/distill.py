@@ -10,6 +10,7 @@ from torch import nn
 from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
+from dreamstill.probe import batch_norm_layers
 from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.contract import Batch, Synthesizer
 from dreamstill.tasks.transfer import Transfer, TransferLoss
@@ -54,6 +55,9 @@ class DistillSettings:
     """Steps between the judge's sittings; at least 1. The last step always has one."""
     held_out: int = 2048
     """Synthetic images held out for the judge; at least 2."""
+    freeze_batch_norm: bool = False
+    """Leave the student's BatchNorm running statistics as they are: for fine-tuning on images that
+    would spoil them."""
     clip_gradient: float = 0.0
     """Largest norm of the student's gradient; 0: none."""
 
@@ -183,6 +187,9 @@ class Distillation:
         settings = self.settings
         batch = self._next_batch()
         self.student.train()
+        if settings.freeze_batch_norm:
+            for layer in batch_norm_layers(self.student).values():
+                layer.eval()
         initializing = self.step < self.boundary_steps
         loss = self.loss(batch, only=Transfer.BOUNDARY if initializing else None)
         value = loss.item()

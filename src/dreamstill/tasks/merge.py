@@ -1,0 +1,188 @@
+"""Merge neurons that do alike: a smaller network from its weights alone.
+
+Sources: Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015
+(linear layers: the saliency, the update, and the curve that tells where to stop); Kim et al.,
+"Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020 (convolutions: the filters of the
+smallest l1 norm go, each into the kept one of the most similar direction, scaled by their norms).
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.settings import within
+from dreamstill.tasks.graph import Pair, fold_batch_norm, pairs, replace_module, trace
+
+__all__ = ["LayerRecord", "MergeSettings", "merge", "merge_order"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSettings:
+    """Settings of merging."""
+
+    remove: float | None = None
+    """Share of the neurons of every layer to remove, in [0, 1). Default: where the curve of
+    saliencies turns, for linear layers; half, for convolutions."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers to make narrower; default: all that feed one other layer alone."""
+    compensate: bool = True
+    """Off: cut neurons and give nothing to those that stay; what merging is measured against."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 0.999, *(["remove"] if self.remove is not None else []))
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What happened to a layer."""
+
+    layer: str
+    before: int
+    after: int
+    saliency: tuple[float, ...]
+    """Of a linear layer, the price of each removal in order, to the last neuron; else empty."""
+
+
+def merge_order(
+    weight: Tensor, bias: Tensor, outgoing: Tensor
+) -> tuple[list[tuple[int, int]], list[float]]:
+    """The order in which neurons are removed: equation 8 and algorithm 1 of Srinivas and Babu.
+
+    Args:
+        weight, bias: of the layer, (n, d) and (n,).
+        outgoing: the next layer's weights (m, n).
+
+    Returns:
+        Pairs (kept i, removed j) and their saliencies mean(a_j^2) * ||w_i - w_j||^2, n - 1 of each;
+        a_i becomes a_i + a_j at every step.
+
+    """
+    augmented = torch.cat([weight, bias[:, None]], 1).double()
+    distance = torch.cdist(augmented, augmented, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    distance.fill_diagonal_(torch.inf)
+    outgoing = outgoing.double().clone()
+    nearest, partner = distance.min(0)
+    strength = outgoing.pow(2).mean(0)
+    alive = torch.ones(len(weight), dtype=torch.bool)
+    order, saliencies = [], []
+    for _ in range(len(weight) - 1):
+        saliency = torch.where(alive, strength * nearest, torch.inf)
+        removed = int(saliency.argmin())
+        kept = int(partner[removed])
+        order.append((kept, removed))
+        saliencies.append(float(saliency[removed]))
+        alive[removed] = False
+        outgoing[:, kept] += outgoing[:, removed]
+        strength[kept] = outgoing[:, kept].pow(2).mean()
+        distance[removed] = torch.inf
+        orphans = (alive & (partner == removed)).nonzero().flatten()
+        if len(orphans):
+            nearest[orphans], partner[orphans] = distance[:, orphans].min(0)
+    return order, saliencies
+
+
+def turning_point(saliencies: list[float]) -> int:
+    """How many neurons to remove: where the sorted curve leaves its flat part.
+
+    The removal at which the curve is farthest below the line from its first point to its last.
+    """
+    curve = torch.tensor(saliencies, dtype=torch.double)
+    if len(curve) < 3:
+        return 0
+    line = torch.linspace(float(curve[0]), float(curve[-1]), len(curve), dtype=torch.double)
+    return int((line - curve).argmax())
+
+
+def _filter_order(
+    weight: Tensor, bias: Tensor, remove: int
+) -> tuple[list[tuple[int, int]], Tensor]:
+    """Neuron Merging: pairs (kept, removed) of filters and the factor of each."""
+    augmented = torch.cat([weight.flatten(1), bias[:, None]], 1).double()
+    norms = augmented.norm(dim=1)
+    gone = weight.flatten(1).abs().sum(1).argsort()[:remove]
+    kept = torch.ones(len(weight), dtype=torch.bool)
+    kept[gone] = False
+    unit = F.normalize(augmented, dim=1)
+    cosine = (unit @ unit.T).masked_fill(~kept[:, None], -torch.inf)
+    partners = cosine[:, gone].argmax(0)
+    factors = norms[gone] / norms[partners].clamp_min(1e-12)
+    return list(zip(partners.tolist(), gone.tolist(), strict=True)), factors
+
+
+def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> LayerRecord:
+    """Make one layer narrower, in place."""
+    first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
+    assert isinstance(first, nn.Conv2d | nn.Linear)
+    assert isinstance(second, nn.Conv2d | nn.Linear)
+    width = first.weight.shape[0]
+    bias = first.bias.detach() if first.bias is not None else first.weight.new_zeros(width)
+    saliencies: list[float] = []
+    # (m, n, rest): what leaves each neuron, whatever the second layer is
+    outgoing = second.weight.detach().reshape(second.weight.shape[0], width, -1).clone()
+    if isinstance(first, nn.Linear):
+        flat = outgoing.transpose(1, 2).reshape(-1, width)
+        order, saliencies = merge_order(first.weight.detach(), bias, flat)
+        share = settings.remove
+        remove = turning_point(saliencies) if share is None else int(share * width)
+        order, factors = order[:remove], torch.ones(remove)
+    else:
+        share = 0.5 if settings.remove is None else settings.remove
+        order, factors = _filter_order(first.weight.detach(), bias, int(share * width))
+    stay = torch.ones(width, dtype=torch.bool)
+    for (kept, removed), factor in zip(order, factors.tolist(), strict=True):
+        stay[removed] = False
+        if settings.compensate:
+            outgoing[:, kept] += factor * outgoing[:, removed]
+    shape = list(second.weight.shape)
+    shape[1] = int(stay.sum()) * pair.positions
+    replace_module(model, pair.first, _with_weights(first, first.weight[stay], bias[stay]))
+    narrowed = outgoing[:, stay].reshape(shape)
+    replace_module(model, pair.second, _with_weights(second, narrowed, second.bias))
+    return LayerRecord(pair.first, width, int(stay.sum()), tuple(saliencies))
+
+
+def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A copy of a convolution or linear layer with other weights and their sizes."""
+    new = copy.deepcopy(layer)
+    assert isinstance(new, nn.Conv2d | nn.Linear)
+    new.weight = nn.Parameter(weight.detach().clone())
+    new.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    names = (
+        ("out_features", "in_features")
+        if isinstance(layer, nn.Linear)
+        else ("out_channels", "in_channels")
+    )
+    for name, size in zip(names, weight.shape[:2], strict=True):
+        setattr(new, name, size)
+    return new
+
+
+@torch.no_grad()
+def merge(model: nn.Module, settings: MergeSettings) -> tuple[nn.Module, list[LayerRecord]]:
+    """Make layers narrower from their weights alone; the model is left as it was.
+
+    Args:
+        model: its BatchNorm layers are folded first. It must be traceable.
+        settings: see MergeSettings.
+
+    Returns:
+        A new network and a record for each layer, in order.
+
+    Raises:
+        TeacherError: it cannot be traced, or has no two layers that feed one another alone.
+        SettingsError: a named layer is not among those.
+
+    """
+    folded = fold_batch_norm(model)
+    found = {pair.first: pair for pair in pairs(trace(folded)) if pair.relu}
+    if not found:
+        raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
+    if missing := [name for name in settings.layers if name not in found]:
+        raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
+    names = settings.layers or tuple(found)
+    records = [_narrow(folded, found[name], settings) for name in names]
+    return folded, records

@@ -1,0 +1,223 @@
+"""Prune channels to a target, in rounds, fine-tuning on synthetic images after each.
+
+Which channels hang together is torch-pruning's dependency graph. Importances: magnitude and
+BatchNorm scale need no image; Taylor, first order on synthetic batches, is DeepInversion's (Yin et
+al. 2020, section 3.3), with its latency term as `latency`: a layer's share of the network's time,
+per channel, makes slow layers go first.
+"""
+
+import copy
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.evaluate import measure_cost
+from dreamstill.settings import at_least, within
+from dreamstill.tasks.distill import DistillSettings, Progress
+from dreamstill.tasks.finetune import finetune
+from dreamstill.teacher import Teacher
+
+__all__ = ["Importance", "PruneSettings", "RoundRecord", "Target", "prune"]
+
+
+class Importance(StrEnum):
+    """What makes a channel worth keeping."""
+
+    MAGNITUDE = "magnitude"
+    BATCH_NORM = "batch-norm"
+    TAYLOR = "taylor"
+
+
+class Target(StrEnum):
+    """What is brought down."""
+
+    PARAMETERS = "parameters"
+    MACS = "macs"
+    LATENCY = "latency"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneSettings:
+    """Settings of pruning."""
+
+    keep: float = 0.5
+    """Share of the target to keep, at most; in (0, 1)."""
+    target: Target = Target.MACS
+    """parameters, macs, or the measured latency of one image."""
+    importance: Importance = Importance.TAYLOR
+    """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images."""
+    latency: float = 0.0
+    """Weight of the latency term in the importance; at least 0."""
+    rounds: int = 4
+    """Prune and fine-tune so many times; at least 1."""
+    finetune: DistillSettings = field(
+        default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
+    )
+    """The fine-tuning after each round."""
+
+    def __post_init__(self) -> None:
+        within(self, 1e-6, 1 - 1e-6, "keep")
+        at_least(self, 0, "latency")
+        at_least(self, 1, "rounds")
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A network after a round."""
+
+    parameters: int
+    macs: int
+    latency_ms: float
+
+
+def library() -> Any:
+    """torch-pruning, which the extra `prune` installs; SettingsError where it is absent."""
+    try:
+        return importlib.import_module("torch_pruning")
+    except ImportError as error:
+        raise SettingsError(
+            "pruning needs torch-pruning: pip install 'dreamstill[prune]'"
+        ) from error
+
+
+def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> dict[nn.Module, float]:
+    """Seconds that each convolution and linear layer takes on one image, the least of some runs."""
+    seconds: dict[nn.Module, float] = {}
+    started: dict[nn.Module, float] = {}
+
+    def start(module: nn.Module, args: Any) -> None:
+        started[module] = time.perf_counter()
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        took = time.perf_counter() - started[module]
+        seconds[module] = min(seconds.get(module, float("inf")), took)
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_pre_hook(start) for layer in layers]
+    handles += [layer.register_forward_hook(stop) for layer in layers]
+    try:
+        with torch.no_grad():
+            for _ in range(num_runs):
+                model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seconds
+
+
+def importance_of(settings: PruneSettings, seconds: dict[nn.Module, float]) -> Any:
+    """torch-pruning's importance, less the latency of the layer that a channel belongs to."""
+    tp = library()
+    kinds = {
+        Importance.MAGNITUDE: tp.importance.GroupMagnitudeImportance,
+        Importance.BATCH_NORM: tp.importance.BNScaleImportance,
+        Importance.TAYLOR: tp.importance.GroupTaylorImportance,
+    }
+    base = kinds[settings.importance]()
+    if not settings.latency:
+        return base
+    total = sum(seconds.values())
+
+    def importance(group: Any) -> Any:
+        scores = base(group)
+        if scores is None:
+            return None
+        layers = {dep.target.module for dep, _ in group}
+        share = sum(seconds.get(layer, 0.0) for layer in layers) / total
+        # a group's mean importance, so that the term is in the importance's own units
+        return scores - settings.latency * share / max(1, len(scores)) * scores.mean() * len(layers)
+
+    return importance
+
+
+def prune(
+    teacher: Teacher,
+    images: Tensor,
+    settings: PruneSettings,
+    *,
+    rng: torch.Generator,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[nn.Module, list[RoundRecord]]:
+    """A narrower copy of the teacher, fine-tuned towards it, and its cost after each round.
+
+    Args:
+        teacher: left as it was; the logits' layer is not pruned.
+        images: uint8 (N, C, H, W), synthetic or not.
+        settings: see PruneSettings.
+        rng: of the fine-tuning.
+        on_progress: called after each step.
+
+    Raises:
+        SettingsError: the target cannot be met, or torch-pruning is absent.
+        TeacherError: the network has no last linear layer to leave alone.
+
+    """
+    tp = library()
+    if teacher.offers.last_linear is None:
+        raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
+    model = copy.deepcopy(teacher.module).requires_grad_(True)
+    whole = _cost(model, teacher, settings.target)
+    records = []
+    for step in range(1, settings.rounds + 1):
+        goal = whole * settings.keep ** (step / settings.rounds)
+        _narrow(tp, model, teacher, images, settings, goal)
+        model = finetune(
+            teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress
+        )
+        cost = measure_cost(model, teacher.spec)
+        records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median))
+    return model.requires_grad_(False), records
+
+
+def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
+    cost = measure_cost(model, teacher.spec, num_runs=50 if target is Target.LATENCY else 1)
+    return cost.latency_ms.median if target is Target.LATENCY else getattr(cost, target.value)
+
+
+def _narrow(
+    tp: Any,
+    model: nn.Module,
+    teacher: Teacher,
+    images: Tensor,
+    settings: PruneSettings,
+    goal: float,
+) -> None:
+    """Remove the least important channels, a hundredth at a time, until the goal is met."""
+    example = teacher.spec.encode(images[:1].to(teacher.device))
+    model.eval()
+    seconds = layer_seconds(model, example) if settings.latency else {}
+    assert teacher.offers.last_linear is not None
+    pruner = tp.pruner.BasePruner(
+        model,
+        example,
+        importance=importance_of(settings, seconds),
+        global_pruning=True,
+        pruning_ratio=0.99,
+        max_pruning_ratio=0.95,
+        iterative_steps=100,
+        ignored_layers=[model.get_submodule(teacher.offers.last_linear)],
+    )
+    for _ in range(100):
+        if settings.importance is Importance.TAYLOR:
+            _gradients(model, teacher, images)
+        pruner.step()
+        model.zero_grad()
+        if _cost(model, teacher, settings.target) <= goal:
+            return
+    raise SettingsError(f"keep {settings.keep} of {settings.target.value} cannot be met")
+
+
+def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
+    """Fill .grad with that of the distillation loss against the teacher's own classes."""
+    shown = teacher.spec.encode(images[:256].to(teacher.device))
+    with torch.no_grad():
+        classes = teacher(shown).argmax(1)
+    model.zero_grad()
+    nn.functional.cross_entropy(model(shown), classes).backward()

@@ -1,0 +1,310 @@
+"""Folding, merging, factorizing, pruning and packing, against answers known by hand."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import toys
+from dreamstill.errors import DataError, ExportError, SettingsError, TeacherError
+from dreamstill.evaluate import measure_cost
+from dreamstill.nets.lenet import lenet5, lenet5_bn
+from dreamstill.nets.seeded import seeded
+from dreamstill.tasks.distill import DistillSettings
+from dreamstill.tasks.factorize import FactorizeSettings, factorize, factorize_to
+from dreamstill.tasks.finetune import finetune
+from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
+from dreamstill.tasks.merge import MergeSettings, merge, merge_order
+from dreamstill.tasks.pack import (
+    PackSettings,
+    codebook_of,
+    from_gaps,
+    gaps_of,
+    lamp_masks,
+    load_packed,
+    pack,
+    save_packed,
+)
+from dreamstill.tasks.prune import Importance, PruneSettings, Target, prune
+from dreamstill.teacher import InputSpec, Teacher, open_teacher
+
+SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def lenet(*, batch_norm: bool = False) -> nn.Module:
+    with seeded(rng()):
+        model: nn.Module = lenet5_bn() if batch_norm else lenet5()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+                nn.init.normal_(module.weight, 1, 0.3)
+                nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def images(num: int, shape: tuple[int, int, int] = (1, 28, 28)) -> Tensor:
+    return torch.randint(0, 256, (num, *shape), generator=rng(), dtype=torch.uint8)
+
+
+def shown(num: int = 16) -> Tensor:
+    return SPEC.encode(images(num))
+
+
+def weight(model: nn.Module, name: str) -> Tensor:
+    value = model.get_submodule(name).weight
+    assert isinstance(value, Tensor)
+    return value
+
+
+class Residual(nn.Module):
+    """A layer whose output goes two ways must not be made narrower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        logits: Tensor = self.head(x + self.second(x).relu())
+        return logits
+
+
+def test_folding_keeps_the_function_and_leaves_no_batch_norm() -> None:
+    model = lenet(batch_norm=True)
+    before = copy.deepcopy(model.state_dict())
+    folded = fold_batch_norm(model)
+    torch.testing.assert_close(folded(shown()), model(shown()), atol=1e-5, rtol=1e-4)
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_pairs_are_layers_that_feed_one_other_alone() -> None:
+    found = [(p.first, p.second, p.relu, p.positions) for p in pairs(trace(lenet()))]
+    assert found == [
+        ("features.0", "features.3", True, 1),
+        ("features.3", "features.6", True, 1),
+        ("features.6", "classifier.0", True, 1),
+        ("classifier.0", "classifier.2", True, 1),
+    ]
+    assert pairs(trace(Residual())) == []
+
+
+def test_a_flattened_map_gives_each_channel_its_positions() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2))
+    (pair,) = pairs(trace(model))
+    assert (pair.first, pair.second, pair.positions) == ("0", "3", 9)
+
+
+def test_the_nearest_neurons_weighted_by_what_leaves_them_go_first() -> None:
+    weight = torch.tensor([[0.0], [1.0], [3.0]])
+    outgoing = torch.tensor([[1.0, 2.0, 0.1]])
+    order, saliencies = merge_order(weight, torch.zeros(3), outgoing)
+    # 2 into 1 costs 0.01 * 4; then a_1 is 2.1, and 0 into 1 costs 1 * 1
+    assert order == [(1, 2), (1, 0)]
+    assert saliencies == pytest.approx([0.04, 1.0])
+
+
+def test_merging_copies_of_a_neuron_changes_nothing() -> None:
+    with seeded(rng()):
+        half, head = nn.Linear(6, 5), nn.Linear(10, 3)
+    whole = nn.Linear(6, 10)
+    whole.weight = nn.Parameter(half.weight.repeat(2, 1))
+    whole.bias = nn.Parameter(half.bias.repeat(2))
+    model = nn.Sequential(whole, nn.ReLU(), head)
+    merged, (record,) = merge(model, MergeSettings(remove=0.5))
+    x = torch.randn(8, 6, generator=rng())
+    torch.testing.assert_close(merged(x), model(x), atol=1e-5, rtol=1e-5)
+    assert (record.layer, record.before, record.after) == ("0", 10, 5)
+    assert record.saliency[:5] == pytest.approx([0] * 5, abs=1e-9)
+    _, (record,) = merge(model, MergeSettings())
+    assert record.after == 5
+    cut, _ = merge(model, MergeSettings(remove=0.5, compensate=False))
+    assert not torch.allclose(cut(x), model(x), atol=0.05)
+    assert len(weight(model, "0")) == 10
+
+
+def test_a_filter_that_is_a_multiple_of_another_goes_into_it() -> None:
+    with seeded(rng()):
+        first, second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)
+    with torch.no_grad():
+        first.weight[2:] = 0.25 * first.weight[:2]
+        assert first.bias is not None
+        first.bias[2:] = 0.25 * first.bias[:2]
+    model = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second)
+    merged, (record,) = merge(model, MergeSettings())
+    torch.testing.assert_close(merged(shown()), model(shown()), atol=1e-5, rtol=1e-5)
+    assert record.after == 2
+
+
+def test_what_cannot_be_merged_is_named() -> None:
+    with pytest.raises(TeacherError, match="nothing to merge"):
+        merge(Residual(), MergeSettings())
+    with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
+        merge(lenet(), MergeSettings(layers=("classifier.2",)))
+    with pytest.raises(SettingsError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
+        MergeSettings(remove=1.5)
+
+
+def test_full_rank_keeps_the_function_and_low_rank_the_best_error() -> None:
+    with seeded(rng()):
+        linear = nn.Linear(40, 30)
+    with torch.no_grad():
+        u, s, v = torch.linalg.svd(linear.weight, full_matrices=False)
+        s[3:] *= 1e-4
+        linear.weight.copy_(u * s @ v)
+    model = nn.Sequential(nn.Linear(40, 40), linear)
+    small, (record,) = factorize(model, FactorizeSettings(energy=0.999))
+    assert (record.layer, record.full, record.ranks) == ("1", (30,), (3,))
+    x = torch.randn(8, 40, generator=rng())
+    torch.testing.assert_close(small(x), model(x), atol=1e-3, rtol=1e-3)
+    assert sum(p.numel() for p in small.get_submodule("1").parameters()) == 3 * 70 + 30
+
+
+def test_tucker_of_a_low_rank_convolution_is_exact() -> None:
+    with seeded(rng()):
+        factors = nn.Conv2d(8, 2, 1, bias=False), nn.Conv2d(2, 3, 3), nn.Conv2d(3, 12, 1)
+    inner, core, outer = (f.weight.detach() for f in factors)
+    layer = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+    weight = torch.einsum("op,pqkl,qi->oikl", outer[:, :, 0, 0], core, inner[:, :, 0, 0])
+    layer.weight = nn.Parameter(weight)
+    model = nn.Sequential(nn.Conv2d(1, 8, 1), layer)
+    small, (record,) = factorize(model, FactorizeSettings(energy=1 - 1e-6))
+    assert record.ranks == (2, 3)
+    torch.testing.assert_close(small(shown()), model(shown()), atol=1e-4, rtol=1e-3)
+
+
+def test_a_target_of_macs_is_met_and_an_absurd_one_refused() -> None:
+    model = lenet()
+    small, _ = factorize_to(model, SPEC, FactorizeSettings(macs=0.5))
+    macs = [measure_cost(network, SPEC, num_runs=1).macs for network in (small, model)]
+    assert 0.4 < macs[0] / macs[1] <= 0.5
+    with pytest.raises(SettingsError, match=r"no rank brings macs to 0\.001"):
+        factorize_to(model, SPEC, FactorizeSettings(macs=0.001))
+
+
+def quick(**changes: Any) -> DistillSettings:
+    settings: dict[str, Any] = {"steps": 5, "batch_size": 16, "held_out": 8, "judge_every": 5}
+    return DistillSettings(**(settings | changes))
+
+
+def test_finetuning_repairs_and_needs_images() -> None:
+    teacher = toys.quadrant_teacher()
+    student = copy.deepcopy(teacher.module).requires_grad_(True)
+    with torch.no_grad():
+        weight(student, "head").add_(torch.randn(4, 4, generator=rng()) * 3)
+    pictures = images(80, (1, 8, 8))
+    inputs = toys.SPEC.encode(pictures)
+    before = (student(inputs) - teacher(inputs)).abs().mean()
+    tuned = finetune(teacher, student, pictures, quick(steps=200, lr=0.05), rng=rng())
+    assert (tuned(inputs) - teacher(inputs)).abs().mean() < 0.2 * before
+    with pytest.raises(DataError, match="at least 8 images; got 7"):
+        finetune(teacher, student, pictures[:7], quick(), rng=rng())
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_frozen_batch_norm_keeps_its_statistics(freeze: bool) -> None:
+    student = toys.small_cnn()
+    assert student.norm.running_mean is not None
+    before = student.norm.running_mean.clone()
+    settings = quick(freeze_batch_norm=freeze)
+    finetune(toys.cnn_teacher(), student, images(40, (1, 8, 8)), settings, rng=rng())
+    assert torch.equal(before, student.norm.running_mean) == freeze
+
+
+@pytest.mark.parametrize("importance", Importance)
+@pytest.mark.parametrize("target", [Target.MACS, Target.PARAMETERS])
+def test_pruning_meets_its_target(importance: Importance, target: Target) -> None:
+    teacher = open_teacher(lenet(batch_norm=True), SPEC)
+    settings = PruneSettings(
+        keep=0.5, target=target, importance=importance, rounds=2, latency=0.1, finetune=quick()
+    )
+    fingerprint = teacher.fingerprint
+    pruned, records = prune(teacher, images(64), settings, rng=rng())
+    whole = {
+        Target.MACS: 416_520,
+        Target.PARAMETERS: sum(p.numel() for p in teacher.module.parameters()),
+    }
+    assert 0.3 < getattr(records[-1], target.value) / whole[target] <= 0.5
+    assert len(records) == 2
+    assert pruned(shown()).shape == (16, 10)
+    assert teacher.fingerprint == fingerprint
+
+
+def test_taylor_removes_the_channel_that_does_nothing() -> None:
+    model = lenet()
+    with torch.no_grad():
+        weight(model, "features.3")[:, 2] = 0
+    teacher = open_teacher(model, SPEC)
+    settings = PruneSettings(keep=0.95, rounds=1, finetune=quick(steps=1))
+    pruned, _ = prune(teacher, images(64), settings, rng=rng())
+    kept, gone = weight(pruned, "features.0"), weight(model, "features.0")[2]
+    assert len(kept) < 6
+    assert (kept - gone).abs().flatten(1).mean(1).min() > 0.01
+
+
+def test_lamp_keeps_the_share_and_never_a_whole_layer_less() -> None:
+    weights = {"big": torch.arange(1.0, 101).view(10, 10), "small": torch.full((4,), 1e-3)}
+    masks = lamp_masks(weights, 0.25)
+    assert sum(int(mask.sum()) for mask in masks.values()) == 26
+    assert masks["small"].any()
+    assert masks["big"].view(-1).nonzero().min() >= 75
+
+
+def test_a_codebook_finds_the_clusters() -> None:
+    values = torch.tensor([-1.0, -1.1, -0.9, 2.0, 2.2, 5.0])
+    centroids, index = codebook_of(values, 3)
+    torch.testing.assert_close(centroids, torch.tensor([-1.0, 2.1, 5.0]))
+    assert index.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_gaps_survive_runs_longer_than_a_byte() -> None:
+    codes = np.zeros(2000, dtype=np.int64)
+    codes[[0, 3, 700, 1999]] = [5, 1, 2, 3]
+    symbols, gaps = gaps_of(codes)
+    assert max(gaps) == 255
+    assert (from_gaps(symbols, gaps, 2000) == codes).all()
+
+
+def packed(teacher: Teacher, **changes: Any) -> nn.Module:
+    settings: dict[str, Any] = {"density": 0.1, "rounds": 2, "finetune": quick()}
+    return pack(teacher, images(64), PackSettings(**(settings | changes)), rng=rng())
+
+
+def test_a_packed_file_decodes_exactly_and_counts_all_of_it(tmp_path: Path) -> None:
+    teacher = open_teacher(lenet(batch_norm=True), SPEC)
+    model, path = packed(teacher), tmp_path / "net.packed"
+    size = save_packed(model, path, card={"factory": "dreamstill.nets.lenet:lenet5_bn"})
+    assert size == path.stat().st_size
+    state, card = load_packed(path)
+    plain = lenet5_bn()
+    plain.load_state_dict(state)
+    torch.testing.assert_close(plain.eval()(shown()), model(shown()))
+    assert card == {"factory": "dreamstill.nets.lenet:lenet5_bn"}
+    weights = [v for k, v in state.items() if v.ndim in (2, 4)]
+    kept = sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    assert kept <= 0.105
+    assert max(len(w.unique()) for w in weights) <= 2**5
+    assert size < sum(v.numel() * 4 for v in state.values()) / 15
+
+
+def test_files_that_are_not_packed_networks_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.packed"
+    path.write_bytes(b"else")
+    with pytest.raises(ExportError, match="not a packed network"):
+        load_packed(path)
+    save_packed(packed(open_teacher(lenet(), SPEC)), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ExportError, match="not a whole packed network"):
+        load_packed(path)
