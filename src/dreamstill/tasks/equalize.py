@@ -1,0 +1,242 @@
+"""DFQ: make a network ready for low bits with no input at all.
+
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
+2019: BatchNorm folding, cross-layer equalization (section 4.1), high-bias absorption (4.1.3), and
+the expected inputs of every layer from BatchNorm parameters, which give ranges and bias correction
+(4.2 and 5.1). Where this differs: layers without BatchNorm have their moments propagated through
+their own weights.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from dreamstill.tasks.graph import RELU, Pair, batch_norms, fold_batch_norm, pairs, trace
+from dreamstill.teacher import InputSpec
+
+__all__ = ["Equalized", "Moments", "equalize", "expected_inputs", "relu_moments"]
+
+REACH = 6.0
+"""Standard deviations to either side that a data-free range spans, as in the authors' code."""
+
+
+def relu_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of max(0, x) for x ~ N(mean, std^2): equation 19 and its second moment.
+
+    >>> mean, variance = relu_moments(torch.zeros(1), torch.ones(1))
+    >>> round(float(mean), 4), round(float(variance), 4)  # 1/sqrt(2 pi), 1/2 - 1/(2 pi)
+    (0.3989, 0.3408)
+    """
+    safe = std.clamp_min(1e-12)
+    ratio = mean / safe
+    density = torch.exp(-0.5 * ratio**2) / math.sqrt(2 * math.pi)
+    above = 0.5 * (1 + torch.erf(ratio / math.sqrt(2)))
+    first = mean * above + safe * density
+    second = (mean**2 + safe**2) * above + mean * safe * density
+    return first, (second - first**2).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known of an activation (1, C, ...) without data."""
+
+    mean: Tensor
+    variance: Tensor
+    low: Tensor
+    """Below which it hardly ever is."""
+    high: Tensor
+
+    def each(self, change: Callable[[Tensor], Any]) -> Any:
+        """Apply an operation that moves values around to every part."""
+        parts = [change(part) for part in (self.mean, self.variance, self.low, self.high)]
+        return Moments(*parts) if isinstance(parts[0], Tensor) else parts[0]
+
+    @classmethod
+    def normal(cls, mean: Tensor, variance: Tensor) -> "Moments":
+        """A normal distribution with bounds REACH deviations away."""
+        reach = REACH * variance.sqrt()
+        return cls(mean, variance, mean - reach, mean + reach)
+
+    def relu(self) -> "Moments":
+        """After a ReLU."""
+        mean, variance = relu_moments(self.mean, self.variance.sqrt())
+        return Moments(mean, variance, self.low.relu(), self.high.relu())
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(*(getattr(self, part) + getattr(other, part) for part in PARTS))
+
+
+PARTS = ("mean", "variance", "low", "high")
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""By layer, mean and standard deviation (C,) of what it puts out."""
+
+
+class _Propagate(fx.Interpreter):
+    """Run a graph on moments; keeps what enters every convolution and linear layer."""
+
+    def __init__(self, graph: fx.GraphModule, statistics: Statistics) -> None:
+        super().__init__(graph)
+        self.statistics, self.inputs = statistics, dict[str, Moments]()
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A layer, a ReLU, or something that moves values around."""
+        module, x = self.fetch_attr(target), args[0]
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            self.inputs[target] = x
+            return self._through(module, x, self.statistics.get(target))
+        if isinstance(module, RELU[0]):
+            return x.relu()
+        return x.each(module)
+
+    @staticmethod
+    def _through(
+        layer: nn.Conv2d | nn.Linear, x: Moments, known: tuple[Tensor, Tensor] | None
+    ) -> Moments:
+        mean = layer(x.mean)
+        if known is not None:
+            shape = [1, -1] + [1] * (mean.ndim - 2)
+            mean = known[0].view(shape).expand_as(mean)
+            return Moments.normal(mean, known[1].view(shape).expand_as(mean) ** 2)
+        bias, layer.bias = layer.bias, None
+        weight, layer.weight = layer.weight, nn.Parameter(layer.weight**2, requires_grad=False)
+        try:
+            variance = layer(x.variance)
+        finally:
+            layer.bias, layer.weight = bias, weight
+        return Moments.normal(mean, variance)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """ReLU, addition, or something that moves values around."""
+        return self._call(target, super().call_function, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The same as a method."""
+        return self._call(target, super().call_method, args, kwargs)
+
+    def _call(self, target: Any, run: Any, args: Any, kwargs: Any) -> Any:
+        moments = [arg for arg in args if isinstance(arg, Moments)]
+        if not moments:
+            return run(target, args, kwargs)
+        if target in RELU:
+            return moments[0].relu()
+        if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(moments) == 2:
+            return moments[0] + moments[1]
+
+        def run_on(part: str) -> Any:
+            def pick(value: Any) -> Any:
+                return getattr(value, part) if isinstance(value, Moments) else value
+
+            return run(target, map_aggregate(args, pick), kwargs)
+
+        results = [run_on(part) for part in PARTS]
+        return Moments(*results) if isinstance(results[0], Tensor) else results[0]
+
+
+@dataclass
+class Equalized:
+    """A network with its BatchNorm folded, and what its layers put out."""
+
+    model: nn.Module
+    statistics: Statistics
+
+
+@torch.no_grad()
+def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]:
+    """Moments of what enters every convolution and linear layer, by name.
+
+    The network's own input is taken as normal with mean 0 and variance 1 in its input space, within
+    the valid range.
+    """
+    zeros = torch.zeros(1, *spec.shape)
+    inputs = Moments(zeros, zeros + 1, spec.clip(zeros - 1e9), spec.clip(zeros + 1e9))
+    run = _Propagate(trace(equalized.model), equalized.statistics)
+    run.run(inputs)
+    return run.inputs
+
+
+@torch.no_grad()
+def equalize(model: nn.Module, *, iterations: int = 40, absorb: bool = True) -> Equalized:
+    """Fold BatchNorm, equalize weight ranges across layers, absorb high biases; on a copy.
+
+    Args:
+        model: traceable; its function is the same afterwards, but for the tail of activations that
+            absorption cuts off (3 standard deviations below their mean).
+        iterations: of equalization over all pairs of layers; it stops when no weight moves.
+        absorb: high-bias absorption.
+
+    Raises:
+        TeacherError: the model cannot be traced.
+
+    """
+    graph = trace(model)
+    modules = dict(graph.named_modules())
+    statistics: Statistics = {}
+    for layer, norm in batch_norms(graph).items():
+        module = modules[norm]
+        assert isinstance(module.weight, Tensor)
+        assert isinstance(module.bias, Tensor)
+        statistics[layer] = (module.bias.clone(), module.weight.abs().clone())
+    folded = fold_batch_norm(model)
+    found = pairs(trace(folded))
+    for _ in range(iterations):
+        moved = max((_equalize_pair(folded, pair, statistics) for pair in found), default=0.0)
+        if moved < 1e-3:
+            break
+    if absorb:
+        for pair in found:
+            _absorb(folded, pair, statistics)
+    return Equalized(folded, statistics)
+
+
+def _layers(model: nn.Module, pair: Pair) -> tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]:
+    first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
+    assert isinstance(first, nn.Conv2d | nn.Linear)
+    assert isinstance(second, nn.Conv2d | nn.Linear)
+    return first, second
+
+
+def _by_channel(second: nn.Conv2d | nn.Linear, width: int) -> Tensor:
+    """The second layer's weight as (outputs, channels of the first, the rest), a view."""
+    return second.weight.view(second.weight.shape[0], width, -1)
+
+
+def _equalize_pair(model: nn.Module, pair: Pair, statistics: Statistics) -> float:
+    """Equation 11: both ranges of channel i become sqrt(r1 r2); returns the largest move."""
+    first, second = _layers(model, pair)
+    width = first.weight.shape[0]
+    r1 = first.weight.flatten(1).abs().amax(1)
+    r2 = _by_channel(second, width).abs().amax((0, 2))
+    usable = (r1 > 1e-8) & (r2 > 1e-8)
+    scale = torch.where(usable, (r2 / r1.clamp_min(1e-12)).sqrt(), torch.ones_like(r1))
+    first.weight.mul_(scale.view(-1, *[1] * (first.weight.ndim - 1)))
+    if first.bias is not None:
+        first.bias.mul_(scale)
+    _by_channel(second, width).div_(scale.view(1, -1, 1))
+    if pair.first in statistics:
+        mean, std = statistics[pair.first]
+        statistics[pair.first] = (mean * scale, std * scale)
+    return float((scale.log().abs()).max())
+
+
+def _absorb(model: nn.Module, pair: Pair, statistics: Statistics) -> None:
+    """Equation 15: what is above 0 at 3 deviations below the mean goes to the next bias."""
+    first, second = _layers(model, pair)
+    if pair.first not in statistics or first.bias is None or not pair.relu:
+        return
+    if not isinstance(second, nn.Linear) and any(second.padding):
+        return  # padded zeros would not carry the constant: the function would change at the border
+    mean, std = statistics[pair.first]
+    surplus = (mean - 3 * std).clamp_min(0)
+    first.bias.sub_(surplus)
+    added = torch.einsum("oir,i->o", _by_channel(second, len(surplus)), surplus)
+    if second.bias is None:
+        second.bias = nn.Parameter(added)
+    else:
+        second.bias.add_(added)
+    statistics[pair.first] = (mean - surplus, std)

@@ -1,0 +1,341 @@
+"""Quantize to 2 to 8 bits by simulation: with no input at all, or calibrated and fine-tuned.
+
+Every convolution and linear layer gets a quantized weight and a quantized input. Sources: DFQ
+(Nagel et al. 2019) for ranges and bias correction without inputs; LSQ (Esser et al. 2020) for step
+sizes that learn; ZeroQ (Cai et al. 2020) for the sensitivity of a layer: KL(whole precision || that
+layer alone at low bits) on the images. The fine-tuning is distillation from the network itself.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.errors import SettingsError
+from dreamstill.losses.logits import kl_divergence
+from dreamstill.probe import Probe
+from dreamstill.settings import within
+from dreamstill.tasks.distill import DistillSettings, Progress
+from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
+from dreamstill.tasks.finetune import finetune
+from dreamstill.tasks.graph import fold_batch_norm, map_modules
+from dreamstill.teacher import InputSpec, Teacher
+
+__all__ = [
+    "Calibration",
+    "QuantizeSettings",
+    "QuantizedLayer",
+    "mixed_bits",
+    "quantize",
+    "quantize_without_inputs",
+    "quantized_bytes",
+    "sensitivities",
+]
+
+
+class Calibration(StrEnum):
+    """How the range of an activation is read off the images."""
+
+    MIN_MAX = "min-max"
+    PERCENTILE = "percentile"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeSettings:
+    """Settings of quantization."""
+
+    weight_bits: int = 8
+    """Of weights; 2 to 8."""
+    activation_bits: int = 8
+    """Of what enters each layer; 2 to 8."""
+    first_last_bits: int | None = 8
+    """Of the first and last layer, weights and inputs; none: as the others. 2 to 8."""
+    per_channel: bool = True
+    """A step size for each output channel of a weight; else one for all."""
+    calibration: Calibration = Calibration.PERCENTILE
+    """Of activations, on images: min-max, or percentile (99.99 %)."""
+    size: float | None = None
+    """Mixed precision: bring the weights to this share of their size at 8 bits, at most, layer by
+    layer, the least sensitive first; in (0.25, 1]. Then `weight_bits` has no effect."""
+    finetune: DistillSettings | None = None
+    """Fine-tuning of weights and step sizes on the images; none: calibration alone."""
+
+    def __post_init__(self) -> None:
+        within(self, 2, 8, "weight_bits", "activation_bits", "first_last_bits")
+        within(self, 0.25, 1, "size")
+
+
+def round_through(values: Tensor) -> Tensor:
+    """Round; the gradient passes as if it had not."""
+    return values + (values.round() - values).detach()
+
+
+def fake_quantize(values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """Values on the grid step * {low, ..., high}; gradients to values and step: LSQ."""
+    return round_through(torch.clamp(values / step, low, high)) * step
+
+
+def best_step(weight: Tensor, bits: int, *, per_channel: bool) -> Tensor:
+    """The symmetric step of least squared error: of 80 shares of the largest magnitude.
+
+    Returns:
+        (O, 1, ...) for each output channel, or a scalar's shape for all.
+
+    """
+    high = 2 ** (bits - 1) - 1
+    rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
+    best = largest / high
+    best_error = torch.full_like(largest, torch.inf)
+    for share in torch.linspace(0.2, 1.0, 81).tolist():
+        step = share * largest / high
+        error = (fake_quantize(rows, step, -high - 1, high) - rows).pow(2).sum(1, keepdim=True)
+        better = error < best_error
+        best, best_error = torch.where(better, step, best), torch.where(better, error, best_error)
+    shaped: Tensor = best.view(-1, *[1] * (weight.ndim - 1))
+    return shaped
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer that computes with quantized weight and input.
+
+    Args:
+        layer: its weight and bias are taken over.
+        weight_bits, activation_bits: 2 to 8.
+        low, high: the range of its input; a grid of 2^bits values spans it, 0 among them.
+        per_channel: see QuantizeSettings.
+
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        weight_bits: int,
+        activation_bits: int,
+        low: float,
+        high: float,
+        *,
+        per_channel: bool,
+    ) -> None:
+        super().__init__()
+        self.layer, self.weight_bits, self.activation_bits = layer, weight_bits, activation_bits
+        step = best_step(layer.weight.detach(), weight_bits, per_channel=per_channel)
+        self.weight_step = nn.Parameter(step)
+        low, high = min(low, 0.0), max(high, 1e-6)
+        levels = 2**activation_bits - 1
+        self.input_step = nn.Parameter(torch.tensor((high - low) / levels))
+        # whole steps below zero, so that zero, which padding puts in, is on the grid
+        self.zero_point = round(-low / (high - low) * levels)
+
+    def quantized_weight(self) -> Tensor:
+        """The weight on its grid."""
+        high = 2 ** (self.weight_bits - 1) - 1
+        return fake_quantize(self.layer.weight, self.weight_step.clamp_min(1e-9), -high - 1, high)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As the layer, on the grids."""
+        levels, step = 2**self.activation_bits - 1, self.input_step.clamp_min(1e-9)
+        inputs = fake_quantize(inputs, step, -self.zero_point, levels - self.zero_point)
+        layer, weight = self.layer, self.quantized_weight()
+        if isinstance(layer, nn.Linear):
+            return F.linear(inputs, weight, layer.bias)
+        output: Tensor = layer._conv_forward(inputs, weight, layer.bias)
+        return output
+
+
+def quantized_bytes(model: nn.Module) -> int:
+    """Bytes of a quantized network: weights at their bits, steps and biases as float32."""
+    bits = 0
+    for layer in (m for m in model.modules() if isinstance(m, QuantizedLayer)):
+        bias = 0 if layer.layer.bias is None else layer.layer.bias.numel()
+        bits += layer.layer.weight.numel() * layer.weight_bits
+        bits += 32 * (bias + layer.weight_step.numel() + 1)
+    return -(-bits // 8)
+
+
+Ranges = dict[str, tuple[float, float]]
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+@torch.no_grad()
+def observed_ranges(
+    model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration
+) -> Ranges:
+    """Range of what enters each layer over images uint8 (N, C, H, W)."""
+    chunks: dict[str, list[tuple[float, float]]] = {}
+    for part in images.split(256):
+        with Probe(_layers(model)) as probe:
+            model(spec.encode(part))
+        for name, values in probe.inputs.items():
+            flat = values.flatten()
+            if calibration is Calibration.PERCENTILE:
+                tail = max(1, round(1e-4 * len(flat)))
+                low = flat.kthvalue(tail).values
+                high = flat.kthvalue(len(flat) - tail + 1).values
+            else:
+                low, high = flat.aminmax()
+            chunks.setdefault(name, []).append((float(low), float(high)))
+    if calibration is Calibration.MIN_MAX:
+        return {n: (min(c[0] for c in v), max(c[1] for c in v)) for n, v in chunks.items()}
+    return {
+        n: (sum(c[0] for c in v) / len(v), sum(c[1] for c in v) / len(v)) for n, v in chunks.items()
+    }
+
+
+def _with_bits(
+    model: nn.Module, settings: QuantizeSettings, ranges: Ranges, bits: dict[str, int] | None = None
+) -> nn.Module:
+    """A copy with every layer quantized."""
+    names = list(_layers(model))
+
+    def change(name: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, nn.Conv2d | nn.Linear) or name not in ranges:
+            return None
+        weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
+        if bits is not None:
+            weight_bits = bits[name]
+        if settings.first_last_bits and name in (names[0], names[-1]):
+            weight_bits = activation_bits = settings.first_last_bits
+        return QuantizedLayer(
+            module, weight_bits, activation_bits, *ranges[name], per_channel=settings.per_channel
+        )
+
+    return map_modules(copy.deepcopy(model), change)
+
+
+@torch.no_grad()
+def quantize_without_inputs(
+    teacher: Teacher, settings: QuantizeSettings, *, correct: bool = True
+) -> nn.Module:
+    """DFQ: fold, equalize, absorb, ranges from BatchNorm, and analytic bias correction.
+
+    Args:
+        teacher: left as it was; traceable, on the CPU.
+        settings: bits; `calibration`, `size` and `finetune` need images and must be left alone.
+        correct: the bias correction.
+
+    """
+    if settings.size is not None or settings.finetune is not None:
+        raise SettingsError("size and finetune need images: use quantize")
+    equalized = equalize(teacher.module)
+    expected = expected_inputs(equalized, teacher.spec)
+    ranges = {n: (m.low.min().item(), m.high.max().item()) for n, m in expected.items()}
+    model = _with_bits(equalized.model, settings, ranges)
+    if correct:
+        for name, moments in expected.items():
+            layer = model.get_submodule(name)
+            assert isinstance(layer, QuantizedLayer)
+            _correct_bias(layer, moments)
+    return model.eval().requires_grad_(False)
+
+
+def _correct_bias(layer: QuantizedLayer, moments: Moments) -> None:
+    """Take the expected output of the weight's rounding error off the bias: DFQ, equation 17."""
+    error = layer.quantized_weight() - layer.layer.weight
+    whole = copy.deepcopy(layer.layer)
+    whole.weight, whole.bias = nn.Parameter(error), None
+    shift = whole(moments.mean)
+    shift = shift.mean((0, 2, 3)) if shift.ndim == 4 else shift.mean(0)
+    bias = layer.layer.bias
+    layer.layer.bias = nn.Parameter((0 if bias is None else bias.detach()) - shift)
+
+
+@torch.no_grad()
+def sensitivities(
+    model: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    settings: QuantizeSettings,
+    candidates: tuple[int, ...] = (2, 3, 4, 6, 8),
+) -> dict[str, dict[int, float]]:
+    """By layer and bits, mean KL(model || model with this layer's weight alone at these bits)."""
+    shown = spec.encode(images[:512])
+    whole = model(shown)
+    table: dict[str, dict[int, float]] = {}
+    for name, layer in _layers(model).items():
+        weight = layer.weight.detach().clone()
+        table[name] = {}
+        for bits in candidates:
+            high = 2 ** (bits - 1) - 1
+            step = best_step(weight, bits, per_channel=settings.per_channel)
+            layer.weight.copy_(fake_quantize(weight, step, -high - 1, high))
+            table[name][bits] = kl_divergence(model(shown), whole).item()
+        layer.weight.copy_(weight)
+    return table
+
+
+def mixed_bits(
+    table: dict[str, dict[int, float]], sizes: dict[str, int], share: float
+) -> dict[str, int]:
+    """Bits of each layer: from the most, lower the one whose KL rises least for each bit saved.
+
+    Args:
+        table: of `sensitivities`.
+        sizes: weights of each layer.
+        share: of the size at 8 bits, at most.
+
+    Raises:
+        SettingsError: the fewest bits are still too many.
+
+    """
+    bits = {name: max(choices) for name, choices in table.items()}
+    budget = share * 8 * sum(sizes.values())
+    while sum(sizes[name] * b for name, b in bits.items()) > budget:
+        steps = []
+        for name, now in bits.items():
+            lower = [b for b in table[name] if b < now]
+            if lower:
+                bits_below = max(lower)
+                rise = table[name][bits_below] - table[name][now]
+                steps.append((rise / (sizes[name] * (now - bits_below)), name, bits_below))
+        if not steps:
+            fewest = min(bits.values())
+            raise SettingsError(f"size {share} cannot be met with at least {fewest} bits")
+        _, name, lower_bits = min(steps)
+        bits[name] = lower_bits
+    return bits
+
+
+def quantize(
+    teacher: Teacher,
+    images: Tensor,
+    settings: QuantizeSettings,
+    *,
+    rng: torch.Generator,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> nn.Module:
+    """A quantized copy of a network, calibrated on images and, if asked, fine-tuned on them.
+
+    Args:
+        teacher: left as it was; its BatchNorm is folded, so it must be traceable.
+        images: uint8 (N, C, H, W), synthetic or not.
+        settings: see QuantizeSettings.
+        rng: of the fine-tuning.
+        on_progress: called after each step of it.
+
+    """
+    model = fold_batch_norm(teacher.module)
+    ranges = observed_ranges(model, teacher.spec, images[:2048], settings.calibration)
+    bits = None
+    if settings.size is not None:
+        table = sensitivities(model, teacher.spec, images, settings)
+        sizes = {name: layer.weight.numel() for name, layer in _layers(model).items()}
+        bits = mixed_bits(table, sizes, settings.size)
+    model = _with_bits(model, settings, ranges, bits)
+    if settings.finetune is not None:
+        model = finetune(
+            teacher,
+            model.requires_grad_(True),
+            images,
+            settings.finetune,
+            rng=rng,
+            on_progress=on_progress,
+        )
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,216 @@
+"""DFQ's identities, grids, mixed bits, and that fine-tuning repairs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import SettingsError
+from dreamstill.nets.lenet import lenet5_bn
+from dreamstill.nets.resnet_cifar import ResNetCifar
+from dreamstill.nets.seeded import seeded
+from dreamstill.probe import Probe
+from dreamstill.tasks.distill import DistillSettings
+from dreamstill.tasks.equalize import equalize, expected_inputs, relu_moments
+from dreamstill.tasks.graph import fold_batch_norm
+from dreamstill.tasks.quantize import (
+    Calibration,
+    QuantizedLayer,
+    QuantizeSettings,
+    best_step,
+    fake_quantize,
+    mixed_bits,
+    quantize,
+    quantize_without_inputs,
+    quantized_bytes,
+)
+from dreamstill.teacher import InputSpec, Teacher, open_teacher
+
+GREY = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
+COLOR = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def trained(model: nn.Module, spec: InputSpec) -> Teacher:
+    """Give a network the statistics of noise, and unlike ranges from channel to channel."""
+    with seeded(rng()), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.copy_(torch.exp(torch.randn(len(module.weight)) * 0.7))
+                module.bias.normal_(0, 0.5)
+        model.train()
+        for _ in range(30):
+            model(torch.randn(64, *spec.shape))
+    return open_teacher(model, spec)
+
+
+def weight(model: nn.Module, name: str) -> Tensor:
+    value = model.get_submodule(name).weight
+    assert isinstance(value, Tensor)
+    return value
+
+
+def lenet() -> Teacher:
+    with seeded(rng()):
+        model = lenet5_bn()
+    return trained(model, GREY)
+
+
+def resnet() -> Teacher:
+    with seeded(rng()):
+        model = ResNetCifar(8, width=8)
+    return trained(model, COLOR)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-2.0, 1.0), (1.5, 0.5), (3.0, 1e-9)])
+def test_analytic_relu_moments_are_those_of_monte_carlo(mean: float, std: float) -> None:
+    drawn = (mean + std * torch.randn(2_000_000, generator=rng(), dtype=torch.float64)).relu()
+    wanted = torch.stack([drawn.mean(), drawn.var()])
+    got = torch.stack(relu_moments(torch.tensor(mean), torch.tensor(std)))
+    torch.testing.assert_close(got.double(), wanted, atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("make", [lenet, resnet])
+def test_equalization_keeps_the_function_and_evens_the_ranges(make) -> None:  # type: ignore[no-untyped-def]
+    teacher = make()
+    equalized = equalize(teacher.module, absorb=False)
+    x = torch.randn(32, *teacher.spec.shape, generator=rng())
+    torch.testing.assert_close(equalized.model(x), teacher(x), atol=1e-4, rtol=1e-4)
+    names = ("features.0", "features.4") if make is lenet else ("layer1.0.conv1", "layer1.0.conv2")
+    first, second = (weight(equalized.model, name) for name in names)
+    ranges = first.flatten(1).abs().amax(1)
+    torch.testing.assert_close(ranges, second.abs().amax((0, 2, 3)), rtol=2e-2, atol=1e-4)
+
+
+def test_absorbing_high_biases_only_cuts_a_tail() -> None:
+    layers = [nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]
+    with seeded(rng()):
+        model = nn.Sequential(*layers)
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.bias.copy_(torch.tensor([10.0, 0.0, 10.0, 0.0]))
+    spec = InputSpec(shape=(1, 4, 4), mean=(0.5,), std=(0.25,))
+    teacher = trained(model, spec)
+    with torch.no_grad():
+        norm.bias.copy_(torch.tensor([10.0, 0.0, 10.0, 0.0]))
+    equalized = equalize(teacher.module)
+    means = equalized.statistics["0"][0] / equalized.statistics["0"][1]
+    torch.testing.assert_close(means, torch.tensor([3.0, 0.0, 3.0, 0.0]), atol=1e-3, rtol=0)
+    x = torch.randn(500, 1, 4, 4, generator=rng())
+    difference = (equalized.model(x) - teacher(x)).abs().mean()
+    assert difference < 0.02 * teacher(x).std()
+
+
+@pytest.mark.parametrize("make", [lenet, resnet])
+def test_expected_inputs_are_near_the_measured_ones(make) -> None:  # type: ignore[no-untyped-def]
+    teacher = make()
+    expected = expected_inputs(equalize(teacher.module, iterations=0, absorb=False), teacher.spec)
+    folded = fold_batch_norm(teacher.module)
+    with Probe({name: folded.get_submodule(name) for name in expected}) as probe:
+        folded(torch.randn(512, *teacher.spec.shape, generator=rng()))
+    assert probe.inputs.keys() == expected.keys()
+    for name, moments in expected.items():
+        seen = probe.inputs[name].mean(0, keepdim=True)
+        if name in ("features.4", "features.8", "classifier.0", "classifier.2"):
+            continue  # behind a max pool, whose mean is above that of what it pools
+        error = (moments.mean.mean() - seen.mean()).abs()
+        assert error < 0.3 * probe.inputs[name].std() + 0.05, name
+
+
+def test_the_grid_has_its_levels_and_zero_on_it() -> None:
+    layer = nn.Linear(8, 4)
+    quantized = QuantizedLayer(layer, 3, 2, -1.0, 2.0, per_channel=True)
+    assert len(quantized.quantized_weight()[0].unique()) <= 8
+    step = quantized.input_step
+    seen = fake_quantize(
+        torch.linspace(-9, 9, 99), step, -quantized.zero_point, 3 - quantized.zero_point
+    )
+    assert seen.unique().tolist() == pytest.approx([-1.0, 0.0, 1.0, 2.0])
+
+
+def test_the_best_step_is_not_worse_than_the_largest_magnitude() -> None:
+    weight = torch.randn(4, 50, generator=rng())
+    for per_channel in (True, False):
+        step = best_step(weight, 3, per_channel=per_channel)
+        plain = weight.abs().amax(1, keepdim=True) / 3 if per_channel else weight.abs().max() / 3
+        errors = [(fake_quantize(weight, s, -4, 3) - weight).pow(2).mean() for s in (step, plain)]
+        assert errors[0] < 0.7 * errors[1]
+
+
+def test_gradients_reach_weight_and_steps_as_lsq_has_them() -> None:
+    values = torch.tensor([0.2, 0.9, 5.0], requires_grad=True)
+    step = torch.tensor(0.5, requires_grad=True)
+    fake_quantize(values, step, -2, 3).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [1.0, 1.0, 0.0]
+    # inside: round(v/s) - v/s; above the grid: its highest level
+    assert step.grad is not None
+    assert step.grad.item() == pytest.approx((0 - 0.4) + (2 - 1.8) + 3)
+
+
+def test_eight_bits_without_inputs_are_near_and_correction_helps() -> None:
+    teacher = resnet()
+    x = torch.randn(256, *teacher.spec.shape, generator=rng())
+    wanted = teacher(x)
+    error = {}
+    for correct in (True, False):
+        settings = QuantizeSettings(weight_bits=4, per_channel=False, first_last_bits=None)
+        model = quantize_without_inputs(teacher, settings, correct=correct)
+        error[correct] = (model(x) - wanted).mean(0).abs().mean().item()
+    assert error[True] < error[False]
+    model = quantize_without_inputs(teacher, QuantizeSettings())
+    assert (model(x) - wanted).abs().mean() < 0.2 * wanted.std()
+
+
+def images(teacher: Teacher, num: int = 128) -> Tensor:
+    size = (num, *teacher.spec.shape)
+    return torch.randint(0, 256, size, generator=rng(), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("calibration", Calibration)
+def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibration) -> None:
+    teacher = lenet()
+    shown = images(teacher)
+    low = QuantizeSettings(
+        weight_bits=3, activation_bits=3, first_last_bits=None, calibration=calibration
+    )
+    tuned = DistillSettings(steps=60, batch_size=32, lr=1e-3, held_out=16, judge_every=20)
+    fingerprint = teacher.fingerprint
+    wanted, errors = teacher(teacher.spec.encode(shown)), []
+    for settings in (low, replace(low, finetune=tuned)):
+        model = quantize(teacher, shown, settings, rng=rng())
+        errors.append((model(teacher.spec.encode(shown)) - wanted).abs().mean().item())
+    assert errors[1] < 0.8 * errors[0]
+    assert teacher.fingerprint == fingerprint
+    weights = sum(m.layer.weight.numel() for m in model.modules() if isinstance(m, QuantizedLayer))
+    assert weights * 3 / 8 < quantized_bytes(model) < weights * 3 / 8 + 4 * 800
+
+
+def test_mixed_bits_go_down_where_it_costs_least() -> None:
+    table = {"a": {4: 0.1, 8: 0.0}, "b": {4: 9.0, 8: 0.0}}
+    assert mixed_bits(table, {"a": 100, "b": 100}, 0.75) == {"a": 4, "b": 8}
+    assert mixed_bits(table, {"a": 100, "b": 100}, 0.5) == {"a": 4, "b": 4}
+    with pytest.raises(SettingsError, match=r"size 0\.4 cannot be met with at least 4 bits"):
+        mixed_bits(table, {"a": 100, "b": 100}, 0.4)
+
+
+def test_mixed_precision_meets_its_size() -> None:
+    teacher = lenet()
+    settings = QuantizeSettings(size=0.5, first_last_bits=None)
+    model = quantize(teacher, images(teacher), settings, rng=rng())
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+    weights = sum(m.layer.weight.numel() for m in layers)
+    assert sum(m.layer.weight.numel() * m.weight_bits for m in layers) <= 4 * weights
+    assert len({m.weight_bits for m in layers}) > 1
+
+
+def test_what_needs_images_says_so() -> None:
+    with pytest.raises(SettingsError, match="need images"):
+        quantize_without_inputs(lenet(), QuantizeSettings(size=0.5))
+    with pytest.raises(SettingsError, match=r"weight_bits must be in \[2, 8\]; got 1"):
+        QuantizeSettings(weight_bits=1)
