@@ -1,6 +1,7 @@
 """Exports are re-opened in their own runtimes; what differs or cannot be written is an error."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import toys
 from dreamstill import export as module_under_test
 from dreamstill.errors import ExportError
-from dreamstill.export import export
+from dreamstill.export import export, load_exported
 from dreamstill.teacher import InputSpec
 
 SPEC = InputSpec(shape=(3, 12, 7), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
@@ -29,10 +30,11 @@ def test_an_export_computes_what_the_network_does_at_any_batch_size(
     assert model.norm.training
     assert record.bytes == path.stat().st_size
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    run = {".onnx": module_under_test._run_onnx, ".pt2": module_under_test._run_pt2}[suffix]
     inputs = torch.randn(5, 3, 12, 7)
     with torch.no_grad():
-        torch.testing.assert_close(run(path, inputs), model.eval()(inputs), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            load_exported(path)(inputs), model.eval()(inputs), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_onnx_carries_the_input_spec(tmp_path: Path) -> None:
@@ -46,9 +48,11 @@ def test_onnx_carries_the_input_spec(tmp_path: Path) -> None:
 def test_a_file_that_computes_something_else_is_an_error_and_goes(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = {".onnx": "_run_onnx", ".pt2": "_run_pt2"}[suffix]
-    honest = getattr(module_under_test, name)
-    monkeypatch.setattr(module_under_test, name, lambda path, x: honest(path, x) + 1e-2)
+    def dishonest(path: Path) -> Callable[[Tensor], Tensor]:
+        run = load_exported(path)
+        return lambda inputs: run(inputs) + 1e-2
+
+    monkeypatch.setattr(module_under_test, "load_exported", dishonest)
     with pytest.raises(ExportError, match=r"differs from the network by 0.01"):
         export(toys.small_cnn(), toys.SPEC, tmp_path / f"m{suffix}")
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from dreamstill.errors import ExportError
 from dreamstill.evaluate import evaluating
 from dreamstill.teacher import InputSpec
 
-__all__ = ["ExportRecord", "export"]
+__all__ = ["ExportRecord", "export", "load_exported"]
 
 TOLERANCE = 1e-4
 
@@ -41,16 +41,15 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
             left behind then.
 
     """
-    formats = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}
+    formats = {".onnx": _write_onnx, ".pt2": _write_pt2}
     if path.suffix not in formats:
         raise ExportError(f"unknown format {path.suffix or path.name!r}; known: .onnx, .pt2")
-    write, run = formats[path.suffix]
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(module), _quiet():
-            write(module, spec, temporary)
-            difference = _compare(module, spec, lambda inputs: run(temporary, inputs))
+            formats[path.suffix](module, spec, temporary)
+            difference = _compare(module, spec, load_exported(temporary))
         temporary.replace(path)
     except ExportError:
         raise
@@ -119,19 +118,27 @@ def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def _run_onnx(path: Path, inputs: Tensor) -> Tensor:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {"input": inputs.numpy()})[0])
-
-
 def _write_pt2(module: nn.Module, spec: InputSpec, path: Path) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes)
     torch.export.save(program, path)
 
 
-def _run_pt2(path: Path, inputs: Tensor) -> Tensor:
-    output: Tensor = torch.export.load(path).module()(inputs)
-    return output
+def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
+    """Open a .onnx or .pt2 file in its runtime: (N, C, H, W) inputs to (N, K) logits."""
+    if path.suffix == ".pt2":
+        module = torch.export.load(path).module()
+
+        def run_pt2(inputs: Tensor) -> Tensor:
+            output: Tensor = module(inputs)
+            return output
+
+        return run_pt2
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run_onnx(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"input": inputs.numpy()})[0])
+
+    return run_onnx

@@ -1,0 +1,180 @@
+"""Static int8 files for a device's runtime, calibrated on images: onnxruntime and torchao PT2E.
+
+What quantizes is the libraries' own: `onnxruntime.quantization.quantize_static` for .onnx,
+torchao's `prepare_pt2e` and `convert_pt2e` for .pt2. Both files are re-opened in their runtime and
+their answers compared with the network's.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dreamstill.errors import ExportError, SettingsError
+from dreamstill.evaluate import agreement, evaluating, predict
+from dreamstill.export import export, load_exported
+from dreamstill.teacher import InputSpec
+
+__all__ = ["Backend", "Int8Record", "Method", "export_int8"]
+
+
+class Backend(StrEnum):
+    """For which kernels a .pt2 is quantized."""
+
+    X86 = "x86"
+    XNNPACK = "xnnpack"
+
+
+class Method(StrEnum):
+    """How onnxruntime reads the range of an activation off the images."""
+
+    MIN_MAX = "MinMax"
+    PERCENTILE = "Percentile"
+    ENTROPY = "Entropy"
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Record:
+    """What was written, and how much of the network's answers it keeps in its runtime."""
+
+    path: str
+    bytes: int
+    agreement: float
+    """Share of the images on which file and network name the same class."""
+
+
+def export_int8(
+    model: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    path: Path,
+    *,
+    method: Method = Method.MIN_MAX,
+    backend: Backend = Backend.X86,
+) -> Int8Record:
+    """Write a static int8 file by the suffix of `path`, .onnx or .pt2, and run it.
+
+    Args:
+        model: in whole precision, on the CPU; left as it was.
+        spec: its input.
+        images: uint8 (N, C, H, W) to calibrate on; the last half only compares.
+        path: to write.
+        method: of .onnx.
+        backend: of .pt2.
+
+    Raises:
+        ExportError: the suffix is unknown, a library fails, or the file agrees with the network on
+            fewer than half of the images: then it is not kept.
+        SettingsError: torchao is absent.
+
+    """
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ExportError(f"unknown format {path.suffix or path.name!r}; known: .onnx, .pt2")
+    half = max(1, len(images) // 2)
+    calibration, compared = images[:half][:512], images[-half:][:512]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with evaluating(model), _quiet():
+            if path.suffix == ".onnx":
+                _write_onnx(model, spec, calibration, path, method)
+            else:
+                _write_pt2(model, spec, calibration, path, backend)
+            run = load_exported(path)
+            answers = torch.cat([run(spec.encode(part)) for part in compared.split(256)])
+    except (ExportError, SettingsError):
+        raise
+    except Exception as error:  # quantizers raise many kinds of their own
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise ExportError(f"cannot quantize to {path.name}: {reason}") from error
+    same = agreement(answers, predict(model, spec, compared))
+    if same < 0.5:
+        path.unlink()
+        raise ExportError(f"the int8 file agrees with the network on {same:.0%} of the images")
+    return Int8Record(str(path), path.stat().st_size, same)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizers narrate, and warn of their own deprecations."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+
+
+class _Reader:
+    """onnxruntime asks for one batch at a time."""
+
+    def __init__(self, spec: InputSpec, images: Tensor) -> None:
+        self.batches = iter(spec.encode(part).numpy() for part in images.split(32))
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"input": batch}
+
+
+def _write_onnx(
+    model: nn.Module, spec: InputSpec, images: Tensor, path: Path, method: Method
+) -> None:
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole, ready = Path(folder) / "whole.onnx", Path(folder) / "ready.onnx"
+        export(model, spec, whole)
+        quant_pre_process(whole, ready, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            ready,
+            path,
+            _Reader(spec, images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            calibrate_method=getattr(quantization.CalibrationMethod, method.value),
+        )
+
+
+def _quantizer(backend: Backend) -> Any:
+    try:
+        if backend is Backend.X86:
+            x86 = importlib.import_module(
+                "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
+            )
+            config = x86.get_default_x86_inductor_quantization_config()
+            return x86.X86InductorQuantizer().set_global(config)
+        xnnpack = importlib.import_module("torchao.testing.pt2e._xnnpack_quantizer")
+    except ImportError as error:
+        raise SettingsError("no torchao: pip install 'dreamstill[quantize]'") from error
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    return xnnpack.XNNPACKQuantizer().set_global(config)
+
+
+def _write_pt2(
+    model: nn.Module, spec: InputSpec, images: Tensor, path: Path, backend: Backend
+) -> None:
+    quantizer = _quantizer(backend)
+    pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    example = (spec.encode(images[:2]),)
+    shapes = ({0: torch.export.Dim("batch")},)
+    graph = torch.export.export(model, example, dynamic_shapes=shapes).module()
+    prepared = pt2e.prepare_pt2e(graph, quantizer)
+    for part in images.split(64):
+        prepared(spec.encode(part))
+    converted = pt2e.convert_pt2e(prepared)
+    torch.export.save(torch.export.export(converted, example, dynamic_shapes=shapes), path)
