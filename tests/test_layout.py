@@ -21,7 +21,7 @@ ORDER = (
     ("run",),
     ("report",),
     ("summarize",),
-    ("main_job", "flags"),
+    ("main_job", "flags", "chain"),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -16,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dreamstill import main_job
+from dreamstill.chain import TASKS, read_chain, run_chain
 from dreamstill.errors import DreamstillError, RunError, SettingsError
 from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.flags import add_flags, given_flags, merge, read_toml
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
+from dreamstill.report.chain import write_chain_report
 from dreamstill.run import Job, TeacherFile, open_from
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.summarize import export_run, open_run, read_job, summarize
@@ -102,6 +104,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     metadata.add_argument("--images", required=True, help=".npz with x, the training images")
     metadata.add_argument("--kind", default="all", help=f"one of {', '.join(Kind)} [all]")
     metadata.add_argument("--out", help="file to write (.safetensors)")
+
+    chain = command("chain", _chain)
+    chain.add_argument("config", metavar="FILE", help="TOML file: [teacher] and [[link]] tables")
+    singles = [command(task, _single) for task in TASKS if task != "distill"]
+    for sub, task in zip(singles, [t for t in TASKS if t != "distill"], strict=True):
+        sub.set_defaults(task=task)
+        sub.add_argument("--images", help=".npz with x; default: structured noise")
+        sub.add_argument("--num-images", type=int, help="how many to synthesize [4000]")
+        sub.add_argument("--seed", type=int, help="of everything random [0]")
+        add_flags(sub, TeacherFile, "teacher")
+        add_flags(sub, TASKS[task][0], task)
+    for sub in (chain, *singles):
+        sub.add_argument("--real", help=".npz with x, y: measure every network on it at the end")
+        sub.add_argument("--out", help="folder to make")
+        sub.add_argument("--resume", action="store_true", help="take up the chain in --out")
 
     evaluate = command("evaluate", _evaluate)
     export = command("export", _export)
@@ -230,6 +247,59 @@ def _distill(arguments: argparse.Namespace) -> Any:
     if not arguments.json:
         _print_summary(result, folder)
     return result
+
+
+def _chain(arguments: argparse.Namespace) -> Any:
+    """Chain tasks on one set of images: distill, prune, quantize, pack, ..."""
+    return _run_chain(arguments, read_toml(Path(arguments.config)))
+
+
+def _single(arguments: argparse.Namespace) -> Any:
+    """A chain of this one task."""
+    flags = given_flags(arguments)
+    plain = {"teacher": flags.get("teacher", {})}
+    for name in ("images", "num_images", "seed"):
+        if getattr(arguments, name) is not None:
+            plain[name] = getattr(arguments, name)
+    link = {"task": arguments.task, **flags.get(arguments.task, {})}
+    return _run_chain(arguments, plain | {"link": [link]})
+
+
+def _run_chain(arguments: argparse.Namespace, plain: dict[str, Any]) -> Any:
+    _teacher_file(plain)
+    folder = _out(arguments)
+    result = run_chain(
+        folder,
+        read_chain(plain),
+        resume=arguments.resume,
+        real=Path(arguments.real) if arguments.real else None,
+        on_progress=_progress(arguments),
+    )
+    write_chain_report(folder)
+    if not arguments.json:
+        _print_chain(result, folder)
+    return result
+
+
+def _print_chain(summary: dict[str, Any], folder: Path) -> None:
+    table = Table(title="chain")
+    for name in ("", "bytes", "parameters", "MACs", "latency, ms", "agreement", "accuracy"):
+        table.add_column(name, justify="right" if name else "left")
+    for record in (summary["teacher"] | {"task": "teacher"}, *summary["links"]):
+        table.add_row(
+            record["task"],
+            f"{record['bytes']:,}",
+            f"{record['parameters']:,}",
+            f"{record['macs']:,}",
+            f"{record['latency_ms']['median']:.3f}",
+            f"{record['agreement']:.2%}",
+            f"{record['accuracy']:.2%}" if "accuracy" in record else "-",
+        )
+    Console().print(table)
+    for file in [f for link in summary["links"] for f in link.get("files", [])]:
+        print(f"{file['path']}, {file['bytes']:,} bytes")
+    print(summary["network"])
+    print(folder / "report.html")
 
 
 def _evaluate(arguments: argparse.Namespace) -> Any:

@@ -5,7 +5,7 @@ The one room that opens real images, and only the file that the user hands over.
 
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = [
     "expected_calibration_error",
     "load_images",
     "measure_cost",
+    "measure_latency",
     "predict",
 ]
 
@@ -111,23 +112,36 @@ def measure_cost(module: nn.Module, spec: InputSpec, *, num_runs: int = 50) -> C
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     image = torch.zeros(1, *spec.shape, device=device)
+    with evaluating(module), FlopCounterMode(display=False) as counter:
+        module(image)
     with evaluating(module):
-        with FlopCounterMode(display=False) as counter:
-            module(image)
-        seconds = [_time_once(module, image) for _ in range(num_runs + 5)][5:]
-    median, low, high = (float(np.quantile(seconds, q)) * 1e3 for q in (0.5, 0.1, 0.9))
+        latency = measure_latency(module, spec, device=device, num_runs=num_runs)
     stored = [*module.parameters(), *module.buffers()]
     return Cost(
         parameters=sum(p.numel() for p in module.parameters()),
         macs=counter.get_total_flops() // 2,
         bytes=sum(t.numel() * t.element_size() for t in stored),
-        latency_ms=Latency(median=median, low=low, high=high),
+        latency_ms=latency,
     )
 
 
-def _time_once(module: nn.Module, image: Tensor) -> float:
+def measure_latency(
+    run: Callable[[Tensor], Tensor],
+    spec: InputSpec,
+    *,
+    device: torch.device | str = "cpu",
+    num_runs: int = 50,
+) -> Latency:
+    """Time anything that answers for one image, with the current number of threads."""
+    image = torch.zeros(1, *spec.shape, device=device)
+    seconds = [_time_once(run, image) for _ in range(num_runs + 5)][5:]
+    median, low, high = (float(np.quantile(seconds, q)) * 1e3 for q in (0.5, 0.1, 0.9))
+    return Latency(median=median, low=low, high=high)
+
+
+def _time_once(run: Callable[[Tensor], Tensor], image: Tensor) -> float:
     start = time.perf_counter()
-    module(image)
+    run(image)
     if image.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -21,9 +21,12 @@ PREFIX = "settings:"
 
 def field_docs(kind: type) -> dict[str, str]:
     """The docstring under each field of a dataclass."""
+    docs: dict[str, str] = {}
+    for base in kind.__bases__:
+        if dataclasses.is_dataclass(base):
+            docs |= field_docs(base)
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(tree, ast.ClassDef)
-    docs = {}
     for field, after in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             text = getattr(getattr(after, "value", None), "value", None)
@@ -52,9 +55,11 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, name: str) -> None:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         flag = f"{name}.{field.name}"
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            add_flags(parser, hint, flag)
+        parts = [p for p in typing.get_args(hint) if p is not type(None)]
+        nested = parts[0] if isinstance(hint, types.UnionType) else hint
+        if dataclasses.is_dataclass(nested):  # where it may be none, any of its flags makes it
+            assert isinstance(nested, type)
+            add_flags(parser, nested, flag)
             continue
         text = docs.get(field.name, "")
         if field.default is not dataclasses.MISSING:

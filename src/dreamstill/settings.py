@@ -62,6 +62,8 @@ def from_plain(kind: Any, plain: Any, name: str = "settings") -> Any:
         if plain is None and type(None) in parts:
             return None
         return from_plain(next(p for p in parts if p is not type(None)), plain, name)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(plain, kind):
+        return plain
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_plain(kind, plain, name)
     if origin is tuple:
@@ -92,4 +94,11 @@ def _dataclass_from_plain(kind: Any, plain: Any, name: str) -> Any:
         raise SettingsError(
             f"unknown setting {name}.{unknown[0]}; known: {', '.join(sorted(hints))}"
         )
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(needed - plain.keys()):
+        raise SettingsError(f"{name}.{missing[0]} is missing")
     return kind(**{key: from_plain(hints[key], v, f"{name}.{key}") for key, v in plain.items()})

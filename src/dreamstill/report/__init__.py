@@ -28,13 +28,13 @@ def write_report(run: Path) -> Path:
         RunError: there is no run at `run`, or the page cannot be written.
 
     """
-    settings = _read_json(run / "settings.json")
+    settings = read_json(run / "settings.json")
     if settings is None:
         raise RunError(f"{run} holds no run: settings.json cannot be read")
     environment = Environment(
         loader=PackageLoader("dreamstill.report", "."), autoescape=True, undefined=StrictUndefined
     )
-    summary = _read_json(run / "summary.json") or {}
+    summary = read_json(run / "summary.json") or {}
     page = environment.get_template("page.html").render(
         method=settings.get("method", ""),
         student_factory=str(settings.get("student", "")).rpartition(":")[2],
@@ -43,9 +43,14 @@ def write_report(run: Path) -> Path:
         rows=table_rows(summary),
         figures=_figures(run),
         settings=flatten(settings),
-        environment=flatten(_read_json(run / "environment.json") or {}),
+        environment=flatten(read_json(run / "environment.json") or {}),
     )
-    target, temporary = run / "report.html", run / ".report.html.tmp"
+    return write_page(run / "report.html", page)
+
+
+def write_page(target: Path, page: str) -> Path:
+    """Write a page whole or not at all; RunError if it cannot."""
+    temporary = target.with_name(f".{target.name}.tmp")
     try:
         temporary.write_text(page, encoding="utf-8")
         temporary.replace(target)
@@ -56,7 +61,8 @@ def write_report(run: Path) -> Path:
     return target
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):

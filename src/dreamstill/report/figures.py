@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["bars", "class_rows", "curves", "filters", "matrix"]
+__all__ = ["bars", "before_after", "class_rows", "curves", "filters", "matrix", "tradeoff"]
 
 Array = NDArray[Any]
 INK, TEACHER, STUDENT = "#333333", "#b8632b", "#24668f"
@@ -130,3 +130,47 @@ def matrix(confusion: Array, names: Sequence[str]) -> bytes:
                 ink = "white" if share[i, j] > 0.4 else INK
                 axes.text(j, i, str(int(count)), ha="center", va="center", fontsize=7, color=ink)
     return _png(figure, 130)
+
+
+def tradeoff(networks: Sequence[dict[str, Any]]) -> bytes:
+    """A PNG of accuracy (or agreement, where none was measured) against bytes, link by link."""
+    key = "accuracy" if all("accuracy" in network for network in networks) else "agreement"
+    sizes = [network["bytes"] / 1024 for network in networks]
+    kept = [100 * network[key] for network in networks]
+    figure = Figure(figsize=(6.5, 3.6))
+    axes = figure.subplots()
+    axes.plot(sizes, kept, color="#bbbbbb", zorder=1)
+    axes.scatter(sizes, kept, color=[TEACHER] + [STUDENT] * (len(networks) - 1), zorder=2)
+    for network, x, y in zip(networks, sizes, kept, strict=True):
+        axes.annotate(
+            network["task"], (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("size, KiB")
+    axes.set_ylabel(f"{key}, %")
+    axes.margins(x=0.15, y=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> bytes:
+    """A PNG of a number for each layer, before (grey) and after."""
+    figure = Figure(figsize=(6.5, 0.8 + 0.28 * len(names)))
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    axes.barh(places, before, color="#dddddd", label="before")
+    axes.barh(places, after, height=0.5, color=STUDENT, label="after")
+    for place, value in zip(places, after, strict=True):
+        axes.annotate(
+            f"{value:g}",
+            (value, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)

@@ -22,7 +22,7 @@ from dreamstill.evaluate import measure_cost
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = ["Importance", "PruneSettings", "RoundRecord", "Target", "prune"]
 
@@ -143,15 +143,17 @@ def prune(
     settings: PruneSettings,
     *,
     rng: torch.Generator,
+    model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[nn.Module, list[RoundRecord]]:
-    """A narrower copy of the teacher, fine-tuned towards it, and its cost after each round.
+    """A narrower copy of a network, fine-tuned towards the teacher, and its cost after each round.
 
     Args:
-        teacher: left as it was; the logits' layer is not pruned.
+        teacher: what the copy is fine-tuned towards.
         images: uint8 (N, C, H, W), synthetic or not.
         settings: see PruneSettings.
         rng: of the fine-tuning.
+        model: what is pruned; default: the teacher itself. Left as it was.
         on_progress: called after each step.
 
     Raises:
@@ -160,14 +162,16 @@ def prune(
 
     """
     tp = library()
-    if teacher.offers.last_linear is None:
+    model = copy.deepcopy(teacher.module if model is None else model)
+    last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
+    if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
-    model = copy.deepcopy(teacher.module).requires_grad_(True)
+    model.requires_grad_(True)
     whole = _cost(model, teacher, settings.target)
     records = []
     for step in range(1, settings.rounds + 1):
         goal = whole * settings.keep ** (step / settings.rounds)
-        _narrow(tp, model, teacher, images, settings, goal)
+        _narrow(tp, model, last, teacher, images, settings, goal)
         model = finetune(
             teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress
         )
@@ -184,6 +188,7 @@ def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
 def _narrow(
     tp: Any,
     model: nn.Module,
+    last: str,
     teacher: Teacher,
     images: Tensor,
     settings: PruneSettings,
@@ -193,7 +198,6 @@ def _narrow(
     example = teacher.spec.encode(images[:1].to(teacher.device))
     model.eval()
     seconds = layer_seconds(model, example) if settings.latency else {}
-    assert teacher.offers.last_linear is not None
     pruner = tp.pruner.BasePruner(
         model,
         example,
@@ -202,7 +206,7 @@ def _narrow(
         pruning_ratio=0.99,
         max_pruning_ratio=0.95,
         iterative_steps=100,
-        ignored_layers=[model.get_submodule(teacher.offers.last_linear)],
+        ignored_layers=[model.get_submodule(last)],
     )
     for _ in range(100):
         if settings.importance is Importance.TAYLOR:

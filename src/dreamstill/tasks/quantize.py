@@ -309,19 +309,22 @@ def quantize(
     settings: QuantizeSettings,
     *,
     rng: torch.Generator,
+    model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
     """A quantized copy of a network, calibrated on images and, if asked, fine-tuned on them.
 
     Args:
-        teacher: left as it was; its BatchNorm is folded, so it must be traceable.
+        teacher: what the copy is fine-tuned towards.
         images: uint8 (N, C, H, W), synthetic or not.
         settings: see QuantizeSettings.
         rng: of the fine-tuning.
+        model: what is quantized; default: the teacher itself. Left as it was; its BatchNorm is
+            folded, so it must be traceable.
         on_progress: called after each step of it.
 
     """
-    model = fold_batch_norm(teacher.module)
+    model = fold_batch_norm(teacher.module if model is None else model)
     ranges = observed_ranges(model, teacher.spec, images[:2048], settings.calibration)
     bits = None
     if settings.size is not None:

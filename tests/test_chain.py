@@ -1,0 +1,166 @@
+"""Chains from a teacher's file to a device's, and that they resume."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import toys
+from dreamstill import chain as module_under_test
+from dreamstill import cli
+from dreamstill.chain import read_chain, run_chain
+from dreamstill.errors import RunError, SettingsError
+from dreamstill.export import load_exported
+from dreamstill.nets.seeded import seeded
+from dreamstill.tasks.pack import load_packed
+
+TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
+LINKS = [
+    {"task": "prune", "keep": 0.7, "rounds": 1, "finetune": TUNE},
+    {"task": "int8", "formats": ["onnx", "pt2"]},
+    {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE},
+]
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> dict[str, object]:
+    """A chain's plain values for a toy teacher with a card."""
+    weights = tmp_path / "teacher.safetensors"
+    save_file(toys.small_cnn().state_dict(), weights)
+    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
+    (tmp_path / "teacher.json").write_text(json.dumps(card))
+    teacher = {"weights": str(weights), "factory": "toys:small_cnn"}
+    return {"teacher": teacher, "num_images": 64, "link": LINKS}
+
+
+def test_from_a_teacher_to_an_int8_and_a_packed_file(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    real = tmp_path / "real.npz"
+    rng = np.random.default_rng(0)
+    np.savez(real, x=rng.integers(0, 256, (40, 1, 8, 8), np.uint8), y=np.arange(40) % 4)
+    folder = tmp_path / "run"
+    summary = run_chain(folder, read_chain(plain), real=real)
+    assert [link["task"] for link in summary["links"]] == ["prune", "int8", "pack"]
+    assert all(0 <= link["accuracy"] <= 1 for link in summary["links"])
+    assert summary["links"][0]["macs"] <= 0.7 * summary["teacher"]["macs"]
+    onnx, pt2 = (Path(file["path"]) for file in summary["links"][1]["files"])
+    x = torch.randn(3, 1, 8, 8)
+    assert load_exported(onnx)(x).shape == load_exported(pt2)(x).shape == (3, 4)
+    (packed,) = summary["links"][2]["files"]
+    assert packed["bytes"] == summary["links"][2]["bytes"]
+    state, card = load_packed(Path(packed["path"]))
+    assert card["shape"] == [1, 8, 8]
+    assert "head.weight" in state
+
+
+def test_a_chain_resumes_after_its_last_finished_link(
+    plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = read_chain(plain)
+    wanted = run_chain(tmp_path / "whole", chain)
+    done: list[str] = []
+
+    def counting(task: str):  # type: ignore[no-untyped-def]
+        kind, run = module_under_test.TASKS[task]
+
+        def counted(*arguments):  # type: ignore[no-untyped-def]
+            done.append(task)
+            if task == "pack" and done.count("pack") == 1:
+                raise KeyboardInterrupt
+            return run(*arguments)
+
+        return kind, counted
+
+    counted = {task: counting(task) for task in module_under_test.TASKS}
+    monkeypatch.setattr(module_under_test, "TASKS", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_chain(tmp_path / "cut", chain)
+    result = run_chain(tmp_path / "cut", chain, resume=True)
+    assert done == ["prune", "int8", "pack", "pack"]
+    packed = [Path(s["links"][2]["files"][0]["path"]).read_bytes() for s in (wanted, result)]
+    assert packed[0] == packed[1]
+
+
+def test_a_link_of_foreign_classes_is_not_read(plain: dict[str, object], tmp_path: Path) -> None:
+    plain["link"] = LINKS[:1]
+    chain, folder = read_chain(plain), tmp_path / "run"
+    run_chain(folder, chain)
+    torch.save(Path("x"), folder / "links" / "1-prune.pt")
+    with pytest.raises(RunError, match="which is neither ours nor of a named factory"):
+        run_chain(folder, chain, resume=True)
+    with pytest.raises(RunError, match="started with another chain"):
+        run_chain(folder, read_chain(plain | {"num_images": 65}), resume=True)
+    with pytest.raises(RunError, match="is not empty"):
+        run_chain(folder, chain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"link": []}, "at least one link"),
+        ({"link": [{"task": "shrink"}]}, "unknown task 'shrink'; known: distill"),
+        ({"link": [{"task": "prune", "keep": 2.0}]}, "keep must be in"),
+        ({"link": [{"task": "prune", "speed": 2.0}]}, "unknown setting prune.speed"),
+        ({"link": [{"task": "distill"}]}, "distill.student is missing"),
+        ({"num_images": 3}, "at least 8; got 3"),
+        ({"method": "dfad"}, "method must be one of noise"),
+        ({"method": "magic"}, "method must be one of noise"),
+        ({"color": 1}, "unknown setting chain.color"),
+    ],
+)
+def test_wrong_chains_are_named(
+    plain: dict[str, object], changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_chain(plain | changes)
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("merge", ["--merge.remove", "0.5"]),
+        ("factorize", ["--factorize.energy", "0.5", "--factorize.finetune.steps", "3"]),
+        ("quantize", ["--quantize.weight_bits", "4"]),
+        ("quantize", ["--quantize.without_inputs", "true"]),
+    ],
+)
+def test_each_task_is_a_command_with_a_page(
+    task: str,
+    options: list[str],
+    plain: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(toys, "small_cnn", deep_cnn)
+    weights = tmp_path / "teacher.safetensors"
+    save_file(deep_cnn().state_dict(), weights)
+    out = str(tmp_path / "run")
+    common = ["--teacher.weights", str(weights), "--num-images", "64", "--out", out, "--json"]
+    assert cli.main([task, *common, *options]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["links"][0]["layers"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert cli.main([task, *common, *options]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert cli.main([task, *common, *options, "--resume"]) == 0
+
+
+def deep_cnn() -> torch.nn.Module:
+    with seeded(torch.Generator().manual_seed(0)):
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(1, 8, 3),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(8, 16, 3),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(256, 40),
+            torch.nn.ReLU(),
+            torch.nn.Linear(40, 4),
+        )
