@@ -28,7 +28,7 @@ BENCHMARK = Benchmark(
     rows={
         "dafl": Row(
             method="dafl",
-            synthesis=replace(MNIST, batch_size=128, widths=(32, 16)),
+            synthesis=replace(MNIST, batch_size=128, widths=(32, 16), lr=0.02),
             distill=replace(SCHEDULE, fresh_every=2, augment=REPLAY),
         ),
         **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES)),

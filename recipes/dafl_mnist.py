@@ -5,7 +5,9 @@
 The paper's losses and their weights. What differs: a generator of (32, 16) channels, because on a
 CPU the paper's (128, 64) is nearly the whole bill (about 115 MMAC an image against 0.4 for the
 teacher); smaller batches and a third of the steps, every other one on augmented images of the
-pool, which the teacher answers anew (without this: 97.9, one seed); KL at temperature 4 plus L1.
+pool, which the teacher answers anew (without this: 97.9, one seed); KL at temperature 4 plus L1; a
+generator's learning rate of 0.02: at the paper's 0.2 and these sizes one seed of three collapsed to
+a single image half way (the others: 98.20 and 97.88).
 """
 
 from dataclasses import replace
@@ -28,7 +30,7 @@ BENCHMARK = Benchmark(
     rows={
         "dafl": Row(
             method="dafl",
-            synthesis=replace(MNIST, batch_size=128, widths=(32, 16)),
+            synthesis=replace(MNIST, batch_size=128, widths=(32, 16), lr=0.02),
             distill=replace(SCHEDULE, fresh_every=2, augment=REPLAY),
         ),
         **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True)),

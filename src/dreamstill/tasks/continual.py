@@ -1,0 +1,223 @@
+"""Learn new classes without the old data: the old network's dreams stand in for it.
+
+Sources: `inversion` is DeepInversion's recipe (Yin et al. 2020, section 4.5): cross-entropy on the
+new real images, and distillation of the old network's answers on synthetic and on new images; on
+synthetic ones over all classes, where the old network names no new one (without this every old
+image goes to a new class).
+`abd` is Smith et al., "Always Be Dreaming", ICCV 2021: cross-entropy among the new classes alone on
+the new images; cross-entropy over all classes with the features held fixed, classes weighted by how
+rare they are; and the old features kept where the old head's weights say that they matter. `lwf` is
+Li and Hoiem 2016, no synthetic image at all, and `finetune` forgets: what the others are measured
+against.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.errors import DataError, NonFiniteError, TeacherError
+from dreamstill.losses.logits import kl_divergence
+from dreamstill.nets.seeded import seeded
+from dreamstill.settings import above, at_least
+from dreamstill.tasks.distill import Progress
+from dreamstill.tasks.graph import replace_module
+from dreamstill.teacher import Teacher, open_teacher
+
+__all__ = ["ContinualSettings", "Recipe", "average_and_forgetting", "grow", "learn"]
+
+
+class Recipe(StrEnum):
+    """How the old classes are kept."""
+
+    INVERSION = "inversion"
+    ABD = "abd"
+    LWF = "lwf"
+    FINETUNE = "finetune"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContinualSettings:
+    """Settings of learning new classes."""
+
+    recipe: Recipe = Recipe.INVERSION
+    """inversion, abd, lwf (no synthetic images) or finetune (nothing is kept)."""
+    steps: int = 1000
+    """Training steps; at least 1."""
+    batch_size: int = 64
+    """New images a step, and as many synthetic ones; at least 2."""
+    lr: float = 1e-3
+    """Learning rate of Adam, brought to 0 by a cosine; above 0."""
+    keep: float = 1.0
+    """Weight of what keeps the old classes; at least 0."""
+    temperature: float = 2.0
+    """Of the distillation of inversion and lwf; above 0."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 2, "batch_size")
+        above(self, 0, "lr", "temperature")
+        at_least(self, 0, "keep")
+
+
+def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
+    """A copy whose last linear layer has `num_classes` outputs, the old ones as they were.
+
+    Raises TeacherError for a network without a last linear layer.
+    """
+    old, name = teacher.last_linear, teacher.offers.last_linear
+    if name is None:
+        raise TeacherError("learning new classes needs a last linear layer")
+    with seeded(rng):
+        head = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    with torch.no_grad():
+        head.weight[: old.out_features] = old.weight
+        if old.bias is not None:
+            head.bias[: old.out_features] = old.bias
+    model = copy.deepcopy(teacher.module)
+    replace_module(model, name, head.to(teacher.device))
+    return model.requires_grad_(True)
+
+
+def learn(
+    teacher: Teacher,
+    dreams: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    settings: ContinualSettings,
+    *,
+    rng: torch.Generator,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Teacher:
+    """A network that knows the old classes and the new ones.
+
+    Args:
+        teacher: the old network of K classes, left as it was.
+        dreams: uint8 (N, C, H, W) synthesized from it; not looked at by lwf and finetune.
+        images: uint8 (M, C, H, W), the real images of the new classes.
+        labels: (M,) from K on.
+        settings: see ContinualSettings.
+        rng: of the new outputs and the draws.
+        on_progress: called after each step.
+
+    Raises:
+        DataError: a label below K, or no image.
+        TeacherError: no last linear layer.
+
+    """
+    old = teacher.num_classes
+    if len(images) == 0 or len(images) != len(labels):
+        raise DataError(f"new classes need images and labels; got {len(images)}, {len(labels)}")
+    if int(labels.min()) < old:
+        raise DataError(f"labels of new classes must be {old} or more; got {int(labels.min())}")
+    model = grow(teacher, int(labels.max()) + 1, rng)
+    student = open_teacher(model, teacher.spec, device=str(teacher.device))
+    model.requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    dreaming = settings.recipe in (Recipe.INVERSION, Recipe.ABD)
+    if dreaming and len(dreams) == 0:
+        raise DataError(f"{settings.recipe.value} needs synthetic images of the old classes; got 0")
+    weights = _class_weights(teacher, dreams, labels) if settings.recipe is Recipe.ABD else None
+    for step in range(1, settings.steps + 1):
+        index = torch.randint(len(images), (settings.batch_size,), generator=rng)
+        new = teacher.spec.encode(images[index].to(teacher.device))
+        target = labels[index].to(teacher.device)
+        dreamt = new[:0]
+        if dreaming:
+            index = torch.randint(len(dreams), (settings.batch_size,), generator=rng)
+            dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
+        model.train()
+        loss = _loss(student, teacher, new, target, dreamt, settings, weights)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss became {loss.item()} at step {step}; lower lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        on_progress(Progress("learn", step, settings.steps, {"loss": loss.item()}))
+    return open_teacher(model, teacher.spec, device=str(teacher.device))
+
+
+def _class_weights(teacher: Teacher, dreams: Tensor, labels: Tensor) -> Tensor:
+    """ABD's weights by class id: inversely as often as a class is in a batch of both halves."""
+    counts = torch.zeros(int(labels.max()) + 1)
+    with torch.no_grad():
+        named = torch.cat(
+            [teacher(teacher.spec.encode(part)).argmax(1) for part in dreams.split(500)]
+        )
+    counts += torch.bincount(named, minlength=len(counts)) / len(named)
+    counts += torch.bincount(labels, minlength=len(counts)) / len(labels)
+    share = counts.clamp_min(1e-3)
+    return (share.mean() / share).to(teacher.device)
+
+
+def _loss(
+    student: Teacher,
+    teacher: Teacher,
+    new: Tensor,
+    target: Tensor,
+    dreamt: Tensor,
+    settings: ContinualSettings,
+    weights: Tensor | None,
+) -> Tensor:
+    both, old = torch.cat([new, dreamt]), teacher.num_classes
+    if settings.recipe is Recipe.ABD:
+        assert weights is not None
+        return _abd_loss(student, teacher, both, target, settings, weights)
+    logits = student(both)
+    loss = F.cross_entropy(logits[: len(new)], target)
+    if settings.recipe is Recipe.FINETUNE:
+        return loss
+    with torch.no_grad():
+        wanted = teacher(both)
+    num_new = len(new)
+    kept = kl_divergence(logits[:num_new, :old], wanted[:num_new], settings.temperature)
+    if len(dreamt):  # a dream is of no new class
+        padded = F.pad(wanted[num_new:], (0, logits.shape[1] - old), value=-1e4)
+        kept = kept + kl_divergence(logits[num_new:], padded, settings.temperature)
+    return loss + settings.keep * kept
+
+
+def _abd_loss(
+    student: Teacher,
+    teacher: Teacher,
+    both: Tensor,
+    target: Tensor,
+    settings: ContinualSettings,
+    weights: Tensor,
+) -> Tensor:
+    """ABD, equations 8 to 11."""
+    num_new, old = len(target), teacher.num_classes
+    logits, features = student.with_features(both)
+    local = F.cross_entropy(logits[:num_new, old:], target - old)
+    with torch.no_grad():
+        old_logits, old_features = teacher.with_features(both)
+    head = student.last_linear
+    everyone = torch.cat([target, old_logits[num_new:].argmax(1)])
+    fixed = F.linear(features.detach(), head.weight, head.bias)
+    overall = F.cross_entropy(fixed, everyone, weight=weights)
+    # differences of features count as much as the old head makes of them
+    change = F.linear(features - old_features, teacher.last_linear.weight)
+    return local + overall + settings.keep * 0.1 * change.pow(2).sum(1).mean()
+
+
+def average_and_forgetting(accuracies: list[list[float]]) -> tuple[float, float]:
+    """Mean accuracy over tasks at the end, and how much was lost since each task's best.
+
+    Args:
+        accuracies: after each task i, the accuracy on tasks 0 to i.
+
+    >>> average, forgetting = average_and_forgetting([[1.0], [0.75, 0.5]])
+    >>> average, forgetting
+    (0.625, 0.25)
+
+    """
+    last = accuracies[-1]
+    best = [max(row[task] for row in accuracies if task < len(row)) for task in range(len(last))]
+    lost = [b - now for b, now in zip(best[:-1], last[:-1], strict=True)]
+    return sum(last) / len(last), sum(lost) / max(1, len(lost))
