@@ -2,44 +2,38 @@
 
     python -m recipes.deepinversion_mnist --data FOLDER_WITH_MNIST_NPZ [--tiny]
 
-The authors' CIFAR-10 losses; 2,048 images at 200 steps and a learning rate of 0.1, no flips. Beside
-it the same images started from structured noise, and replayed without augmentation, which say what
-is missing: inverted images are look-alikes that the teacher is sure of.
+The authors' CIFAR-10 losses; 2,048 images at 100 steps and a learning rate of 0.1, no flips. These
+are rows of the reference benchmark, so `--reuse benchmarks/records/reference_mnist.json` takes them
+from there. The third row replays the images without augmentation, and the second starts them from
+structured noise: they say what is missing in inverted images.
 """
 
 from dataclasses import replace
 
-from benchmarks.protocol import Benchmark, Row, floors, main
+from benchmarks.protocol import Benchmark, main
+from benchmarks.reference_mnist import BENCHMARK as REFERENCE
 
 from dreamstill.pool import Augmentation
-from dreamstill.synthesis.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.pixels import Start
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import DistillSettings
 
-SCHEDULE = DistillSettings(steps=4000, batch_size=64, lr=3e-3)
-REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
-INVERSION = DeepInversionSettings(steps=200, lr=0.1, flip=False)
-ROW = Row(
-    method="deepinversion",
-    synthesis=INVERSION,
-    distill=replace(SCHEDULE, pool=2048, held_out=512, augment=REPLAY),
+INVERTED = REFERENCE.rows["deepinversion"]
+SHARED = (
+    "deepinversion",
+    "deepinversion from structured noise",
+    "structured_noise",
+    "noise",
+    "real",
 )
 
 BENCHMARK = Benchmark(
     name="deepinversion_mnist",
-    data="mnist",
-    teacher="lenet5_bn_mnist",
-    student="dreamstill.nets.lenet:lenet5_half_bn",
+    data=REFERENCE.data,
+    teacher=REFERENCE.teacher,
+    student=REFERENCE.student,
     rows={
-        "deepinversion": ROW,
-        "deepinversion, not augmented": replace(
-            ROW, distill=replace(ROW.distill, augment=Augmentation())
+        **{name: REFERENCE.rows[name] for name in SHARED},
+        "deepinversion not augmented": replace(
+            INVERTED, distill=replace(INVERTED.distill, augment=Augmentation())
         ),
-        "deepinversion from structured noise": replace(
-            ROW, synthesis=replace(INVERSION, start=Start.STRUCTURED)
-        ),
-        **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True)),
     },
 )
 

@@ -20,8 +20,9 @@ SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=True)
 CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 
+GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True, flip=True)
 FROM_SHAPES = ZskdSettings(
-    steps=20, lr=0.1, temperature=4.0, start=Start.STRUCTURED, drawing=CLOTHES
+    batch_size=64, steps=10, lr=0.1, temperature=4.0, start=Start.STRUCTURED, drawing=CLOTHES
 )
 
 BENCHMARK = Benchmark(
@@ -38,7 +39,7 @@ BENCHMARK = Benchmark(
         "zskd from structured noise": Row(
             method="zskd",
             synthesis=FROM_SHAPES,
-            distill=replace(SCHEDULE, pool=24_000, held_out=1000, augment=REPLAY),
+            distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=GENTLY),
         ),
         **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES)),
     },

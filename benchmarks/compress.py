@@ -1,0 +1,146 @@
+"""Compression on three sets of images side by side: real, clipped noise, and synthesized ones.
+
+    python -m benchmarks.compress lenet5_mnist --data FOLDER
+    python -m benchmarks.compress lenet5_fashion_mnist --data FOLDER
+
+Every row is a chain of one task, run on the same number of images of each source with the same
+settings. The network is the teacher itself; the test set is read once for each row, at the end.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.protocol import training_images
+from dreamstill.chain import read_chain, run_chain
+from dreamstill.run import TeacherFile, environment, open_from
+from dreamstill.synthesis import open_synthesizer
+from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.noise import NoiseSettings
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.teacher import Teacher
+
+CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
+DATA = {"lenet5_mnist": "mnist", "lenet5_fashion_mnist": "fashion_mnist"}
+NUM_IMAGES = 8000
+TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "held_out": 500}
+SHAKE = {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True}
+TUNE_SHAKEN = TUNE | {"augment": SHAKE}
+
+ROWS: dict[str, dict[str, Any]] = {
+    "W8A8, no input": {"task": "quantize", "without_inputs": True},
+    "W8A8": {"task": "quantize"},
+    "W4A4": {"task": "quantize", "weight_bits": 4, "activation_bits": 4},
+    "W4A4, fine-tuned": {
+        "task": "quantize",
+        "weight_bits": 4,
+        "activation_bits": 4,
+        "finetune": TUNE_SHAKEN,
+    },
+    "W2A4, fine-tuned": {
+        "task": "quantize",
+        "weight_bits": 2,
+        "activation_bits": 4,
+        "finetune": TUNE_SHAKEN,
+    },
+    "mixed, 3 bits on average, fine-tuned": {
+        "task": "quantize",
+        "size": 0.375,
+        "finetune": TUNE_SHAKEN,
+    },
+    "int8, onnxruntime": {"task": "int8"},
+    "int8, PT2E": {"task": "int8", "formats": ["pt2"]},
+    "half the MACs by pruning": {"task": "prune", "keep": 0.5, "finetune": TUNE_SHAKEN},
+    "half the MACs by factorization": {
+        "task": "factorize",
+        "macs": 0.5,
+        "finetune": TUNE_SHAKEN,
+    },
+    "packed, 10 % of the weights": {"task": "pack", "density": 0.1, "finetune": TUNE_SHAKEN},
+    "packed, 7 % of the weights": {"task": "pack", "density": 0.07, "finetune": TUNE_SHAKEN},
+}
+
+
+def source_images(source: str, teacher: Teacher, data: Path, num: int) -> torch.Tensor:
+    """uint8 (num, C, H, W) of a source: real, noise or synthesized."""
+    rng = torch.Generator().manual_seed(0)
+    if source == "real":
+        images = training_images(data, teacher.spec)
+        return images[torch.randperm(len(images), generator=rng)[:num]]
+    if source == "noise":
+        method = open_synthesizer("noise", teacher, NoiseSettings(batch_size=500), rng=rng)
+    else:
+        drawing = CLOTHES if "fashion" in data.name else Drawing()
+        settings = StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing)
+        method = open_synthesizer("structured_noise", teacher, settings, rng=rng)
+    parts = [teacher.spec.decode(method.next_batch().images) for _ in range(-(-num // 500))]
+    return torch.cat(parts)[:num]
+
+
+def run(weights: Path, data: Path, link: dict[str, Any], images: Path) -> dict[str, Any]:
+    """One chain of one task; its record."""
+    plain = {"teacher": {"weights": str(weights)}, "images": str(images), "link": [link]}
+    with tempfile.TemporaryDirectory() as folder:
+        summary = run_chain(Path(folder) / "run", read_chain(plain), real=data)
+    record = summary["links"][0]
+    return {
+        "accuracy": round(100 * record["accuracy"], 2),
+        "bytes": record["bytes"],
+        "smaller": round(summary["teacher"]["bytes"] / record["bytes"], 1),
+        "parameters": record["parameters"],
+        "macs": record["macs"],
+        "latency_ms": round(record["latency_ms"]["median"], 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compression on real, noise and ours.")
+    parser.add_argument("teacher", choices=DATA)
+    parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
+    parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("give --data FOLDER or set DREAMSTILL_DATA")
+    weights = args.teachers / f"{args.teacher}.safetensors"
+    data = args.data / f"{DATA[args.teacher]}.npz"
+    teacher = open_from(TeacherFile(weights=str(weights)))
+    card = json.loads(weights.with_suffix(".json").read_text())
+    name = f"compress_{args.teacher}"
+    out = args.out or Path(f"benchmarks/records/{name}.json")
+    record: dict[str, Any] = {
+        "name": name,
+        "data": DATA[args.teacher],
+        "teacher": {k: card[k] for k in ("factory", "accuracy", "trained_on", "settings")},
+        "num_images": NUM_IMAGES,
+        "settings": ROWS,
+        "environment": environment("cpu"),
+        "rows": {},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        files = {}
+        for source in ("real", "noise", "ours"):
+            files[source] = Path(temporary) / f"{source}.npz"
+            num = 64 if args.tiny else NUM_IMAGES
+            np.savez(files[source], x=source_images(source, teacher, data, num).numpy())
+        for row, link in ROWS.items():
+            if args.tiny and "finetune" in link:
+                link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
+            sources = ("ours",) if link.get("without_inputs") else tuple(files)
+            found = {source: run(weights, data, link, files[source]) for source in sources}
+            record["rows"][row] = found
+            print(row, {k: (v["accuracy"], v["smaller"]) for k, v in found.items()}, flush=True)
+            if not args.tiny:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
