@@ -12,7 +12,7 @@ import toys
 from dreamstill import chain as module_under_test
 from dreamstill import cli
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.errors import RunError, SettingsError
+from dreamstill.errors import DreamstillError, RunError, SettingsError
 from dreamstill.export import load_exported
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.pack import load_packed
@@ -164,3 +164,33 @@ def deep_cnn() -> torch.nn.Module:
             torch.nn.ReLU(),
             torch.nn.Linear(40, 4),
         )
+
+
+def test_new_classes_by_command(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 1, 8, 8), np.uint8)
+    np.savez(tmp_path / "new.npz", x=x, y=4 + np.arange(40) % 2)
+    np.savez(tmp_path / "real.npz", x=x, y=np.arange(40) % 6)
+    out = tmp_path / "run"
+    arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+    arguments += ["--new", str(tmp_path / "new.npz"), "--num-images", "64", "--json"]
+    arguments += ["--continual.steps", "3", "--out", str(out)]
+    assert cli.main([*arguments, "--real", str(tmp_path / "real.npz")]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["old_classes"], summary["classes"]) == (4, 6)
+    assert 0 <= summary["accuracy_old"] <= 1
+    assert load_exported(out / "network.onnx")(torch.randn(3, 1, 8, 8)).shape == (3, 6)
+    np.savez(tmp_path / "new.npz", x=x, y=3 + np.arange(40) % 2)
+    assert cli.main([*arguments[:-1], str(tmp_path / "other")]) == 2
+    assert "labels of new classes must be 4 or more; got 3" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_mistake_in_the_first_link_leaves_nothing(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    with pytest.raises(DreamstillError):
+        run_chain(tmp_path / "run", read_chain(plain | {"link": [{"task": "prune", "keep": 1e-5}]}))
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ user's own factories alone.
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError, SettingsError
+from dreamstill.errors import DreamstillError, RunError, SettingsError
 from dreamstill.evaluate import (
     accuracy,
     agreement,
@@ -39,6 +40,7 @@ from dreamstill.run import (
 )
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import METHODS, open_synthesizer
+from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.factorize import FactorizeSettings, factorize_to
 from dreamstill.tasks.finetune import finetune
@@ -55,7 +57,7 @@ from dreamstill.tasks.quantize import (
 )
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["TASKS", "Chain", "Link", "run_chain"]
+__all__ = ["TASKS", "Chain", "Learning", "Link", "learn_classes", "read_chain", "run_chain"]
 
 OnProgress = Callable[[Progress], None]
 
@@ -240,11 +242,10 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
-    """All that decides a chain's result."""
+class Images:
+    """A teacher and the images to work with."""
 
     teacher: TeacherFile
-    links: tuple[Link, ...]
     images: str | None = None
     """.npz with x, uint8 (N, C, H, W); default: synthesize them."""
     method: str = "structured_noise"
@@ -256,13 +257,32 @@ class Chain:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.links:
-            raise SettingsError("a chain needs at least one link")
         if self.num_images < 8:
             raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
         if self.method not in METHODS or METHODS[self.method].synthesizer.adversarial:
             able = [n for n, m in METHODS.items() if not m.synthesizer.adversarial]
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain(Images):
+    """All that decides a chain's result."""
+
+    links: tuple[Link, ...]
+
+    def __post_init__(self) -> None:
+        Images.__post_init__(self)  # slots and super() do not go together
+        if not self.links:
+            raise SettingsError("a chain needs at least one link")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning(Images):
+    """All that decides what a network that learns new classes becomes."""
+
+    new: str
+    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on."""
+    continual: ContinualSettings = field(default_factory=ContinualSettings)
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
@@ -309,7 +329,25 @@ def run_chain(
     teacher = open_from(chain.teacher)
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
-    _claim(folder, chain, resume=resume)
+    existed = folder.exists()
+    claim(folder, chain, resume=resume)
+    try:
+        return _run(folder, chain, teacher, images, test, real, on_progress)
+    except DreamstillError:
+        if not existed and not list((folder / "links").glob("*.json")):
+            shutil.rmtree(folder)  # a mistake in the first link leaves nothing half-written
+        raise
+
+
+def _run(
+    folder: Path,
+    chain: Chain,
+    teacher: Teacher,
+    images: Tensor | None,
+    test: tuple[Tensor, Tensor] | None,
+    real: Path | None,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
     if images is None:
         images = _synthesized(folder / "images.npz", chain, teacher, on_progress)
     shown = images[-1000:]
@@ -342,6 +380,49 @@ def run_chain(
     return summary
 
 
+def learn_classes(
+    folder: Path,
+    job: Learning,
+    *,
+    real: Path | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> dict[str, Any]:
+    """Teach a network new classes; writes network.onnx and network.pt2, and what they are worth.
+
+    Args:
+        folder: new.
+        job: what to do.
+        real: .npz with x, y of old and new classes: accuracy on each, at the end.
+        on_progress: called after every step.
+
+    """
+    teacher = open_from(job.teacher)
+    new, labels = load_images(Path(job.new), teacher.spec, 2**31)
+    check_new_classes(teacher, new, labels)
+    dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
+    claim(folder, job, resume=False)
+    if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
+        dreams = _synthesized(folder / "images.npz", job, teacher, on_progress)
+    rng = torch.Generator().manual_seed(job.seed)
+    network = learn(teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress)
+    summary: dict[str, Any] = {
+        "old_classes": teacher.num_classes,
+        "classes": network.num_classes,
+        "files": [
+            asdict(export(network.module, teacher.spec, folder / f"network.{kind}"))
+            for kind in ("onnx", "pt2")
+        ],
+    }
+    if real is not None:
+        x, y = load_images(real, teacher.spec, network.num_classes)
+        logits = predict(network.module, teacher.spec, x)
+        for name, of in (("old", y < teacher.num_classes), ("new", y >= teacher.num_classes)):
+            if of.any():
+                summary[f"accuracy_{name}"] = accuracy(logits[of], y[of])
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
 def _answers(
     network: nn.Module, record: dict[str, Any], teacher: Teacher, images: Tensor
 ) -> Tensor:
@@ -352,9 +433,9 @@ def _answers(
     return torch.cat([run(teacher.spec.encode(part)) for part in images.split(500)])
 
 
-def _claim(folder: Path, chain: Chain, *, resume: bool) -> None:
+def claim(folder: Path, job: Any, *, resume: bool) -> None:
     """Make the folder, or check that it holds the same chain."""
-    settings, plain = folder / "settings.json", to_plain(chain)
+    settings, plain = folder / "settings.json", to_plain(job)
     if resume:
         if not settings.is_file():
             raise RunError(f"{folder} holds no chain to resume: settings.json is missing")
@@ -371,25 +452,22 @@ def _claim(folder: Path, chain: Chain, *, resume: bool) -> None:
     write_json(folder / "environment.json", environment("cpu"))
 
 
-def _synthesized(path: Path, chain: Chain, teacher: Teacher, on_progress: OnProgress) -> Tensor:
-    """The chain's own images; kept, so that a resume has the same."""
+def _synthesized(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:
+    """A job's own images; kept, so that a resume has the same."""
     if path.is_file():
         return load_unlabelled(path, teacher.spec)
-    settings = METHODS[chain.method].settings() if chain.synthesis is None else chain.synthesis
-    rng = torch.Generator().manual_seed(chain.seed)
-    method = open_synthesizer(chain.method, teacher, settings, rng=rng)
+    settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
+    rng = torch.Generator().manual_seed(job.seed)
+    method = open_synthesizer(job.method, teacher, settings, rng=rng)
     for done in range(method.warm_up):
         method.next_batch()
         on_progress(Progress("warm up", done + 1, method.warm_up, {}))
     parts: list[Tensor] = []
-    while (have := sum(map(len, parts))) < chain.num_images:
+    while (have := sum(map(len, parts))) < job.num_images:
         parts.append(teacher.spec.decode(method.next_batch().images))
-        on_progress(
-            Progress(
-                "synthesize", min(have + len(parts[-1]), chain.num_images), chain.num_images, {}
-            )
-        )
-    images = torch.cat(parts)[: chain.num_images]
+        done = min(have + len(parts[-1]), job.num_images)
+        on_progress(Progress("synthesize", done, job.num_images, {}))
+    images = torch.cat(parts)[: job.num_images]
 
     def save(temporary: Path) -> None:
         with temporary.open("wb") as file:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dreamstill import main_job
-from dreamstill.chain import TASKS, read_chain, run_chain
+from dreamstill.chain import TASKS, Learning, learn_classes, read_chain, run_chain
 from dreamstill.errors import DreamstillError, RunError, SettingsError
 from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.flags import add_flags, given_flags, merge, read_toml
@@ -27,6 +27,7 @@ from dreamstill.run import Job, TeacherFile, open_from
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import METHODS
+from dreamstill.tasks.continual import ContinualSettings
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.distill import Progress as Step
 
@@ -119,6 +120,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--real", help=".npz with x, y: measure every network on it at the end")
         sub.add_argument("--out", help="folder to make")
         sub.add_argument("--resume", action="store_true", help="take up the chain in --out")
+
+    continual = command("continual", _continual)
+    continual.add_argument("--new", required=True, help=".npz with x, y of the new classes")
+    continual.add_argument("--images", help=".npz with x of the old; default: structured noise")
+    continual.add_argument("--num-images", type=int, help="how many to synthesize [4000]")
+    continual.add_argument("--seed", type=int, help="of everything random [0]")
+    continual.add_argument("--real", help=".npz with x, y of all classes: measure at the end")
+    continual.add_argument("--out", help="folder to make")
+    add_flags(continual, TeacherFile, "teacher")
+    add_flags(continual, ContinualSettings, "continual")
 
     evaluate = command("evaluate", _evaluate)
     export = command("export", _export)
@@ -263,6 +274,24 @@ def _single(arguments: argparse.Namespace) -> Any:
             plain[name] = getattr(arguments, name)
     link = {"task": arguments.task, **flags.get(arguments.task, {})}
     return _run_chain(arguments, plain | {"link": [link]})
+
+
+def _continual(arguments: argparse.Namespace) -> Any:
+    """Learn new classes without the data of the old ones."""
+    plain = given_flags(arguments)
+    _teacher_file(plain)
+    for name in ("new", "images", "num_images", "seed"):
+        if getattr(arguments, name) is not None:
+            plain[name] = getattr(arguments, name)
+    result = learn_classes(
+        _out(arguments),
+        from_plain(Learning, plain),
+        real=Path(arguments.real) if arguments.real else None,
+        on_progress=_progress(arguments),
+    )
+    if not arguments.json:
+        _print_rows("continual", result)
+    return result
 
 
 def _run_chain(arguments: argparse.Namespace, plain: dict[str, Any]) -> Any:

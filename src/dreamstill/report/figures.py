@@ -146,6 +146,7 @@ def tradeoff(networks: Sequence[dict[str, Any]]) -> bytes:
             network["task"], (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("size, KiB")
     axes.set_ylabel(f"{key}, %")
     axes.margins(x=0.15, y=0.2)

@@ -28,7 +28,14 @@ from dreamstill.tasks.distill import Progress
 from dreamstill.tasks.graph import replace_module
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["ContinualSettings", "Recipe", "average_and_forgetting", "grow", "learn"]
+__all__ = [
+    "ContinualSettings",
+    "Recipe",
+    "average_and_forgetting",
+    "check_new_classes",
+    "grow",
+    "learn",
+]
 
 
 class Recipe(StrEnum):
@@ -83,6 +90,15 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
     return model.requires_grad_(True)
 
 
+def check_new_classes(teacher: Teacher, images: Tensor, labels: Tensor) -> None:
+    """DataError unless there are images, and labels that are not of old classes."""
+    old = teacher.num_classes
+    if len(images) == 0 or len(images) != len(labels):
+        raise DataError(f"new classes need images and labels; got {len(images)}, {len(labels)}")
+    if int(labels.min()) < old:
+        raise DataError(f"labels of new classes must be {old} or more; got {int(labels.min())}")
+
+
 def learn(
     teacher: Teacher,
     dreams: Tensor,
@@ -109,11 +125,7 @@ def learn(
         TeacherError: no last linear layer.
 
     """
-    old = teacher.num_classes
-    if len(images) == 0 or len(images) != len(labels):
-        raise DataError(f"new classes need images and labels; got {len(images)}, {len(labels)}")
-    if int(labels.min()) < old:
-        raise DataError(f"labels of new classes must be {old} or more; got {int(labels.min())}")
+    check_new_classes(teacher, images, labels)
     model = grow(teacher, int(labels.max()) + 1, rng)
     student = open_teacher(model, teacher.spec, device=str(teacher.device))
     model.requires_grad_(True)
