@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.protocol import training_images
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.run import TeacherFile, environment, open_from
+from dreamstill.run import TeacherFile, environment, open_from, settle_process
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.noise import NoiseSettings
@@ -100,6 +100,7 @@ def run(weights: Path, data: Path, link: dict[str, Any], images: Path) -> dict[s
 
 
 def main() -> None:
+    settle_process()
     parser = argparse.ArgumentParser(description="Compression on real, noise and ours.")
     parser.add_argument("teacher", choices=DATA)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))

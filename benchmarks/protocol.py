@@ -24,7 +24,7 @@ from torch import nn
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.pool import Pool, StoredImages
-from dreamstill.run import TeacherFile, environment, open_from, open_student
+from dreamstill.run import TeacherFile, environment, open_from, open_student, settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import Synthesizer, open_synthesizer
 from dreamstill.synthesis.noise import NoiseSettings
@@ -192,6 +192,7 @@ def reused(path: Path, record: dict[str, Any], benchmark: Benchmark) -> dict[str
 
 def main(benchmark: Benchmark) -> None:
     """Run a benchmark from the command line and write its record after every run."""
+    settle_process()
     parser = argparse.ArgumentParser(description=f"Benchmark {benchmark.name}.")
     data_default = os.environ.get("DREAMSTILL_DATA")
     parser.add_argument("--data", type=Path, default=data_default, help="folder of data .npz")

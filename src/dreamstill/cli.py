@@ -23,7 +23,7 @@ from dreamstill.flags import add_flags, given_flags, merge, read_toml
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
 from dreamstill.report.chain import write_chain_report
-from dreamstill.run import Job, TeacherFile, open_from
+from dreamstill.run import Job, TeacherFile, open_from, settle_process
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import METHODS
@@ -42,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
+    settle_process()
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         result = arguments.run(arguments)

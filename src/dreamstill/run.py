@@ -29,7 +29,15 @@ from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.teacher import Teacher, build, load_module, open_teacher, read_card, spec_from_card
 
-__all__ = ["Job", "TeacherFile", "distill", "open_from", "open_student", "write_atomically"]
+__all__ = [
+    "Job",
+    "TeacherFile",
+    "distill",
+    "open_from",
+    "open_student",
+    "settle_process",
+    "write_atomically",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +137,14 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
             f"the teacher {teacher.num_classes}"
         )
     return student.train().requires_grad_()
+
+
+def settle_process() -> None:
+    """Settings of the whole process: denormal numbers count as zero.
+
+    Generators and soft masks are full of them, and each costs a CPU many times a normal number.
+    """
+    torch.set_flush_denormal(True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
