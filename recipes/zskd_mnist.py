@@ -24,7 +24,7 @@ SCHEDULE = DistillSettings(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
 
 GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
-FROM_SHAPES = ZskdSettings(steps=20, lr=0.1, temperature=4.0, start=Start.STRUCTURED)
+FROM_SHAPES = ZskdSettings(batch_size=64, steps=10, lr=0.1, temperature=4.0, start=Start.STRUCTURED)
 
 BENCHMARK = Benchmark(
     name="zskd_mnist",
