@@ -2,7 +2,8 @@
 
     python -m recipes.zskd_fashion_mnist --data FOLDER_WITH_FASHION_MNIST_NPZ [--tiny]
 
-As `zskd_mnist`, with flips.
+As `zskd_mnist`, with flips, and from structured noise alone: from uniform noise 8,000 impressions
+gave 58.0 (one seed, 3,000 steps).
 """
 
 from dataclasses import replace
@@ -17,7 +18,6 @@ from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.distill import DistillSettings
 
 SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
-REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=True)
 CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 
 GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True, flip=True)
@@ -31,11 +31,6 @@ BENCHMARK = Benchmark(
     teacher="lenet5_fashion_mnist",
     student="dreamstill.nets.lenet:lenet5_half",
     rows={
-        "zskd": Row(
-            method="zskd",
-            synthesis=ZskdSettings(steps=60),
-            distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),
-        ),
         "zskd from structured noise": Row(
             method="zskd",
             synthesis=FROM_SHAPES,
