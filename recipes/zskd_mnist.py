@@ -42,7 +42,7 @@ BENCHMARK = Benchmark(
             synthesis=FROM_SHAPES,
             distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=GENTLY),
         ),
-        **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True)),
+        **floors(SCHEDULE, StructuredNoiseSettings()),
     },
     published={
         "ZSKD": 98.77,

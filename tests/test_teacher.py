@@ -191,3 +191,11 @@ def test_the_embedded_teacher_is_what_its_card_says() -> None:
 
     card = json.loads((files("dreamstill") / "assets" / "lenet5_mnist.json").read_text())
     assert card["accuracy"] >= 0.989
+
+
+def test_weights_of_an_old_torch_lack_batch_counts_and_still_open(tmp_path: Path) -> None:
+    state = toys.small_cnn().state_dict()
+    del state["norm.num_batches_tracked"]
+    save_file(dict(state), tmp_path / "old.safetensors")
+    module = load_module("toys:small_cnn", tmp_path / "old.safetensors")
+    torch.testing.assert_close(module.state_dict()["conv.weight"], state["conv.weight"])

@@ -247,6 +247,9 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
     expected = module.state_dict()
+    for name in expected.keys() - state.keys():
+        if name.endswith("num_batches_tracked"):  # files of before torch 0.4.1 have none
+            state[name] = expected[name]
     if missing := sorted(expected.keys() - state.keys()):
         raise TeacherError(f"{weights} lacks {missing[0]!r}, which {factory} has")
     if unexpected := sorted(state.keys() - expected.keys()):
