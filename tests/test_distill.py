@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -309,3 +310,38 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path) -> None:
 def steps_logged(folder: Path) -> int:
     log = folder / "log.jsonl"
     return log.read_text().count("\n") if log.is_file() else 0
+
+
+class Collapsing(StructuredNoise):
+    """Gives one image over and over after some batches, until it is rolled back."""
+
+    batches, rolled_back = 0, 0
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        batch = super().next_batch(student)
+        self.batches += 1
+        if self.batches < 30 or self.rolled_back:
+            return batch
+        same = [part[:1].expand_as(part).clone() for part in (batch.images, batch.logits)]
+        return Batch(*same)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.batches = state["batches"]
+        self.rolled_back += 1
+
+
+def test_a_collapsed_synthesizer_is_rolled_back_and_not_judged_on(tmp_path: Path) -> None:
+    generator, teacher = rng(), toys.quadrant_teacher()
+    settings = StructuredNoiseSettings(batch_size=32)
+    source = Collapsing(teacher, settings, rng=generator)
+    distill = DistillSettings(steps=60, batch_size=32, held_out=256, pool=256, judge_every=5)
+    pool = Pool(tmp_path, toys.SPEC, 256, {})
+    work = Distillation(teacher, toys.student(), source, pool, distill, rng=generator)
+    collapsed = [p.record["collapsed"] for p in work.run() if "collapsed" in p.record]
+    assert sum(collapsed) == source.rolled_back == 1
+    named = torch.bincount(work.judge.logits.argmax(1), minlength=4)
+    assert named.min() > 30

@@ -31,6 +31,13 @@ class Verdict:
     """The challenger is the champion from here."""
 
 
+def _class_entropy(logits: Tensor) -> float:
+    """Entropy in nats of the classes that (N, K) logits name."""
+    counts = torch.bincount(logits.argmax(1)).float()
+    share = counts[counts > 0] / len(logits)
+    return -(share * share.log()).sum().item()
+
+
 class Judge:
     """Keeps a copy of the best student so far.
 
@@ -53,6 +60,14 @@ class Judge:
             images, logits = [self.images, *images], [self.logits, *logits]
         self.images = torch.cat(images)[-self.capacity :]
         self.logits = torch.cat(logits)[-self.capacity :]
+
+    def is_collapse(self, batch: Batch) -> bool:
+        """A batch's classes have less than a third of the entropy that the held-out images' have.
+
+        A generator that has collapsed to one image is easy to agree on: neither champion nor
+        challenger may be asked about it.
+        """
+        return 3 * _class_entropy(batch.logits) < _class_entropy(self.logits)
 
     def sit(self, student: nn.Module, step: int) -> Verdict:
         """Ask champion and challenger; the higher agreement stays, then the lower KL."""

@@ -1,5 +1,6 @@
 """Distill: train a student on what a synthesizer makes, and keep the one the judge chooses."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +141,7 @@ class Distillation:
         boundary = Transfer.BOUNDARY in settings.transfer
         self.boundary_steps = int(settings.boundary_share * settings.steps) if boundary else 0
         self.warmed_up = 0
+        self.healthy = copy.deepcopy(synthesizer.state_dict())
         self.repeated: Batch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
@@ -207,12 +209,21 @@ class Distillation:
         self.step += 1
         record = {"step": float(self.step), "loss": value}
         if self.step % settings.judge_every == 0 or self.step == settings.steps:
-            # the stream may have moved on since the last sitting: refresh an eighth of the ring
             if self.fresh_every:
-                self.judge.hold_out(self.synthesizer.next_batch(self.student))
+                record["collapsed"] = float(self._refresh_judge())
             verdict = self.judge.sit(self.student, self.step)
             record |= {"agreement": verdict.agreement, "kl": verdict.kl, "kept": verdict.kept}
         return record
+
+    def _refresh_judge(self) -> bool:
+        """Hold out a newer batch, for the stream may have moved on; roll a collapsed one back."""
+        batch = self.synthesizer.next_batch(self.student)
+        if collapsed := self.judge.is_collapse(batch):
+            self.synthesizer.load_state_dict(copy.deepcopy(self.healthy))
+        else:
+            self.judge.hold_out(batch)
+            self.healthy = copy.deepcopy(self.synthesizer.state_dict())
+        return collapsed
 
     @property
     def chosen(self) -> nn.Module:
@@ -232,6 +243,7 @@ class Distillation:
             "repeats_left": self.repeats_left,
             "repeated": (self.repeated.images, self.repeated.logits) if self.repeated else None,
             "synthesizer": self.synthesizer.state_dict(),
+            "healthy": self.healthy,
             "judge": self.judge.state_dict(),
             "pool": self.pool.state_dict(),
             "rng": self.rng.get_state(),
@@ -248,6 +260,7 @@ class Distillation:
         self.warmed_up, self.repeats_left = state["warmed_up"], state["repeats_left"]
         self.repeated = Batch(*state["repeated"]) if state["repeated"] else None
         self.synthesizer.load_state_dict(state["synthesizer"])
+        self.healthy = state["healthy"]
         self.judge.load_state_dict(state["judge"], self.student)
         self.pool.load_state_dict(state["pool"])
         self.rng.set_state(state["rng"])

@@ -86,15 +86,17 @@ def merge_order(
 
 
 def turning_point(saliencies: list[float]) -> int:
-    """How many neurons to remove: where the sorted curve leaves its flat part.
+    """How many neurons to remove: while one costs no more than most of them would at first.
 
-    The removal at which the curve is farthest below the line from its first point to its last.
+    The cut-off is the median of the curve's first half, where removals are still each neuron's own;
+    beyond it the curve climbs with every neuron that has taken over others.
+
+    >>> turning_point([0.1, 0.1, 0.1, 0.1, 0.2, 0.5, 2.0, 9.0])
+    4
     """
-    curve = torch.tensor(saliencies, dtype=torch.double)
-    if len(curve) < 3:
-        return 0
-    line = torch.linspace(float(curve[0]), float(curve[-1]), len(curve), dtype=torch.double)
-    return int((line - curve).argmax())
+    first = sorted(saliencies[: (len(saliencies) + 1) // 2])
+    cutoff = first[len(first) // 2] if first else 0.0
+    return sum(saliency <= 1.1 * cutoff + 1e-12 for saliency in saliencies)
 
 
 def _filter_order(
