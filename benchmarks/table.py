@@ -17,13 +17,12 @@ HEAD = (
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
-    """A record's rows, the best first, then the published figures."""
+    """A protocol record's rows, the best first, then the published figures."""
     ordered = sorted(record["rows"].items(), key=lambda item: -item[1]["accuracy_mean"])
     lines = []
     for name, row in ordered:
-        spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2f}"
         lines.append(
-            f"| {ROWS.get(name, name)} | {row['accuracy_mean']:.2f}{spread} "
+            f"| {ROWS.get(name, name)} | {mean_and_spread(row)} "
             f"| {row['agreement_mean']:.2f} | {row['seconds_mean']:.0f} | {row['queries']:,} |"
         )
     lines += [
@@ -33,15 +32,44 @@ def lines_of(record: dict[str, Any]) -> list[str]:
     return lines
 
 
+def mean_and_spread(row: dict[str, Any]) -> str:
+    """The mean over the seeds and their sample standard deviation."""
+    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2f}"
+    return f"{row['accuracy_mean']:.2f}{spread}"
+
+
+def plain_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Any other record: its rows as they stand, a column for each name; nested ones by source."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "runs"))
+    lines = [f"| | {' | '.join(c.replace('_', ' ') for c in columns)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, row in rows.items():
+        cells = [shown(row[column]) if column in row else "" for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def shown(value: Any) -> str:
+    """A cell: a number, or accuracy and how much smaller."""
+    if isinstance(value, dict):
+        return f"{value['accuracy']:.2f} ({value['smaller']:g}x)"
+    return f"{value}"
+
+
 def section(record: dict[str, Any]) -> str:
     """A record as a titled table."""
-    teacher = record["teacher"]
     title = f"### {record['name']}"
-    text = (
-        f"{record['data']}, teacher `{teacher['factory'].rpartition(':')[2]}` of "
-        f"{100 * teacher['accuracy']:.2f} %, student `{record['student'].rpartition(':')[2]}`"
-    )
-    return "\n".join([title, "", text, "", *HEAD, *lines_of(record)])
+    teacher = record.get("teacher")
+    text = record["data"]
+    if teacher:
+        name = teacher["factory"].rpartition(":")[2]
+        text += f", teacher `{name}` of {100 * teacher['accuracy']:.2f} %"
+    if "student" in record:
+        text += f", student `{record['student'].rpartition(':')[2]}`"
+        return "\n".join([title, "", text, "", *HEAD, *lines_of(record)])
+    if teacher:
+        text += "; accuracy in % and how much smaller, fine-tuned or calibrated on each source"
+    return "\n".join([title, "", text, "", *plain_lines(record["rows"])])
 
 
 def tables(folder: Path = FOLDER / "records") -> str:
