@@ -236,6 +236,16 @@ def test_another_student_is_given_other_images(name: str) -> None:
     assert not torch.equal(*batches)
 
 
+@methods
+def test_a_method_that_needs_a_student_says_so(name: str) -> None:
+    synthesizer = make(name, toys.cnn_teacher())
+    if synthesizer.adversarial:
+        with pytest.raises(SettingsError, match=f"{name} plays against a student"):
+            synthesizer.next_batch()
+    else:
+        assert len(synthesizer.next_batch().images) == 16
+
+
 @pytest.mark.parametrize("name", OPTIMIZED)
 def test_a_loss_that_is_not_finite_stops_before_the_update(name: str) -> None:
     teacher = toys.cnn_teacher()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import l1
 from dreamstill.probe import eval_mode
 from dreamstill.settings import above, at_least
@@ -73,7 +74,8 @@ class Dfad:
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Fresh images (batch_size, C, H, W); every `student_steps`-th call learns first."""
-        assert student is not None
+        if student is None:
+            raise SettingsError("dfad plays against a student: hand one to next_batch")
         generator, size = self.generator, self.settings.batch_size
         if self.batches % self.settings.student_steps == 0:
             images = generator.images(generator.draw(size))

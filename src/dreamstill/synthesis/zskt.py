@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import eval_mode
 from dreamstill.settings import above, at_least
@@ -73,7 +74,8 @@ class Zskt:
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W) of the z that the generator just learned on."""
-        assert student is not None
+        if student is None:
+            raise SettingsError("zskt plays against a student: hand one to next_batch")
         settings, generator = self.settings, self.generator
         self._anneal()
         z = generator.draw(settings.batch_size)

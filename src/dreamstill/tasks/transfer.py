@@ -12,7 +12,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.losses import features as feature_losses
 from dreamstill.losses import logits as logit_losses
 from dreamstill.nets.seeded import seeded
-from dreamstill.probe import Probe
+from dreamstill.probe import Probe, eval_mode
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import Teacher
 
@@ -105,12 +105,10 @@ class TransferLoss:
         """Choose the layers to compare and make the connectors between them."""
         seen = []
         inputs = torch.zeros(2, *self.teacher.spec.shape, device=self.teacher.device)
-        training = self.student.training
-        for module in (self.student.eval(), self.teacher.module):
-            with Probe(dict(module.named_modules())) as probe:
+        for module in (self.student, self.teacher.module):
+            with eval_mode(module), Probe(dict(module.named_modules())) as probe:
                 module(inputs)
             seen.append(probe.outputs)
-        self.student.train(training)
         for name in self.weights:
             if name in ON_LOGITS:
                 continue

@@ -1,0 +1,97 @@
+"""Grids of what every method makes of one teacher, a row a class: docs/pictures/NAME_METHOD.png.
+
+    python -m benchmarks.pictures mnist --data FOLDER
+
+LeNet-5 with BatchNorm is the teacher; the methods have the settings of the reference benchmark.
+Adversarial methods play against a student for 300 steps first. The last column of each row is the
+mean image of the class, and `real` shows the training set for comparison.
+"""
+
+import argparse
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.protocol import Row, open_row
+from benchmarks.reference_fashion_mnist import BENCHMARK as FASHION
+from benchmarks.reference_mnist import BENCHMARK as MNIST
+from dreamstill.pool import Pool
+from dreamstill.report.figures import class_rows
+from dreamstill.run import TeacherFile, open_from, open_student, settle_process
+from dreamstill.tasks.distill import Distillation
+from dreamstill.teacher import Teacher
+
+SHOWN = 10
+ROWS = (
+    "structured_noise",
+    "noise",
+    "dafl",
+    "deepinversion",
+    "adaptive deepinversion",
+    "zskd",
+    "zskt",
+    "dfad",
+    "rdskd",
+    "knowledge within (bns+i)",
+    "metadata (all)",
+    "real",
+)
+
+
+def drawn(row: Row, teacher: Teacher, student: str, data: Path) -> tuple[Tensor, Tensor]:
+    """uint8 images (N, C, H, W) of a row and the classes that the teacher names."""
+    rng = torch.Generator().manual_seed(0)
+    network = open_student(student, teacher, rng)
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_row(row, teacher, data, Path(folder), rng)
+        if source.streams:
+            distill = replace(row.distill, steps=300)
+            pool = Pool(Path(folder) / "pool", teacher.spec, distill.pool, {})
+            for _ in Distillation(teacher, network, source, pool, distill, rng=rng).run():
+                pass
+        batches = [source.next_batch(network) for _ in range(2)]
+    images = torch.cat([teacher.spec.decode(batch.images) for batch in batches])
+    return images, torch.cat([batch.logits for batch in batches]).argmax(1)
+
+
+def grid(images: Tensor, classes: Tensor, num_classes: int) -> bytes:
+    """A PNG with a row for each class that was named, its mean image last."""
+    rows, names = [], []
+    for k in range(num_classes):
+        own = images[classes == k].float() / 255
+        if len(own):
+            blank = torch.ones_like(own[:1]).repeat(SHOWN, 1, 1, 1)
+            blank[: min(SHOWN, len(own))] = own[:SHOWN]
+            rows.append([*blank.numpy(), own.mean(0).numpy()])
+            names.append(str(k))
+    return class_rows(rows, names)
+
+
+def main() -> None:
+    settle_process()
+    parser = argparse.ArgumentParser(description="Grids of every method.")
+    parser.add_argument("data_set", choices=("mnist", "fashion_mnist"))
+    parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("give --data FOLDER or set DREAMSTILL_DATA")
+    benchmark = MNIST if args.data_set == "mnist" else FASHION
+    weights = f"benchmarks/teachers/{benchmark.teacher}.safetensors"
+    folder = Path("docs/pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ROWS:
+        teacher = open_from(TeacherFile(weights=weights))
+        data = args.data / f"{benchmark.data}.npz"
+        images, classes = drawn(benchmark.rows[name], teacher, benchmark.student, data)
+        short = name.partition(" (")[0].replace(" ", "_")
+        path = folder / f"{args.data_set}_{short}.png"
+        path.write_bytes(grid(images, classes, teacher.num_classes))
+        print(path, torch.bincount(classes, minlength=teacher.num_classes).tolist(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
