@@ -2,8 +2,8 @@
 
     python -m recipes.dafl_fashion_mnist --data FOLDER_WITH_FASHION_MNIST_NPZ [--tiny]
 
-As `dafl_mnist`, with fewer steps, one in three on fresh images. Structured noise is drawn as clothes are: figures in the middle,
-mirrored left to right, with texture.
+As `dafl_mnist`, with fewer steps, one in three on fresh images. Structured noise is drawn as
+clothes are: figures in the middle, mirrored left to right, with texture.
 """
 
 from dataclasses import replace

@@ -1,0 +1,54 @@
+"""What the pages tell a user to type exists."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dreamstill import chain, cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Indented lines that start with dreamstill, continued ones joined, comments off."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^ {4,}(dreamstill .*)$", text, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+COMMANDS = [(page.stem, command) for page in PAGES for command in commands(page)]
+
+
+def test_there_are_commands_in_the_pages() -> None:
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda v: " ".join(v)[:60])
+def test_every_command_is_understood(page: str, command: list[str]) -> None:
+    if "--help" in command:
+        with pytest.raises(SystemExit):
+            cli._parse(command)
+    else:
+        cli._parse([word for word in command if word != "..."])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_chain_in_its_page_is_a_chain() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "chain.md").read_text(), re.DOTALL)
+    assert len(chain.read_chain(tomllib.loads(text)).links) == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_python_in_the_pages_runs_up_to_its_last_line(page: Path) -> None:
+    """The last line is the work itself, on files that a reader has and we do not."""
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec("\n".join(block.rstrip().splitlines()[:-1]), {})
