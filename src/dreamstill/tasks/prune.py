@@ -54,7 +54,8 @@ class PruneSettings:
     importance: Importance = Importance.TAYLOR
     """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images."""
     latency: float = 0.0
-    """Weight of the latency term in the importance; at least 0."""
+    """Weight of the latency term: at 1 a channel of average time has the mean importance taken off,
+    one of a slow layer more. At least 0."""
     rounds: int = 4
     """Prune and fine-tune so many times; at least 1."""
     finetune: DistillSettings = field(
@@ -87,15 +88,18 @@ def library() -> Any:
         ) from error
 
 
-def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> dict[nn.Module, float]:
-    """Seconds that each convolution and linear layer takes on one image, the least of some runs."""
-    seconds: dict[nn.Module, float] = {}
-    started: dict[nn.Module, float] = {}
+LayerSeconds = dict[nn.Conv2d | nn.Linear, float]
 
-    def start(module: nn.Module, args: Any) -> None:
+
+def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> LayerSeconds:
+    """Seconds that each convolution and linear layer takes on one image, the least of some runs."""
+    seconds: LayerSeconds = {}
+    started: LayerSeconds = {}
+
+    def start(module: Any, args: Any) -> None:
         started[module] = time.perf_counter()
 
-    def stop(module: nn.Module, args: Any, output: Any) -> None:
+    def stop(module: Any, args: Any, output: Any) -> None:
         took = time.perf_counter() - started[module]
         seconds[module] = min(seconds.get(module, float("inf")), took)
 
@@ -112,7 +116,7 @@ def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> dict
     return seconds
 
 
-def importance_of(settings: PruneSettings, seconds: dict[nn.Module, float]) -> Any:
+def importance_of(settings: PruneSettings, seconds: LayerSeconds) -> Any:
     """torch-pruning's importance, less the latency of the layer that a channel belongs to."""
     tp = library()
     kinds = {
@@ -123,16 +127,17 @@ def importance_of(settings: PruneSettings, seconds: dict[nn.Module, float]) -> A
     base = kinds[settings.importance]()
     if not settings.latency:
         return base
-    total = sum(seconds.values())
+    channels = sum(layer.weight.shape[0] for layer in seconds)
+    per_channel = sum(seconds.values()) / channels
 
     def importance(group: Any) -> Any:
         scores = base(group)
         if scores is None:
             return None
         layers = {dep.target.module for dep, _ in group}
-        share = sum(seconds.get(layer, 0.0) for layer in layers) / total
-        # a group's mean importance, so that the term is in the importance's own units
-        return scores - settings.latency * share / max(1, len(scores)) * scores.mean() * len(layers)
+        saved = sum(seconds.get(layer, 0.0) for layer in layers) / len(scores)
+        # in the importance's own units: an average channel's time costs `latency` of the mean score
+        return scores - settings.latency * scores.mean() * saved / per_channel
 
     return importance
 
