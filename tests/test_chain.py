@@ -32,8 +32,7 @@ def plain(tmp_path: Path) -> dict[str, object]:
     save_file(toys.small_cnn().state_dict(), weights)
     card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
     (tmp_path / "teacher.json").write_text(json.dumps(card))
-    teacher = {"weights": str(weights), "factory": "toys:small_cnn"}
-    return {"teacher": teacher, "num_images": 64, "link": LINKS}
+    return {"teacher": {"weights": str(weights)}, "num_images": 64, "link": LINKS}
 
 
 def test_from_a_teacher_to_an_int8_and_a_packed_file(

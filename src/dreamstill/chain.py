@@ -351,12 +351,16 @@ def _run(
     if images is None:
         images = _synthesized(folder / "images.npz", chain, teacher, on_progress)
     shown = images[-1000:]
+    (folder / "links").mkdir(exist_ok=True)
     networks: list[tuple[str, nn.Module, dict[str, Any]]] = []
     model = teacher.module
     for index, link in enumerate(chain.links):
         stem = folder / "links" / f"{index + 1}-{link.task}"
         if stem.with_suffix(".json").is_file():
-            model, record = _read(stem, chain), json.loads(stem.with_suffix(".json").read_text())
+            model, record = (
+                _read(stem, chain, teacher),
+                json.loads(stem.with_suffix(".json").read_text()),
+            )
         else:
             rng = torch.Generator().manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)
@@ -445,7 +449,7 @@ def claim(folder: Path, job: Any, *, resume: bool) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty: choose another folder, or resume the chain in it")
     try:
-        (folder / "links").mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {folder}: {error.strerror}") from error
     write_json(settings, plain)
@@ -493,13 +497,12 @@ def _save(model: nn.Module, stem: Path) -> None:
     write_atomically(stem.with_suffix(".pt"), lambda path: torch.save(model, path))
 
 
-def _read(stem: Path, chain: Chain) -> nn.Module:
+def _read(stem: Path, chain: Chain, teacher: Teacher) -> nn.Module:
     """A finished link's network, with classes of known origin alone."""
     path = stem.with_suffix(".pt")
     factories = [link.settings.student for link in chain.links if link.task == "distill"]
     known = {"torch.nn", "dreamstill"} | {name.partition(":")[0] for name in factories}
-    if chain.teacher.factory:
-        known.add(chain.teacher.factory.partition(":")[0])
+    known.add(type(teacher.module).__module__)
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if odd := [n for n in names if not any(n.startswith(f"{root}.") for root in known)]:
