@@ -367,7 +367,7 @@ def _run(
             model, record = TASKS[link.task][1](model, link.settings, work)
             record = _measured(model, teacher, shown, link) | record
             _save(model, stem)
-            write_json(stem.with_suffix(".json"), record)
+            write_json(finished, record)
         networks.append((link.task, model, record))
     export(model, teacher.spec, folder / "network.onnx")
     summary: dict[str, Any] = {
