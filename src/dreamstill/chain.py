@@ -356,11 +356,9 @@ def _run(
     model = teacher.module
     for index, link in enumerate(chain.links):
         stem = folder / "links" / f"{index + 1}-{link.task}"
-        if stem.with_suffix(".json").is_file():
-            model, record = (
-                _read(stem, chain, teacher),
-                json.loads(stem.with_suffix(".json").read_text()),
-            )
+        finished = stem.with_suffix(".json")
+        if finished.is_file():
+            model, record = _read(stem, chain, teacher), json.loads(finished.read_text())
         else:
             rng = torch.Generator().manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)
