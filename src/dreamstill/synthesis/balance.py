@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dreamstill.synthesis.contract import Batch
 
-__all__ = ["ClassMemory", "balanced", "rank_in_class"]
+__all__ = ["ClassMemory", "balanced", "matched", "rank_in_class"]
 
 
 def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
@@ -31,6 +31,27 @@ def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:
     [0, 4, 5, 1]
     """
     return torch.argsort(rank_in_class(classes, num_classes), stable=True)[:keep]
+
+
+def matched(wanted: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """For each of (M,) wanted classes the index of an item of (N,) classes, N >= M, each once.
+
+    Of the class wanted while there are any, then of what is left.
+
+    >>> matched(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 2, 1]), 3).tolist()
+    [3, 2, 0]
+    """
+    order = torch.argsort(classes, stable=True)
+    counts = torch.bincount(classes, minlength=num_classes)
+    rank = rank_in_class(wanted, num_classes)
+    found = rank < counts[wanted]
+    index = torch.zeros_like(wanted)
+    index[found] = order[(counts.cumsum(0) - counts)[wanted[found]] + rank[found]]
+    left = torch.ones(len(classes), dtype=torch.bool, device=classes.device)
+    left[index[found]] = False
+    # from the back: classes that nobody wants come first or last alike, but must not run out
+    index[~found] = left.nonzero().flatten().flip(0)[: int((~found).sum())]
+    return index
 
 
 class ClassMemory:

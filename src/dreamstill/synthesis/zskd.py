@@ -16,6 +16,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nets.seeded import seeded
 from dreamstill.settings import above, at_least
+from dreamstill.synthesis.balance import matched
 from dreamstill.synthesis.contract import Batch
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
@@ -108,9 +109,7 @@ class Zskd:
             return loss * len(images)
 
         images = optimize_pixels(
-            start_images(
-                settings.batch_size, teacher.spec, settings.start, settings.drawing, self.rng
-            ),
+            self._start(targets.argmax(1)),
             objective,
             spec=teacher.spec,
             steps=settings.steps,
@@ -118,6 +117,21 @@ class Zskd:
         )
         with torch.no_grad():
             return Batch(images, teacher(images))
+
+    def _start(self, classes: Tensor) -> Tensor:
+        """Pixels for targets of these classes (N,), and random shapes of the class if asked.
+
+        A shape that the teacher takes for the target's class stays one; another is only covered
+        with the noise that deceives the teacher.
+        """
+        settings, teacher = self.settings, self.teacher
+        num = len(classes) * (4 if settings.start is Start.STRUCTURED else 1)
+        images = start_images(num, teacher.spec, settings.start, settings.drawing, self.rng)
+        if settings.start is not Start.STRUCTURED:
+            return images
+        with torch.no_grad():
+            named = teacher(images).argmax(1)
+        return images[matched(classes, named, teacher.num_classes)]
 
     def state_dict(self) -> dict[str, Any]:
         """How many targets were drawn: whose turn it is."""
