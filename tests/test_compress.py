@@ -228,7 +228,7 @@ def test_frozen_batch_norm_keeps_its_statistics(freeze: bool) -> None:
 def test_pruning_meets_its_target(importance: Importance, target: Target) -> None:
     teacher = open_teacher(lenet(batch_norm=True), SPEC)
     settings = PruneSettings(
-        keep=0.5, target=target, importance=importance, rounds=2, latency=0.1, finetune=quick()
+        keep=0.5, target=target, importance=importance, rounds=2, finetune=quick()
     )
     fingerprint = teacher.fingerprint
     pruned, records = prune(teacher, images(64), settings, rng=rng())
@@ -240,6 +240,26 @@ def test_pruning_meets_its_target(importance: Importance, target: Target) -> Non
     assert len(records) == 2
     assert pruned(shown()).shape == (16, 10)
     assert teacher.fingerprint == fingerprint
+
+
+def test_channels_of_a_slow_layer_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = open_teacher(lenet(), SPEC)
+    left = []
+    for slow in ("features.0", "features.6"):
+
+        def seconds(model: nn.Module, image: Tensor, slow: str = slow) -> Any:
+            layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+            return {layer: 1.0 if name == slow else 1e-3 for name, layer in layers.items()}
+
+        monkeypatch.setattr("dreamstill.tasks.prune.layer_seconds", seconds)
+        settings = PruneSettings(
+            keep=0.8, latency=1.0, importance=Importance.MAGNITUDE, rounds=1, finetune=quick()
+        )
+        pruned, _ = prune(teacher, images(64), settings, rng=rng())
+        left.append([len(weight(pruned, name)) for name in ("features.0", "features.6")])
+    assert left[0] != left[1]
+    assert left[0][0] <= left[1][0]
+    assert left[0][1] >= left[1][1]
 
 
 def test_taylor_removes_the_channel_that_does_nothing() -> None:
