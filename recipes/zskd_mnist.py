@@ -40,7 +40,7 @@ BENCHMARK = Benchmark(
         "zskd from structured noise": Row(
             method="zskd",
             synthesis=FROM_SHAPES,
-            distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=GENTLY),
+            distill=replace(SCHEDULE, prefill=0, fresh_every=2, augment=GENTLY),
         ),
         **floors(SCHEDULE, StructuredNoiseSettings()),
     },

@@ -211,6 +211,8 @@ def test_finetuning_repairs_and_needs_images() -> None:
     assert (tuned(inputs) - teacher(inputs)).abs().mean() < 0.2 * before
     with pytest.raises(DataError, match="at least 8 images; got 7"):
         finetune(teacher, student, pictures[:7], quick(), rng=rng())
+    with pytest.raises(SettingsError, match="leave prefill and fresh_every alone"):
+        finetune(teacher, student, pictures, quick(fresh_every=2), rng=rng())
 
 
 @pytest.mark.parametrize("freeze", [True, False])

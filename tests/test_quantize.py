@@ -201,16 +201,21 @@ def test_mixed_bits_go_down_where_it_costs_least() -> None:
 
 def test_mixed_precision_meets_its_size() -> None:
     teacher = lenet()
-    settings = QuantizeSettings(size=0.5, first_last_bits=None)
-    model = quantize(teacher, images(teacher), settings, rng=rng())
-    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
-    weights = sum(m.layer.weight.numel() for m in layers)
-    assert sum(m.layer.weight.numel() * m.weight_bits for m in layers) <= 4 * weights
-    assert len({m.weight_bits for m in layers}) > 1
+    for fixed in (None, 8):  # at 8 bits the first and last layer count in the size
+        settings = QuantizeSettings(size=0.38, first_last_bits=fixed)
+        model = quantize(teacher, images(teacher), settings, rng=rng())
+        layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+        weights = sum(m.layer.weight.numel() for m in layers)
+        bits = sum(m.layer.weight.numel() * m.weight_bits for m in layers)
+        assert 0.3 * 8 * weights < bits <= 0.38 * 8 * weights
+        assert len({m.weight_bits for m in layers}) > 1
+        assert fixed is None or layers[0].weight_bits == layers[-1].weight_bits == 8
 
 
 def test_what_needs_images_says_so() -> None:
     with pytest.raises(SettingsError, match="need images"):
         quantize_without_inputs(lenet(), QuantizeSettings(size=0.5))
+    with pytest.raises(SettingsError, match="calibration reads images"):
+        quantize_without_inputs(lenet(), QuantizeSettings(calibration=Calibration.MIN_MAX))
     with pytest.raises(SettingsError, match=r"weight_bits must be in \[2, 8\]; got 1"):
         QuantizeSettings(weight_bits=1)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Augmentation", "Pool", "StoredImages", "augment"]
@@ -208,15 +208,13 @@ class StoredImages:
     ) -> None:
         self.teacher, self.images, self.batch_size, self.rng = teacher, images, batch_size, rng
 
-    @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Random images of the set with the teacher's answers."""
         index = torch.randint(
             len(self.images), (self.batch_size,), generator=self.rng, device=self.rng.device
         )
         chosen = self.images[index.to(self.images.device)].to(self.rng.device)
-        images = self.teacher.spec.encode(chosen)
-        return Batch(images, self.teacher(images))
+        return answered(self.teacher, self.teacher.spec.encode(chosen))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: draws are the rng's."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dreamstill.synthesis.contract import Batch
 
-__all__ = ["ClassMemory", "balanced", "matched", "rank_in_class"]
+__all__ = ["ClassMemory", "balanced", "matched", "rank_in_class", "turns"]
 
 
 def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
@@ -22,6 +22,17 @@ def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
     rank = torch.empty_like(classes)
     rank[order] = torch.arange(len(classes), device=classes.device) - starts[classes[order]]
     return rank
+
+
+def turns(first: int, num: int, num_classes: int, device: torch.device) -> tuple[Tensor, int]:
+    """`num` classes in turn from `first` on, and whose turn is next.
+
+    >>> classes, following = turns(2, 4, 3, torch.device("cpu"))
+    >>> classes.tolist(), following
+    ([2, 0, 1, 2], 0)
+    """
+    order = torch.arange(first, first + num, device=device)
+    return order % num_classes, (first + num) % num_classes
 
 
 def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dreamstill.teacher import Teacher
 
-__all__ = ["Batch", "Synthesizer"]
+__all__ = ["Batch", "Synthesizer", "answered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,13 @@ class Batch:
     """(N, C, H, W) in the teacher's input space, clipped to its valid range."""
     logits: Tensor
     """The teacher's answer (N, K)."""
+
+
+@torch.no_grad()
+def answered(teacher: Teacher, images: Tensor) -> Batch:
+    """Images (N, C, H, W) and the teacher's answer, both detached."""
+    images = images.detach()
+    return Batch(images, teacher(images))
 
 
 class Synthesizer(Protocol):

@@ -20,7 +20,8 @@ from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
 from dreamstill.settings import above, at_least, within
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
@@ -143,9 +144,9 @@ class DeepInversion:
         """Optimize one batch: (batch_size, C, H, W), the iterate of the lowest loss."""
         settings, teacher = self.settings, self.teacher
         device = self.rng.device
-        order = torch.arange(self.next_class, self.next_class + settings.batch_size, device=device)
-        targets = order % teacher.num_classes
-        self.next_class = (self.next_class + settings.batch_size) % teacher.num_classes
+        targets, self.next_class = turns(
+            self.next_class, settings.batch_size, teacher.num_classes, device
+        )
 
         def objective(images: Tensor, step: int) -> Tensor:
             shown = self._augment(images, low_resolution=step < settings.low_resolution_steps)
@@ -168,8 +169,7 @@ class DeepInversion:
             lr=settings.lr,
             best_from=settings.low_resolution_steps,
         )
-        with torch.no_grad():
-            return Batch(images, teacher(images))
+        return answered(teacher, images)
 
     def _augment(self, images: Tensor, *, low_resolution: bool) -> Tensor:
         """Jitter, flip and, at low resolution, pool and enlarge again."""

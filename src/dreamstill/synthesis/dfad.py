@@ -15,7 +15,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import l1
 from dreamstill.probe import eval_mode
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
 
@@ -84,8 +84,7 @@ class Dfad:
             generator.step(dfad_loss(rival, self.teacher(images), log_loss=self.settings.log_loss))
         self.batches += 1
         with torch.no_grad():
-            images = generator.images(generator.draw(size))
-            return Batch(images, self.teacher(images))
+            return answered(self.teacher, generator.images(generator.draw(size)))
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, optimizer and whose turn it is."""

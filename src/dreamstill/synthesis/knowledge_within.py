@@ -17,7 +17,8 @@ from dreamstill.losses.priors import smoothness
 from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.probe import Probe, batch_norm_layers
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
@@ -112,13 +113,13 @@ class KnowledgeWithin:
         """Optimize one batch: (batch_size, C, H, W)."""
         settings, teacher = self.settings, self.teacher
         size = settings.batch_size
-        order = torch.arange(self.next_class, self.next_class + size, device=self.rng.device)
-        targets = (order % teacher.num_classes)[:, None]
-        self.next_class = (self.next_class + size) % teacher.num_classes
+        classes, self.next_class = turns(
+            self.next_class, size, teacher.num_classes, self.rng.device
+        )
 
         def objective(images: Tensor, step: int) -> Tensor:
             divergence, logits = batch_norm_divergence(teacher, images)
-            inception = -settings.inception * logits.gather(1, targets).mean()
+            inception = -settings.inception * logits.gather(1, classes[:, None]).mean()
             inception = inception + settings.prior * smoothness(images)
             if settings.scheme is Scheme.BNS:
                 return divergence
@@ -131,8 +132,7 @@ class KnowledgeWithin:
             steps=settings.steps,
             lr=settings.lr,
         )
-        with torch.no_grad():
-            return Batch(images, teacher(images))
+        return answered(teacher, images)
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is; each batch starts from fresh noise."""

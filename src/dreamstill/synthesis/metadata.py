@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.metadata import activations, load_metadata
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
@@ -70,9 +71,9 @@ class MetadataImages:
         """Optimize one batch: (batch_size, C, H, W)."""
         settings, teacher = self.settings, self.teacher
         size = settings.batch_size
-        order = torch.arange(self.next_class, self.next_class + size, device=self.rng.device)
-        classes = order % teacher.num_classes
-        self.next_class = (self.next_class + size) % teacher.num_classes
+        classes, self.next_class = turns(
+            self.next_class, size, teacher.num_classes, self.rng.device
+        )
         wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
 
         def objective(images: Tensor, step: int) -> Tensor:
@@ -90,8 +91,7 @@ class MetadataImages:
             steps=settings.steps,
             lr=settings.lr,
         )
-        with torch.no_grad():
-            return Batch(images, teacher(images))
+        return answered(teacher, images)
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is; each batch starts afresh."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.settings import at_least
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import Teacher
 
 __all__ = ["Noise", "NoiseSettings"]
@@ -44,8 +44,7 @@ class Noise:
         """(batch_size, C, H, W) of clipped Gaussian noise."""
         shape = (self.settings.batch_size, *self.teacher.spec.shape)
         noise: Tensor = torch.randn(shape, generator=self.rng, device=self.rng.device)
-        images = self.teacher.spec.clip(noise)
-        return Batch(images, self.teacher(images))
+        return answered(self.teacher, self.teacher.spec.clip(noise))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every batch is drawn afresh."""

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.errors import SettingsError
 from dreamstill.losses.diversity import information_entropy, sample_diversity
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
 
@@ -46,6 +47,8 @@ class RdskdSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 4, "batch_size")
+        if self.batch_size % 2:
+            raise SettingsError(f"batch_size must be even; got {self.batch_size}")
         at_least(self, 1, "latent", "widths", "generator_steps", "refresh_every")
         above(self, 0, "lr")
         at_least(self, 0, "one_hot", "information_entropy", "diversity")
@@ -79,8 +82,7 @@ class Rdskd:
         if self.steps == self.settings.generator_steps:
             generator.module.eval()
             with torch.no_grad():
-                images = generator.images(z)
-                return Batch(images, self.teacher(images))
+                return answered(self.teacher, generator.images(z))
         images = generator.images(z)
         logits = self.teacher(images)
         generator.step(self._loss(images, logits))

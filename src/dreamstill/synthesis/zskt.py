@@ -19,7 +19,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import eval_mode
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
 
@@ -85,8 +85,7 @@ class Zskt:
         generator.step(-kl_divergence(rival, self.teacher(images)), clip=settings.clip)
         self.batches += 1
         with torch.no_grad():
-            images = generator.images(z)
-            return Batch(images, self.teacher(images))
+            return answered(self.teacher, generator.images(z))
 
     def _anneal(self) -> None:
         total = self.settings.cosine_batches

@@ -13,7 +13,7 @@ from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
 from dreamstill.probe import batch_norm_layers
 from dreamstill.settings import above, at_least, within
-from dreamstill.synthesis.contract import Batch, Synthesizer
+from dreamstill.synthesis.contract import Batch, Synthesizer, answered
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
 
@@ -182,8 +182,7 @@ class Distillation:
             return batch
         images = self.pool.sample(self.settings.batch_size, self.rng)
         images = augment(images, self.teacher.spec, self.settings.augment, self.rng)
-        with torch.no_grad():
-            return Batch(images, self.teacher(images))
+        return answered(self.teacher, images)
 
     def _train_step(self) -> dict[str, float]:
         settings = self.settings

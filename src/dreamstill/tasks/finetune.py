@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import DataError
+from dreamstill.errors import DataError, SettingsError
 from dreamstill.pool import Pool, StoredImages
-from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.teacher import Teacher
 
@@ -33,14 +33,19 @@ def finetune(
         student: any network of the same inputs and classes.
         images: uint8 (N, C, H, W). The last `settings.held_out` of a random order, at most a
             quarter, are the judge's and are never trained on.
-        settings: of the training; `prefill`, `fresh_every` and `pool` are those of the images.
+        settings: of the training.
         rng: order, draws and augmentation.
         on_progress: called after each step.
 
     Raises:
         DataError: fewer than 8 images.
+        SettingsError: `prefill` or `fresh_every` is set: there is nothing to synthesize.
 
     """
+    if settings.prefill is not None or settings.fresh_every is not None:
+        raise SettingsError(
+            "fine-tuning has the images that it is given: leave prefill and fresh_every alone"
+        )
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
@@ -54,9 +59,7 @@ def finetune(
         pool.add(Batch(teacher.spec.encode(training), torch.empty(0)))
         source = StoredImages(teacher, training, settings.batch_size, rng=rng)
         work = Distillation(teacher, student, source, pool, settings, rng=rng)
-        shown = teacher.spec.encode(kept.to(rng.device))
-        with torch.no_grad():
-            work.judge.hold_out(Batch(shown, teacher(shown)))
+        work.judge.hold_out(answered(teacher, teacher.spec.encode(kept.to(rng.device))))
         for progress in work.run():
             on_progress(progress)
         return work.chosen

@@ -224,7 +224,10 @@ def _narrow(
 
 
 def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
-    """Fill .grad with that of the distillation loss against the teacher's own classes."""
+    """Fill .grad with that of the cross-entropy with the classes that the teacher names.
+
+    Not of the divergence from the teacher: that is flat where the network is still the teacher.
+    """
     shown = teacher.spec.encode(images[:256].to(teacher.device))
     with torch.no_grad():
         classes = teacher(shown).argmax(1)

@@ -200,7 +200,7 @@ def _with_bits(
             return None
         weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
         if bits is not None:
-            weight_bits = bits[name]
+            weight_bits = bits[name]  # of the first and last layer too
         if settings.first_last_bits and name in (names[0], names[-1]):
             weight_bits = activation_bits = settings.first_last_bits
         return QuantizedLayer(
@@ -224,6 +224,8 @@ def quantize_without_inputs(
     """
     if settings.size is not None or settings.finetune is not None:
         raise SettingsError("size and finetune need images: use quantize")
+    if settings.calibration is not QuantizeSettings().calibration:
+        raise SettingsError("calibration reads images: without inputs there is none")
     equalized = equalize(teacher.module)
     expected = expected_inputs(equalized, teacher.spec)
     ranges = {n: (m.low.min().item(), m.high.max().item()) for n, m in expected.items()}
@@ -329,6 +331,9 @@ def quantize(
     bits = None
     if settings.size is not None:
         table = sensitivities(model, teacher.spec, images, settings)
+        if fixed := settings.first_last_bits:  # they count in the size and have no choice
+            names = list(table)
+            table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layer.weight.numel() for name, layer in _layers(model).items()}
         bits = mixed_bits(table, sizes, settings.size)
     model = _with_bits(model, settings, ranges, bits)
