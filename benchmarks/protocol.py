@@ -160,6 +160,7 @@ def summary(row: Row, runs: list[dict[str, float]]) -> dict[str, Any]:
         "agreement_mean": round(statistics.mean(run["agreement"] for run in runs), 2),
         "seconds_mean": round(statistics.mean(run["seconds"] for run in runs), 1),
         "queries": runs[0]["queries"],
+        "commit": environment("cpu")["commit"],  # rows of one record may be of different days
         "runs": runs,
     }
 

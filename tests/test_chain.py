@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 import toys
 from dreamstill import chain as module_under_test
 from dreamstill import cli
-from dreamstill.chain import read_chain, run_chain
+from dreamstill.chain import read_chain, run_chain, weights_in
 from dreamstill.errors import DreamstillError, RunError, SettingsError
 from dreamstill.export import load_exported
 from dreamstill.nets.seeded import seeded
+from dreamstill.report.chain import write_chain_report
 from dreamstill.tasks.pack import load_packed
+from dreamstill.tasks.quantize import QuantizedLayer
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
 LINKS = [
@@ -56,6 +58,28 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
     assert "head.weight" in state
 
 
+def test_the_page_shows_what_each_link_did_to_the_layers(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    plain["link"] = [LINKS[0], {"task": "quantize", "weight_bits": 3}, {"task": "factorize"}]
+    run_chain(tmp_path / "run", read_chain(plain))
+    page = write_chain_report(tmp_path / "run").read_text()
+    for title in ("channels and neurons kept", "bits of weights", "values of the weights"):
+        assert title in page
+    assert "latency is the simulation's" in page
+
+
+def test_weights_are_counted_as_they_compute() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.weight.data = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    (record,) = weights_in(torch.nn.Sequential(layer)).values()
+    counts = record.pop("histogram")
+    assert record == {"outputs": 2, "zeros": 0.5, "limit": 1.0}
+    assert (len(counts), counts[0], counts[20], counts[40]) == (41, 1, 2, 1)
+    quantized = QuantizedLayer(layer, 2, 8, 0.0, 1.0, per_channel=False)
+    assert list(weights_in(torch.nn.Sequential(quantized))) == ["0"]
+
+
 def test_a_chain_resumes_after_its_last_finished_link(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +115,7 @@ def test_a_link_of_foreign_classes_is_not_read(plain: dict[str, object], tmp_pat
     torch.save(Path("x"), folder / "links" / "1-prune.pt")
     with pytest.raises(RunError, match="which is neither ours nor of a named factory"):
         run_chain(folder, chain, resume=True)
-    with pytest.raises(RunError, match="started with another chain"):
+    with pytest.raises(RunError, match="started with another num_images"):
         run_chain(folder, read_chain(plain | {"num_images": 65}), resume=True)
     with pytest.raises(RunError, match="is not empty"):
         run_chain(folder, chain)
@@ -144,7 +168,7 @@ def test_each_task_is_a_command_with_a_page(
     summary = json.loads(capsys.readouterr().out)
     assert summary["links"][0]["layers"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == (3 if task == "quantize" else 2)
     assert cli.main([task, *common, *options]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert cli.main([task, *common, *options, "--resume"]) == 0

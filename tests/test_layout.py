@@ -19,9 +19,9 @@ ORDER = (
     ("judge",),
     ("tasks",),
     ("run",),
-    ("report",),
+    ("report", "sources"),
     ("summarize",),
-    ("main_job", "flags", "chain"),
+    ("main_job", "flags", "chain", "learning"),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -1,9 +1,9 @@
 """Chain tasks on one set of images: distill, prune, merge, factorize, quantize, int8, pack.
 
-A chain's folder holds settings.json, environment.json, images.npz, and for every link its network
-(links/N-TASK.pt), its record (links/N-TASK.json) and its files; a resume does not do finished links
-again. Networks are read back as weights, with the classes of torch.nn, of this package and of the
-user's own factories alone.
+A chain's folder holds settings.json, environment.json, images.npz, weights.json, and for every link
+its network (links/N-TASK.pt), its record (links/N-TASK.json) and its files; a resume does not do
+finished links again. Networks are read back as weights, with the classes of torch.nn, of this
+package and of the user's own factories alone.
 """
 
 import copy
@@ -15,7 +15,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,18 +29,11 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import export, load_exported
-from dreamstill.run import (
-    TeacherFile,
-    environment,
-    open_from,
-    open_student,
-    write_atomically,
-    write_json,
-)
+from dreamstill.run import claim, open_from, open_student, write_atomically, write_json
 from dreamstill.settings import from_plain, to_plain
-from dreamstill.synthesis import METHODS, open_synthesizer
-from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
-from dreamstill.tasks.distill import DistillSettings, Progress
+from dreamstill.sources import Images, OnProgress, own_images
+from dreamstill.synthesis import METHODS
+from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize_to
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.int8 import Backend, Method, export_int8
@@ -57,9 +49,7 @@ from dreamstill.tasks.quantize import (
 )
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["TASKS", "Chain", "Learning", "Link", "learn_classes", "read_chain", "run_chain"]
-
-OnProgress = Callable[[Progress], None]
+__all__ = ["TASKS", "Chain", "Link", "read_chain", "run_chain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,29 +232,6 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Images:
-    """A teacher and the images to work with."""
-
-    teacher: TeacherFile
-    images: str | None = None
-    """.npz with x, uint8 (N, C, H, W); default: synthesize them."""
-    method: str = "structured_noise"
-    """What synthesizes them."""
-    synthesis: Any = None
-    """The method's settings; default: its own."""
-    num_images: int = 4000
-    """How many to synthesize; at least 8."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_images < 8:
-            raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
-        if self.method not in METHODS or METHODS[self.method].synthesizer.adversarial:
-            able = [n for n, m in METHODS.items() if not m.synthesizer.adversarial]
-            raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Chain(Images):
     """All that decides a chain's result."""
 
@@ -274,15 +241,6 @@ class Chain(Images):
         Images.__post_init__(self)  # slots and super() do not go together
         if not self.links:
             raise SettingsError("a chain needs at least one link")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Learning(Images):
-    """All that decides what a network that learns new classes becomes."""
-
-    new: str
-    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on."""
-    continual: ContinualSettings = field(default_factory=ContinualSettings)
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
@@ -349,7 +307,7 @@ def _run(
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     if images is None:
-        images = _synthesized(folder / "images.npz", chain, teacher, on_progress)
+        images = own_images(folder / "images.npz", chain, teacher, on_progress)
     shown = images[-1000:]
     (folder / "links").mkdir(exist_ok=True)
     networks: list[tuple[str, nn.Module, dict[str, Any]]] = []
@@ -378,51 +336,32 @@ def _run(
         everyone = [(teacher.module, summary["teacher"]), *((m, r) for _, m, r in networks)]
         for network, record in everyone:
             record["accuracy"] = accuracy(_answers(network, record, teacher, test[0]), test[1])
-    write_json(folder / "summary.json", summary)
-    return summary
-
-
-def learn_classes(
-    folder: Path,
-    job: Learning,
-    *,
-    real: Path | None = None,
-    on_progress: OnProgress = lambda progress: None,
-) -> dict[str, Any]:
-    """Teach a network new classes; writes network.onnx and network.pt2, and what they are worth.
-
-    Args:
-        folder: new.
-        job: what to do.
-        real: .npz with x, y of old and new classes: accuracy on each, at the end.
-        on_progress: called after every step.
-
-    """
-    teacher = open_from(job.teacher)
-    new, labels = load_images(Path(job.new), teacher.spec, 2**31)
-    check_new_classes(teacher, new, labels)
-    dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
-    claim(folder, job, resume=False)
-    if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
-        dreams = _synthesized(folder / "images.npz", job, teacher, on_progress)
-    rng = torch.Generator().manual_seed(job.seed)
-    network = learn(teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress)
-    summary: dict[str, Any] = {
-        "old_classes": teacher.num_classes,
-        "classes": network.num_classes,
-        "files": [
-            asdict(export(network.module, teacher.spec, folder / f"network.{kind}"))
-            for kind in ("onnx", "pt2")
-        ],
+    seen = {"teacher": teacher.module} | {
+        f"{index + 1}-{task}": network for index, (task, network, _) in enumerate(networks)
     }
-    if real is not None:
-        x, y = load_images(real, teacher.spec, network.num_classes)
-        logits = predict(network.module, teacher.spec, x)
-        for name, of in (("old", y < teacher.num_classes), ("new", y >= teacher.num_classes)):
-            if of.any():
-                summary[f"accuracy_{name}"] = accuracy(logits[of], y[of])
+    write_json(folder / "weights.json", {name: weights_in(net) for name, net in seen.items()})
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def weights_in(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Of every convolution and linear layer: outputs, share of zeros, and a histogram."""
+    layers: dict[str, dict[str, Any]] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            weight = layer.quantized_weight().detach()
+        elif isinstance(layer, nn.Conv2d | nn.Linear) and name.removesuffix(".layer") not in layers:
+            weight = layer.weight.detach()
+        else:
+            continue
+        limit = weight.abs().max().item() or 1.0
+        layers[name] = {
+            "outputs": len(weight),
+            "zeros": (weight == 0).float().mean().item(),
+            "limit": limit,
+            "histogram": torch.histc(weight.float(), 41, -limit, limit).int().tolist(),
+        }
+    return layers
 
 
 def _answers(
@@ -433,50 +372,6 @@ def _answers(
         return predict(network, teacher.spec, images)
     run = load_exported(Path(record["files"][0]["path"]))
     return torch.cat([run(teacher.spec.encode(part)) for part in images.split(500)])
-
-
-def claim(folder: Path, job: Any, *, resume: bool) -> None:
-    """Make the folder, or check that it holds the same chain."""
-    settings, plain = folder / "settings.json", to_plain(job)
-    if resume:
-        if not settings.is_file():
-            raise RunError(f"{folder} holds no chain to resume: settings.json is missing")
-        if json.loads(settings.read_text()) != plain:
-            raise RunError(f"{folder} was started with another chain; it cannot be resumed")
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty: choose another folder, or resume the chain in it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {folder}: {error.strerror}") from error
-    write_json(settings, plain)
-    write_json(folder / "environment.json", environment("cpu"))
-
-
-def _synthesized(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:
-    """A job's own images; kept, so that a resume has the same."""
-    if path.is_file():
-        return load_unlabelled(path, teacher.spec)
-    settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
-    rng = torch.Generator().manual_seed(job.seed)
-    method = open_synthesizer(job.method, teacher, settings, rng=rng)
-    for done in range(method.warm_up):
-        method.next_batch()
-        on_progress(Progress("warm up", done + 1, method.warm_up, {}))
-    parts: list[Tensor] = []
-    while (have := sum(map(len, parts))) < job.num_images:
-        parts.append(teacher.spec.decode(method.next_batch().images))
-        done = min(have + len(parts[-1]), job.num_images)
-        on_progress(Progress("synthesize", done, job.num_images, {}))
-    images = torch.cat(parts)[: job.num_images]
-
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, x=images.numpy())
-
-    write_atomically(path, save)
-    return images
 
 
 def _measured(

@@ -16,10 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dreamstill import main_job
-from dreamstill.chain import TASKS, Learning, learn_classes, read_chain, run_chain
+from dreamstill.chain import TASKS, read_chain, run_chain
 from dreamstill.errors import DreamstillError, RunError, SettingsError
 from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.flags import add_flags, given_flags, merge, read_toml
+from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
 from dreamstill.report.chain import write_chain_report
@@ -61,6 +62,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+AddCommand = Callable[[str, Callable[[argparse.Namespace], Any]], argparse.ArgumentParser]
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="dreamstill", description="From a trained network alone to a small one.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -72,13 +76,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--json", action="store_true", help="print the result as JSON alone")
         return sub
 
-    method = _early(argv, "--method")
     config = _early(argv, "--config")
     table = read_toml(Path(config)) if config else {}
-    method = method or table.get("method") or "structured_noise"
+    method = _early(argv, "--method") or table.get("method") or "structured_noise"
     if method not in METHODS:
         raise SettingsError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    _add_synthesis(command, method)
+    _add_tasks(command)
+    _add_results(command)
+    arguments = parser.parse_args(_join_negative(argv))
+    arguments.table = table
+    arguments.method_name = method
+    return arguments
 
+
+def _add_synthesis(command: AddCommand, method: str) -> None:
+    """What reads a teacher: inspect, synthesize, distill, metadata."""
     inspect = command("inspect", _inspect)
     synthesize = command("synthesize", _synthesize)
     distill = command("distill", _distill)
@@ -86,52 +99,52 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--config", help="TOML file of settings; flags win over it")
         sub.add_argument("--device", help="cpu, cuda, cuda:1 [cpu]")
         add_flags(sub, TeacherFile, "teacher")
+    presets = ", ".join(METHODS[method].presets) or "this method has none"
     for sub in (synthesize, distill):
         sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
+        sub.add_argument("--preset", help=f"settings of the method's paper: {presets}")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")
         sub.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
         add_flags(sub, METHODS[method].settings, "synthesis")
+    inspect.add_argument("--images", help=".npz with x: are they like the training images?")
     synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
-    for sub in (synthesize, distill):
-        presets = ", ".join(METHODS[method].presets) or "this method has none"
-        sub.add_argument("--preset", help=f"settings of the method's paper: {presets}")
     distill.add_argument("--student", help="module:function that builds the student")
     distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
     add_flags(distill, DistillSettings, "distill")
 
-    inspect.add_argument("--images", help=".npz with x: are they like the training images?")
     metadata = command("metadata", _metadata)
-    add_flags(metadata, TeacherFile, "teacher")
     metadata.add_argument("--images", required=True, help=".npz with x, the training images")
     metadata.add_argument("--kind", default="all", help=f"one of {', '.join(Kind)} [all]")
     metadata.add_argument("--out", help="file to write (.safetensors)")
+    add_flags(metadata, TeacherFile, "teacher")
 
+
+def _add_tasks(command: AddCommand) -> None:
+    """What works on a set of images: chain, each task alone, continual."""
     chain = command("chain", _chain)
     chain.add_argument("config", metavar="FILE", help="TOML file: [teacher] and [[link]] tables")
-    singles = [command(task, _single) for task in TASKS if task != "distill"]
-    for sub, task in zip(singles, [t for t in TASKS if t != "distill"], strict=True):
+    singles = {task: command(task, _single) for task in TASKS if task != "distill"}
+    continual = command("continual", _continual)
+    for task, sub in singles.items():
         sub.set_defaults(task=task)
+        add_flags(sub, TASKS[task][0], task)
+    continual.add_argument("--new", required=True, help=".npz with x, y of the new classes")
+    add_flags(continual, ContinualSettings, "continual")
+    for sub in (*singles.values(), continual):
         sub.add_argument("--images", help=".npz with x; default: structured noise")
         sub.add_argument("--num-images", type=int, help="how many to synthesize [4000]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         add_flags(sub, TeacherFile, "teacher")
-        add_flags(sub, TASKS[task][0], task)
-    for sub in (chain, *singles):
+    for sub in (chain, *singles.values(), continual):
         sub.add_argument("--real", help=".npz with x, y: measure every network on it at the end")
         sub.add_argument("--out", help="folder to make")
+    for sub in (chain, *singles.values()):
         sub.add_argument("--resume", action="store_true", help="take up the chain in --out")
 
-    continual = command("continual", _continual)
-    continual.add_argument("--new", required=True, help=".npz with x, y of the new classes")
-    continual.add_argument("--images", help=".npz with x of the old; default: structured noise")
-    continual.add_argument("--num-images", type=int, help="how many to synthesize [4000]")
-    continual.add_argument("--seed", type=int, help="of everything random [0]")
-    continual.add_argument("--real", help=".npz with x, y of all classes: measure at the end")
-    continual.add_argument("--out", help="folder to make")
-    add_flags(continual, TeacherFile, "teacher")
-    add_flags(continual, ContinualSettings, "continual")
 
+def _add_results(command: AddCommand) -> None:
+    """What reads a finished run: evaluate, export, report; and the demo."""
     evaluate = command("evaluate", _evaluate)
     export = command("export", _export)
     report = command("report", _report)
@@ -145,10 +158,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     demo.add_argument("--out", default="runs/demo", help="folder to make [runs/demo]")
     demo.add_argument("--seed", type=int, default=0, help="of everything random [0]")
     demo.add_argument("--resume", action="store_true", help="take up the run in --out")
-    arguments = parser.parse_args(_join_negative(argv))
-    arguments.table = table
-    arguments.method_name = method
-    return arguments
 
 
 def _early(argv: Sequence[str], flag: str) -> str | None:
@@ -268,22 +277,15 @@ def _chain(arguments: argparse.Namespace) -> Any:
 
 def _single(arguments: argparse.Namespace) -> Any:
     """A chain of this one task."""
-    flags = given_flags(arguments)
-    plain = {"teacher": flags.get("teacher", {})}
-    for name in ("images", "num_images", "seed"):
-        if getattr(arguments, name) is not None:
-            plain[name] = getattr(arguments, name)
-    link = {"task": arguments.task, **flags.get(arguments.task, {})}
+    plain = _source(arguments)
+    link = {"task": arguments.task, **plain.pop(arguments.task, {})}
     return _run_chain(arguments, plain | {"link": [link]})
 
 
 def _continual(arguments: argparse.Namespace) -> Any:
     """Learn new classes without the data of the old ones."""
-    plain = given_flags(arguments)
+    plain = _source(arguments) | {"new": arguments.new}
     _teacher_file(plain)
-    for name in ("new", "images", "num_images", "seed"):
-        if getattr(arguments, name) is not None:
-            plain[name] = getattr(arguments, name)
     result = learn_classes(
         _out(arguments),
         from_plain(Learning, plain),
@@ -293,6 +295,12 @@ def _continual(arguments: argparse.Namespace) -> Any:
     if not arguments.json:
         _print_rows("continual", result)
     return result
+
+
+def _source(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags, and where the images come from: a plain dict."""
+    named = {name: getattr(arguments, name) for name in ("images", "num_images", "seed")}
+    return given_flags(arguments) | {k: v for k, v in named.items() if v is not None}
 
 
 def _run_chain(arguments: argparse.Namespace, plain: dict[str, Any]) -> Any:

@@ -15,9 +15,17 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.report import write_report
 from dreamstill.report.figures import class_rows
-from dreamstill.run import Job, TeacherFile, distill, open_from, write_atomically, write_json
+from dreamstill.run import (
+    Job,
+    TeacherFile,
+    distill,
+    draw_images,
+    open_from,
+    write_atomically,
+    write_json,
+)
 from dreamstill.summarize import export_run, summarize
-from dreamstill.synthesis import METHODS, missing_offers, open_synthesizer
+from dreamstill.synthesis import METHODS, missing_offers
 from dreamstill.synthesis.knowledge_within import data_similarity
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
@@ -60,21 +68,10 @@ def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress)
         raise SettingsError(f"num_images must be at least 1; got {num_images}")
     if folder.exists():
         raise RunError(f"{folder} exists: choose another folder")
-    if METHODS[job.method].synthesizer.adversarial:
-        raise SettingsError(f"{job.method} plays against a student: use it with distill")
     teacher = open_from(job.teacher, device=job.device)
-    rng = torch.Generator(device=job.device).manual_seed(job.seed)
-    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
-    for _ in range(method.warm_up):
-        method.next_batch()
-    images, logits, have = [], [], 0
-    while have < num_images:
-        batch = method.next_batch()
-        images.append(teacher.spec.decode(batch.images).cpu())
-        logits.append(batch.logits.cpu())
-        have += len(batch.images)
-        on_progress(Progress("synthesize", min(have, num_images), num_images, {}))
-    x, out = torch.cat(images)[:num_images], torch.cat(logits)[:num_images]
+    x, out = draw_images(
+        teacher, job.method, job.synthesis, num_images, seed=job.seed, on_progress=on_progress
+    )
     classes = out.argmax(1)
     try:
         folder.mkdir(parents=True)

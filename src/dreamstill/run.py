@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.nets.seeded import seeded
@@ -32,7 +32,9 @@ from dreamstill.teacher import Teacher, build, load_module, open_teacher, read_c
 __all__ = [
     "Job",
     "TeacherFile",
+    "claim",
     "distill",
+    "draw_images",
     "open_from",
     "open_student",
     "settle_process",
@@ -213,7 +215,7 @@ def distill(
     """
     checkpoint = folder / "checkpoint.pt"
     existed = folder.exists()
-    _claim(folder, job, resume=resume)
+    claim(folder, job, device=job.device, resume=resume)
     try:
         rng = torch.Generator(device=job.device).manual_seed(job.seed)
         student = open_student(job.student, teacher, rng)
@@ -275,10 +277,14 @@ def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teache
     )
 
 
-def _claim(folder: Path, job: Job, *, resume: bool) -> None:
-    """Make the folder, or check that it holds a run of the same settings."""
-    settings = folder / "settings.json"
-    plain = to_plain(job)
+def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) -> None:
+    """Make the folder of a job, or with `resume` check that it holds the same one.
+
+    Raises:
+        RunError: there is something else in it, or it cannot be made.
+
+    """
+    settings, plain = folder / "settings.json", to_plain(job)
     if resume:
         if not settings.is_file():
             raise RunError(f"{folder} holds no run to resume: settings.json is missing")
@@ -292,13 +298,45 @@ def _claim(folder: Path, job: Job, *, resume: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(settings, plain)
-        write_json(folder / "environment.json", environment(job.device))
+        write_json(folder / "environment.json", environment(device))
     except (OSError, RunError) as error:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, RunError):
             raise
         raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+
+
+def draw_images(
+    teacher: Teacher,
+    method: str,
+    settings: Any,
+    num_images: int,
+    *,
+    seed: int,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Tensor, Tensor]:
+    """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
+
+    Raises:
+        SettingsError: the method plays against a student.
+
+    """
+    if METHODS[method].synthesizer.adversarial:
+        raise SettingsError(f"{method} plays against a student: use it with distill")
+    rng = torch.Generator(device=teacher.device).manual_seed(seed)
+    synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
+    for done in range(synthesizer.warm_up):
+        synthesizer.next_batch()
+        on_progress(Progress("warm up", done + 1, synthesizer.warm_up, {}))
+    images, logits, have = list[Tensor](), list[Tensor](), 0
+    while have < num_images:
+        batch = synthesizer.next_batch()
+        images.append(teacher.spec.decode(batch.images).cpu())
+        logits.append(batch.logits.cpu())
+        have += len(batch.images)
+        on_progress(Progress("synthesize", min(have, num_images), num_images, {}))
+    return torch.cat(images)[:num_images], torch.cat(logits)[:num_images]
 
 
 class _Log:

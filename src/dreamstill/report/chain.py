@@ -19,10 +19,14 @@ def write_chain_report(folder: Path) -> Path:
         raise RunError(f"{folder} holds no finished chain: summary.json cannot be read")
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
     pictures = [("Size against what is kept", figures.tradeoff(networks))]
+    weights = read_json(folder / "weights.json") or {}
+    before = weights.get("teacher", {})
     for number, link in enumerate(summary["links"], 1):
-        title, picture = layer_figure(link)
-        if picture:
-            pictures.append((f"{number}. {link['task']}: {title}", picture))
+        name = f"{number}-{link['task']}"
+        after = weights.get(name, {})
+        found = layer_figures(link, before, after)
+        pictures += [(f"{number}. {link['task']}: {title}", picture) for title, picture in found]
+        before = after
     environment = Environment(
         loader=PackageLoader("dreamstill.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -46,25 +50,36 @@ def chain_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def layer_figure(link: dict[str, Any]) -> tuple[str, bytes | None]:
-    """What a link did to each layer: neurons, ranks or bits, as (title, PNG)."""
+Weights = dict[str, dict[str, Any]]
+
+
+def layer_figures(link: dict[str, Any], before: Weights, after: Weights) -> list[tuple[str, bytes]]:
+    """What a link did to each layer, as (title, PNG): neurons, ranks, bits, zeros, weights."""
     layers = link.get("layers") or {}
+    both = [name for name in before if name in after]
+    if link["task"] == "prune" and both:
+        outputs = [[w[name]["outputs"] for name in both] for w in (before, after)]
+        return [("channels and neurons kept", figures.before_after(both, *outputs))]
     if link["task"] == "merge" and layers:
-        return "neurons kept", figures.before_after(
-            [layer["layer"] for layer in layers],
-            [layer["before"] for layer in layers],
-            [layer["after"] for layer in layers],
-        )
+        names = [layer["layer"] for layer in layers]
+        sizes = [[layer[when] for layer in layers] for when in ("before", "after")]
+        return [("neurons kept", figures.before_after(names, *sizes))]
     if link["task"] == "factorize" and layers:
-        names, before, after = [], [], []
+        names, full, ranks = [], [], []
         for layer in layers:
             sides = ("",) if len(layer["ranks"]) == 1 else (" in", " out")
             names += [layer["layer"] + side for side in sides]
-            before += layer["full"]
-            after += layer["ranks"]
-        return "ranks", figures.before_after(names, before, after)
+            full += layer["full"]
+            ranks += layer["ranks"]
+        return [("ranks", figures.before_after(names, full, ranks))]
+    drawn = []
     if link["task"] == "quantize" and layers:
-        return "bits of weights", figures.before_after(
-            list(layers), [32] * len(layers), [layer["weight_bits"] for layer in layers.values()]
-        )
-    return "", None
+        bits = [layer["weight_bits"] for layer in layers.values()]
+        drawn += [("bits of weights", figures.before_after(list(layers), [32] * len(bits), bits))]
+    if link["task"] == "pack" and both:
+        kept = [[100 * (1 - w[name]["zeros"]) for name in both] for w in (before, after)]
+        drawn += [("weights that are not zero, %", figures.before_after(both, *kept))]
+    if link["task"] in ("quantize", "pack") and both:
+        pairs = {name: (before[name], after[name]) for name in both[:8]}
+        drawn += [("values of the weights before and after", figures.histograms(pairs))]
+    return drawn

@@ -6,9 +6,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-__all__ = ["bars", "before_after", "class_rows", "curves", "filters", "matrix", "tradeoff"]
+__all__ = [
+    "bars",
+    "before_after",
+    "class_rows",
+    "curves",
+    "filters",
+    "histograms",
+    "matrix",
+    "tradeoff",
+]
 
 Array = NDArray[Any]
 INK, TEACHER, STUDENT = "#333333", "#b8632b", "#24668f"
@@ -146,7 +156,9 @@ def tradeoff(networks: Sequence[dict[str, Any]]) -> bytes:
             network["task"], (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("size, KiB")
     axes.set_ylabel(f"{key}, %")
     axes.margins(x=0.15, y=0.2)
@@ -163,7 +175,7 @@ def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[
     axes.barh(places, after, height=0.5, color=STUDENT, label="after")
     for place, value in zip(places, after, strict=True):
         axes.annotate(
-            f"{value:g}",
+            f"{value:.3g}" if value < 1000 else f"{value:.0f}",
             (value, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -172,6 +184,32 @@ def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[
         )
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def histograms(layers: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> bytes:
+    """A PNG of the weights of layers before (grey) and after, each in its own range.
+
+    Args:
+        layers: name -> two of {limit, histogram}: counts over equal bins of [-limit, limit].
+
+    """
+    rows = -(-len(layers) // 4)
+    figure = Figure(figsize=(9, 1.9 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, 4, squeeze=False).flat)
+    for axes in grid:
+        axes.set_visible(False)
+    for axes, (name, pair) in zip(grid, layers.items(), strict=False):
+        axes.set_visible(True)
+        for weights, color, width in zip(pair, ("#cccccc", STUDENT), (1.0, 0.5), strict=True):
+            counts, limit = weights["histogram"], weights["limit"]
+            bin_width = 2 * limit / len(counts)
+            centers = -limit + bin_width * (np.arange(len(counts)) + 0.5)
+            axes.bar(centers, counts, width=width * bin_width, color=color)
+        axes.set_yscale("log")  # else the zeros of a pruned layer hide the rest
+        axes.set_title(name, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)

@@ -1,0 +1,67 @@
+"""Teach a network new classes, from their file to the device's: no old data."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dreamstill.evaluate import accuracy, load_images, load_unlabelled, predict
+from dreamstill.export import export
+from dreamstill.run import claim, open_from, write_json
+from dreamstill.sources import Images, OnProgress, own_images
+from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
+
+__all__ = ["Learning", "learn_classes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning(Images):
+    """All that decides what a network that learns new classes becomes."""
+
+    new: str
+    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on."""
+    continual: ContinualSettings = field(default_factory=ContinualSettings)
+
+
+def learn_classes(
+    folder: Path,
+    job: Learning,
+    *,
+    real: Path | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> dict[str, Any]:
+    """Teach a network new classes; writes network.onnx and network.pt2, and what they are worth.
+
+    Args:
+        folder: new.
+        job: what to do.
+        real: .npz with x, y of old and new classes: accuracy on each, at the end.
+        on_progress: called after every step.
+
+    """
+    teacher = open_from(job.teacher)
+    new, labels = load_images(Path(job.new), teacher.spec, 2**31)
+    check_new_classes(teacher, new, labels)
+    dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
+    claim(folder, job)
+    if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
+        dreams = own_images(folder / "images.npz", job, teacher, on_progress)
+    rng = torch.Generator().manual_seed(job.seed)
+    network = learn(teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress)
+    summary: dict[str, Any] = {
+        "old_classes": teacher.num_classes,
+        "classes": network.num_classes,
+        "files": [
+            asdict(export(network.module, teacher.spec, folder / f"network.{kind}"))
+            for kind in ("onnx", "pt2")
+        ],
+    }
+    if real is not None:
+        x, y = load_images(real, teacher.spec, network.num_classes)
+        logits = predict(network.module, teacher.spec, x)
+        for name, of in (("old", y < teacher.num_classes), ("new", y >= teacher.num_classes)):
+            if of.any():
+                summary[f"accuracy_{name}"] = accuracy(logits[of], y[of])
+    write_json(folder / "summary.json", summary)
+    return summary

@@ -1,0 +1,60 @@
+"""The images that a chain or a new class works with: given, or synthesized from the teacher."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dreamstill.errors import SettingsError
+from dreamstill.evaluate import load_unlabelled
+from dreamstill.run import TeacherFile, draw_images, write_atomically
+from dreamstill.synthesis import METHODS
+from dreamstill.tasks.distill import Progress
+from dreamstill.teacher import Teacher
+
+__all__ = ["Images", "OnProgress", "own_images"]
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """A teacher and the images to work with."""
+
+    teacher: TeacherFile
+    images: str | None = None
+    """.npz with x, uint8 (N, C, H, W); default: synthesize them."""
+    method: str = "structured_noise"
+    """What synthesizes them."""
+    synthesis: Any = None
+    """The method's settings; default: its own."""
+    num_images: int = 4000
+    """How many to synthesize; at least 8."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_images < 8:
+            raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
+        if self.method not in METHODS or METHODS[self.method].synthesizer.adversarial:
+            able = [n for n, m in METHODS.items() if not m.synthesizer.adversarial]
+            raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
+
+
+def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:
+    """A job's own images, uint8 (N, C, H, W), kept in `path`, so that a resume has the same."""
+    if path.is_file():
+        return load_unlabelled(path, teacher.spec)
+    settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
+    images, _ = draw_images(
+        teacher, job.method, settings, job.num_images, seed=job.seed, on_progress=on_progress
+    )
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, x=images.numpy())
+
+    write_atomically(path, save)
+    return images
