@@ -105,7 +105,7 @@ def open_row(
 
 def train(
     benchmark: Benchmark, name: str, teacher: Teacher, data: Path, seed: int
-) -> tuple[nn.Module, dict[str, float]]:
+) -> tuple[nn.Module, dict[str, Any]]:
     """Train one student of a row."""
     row = benchmark.rows[name]
     rng = torch.Generator().manual_seed(seed)
@@ -137,12 +137,13 @@ def train(
 
 def measure(
     benchmark: Benchmark, name: str, weights: Path, data: Path, seed: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train one student and read the test set once."""
     teacher = open_from(TeacherFile(weights=str(weights)))
     student, record = train(benchmark, name, teacher, data, seed)
     x, y = load_images(data, teacher.spec, teacher.num_classes)
     logits = predict(student, teacher.spec, x)
+    record["commit"] = environment("cpu")["commit"]  # runs of one record may be of different days
     record["accuracy"] = round(100 * accuracy(logits, y), 2)
     record["agreement"] = round(
         100 * agreement(logits, predict(teacher.module, teacher.spec, x)), 2
@@ -150,7 +151,7 @@ def measure(
     return record
 
 
-def summary(row: Row, runs: list[dict[str, float]]) -> dict[str, Any]:
+def summary(row: Row, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Settings, mean, spread (sample standard deviation) and the runs themselves."""
     values = [run["accuracy"] for run in runs]
     return {
@@ -160,7 +161,6 @@ def summary(row: Row, runs: list[dict[str, float]]) -> dict[str, Any]:
         "agreement_mean": round(statistics.mean(run["agreement"] for run in runs), 2),
         "seconds_mean": round(statistics.mean(run["seconds"] for run in runs), 1),
         "queries": runs[0]["queries"],
-        "commit": environment("cpu")["commit"],  # rows of one record may be of different days
         "runs": runs,
     }
 
@@ -201,6 +201,7 @@ def main(benchmark: Benchmark) -> None:
     parser.add_argument("--out", type=Path, help="JSON record [benchmarks/records/NAME.json]")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", help=f"of {','.join(benchmark.rows)} [all]")
+    parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
     parser.add_argument("--reuse", type=Path, help="take rows of the same settings from a record")
     parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
     args = parser.parse_args()
@@ -231,8 +232,10 @@ def main(benchmark: Benchmark) -> None:
         record["rows"] |= reused(args.reuse, record, benchmark)
         names = [name for name in names if name not in record["rows"]]
     for name in names:
-        runs = []
-        for seed in range(1 if args.tiny else args.seeds):
+        runs, made = [], record["rows"].get(name, {})
+        if args.resume and made.get("settings") == to_plain(benchmark.rows[name]):
+            runs = made["runs"]
+        for seed in range(len(runs), 1 if args.tiny else args.seeds):
             runs.append(measure(benchmark, name, weights, data, seed))
             print(benchmark.name, name, "seed", seed, runs[-1], flush=True)
             record["rows"][name] = summary(benchmark.rows[name], runs)
