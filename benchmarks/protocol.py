@@ -44,7 +44,7 @@ class Row:
     synthesis: Any = None
     distill: DistillSettings
     after: int = 0
-    """Steps on structured noise before those on the method's images; they are not extra."""
+    """Of the steps, those on the structured noise of the benchmark, before the method's images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,8 @@ def train(
         synthesizer = open_row(row, teacher, data, folder, rng)
         start, teacher.queries = time.monotonic(), 0
         if row.after:
-            first = floors(replace(row.distill, steps=row.after), StructuredNoiseSettings())
-            warm = first["structured_noise"]
+            first = replace(row.distill, steps=row.after, prefill=0, fresh_every=1)
+            warm = replace(benchmark.rows["structured_noise"], distill=first)
             structured = open_row(warm, teacher, data, folder, rng)
             pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size, {})
             for _ in Distillation(teacher, student, structured, pool, warm.distill, rng=rng).run():

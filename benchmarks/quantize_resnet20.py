@@ -10,6 +10,7 @@ first and against the agreement with the network.
 import argparse
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.independent import SPEC, open_resnet
 from benchmarks.protocol import training_images
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
-from dreamstill.nets.resnet_cifar import resnet20
 from dreamstill.pool import Augmentation
 from dreamstill.run import environment, settle_process
 from dreamstill.settings import to_plain
@@ -29,9 +30,8 @@ from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.quantize import QuantizeSettings, quantize, quantize_without_inputs
-from dreamstill.teacher import InputSpec, Teacher, load_weights, open_teacher
+from dreamstill.teacher import Teacher
 
-SPEC = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TUNE = DistillSettings(
     steps=400,
     batch_size=64,
@@ -43,13 +43,6 @@ TUNE = DistillSettings(
 W4A4 = QuantizeSettings(weight_bits=4, activation_bits=4)
 DRAWING = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
 NUM_IMAGES = 4096
-
-
-def open_resnet20(path: Path) -> Teacher:
-    """The independent weights in our ResNet-20."""
-    model = resnet20()
-    model.load_state_dict(load_weights(path))
-    return open_teacher(model, SPEC)
 
 
 def source_images(source: str, teacher: Teacher, data: Path) -> Tensor:
@@ -72,11 +65,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Low bits on ResNet-20.")
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true", help="keep the rows the record has")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
     data = args.data / "cifar10.npz"
-    teacher = open_resnet20(args.weights)
+    teacher = open_resnet(args.weights, 20)
     x, y = load_images(data, SPEC, 10)
     whole = predict(teacher.module, SPEC, x)
     record: dict[str, Any] = {
@@ -87,28 +81,39 @@ def main() -> None:
         "rows": {},
     }
 
-    def measured(row: str, model: nn.Module) -> None:
-        logits = predict(model, SPEC, x)
+    path = Path("benchmarks/records/quantize_resnet20.json")
+    if args.resume and path.exists():
+        made = json.loads(path.read_text())
+        if made["settings"] != record["settings"]:
+            raise SystemExit(f"{path} was made with other settings")
+        record["rows"] = made["rows"]
+
+    def measured(row: str, make: Callable[[], nn.Module]) -> None:
+        if row in record["rows"]:
+            return
+        logits = predict(make(), SPEC, x)
         record["rows"][row] = {
             "accuracy": round(100 * accuracy(logits, y), 2),
             "agreement": round(100 * agreement(logits, whole), 2),
         }
         print(row, record["rows"][row], flush=True)
-        path = Path("benchmarks/records/quantize_resnet20.json")
         path.write_text(json.dumps(record, indent=2) + "\n")
 
-    measured("FP32", teacher.module)
-    whole_tensor = QuantizeSettings(per_channel=False, first_last_bits=None)
-    measured("W8A8, no input", quantize_without_inputs(teacher, QuantizeSettings()))
-    measured("W8A8 per tensor, no input", quantize_without_inputs(teacher, whole_tensor))
-    sources = {s: source_images(s, teacher, data) for s in ("real", "noise", "ours")}
-    rng = torch.Generator().manual_seed(0)
-    for source, images in sources.items():
-        measured(f"W8A8, {source}", quantize(teacher, images, QuantizeSettings(), rng=rng))
-        measured(f"W4A4, {source}", quantize(teacher, images, W4A4, rng=rng))
-    for source, images in sources.items():
-        tuned = quantize(teacher, images, replace(W4A4, finetune=TUNE), rng=rng)
-        measured(f"W4A4 fine-tuned, {source}", tuned)
+    measured("FP32", lambda: teacher.module)
+    eight = QuantizeSettings()
+    whole_tensor = replace(eight, per_channel=False, first_last_bits=None)
+    measured("W8A8, no input", lambda: quantize_without_inputs(teacher, eight))
+    measured("W8A8 per tensor, no input", lambda: quantize_without_inputs(teacher, whole_tensor))
+    tuned = replace(W4A4, finetune=TUNE)
+    for name, settings in {"W8A8": eight, "W4A4": W4A4, "W4A4 fine-tuned": tuned}.items():
+        for source in ("real", "noise", "ours"):
+
+            def quantized(source: str = source, settings: QuantizeSettings = settings) -> nn.Module:
+                images = source_images(source, teacher, data)
+                rng = torch.Generator().manual_seed(0)
+                return quantize(teacher, images, settings, rng=rng)
+
+            measured(f"{name}, {source}", quantized)
 
 
 if __name__ == "__main__":

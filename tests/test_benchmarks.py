@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import protocol
 from benchmarks.table import lines_of, page
 
 from dreamstill.settings import to_plain
@@ -94,3 +95,24 @@ def test_table_lines_carry_mean_and_spread() -> None:
         "| dafl | 98.12 ± 0.10 | 98.40 | 61 | 1,234 |",
         "| published: DAFL | 98.20 | | | |",
     ]
+
+
+def test_a_benchmark_adds_the_runs_its_record_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path
+) -> None:
+    made: list[tuple[str, int]] = []
+
+    def measure(benchmark: object, name: str, weights: Path, data: Path, seed: int) -> object:
+        made.append((name, seed))
+        return {"accuracy": 90.0 + seed, "agreement": 91.0, "seconds": 1.0, "queries": 5}
+
+    monkeypatch.setattr(protocol, "measure", measure)
+    out = tmp_path / "record.json"
+    for seeds, resume in (("1", []), ("3", ["--resume"])):
+        options = ["--data", str(data), "--out", str(out), "--rows", "noise,real"]
+        monkeypatch.setattr(sys, "argv", ["x", *options, "--seeds", seeds, *resume])
+        protocol.main(importlib.import_module("recipes.dafl_mnist").BENCHMARK)
+    assert made == [(n, s) for ss in ((0,), (1, 2)) for n in ("noise", "real") for s in ss]
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["accuracy_mean"] for row in rows.values()] == [91.0, 91.0]
+    assert [run["accuracy"] for run in rows["real"]["runs"]] == [90.0, 91.0, 92.0]
