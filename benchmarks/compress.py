@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.protocol import training_images
+from benchmarks.protocol import made_rows, training_images
 from dreamstill.chain import read_chain, run_chain
 from dreamstill.run import TeacherFile, environment, open_from, settle_process
 from dreamstill.synthesis import open_synthesizer
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true", help="keep the rows the record has")
     parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
     args = parser.parse_args()
     if args.data is None:
@@ -125,6 +126,8 @@ def main() -> None:
         "environment": environment("cpu"),
         "rows": {},
     }
+    if args.resume:
+        record["rows"] = made_rows(out, record)
     with tempfile.TemporaryDirectory() as temporary:
         files = {}
         for source in ("real", "noise", "ours"):
@@ -132,6 +135,8 @@ def main() -> None:
             num = 64 if args.tiny else NUM_IMAGES
             np.savez(files[source], x=source_images(source, teacher, data, num).numpy())
         for row, link in ROWS.items():
+            if row in record["rows"]:
+                continue
             if args.tiny and "finetune" in link:
                 link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
             sources = ("ours",) if link.get("without_inputs") else tuple(files)

@@ -32,7 +32,7 @@ from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings
 from dreamstill.teacher import InputSpec, Teacher
 
-__all__ = ["Benchmark", "Row", "floors", "main"]
+__all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "training_images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +189,17 @@ def reused(path: Path, record: dict[str, Any], benchmark: Benchmark) -> dict[str
         for name, row in benchmark.rows.items()
         if name in other["rows"] and other["rows"][name]["settings"] == to_plain(row)
     }
+
+
+def made_rows(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The rows that a record in `path` has, to go on from; its settings must be the same."""
+    if not path.exists():
+        return {}
+    made = json.loads(path.read_text())
+    if made["settings"] != json.loads(json.dumps(record["settings"])):
+        raise SystemExit(f"{path} was made with other settings: leave --resume out")
+    rows: dict[str, Any] = made["rows"]
+    return rows
 
 
 def main(benchmark: Benchmark) -> None:

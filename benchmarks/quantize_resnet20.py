@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.independent import SPEC, open_resnet
-from benchmarks.protocol import training_images
+from benchmarks.protocol import made_rows, training_images
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
 from dreamstill.pool import Augmentation
 from dreamstill.run import environment, settle_process
@@ -82,11 +82,8 @@ def main() -> None:
     }
 
     path = Path("benchmarks/records/quantize_resnet20.json")
-    if args.resume and path.exists():
-        made = json.loads(path.read_text())
-        if made["settings"] != record["settings"]:
-            raise SystemExit(f"{path} was made with other settings")
-        record["rows"] = made["rows"]
+    if args.resume:
+        record["rows"] = made_rows(path, record)
 
     def measured(row: str, make: Callable[[], nn.Module]) -> None:
         if row in record["rows"]:
