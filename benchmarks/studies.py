@@ -1,0 +1,24 @@
+"""What the three studies of single methods share: LeNet-5 to its half on MNIST, 1,500 steps."""
+
+from benchmarks.protocol import Benchmark, Row, floors
+from dreamstill.pool import Augmentation
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.tasks.distill import DistillSettings
+
+__all__ = ["SCHEDULE", "SHAKE", "WIDTHS", "study"]
+
+SCHEDULE = DistillSettings(steps=1500, batch_size=64, lr=3e-3, judge_every=250, held_out=512)
+SHAKE = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
+WIDTHS = (32, 16)
+
+
+def study(name: str, rows: dict[str, Row], published: dict[str, float]) -> Benchmark:
+    """Rows of one method beside the floors and the bound."""
+    return Benchmark(
+        name=name,
+        data="mnist",
+        teacher="lenet5_mnist",
+        student="dreamstill.nets.lenet:lenet5_half",
+        rows=rows | floors(SCHEDULE, StructuredNoiseSettings()),
+        published=published,
+    )
