@@ -269,11 +269,12 @@ def test_taylor_removes_the_channel_that_does_nothing() -> None:
     with torch.no_grad():
         weight(model, "features.3")[:, 2] = 0
     teacher = open_teacher(model, SPEC)
-    settings = PruneSettings(keep=0.95, rounds=1, finetune=quick(steps=1))
+    settings = PruneSettings(keep=0.95, rounds=1, finetune=None)
     pruned, _ = prune(teacher, images(64), settings, rng=rng())
-    kept, gone = weight(pruned, "features.0"), weight(model, "features.0")[2]
-    assert len(kept) < 6
-    assert (kept - gone).abs().flatten(1).mean(1).min() > 0.01
+    kept, whole = weight(pruned, "features.0"), weight(model, "features.0")
+    same = (kept[:, None] == whole).flatten(2).all(2)  # not fine-tuned: the weights as they were
+    assert same.any(1).all()
+    assert not same[:, 2].any()
 
 
 def test_lamp_keeps_the_share_and_never_a_whole_layer_less() -> None:

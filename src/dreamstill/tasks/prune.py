@@ -58,10 +58,10 @@ class PruneSettings:
     one of a slow layer more. At least 0."""
     rounds: int = 4
     """Prune and fine-tune so many times; at least 1."""
-    finetune: DistillSettings = field(
+    finetune: DistillSettings | None = field(
         default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
     )
-    """The fine-tuning after each round."""
+    """The fine-tuning after each round; None: the weights alone."""
 
     def __post_init__(self) -> None:
         within(self, 1e-6, 1 - 1e-6, "keep")
@@ -177,12 +177,13 @@ def prune(
     for step in range(1, settings.rounds + 1):
         goal = whole * settings.keep ** (step / settings.rounds)
         _narrow(tp, model, last, teacher, images, settings, goal)
-        model = finetune(
-            teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress
-        )
+        if settings.finetune is not None:
+            model = finetune(
+                teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress
+            )
         cost = measure_cost(model, teacher.spec)
         records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median))
-    return model.requires_grad_(False), records
+    return model.eval().requires_grad_(False), records
 
 
 def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
