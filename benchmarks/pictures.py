@@ -1,10 +1,11 @@
 """Grids of what every method makes of one teacher, a row a class: docs/pictures/NAME_METHOD.png.
 
     python -m benchmarks.pictures mnist --data FOLDER
+    python -m benchmarks.pictures cifar10 --data FOLDER --teachers TEACHERS    (see `independent`)
 
-LeNet-5 with BatchNorm is the teacher; the methods have the settings of the reference benchmark.
-Adversarial methods play against a student for 300 steps first. The last column of each row is the
-mean image of the class, and `real` shows the training set for comparison.
+The teacher and the settings are those of the reference benchmark. Adversarial methods play against
+a student for 300 steps first. After the images of a class stand their mean and, for comparison, the
+mean of the real images that the teacher takes for that class.
 """
 
 import argparse
@@ -16,16 +17,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.protocol import Row, open_row
+from benchmarks.protocol import Row, open_row, training_images
+from benchmarks.reference_cifar10_resnet import BENCHMARK as CIFAR10
 from benchmarks.reference_fashion_mnist import BENCHMARK as FASHION
 from benchmarks.reference_mnist import BENCHMARK as MNIST
+from dreamstill.evaluate import predict
 from dreamstill.pool import Pool
 from dreamstill.report.figures import class_rows
 from dreamstill.run import TeacherFile, open_from, open_student, settle_process
 from dreamstill.tasks.distill import Distillation
 from dreamstill.teacher import Teacher
 
-SHOWN = 10
+BENCHMARKS = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}
+SHOWN = 6
 ROWS = (
     "structured_noise",
     "noise",
@@ -58,38 +62,49 @@ def drawn(row: Row, teacher: Teacher, student: str, data: Path) -> tuple[Tensor,
     return images, torch.cat([batch.logits for batch in batches]).argmax(1)
 
 
-def grid(images: Tensor, classes: Tensor, num_classes: int) -> bytes:
-    """A PNG with a row for each class that was named, its mean image last."""
+def grid(images: Tensor, classes: Tensor, real: Tensor) -> bytes:
+    """A PNG, a row for each class that was named: images, their mean, their mean in `real`."""
     rows, names = [], []
-    for k in range(num_classes):
+    for k in range(len(real)):
         own = images[classes == k].float() / 255
         if len(own):
-            blank = torch.ones_like(own[:1]).repeat(SHOWN, 1, 1, 1)
+            blank = torch.ones_like(own[:1]).repeat(SHOWN + 1, 1, 1, 1)
             blank[: min(SHOWN, len(own))] = own[:SHOWN]
-            rows.append([*blank.numpy(), own.mean(0).numpy()])
+            rows.append([*blank.numpy(), own.mean(0).numpy(), real[k].numpy()])
             names.append(str(k))
     return class_rows(rows, names)
+
+
+def class_means(teacher: Teacher, data: Path) -> Tensor:
+    """(K, C, H, W) in [0, 1]: of 2,000 real images, by the teacher's answer."""
+    images = training_images(data, teacher.spec)[:2000]
+    classes = predict(teacher.module, teacher.spec, images).argmax(1)
+    return torch.stack(
+        [images[classes == k].float().mean(0) / 255 for k in range(teacher.num_classes)]
+    )
 
 
 def main() -> None:
     settle_process()
     parser = argparse.ArgumentParser(description="Grids of every method.")
-    parser.add_argument("data_set", choices=("mnist", "fashion_mnist"))
+    parser.add_argument("data_set", choices=BENCHMARKS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
+    parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
-    benchmark = MNIST if args.data_set == "mnist" else FASHION
-    weights = f"benchmarks/teachers/{benchmark.teacher}.safetensors"
+    benchmark = BENCHMARKS[args.data_set]
+    weights = str(args.teachers / f"{benchmark.teacher}.safetensors")
+    data = args.data / f"{benchmark.data}.npz"
+    means = class_means(open_from(TeacherFile(weights=weights)), data)
     folder = Path("docs/pictures")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ROWS:
+    for name in [name for name in ROWS if name in benchmark.rows]:
         teacher = open_from(TeacherFile(weights=weights))
-        data = args.data / f"{benchmark.data}.npz"
         images, classes = drawn(benchmark.rows[name], teacher, benchmark.student, data)
         short = name.partition(" (")[0].replace(" ", "_")
         path = folder / f"{args.data_set}_{short}.png"
-        path.write_bytes(grid(images, classes, teacher.num_classes))
+        path.write_bytes(grid(images, classes, means))
         print(path, torch.bincount(classes, minlength=teacher.num_classes).tolist(), flush=True)
 
 
