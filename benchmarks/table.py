@@ -33,8 +33,8 @@ def lines_of(record: dict[str, Any]) -> list[str]:
 
 
 def mean_and_spread(row: dict[str, Any]) -> str:
-    """The mean over the seeds and their sample standard deviation."""
-    spread = "" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2f}"
+    """The mean over the seeds and their sample standard deviation, or that there is one seed."""
+    spread = " (1 seed)" if row["accuracy_std"] is None else f" ± {row['accuracy_std']:.2f}"
     return f"{row['accuracy_mean']:.2f}{spread}"
 
 

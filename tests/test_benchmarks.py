@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import protocol
-from benchmarks.table import lines_of, page
+from benchmarks.table import lines_of, mean_and_spread, page
 
 from dreamstill.settings import to_plain
 
@@ -70,8 +70,8 @@ def test_a_record_of_the_protocol_is_what_its_benchmark_makes(path: Path) -> Non
     for name, row in record["rows"].items():
         assert row["settings"] == to_plain(benchmark.rows[name]), f"{name} was run with others"
         values = [run["accuracy"] for run in row["runs"]]
-        assert len(values) == 3, "three seeds"
-        assert math.isclose(sum(values) / 3, row["accuracy_mean"], abs_tol=0.01)
+        assert len(values) == 3 or (len(values) == 1 and room == "benchmarks"), "three seeds"
+        assert math.isclose(sum(values) / len(values), row["accuracy_mean"], abs_tol=0.01)
         assert all(run["seconds"] > 0 and run["queries"] > 0 for run in row["runs"])
         assert all(0 <= run["agreement"] <= 100 for run in row["runs"])
 
@@ -95,6 +95,7 @@ def test_table_lines_carry_mean_and_spread() -> None:
         "| dafl | 98.12 ± 0.10 | 98.40 | 61 | 1,234 |",
         "| published: DAFL | 98.20 | | | |",
     ]
+    assert mean_and_spread(row | {"accuracy_std": None}) == "98.12 (1 seed)"
 
 
 def test_a_benchmark_adds_the_runs_its_record_lacks(
