@@ -74,7 +74,7 @@ def main() -> None:
 
     measured("ResNet-56", teacher.module)
     for removed in (0.5, 0.3):
-        for source in ("ours", "real", "noise"):
+        for source in ("structured noise", "real", "noise"):
             name = f"{100 * removed:.0f} % of MACs off, {source}"
             if name in record["rows"]:
                 continue
