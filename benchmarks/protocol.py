@@ -43,6 +43,8 @@ class Row:
     """A synthesizer's name; or real, the real training set; or unrelated, images of another set."""
     synthesis: Any = None
     distill: DistillSettings
+    inherit: bool = False
+    """The student starts from the teacher's channels in place of random weights."""
     after: int = 0
     """Of the steps, those on the structured noise of the benchmark, before the method's images."""
 
@@ -109,7 +111,7 @@ def train(
     """Train one student of a row."""
     row = benchmark.rows[name]
     rng = torch.Generator().manual_seed(seed)
-    student = open_student(benchmark.student, teacher, rng)
+    student = open_student(benchmark.student, teacher, rng, inherits=row.inherit)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         synthesizer = open_row(row, teacher, data, folder, rng)

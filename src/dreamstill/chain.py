@@ -58,6 +58,8 @@ class DistillLink:
 
     student: str
     """module:function that builds the student."""
+    inherit: bool = False
+    """Start the student, a narrower copy of the teacher, from the teacher's channels."""
     training: DistillSettings = field(default_factory=DistillSettings)
     """The training; its images are the chain's."""
 
@@ -128,7 +130,7 @@ Outcome = tuple[nn.Module, dict[str, Any]]
 
 
 def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
-    student = open_student(settings.student, work.teacher, work.rng)
+    student = open_student(settings.student, work.teacher, work.rng, inherits=settings.inherit)
     return work.tune(student, settings.training), {}
 
 

@@ -110,6 +110,12 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     inspect.add_argument("--images", help=".npz with x: are they like the training images?")
     synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
     distill.add_argument("--student", help="module:function that builds the student")
+    distill.add_argument(
+        "--inherit",
+        action="store_true",
+        default=None,
+        help="start the student, a narrower copy of the teacher, from the teacher's channels",
+    )
     distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
     add_flags(distill, DistillSettings, "distill")
 
@@ -184,7 +190,7 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """File and flags merged: a plain dict of the job."""
     plain = merge(arguments.table, given_flags(arguments))
-    for name in ("device", "seed", "student", "checkpoint_every"):
+    for name in ("device", "seed", "student", "inherit", "checkpoint_every"):
         if getattr(arguments, name, None) is not None:
             plain[name] = getattr(arguments, name)
     return plain

@@ -27,6 +27,7 @@ from dreamstill.pool import Pool
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
+from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import Teacher, build, load_module, open_teacher, read_card, spec_from_card
 
 __all__ = [
@@ -77,6 +78,8 @@ class Job:
     """A synthesizer's name in the table of methods."""
     synthesis: Any
     """The method's settings."""
+    inherit: bool = False
+    """Start the student, a narrower copy of the teacher, from the teacher's channels."""
     distill: DistillSettings = field(default_factory=DistillSettings)
     seed: int = 0
     device: str = "cpu"
@@ -128,8 +131,13 @@ def _device(name: str) -> str:
     return name
 
 
-def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:
-    """Build a student with weights drawn from `rng` and check that it answers as the teacher."""
+def open_student(
+    factory: str, teacher: Teacher, rng: torch.Generator, *, inherits: bool = False
+) -> nn.Module:
+    """Build a student with weights drawn from `rng` and check that it answers as the teacher.
+
+    With `inherits` its weights are the teacher's most important channels: see `tasks.inherit`.
+    """
     with seeded(rng):
         student = build(factory)
     probe = open_teacher(student, teacher.spec, device=str(teacher.device))
@@ -138,6 +146,8 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
             f"the student {factory!r} has {probe.num_classes} classes, "
             f"the teacher {teacher.num_classes}"
         )
+    if inherits:
+        inherit(teacher.module, student)
     return student.train().requires_grad_()
 
 
@@ -218,7 +228,7 @@ def distill(
     claim(folder, job, device=job.device, resume=resume)
     try:
         rng = torch.Generator(device=job.device).manual_seed(job.seed)
-        student = open_student(job.student, teacher, rng)
+        student = open_student(job.student, teacher, rng, inherits=job.inherit)
         method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
         origin = {
             "method": job.method,

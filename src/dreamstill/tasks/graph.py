@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dreamstill.errors import TeacherError
 
-__all__ = ["Pair", "fold_batch_norm", "pairs", "trace"]
+__all__ = ["Pair", "fold_batch_norm", "is_one_of", "is_size", "pairs", "trace"]
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 POSITIVE: tuple[Any, ...] = (
@@ -113,7 +113,7 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
         while len(here.users) == 1:
             (here,) = here.users
             relu = relu or is_one_of(here, modules, RELU)
-            if not is_one_of(here, modules, POSITIVE + FLATTEN) and not _is_size(here):
+            if not is_one_of(here, modules, POSITIVE + FLATTEN) and not is_size(here):
                 break
         second = _layer(here, modules)
         if second is None or here is node or calls.count(str(here.target)) > 1:
@@ -123,7 +123,7 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
             yield Pair(str(node.target), str(here.target), relu, inputs // width)
 
 
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     """x.size(0) and x.shape[0], which only serve a view."""
     return node.target in ("size", getattr, operator.getitem) and node.op != "call_module"
 

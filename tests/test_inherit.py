@@ -1,0 +1,150 @@
+"""A student that starts from its teacher's channels."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import toys
+from dreamstill import cli
+from dreamstill.errors import SettingsError
+from dreamstill.nets.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
+from dreamstill.nets.resnet_cifar import resnet20, resnet20_half
+from dreamstill.run import open_student
+from dreamstill.tasks.inherit import inherit
+
+
+class Residual(nn.Module):
+    """Everything that channels are followed through: a sum, BatchNorm, depthwise, flattening."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.expand = nn.Conv2d(width, inner, 1)
+        self.shrink = nn.Conv2d(inner, width, 1)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(width * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = self.depthwise(x)
+        x = x + self.shrink(torch.relu(self.expand(x)))
+        return self.head(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def silence(model: Residual, width: list[int], inner: list[int]) -> None:
+    """Let nothing read these channels."""
+    with torch.no_grad():
+        model.expand.weight[:, width] = 0
+        model.head.weight.view(5, -1, 4)[:, width] = 0
+        model.shrink.weight[:, inner] = 0
+
+
+def random_norm(norm: nn.BatchNorm2d) -> None:
+    with torch.no_grad():
+        for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert value is not None
+            value.uniform_(0.5, 2)
+
+
+def test_what_nobody_reads_is_left_behind_and_the_function_stays() -> None:
+    torch.manual_seed(0)
+    teacher = Residual(6, 4).eval()
+    random_norm(teacher.norm)
+    silence(teacher, width=[1, 4], inner=[0, 3])
+    student = inherit(teacher, Residual(4, 2)).eval()
+    x = torch.randn(8, 3, 4, 4)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+@pytest.mark.parametrize("build", [lenet5, lenet5_bn])
+def test_a_student_of_the_same_widths_is_the_teacher(build: type[nn.Module]) -> None:
+    teacher, student = build().eval(), build()
+    x = torch.randn(4, 1, 28, 28)
+    torch.testing.assert_close(inherit(teacher, student).eval()(x), teacher(x))
+
+
+def test_the_channels_of_the_largest_norms_are_taken_in_their_order() -> None:
+    teacher = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    first, last = teacher[0], teacher[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    first.weight.data = torch.tensor([[1.0, 0], [0, 2], [3, 4], [5, 0]])
+    last.weight.data = torch.tensor([[1.0, 1, 1, 0], [9, 0, 0, 0.1]])  # worth 9.06, 2, 5, 0.5
+    student = inherit(teacher, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
+    state = student.state_dict()
+    assert state["0.weight"].tolist() == [[1, 0], [3, 4]]
+    assert torch.equal(state["0.bias"], first.bias[[0, 2]])
+    assert state["2.weight"].tolist() == [[1, 1], [9, 0]]
+
+
+def test_a_half_starts_nearer_to_its_teacher_than_at_random() -> None:
+    torch.manual_seed(0)
+    teacher, x = lenet5_bn().eval(), torch.randn(16, 1, 28, 28)
+    distances = []
+    for start in (lenet5_half_bn(), inherit(teacher, lenet5_half_bn())):
+        distances.append((start.eval()(x) - teacher(x)).pow(2).mean())
+    assert distances[1] < distances[0]
+
+
+class Concatenates(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, width), nn.Linear(2 * width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(torch.cat([y, y], 1))  # type: ignore[no-any-return]
+
+
+class Repeats(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "message"),
+    [
+        (lenet5(), lenet5_half_bn(), r"features.1 is in one of the two alone"),
+        (lenet5_half(), lenet5(), "features.0 has 6 channels in the student and 3 in the teacher"),
+        (Concatenates(), Concatenates(2), "cannot be followed through cat"),
+        (Repeats(), Repeats(), "cannot be followed through layer_1"),
+        (resnet20(), resnet20_half(), "cannot be followed through pad"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)),
+            nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten(), nn.Linear(8, 2)),
+            r"0.weight of the student is not a part",
+        ),
+    ],
+)
+def test_what_cannot_be_inherited_is_named(
+    teacher: nn.Module, student: nn.Module, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        inherit(teacher, student)
+
+
+def test_a_students_start_is_a_setting() -> None:
+    teacher = toys.cnn_teacher()
+    rng = torch.Generator().manual_seed(0)
+    student = open_student("toys:small_cnn", teacher, rng, inherits=True)
+    assert student.training
+    x = torch.randn(4, *teacher.spec.shape)
+    torch.testing.assert_close(student.eval()(x), teacher(x))
+
+
+def test_the_command_line_starts_a_student_from_its_teacher(tmp_path: Path) -> None:
+    assets = Path(cli.__file__).parent / "assets"
+    words = "--student dreamstill.nets.lenet:lenet5_half --inherit --json --distill.steps 2"
+    words += " --distill.held_out 32 --distill.batch_size 32 --synthesis.batch_size 32"
+    weights = ["--teacher.weights", str(assets / "lenet5_mnist.safetensors")]
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main(["distill", *words.split(), *weights, *out]) == 0
+    assert '"inherit": true' in (tmp_path / "run" / "settings.json").read_text()
