@@ -22,7 +22,7 @@ RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.json"))
 
 
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) == 5
+    assert len(RECIPES) == 7
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,28 @@
+"""Ours: LeNet-5-Half cut out of LeNet-5 and distilled on structured noise. Fashion-MNIST.
+
+    python -m recipes.inherit_fashion_mnist --data FOLDER_WITH_FASHION_MNIST_NPZ [--tiny]
+
+As `inherit_mnist`, on noise drawn as clothes are and mined.
+"""
+
+from benchmarks.protocol import Benchmark, floors, main
+
+from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from recipes.inherit_mnist import SCHEDULE, with_inherited
+
+CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
+
+BENCHMARK = Benchmark(
+    name="inherit_fashion_mnist",
+    data="fashion_mnist",
+    teacher="lenet5_fashion_mnist",
+    student="dreamstill.nets.lenet:lenet5_half",
+    rows=with_inherited(
+        floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES))
+    ),
+    published={"ZSKD": 79.62},
+)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
