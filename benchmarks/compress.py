@@ -56,7 +56,12 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "int8, onnxruntime": {"task": "int8"},
     "int8, PT2E": {"task": "int8", "formats": ["pt2"]},
-    "half the MACs by pruning": {"task": "prune", "keep": 0.5, "finetune": TUNE_SHAKEN},
+    "half the MACs by pruning": {
+        "task": "prune",
+        "keep": 0.5,
+        "importance": "magnitude",
+        "finetune": TUNE_SHAKEN,
+    },
     "half the MACs by factorization": {
         "task": "factorize",
         "macs": 0.5,

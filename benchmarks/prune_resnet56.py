@@ -2,11 +2,13 @@
 
     python -m benchmarks.prune_resnet56 --data FOLDER --weights akamaster_cifar10_resnet56.th
 
-FOLDER holds a JPEG copy of CIFAR-10 (see `independent`). Channels go by the Taylor importance on
-images of the same source that the network is then fine-tuned on; `not fine-tuned` is before that.
+FOLDER holds a JPEG copy of CIFAR-10 (see `independent`). Channels go by magnitude, so that the same
+go for every source; `not fine-tuned` is before the images come in. `inverted` is structured noise
+after twenty steps of DeepInversion (see `quantize_resnet20`).
 """
 
 import argparse
+import copy
 import json
 import os
 from dataclasses import replace
@@ -18,7 +20,7 @@ from torch import nn
 
 from benchmarks.independent import SPEC, open_resnet
 from benchmarks.protocol import made_rows
-from benchmarks.quantize_resnet20 import source_images
+from benchmarks.quantize_resnet20 import SOURCES, source_images
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
 from dreamstill.pool import Augmentation
 from dreamstill.run import environment, settle_process
@@ -36,6 +38,7 @@ TUNE = DistillSettings(
     augment=Augmentation(flip=True, shift=0.1),
 )
 CUT = PruneSettings(rounds=1, finetune=None)
+NUM_IMAGES = 1024
 
 
 def main() -> None:
@@ -55,7 +58,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "name": "prune_resnet56",
         "data": "CIFAR-10 (JPEG copy)",
-        "settings": {"prune": to_plain(CUT), "finetune": to_plain(TUNE)},
+        "settings": {"prune": to_plain(CUT), "finetune": to_plain(TUNE), "num_images": NUM_IMAGES},
         "environment": environment("cpu"),
         "rows": {},
     }
@@ -74,16 +77,19 @@ def main() -> None:
 
     measured("ResNet-56", teacher.module)
     for removed in (0.5, 0.3):
-        for source in ("structured noise", "real", "noise"):
-            name = f"{100 * removed:.0f} % of MACs off, {source}"
-            if name in record["rows"]:
+        start = f"{100 * removed:.0f} % of MACs off"
+        settings = replace(CUT, keep=1 - removed)
+        rng = torch.Generator().manual_seed(0)
+        cut, _ = prune(teacher, torch.zeros(1, *SPEC.shape, dtype=torch.uint8), settings, rng=rng)
+        if f"{start}, not fine-tuned" not in record["rows"]:
+            measured(f"{start}, not fine-tuned", cut)
+        for source in ("real", *SOURCES):
+            if f"{start}, {source}" in record["rows"]:
                 continue
-            images = source_images(source, teacher, data)
+            images = source_images(source, teacher, data, NUM_IMAGES)
             rng = torch.Generator().manual_seed(0)
-            cut, _ = prune(teacher, images, replace(CUT, keep=1 - removed), rng=rng)
-            measured(f"{name}, not fine-tuned", cut)
-            cut.requires_grad_(True)
-            measured(name, finetune(teacher, cut, images, TUNE, rng=rng))
+            student = copy.deepcopy(cut).requires_grad_(True)
+            measured(f"{start}, {source}", finetune(teacher, student, images, TUNE, rng=rng))
 
 
 if __name__ == "__main__":

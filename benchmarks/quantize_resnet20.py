@@ -61,15 +61,17 @@ SOURCES: dict[str, tuple[str, Any]] = {
 }
 
 
-def source_images(source: str, teacher: Teacher, data: Path) -> Tensor:
-    """uint8 (NUM_IMAGES, 3, 32, 32)."""
+def source_images(
+    source: str, teacher: Teacher, data: Path, num_images: int = NUM_IMAGES
+) -> Tensor:
+    """uint8 (num_images, 3, 32, 32)."""
     rng = torch.Generator().manual_seed(0)
     if source == "real":
         images = training_images(data, SPEC)
-        return images[torch.randperm(len(images), generator=rng)[:NUM_IMAGES]]
+        return images[torch.randperm(len(images), generator=rng)[:num_images]]
     name, settings = SOURCES[source]
     method = open_synthesizer(name, teacher, settings, rng=rng)
-    parts = [SPEC.decode(method.next_batch().images) for _ in range(NUM_IMAGES // 256)]
+    parts = [SPEC.decode(method.next_batch().images) for _ in range(num_images // 256)]
     return torch.cat(parts)
 
 

@@ -51,8 +51,8 @@ class PruneSettings:
     """Share of the target to keep, at most; in (0, 1)."""
     target: Target = Target.MACS
     """parameters, macs, or the measured latency of one image."""
-    importance: Importance = Importance.TAYLOR
-    """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images."""
+    importance: Importance = Importance.MAGNITUDE
+    """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images: DeepInversion's."""
     latency: float = 0.0
     """Weight of the latency term: at 1 a channel of average time has the mean importance taken off,
     one of a slow layer more. At least 0."""
