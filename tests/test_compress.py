@@ -13,6 +13,7 @@ import toys
 from dreamstill.errors import DataError, ExportError, SettingsError, TeacherError
 from dreamstill.evaluate import measure_cost
 from dreamstill.nets.lenet import lenet5, lenet5_bn
+from dreamstill.nets.resnet_cifar import resnet20
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize, factorize_to
@@ -242,6 +243,22 @@ def test_pruning_meets_its_target(importance: Importance, target: Target) -> Non
     assert len(records) == 2
     assert pruned(shown()).shape == (16, 10)
     assert teacher.fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("importance", Importance)
+def test_padded_shortcuts_keep_their_channels(importance: Importance) -> None:
+    with seeded(rng()):
+        model = resnet20()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 2)
+    teacher = open_teacher(model, InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3))
+    settings = PruneSettings(keep=0.6, importance=importance, rounds=1, finetune=None)
+    pruned, records = prune(teacher, images(32, (3, 16, 16)), settings, rng=rng())
+    assert records[-1].macs <= 0.6 * measure_cost(model, teacher.spec).macs
+    assert pruned(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    assert weight(pruned, "conv1").shape == (16, 3, 3, 3)
+    assert len(weight(pruned, "layer2.1.conv1")) < 32
 
 
 def test_channels_of_a_slow_layer_go_first(monkeypatch: pytest.MonkeyPatch) -> None:

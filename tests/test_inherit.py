@@ -67,6 +67,22 @@ def test_a_student_of_the_same_widths_is_the_teacher(build: type[nn.Module]) -> 
     torch.testing.assert_close(inherit(teacher, student).eval()(x), teacher(x))
 
 
+def test_inside_its_blocks_a_residual_network_with_padded_shortcuts_may_be_narrower() -> None:
+    torch.manual_seed(0)
+    teacher, student = resnet20().eval(), resnet20()
+    for module in [*teacher.modules(), *student.modules()]:
+        if isinstance(module, nn.BatchNorm2d):
+            random_norm(module)
+    with torch.no_grad():
+        teacher.get_submodule("layer2.0.conv2").weight[:, ::2] = 0  # type: ignore[operator]
+    block = student.get_submodule("layer2.0")
+    block.conv1 = nn.Conv2d(16, 16, 3, 2, padding=1, bias=False)
+    block.bn1 = nn.BatchNorm2d(16)
+    block.conv2 = nn.Conv2d(16, 32, 3, padding=1, bias=False)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(inherit(teacher, student).eval()(x), teacher(x))
+
+
 def test_the_channels_of_the_largest_norms_are_taken_in_their_order() -> None:
     teacher = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     first, last = teacher[0], teacher[2]
@@ -101,12 +117,13 @@ class Concatenates(nn.Module):
 
 
 class Repeats(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 4) -> None:
         super().__init__()
-        self.layer = nn.Linear(3, 3)
+        self.first, self.layer = nn.Linear(3, width), nn.Linear(width, width)
+        self.last = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.layer(x))  # type: ignore[no-any-return]
+        return self.last(self.layer(self.layer(self.first(x))))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +132,8 @@ class Repeats(nn.Module):
         (lenet5(), lenet5_half_bn(), r"features.1 is in one of the two alone"),
         (lenet5_half(), lenet5(), "features.0 has 6 channels in the student and 3 in the teacher"),
         (Concatenates(), Concatenates(2), "cannot be followed through cat"),
-        (Repeats(), Repeats(), "cannot be followed through layer_1"),
-        (resnet20(), resnet20_half(), "cannot be followed through pad"),
+        (Repeats(), Repeats(2), "through layer_1: layer must be as wide"),
+        (resnet20(), resnet20_half(), "through pad: .*conv2 must be as wide"),
         (
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)),
             nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten(), nn.Linear(8, 2)),

@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dreamstill.errors import TeacherError
 
-__all__ = ["Pair", "fold_batch_norm", "is_one_of", "is_size", "pairs", "trace"]
+__all__ = ["Pair", "Space", "channel_spaces", "fold_batch_norm", "pads_channels", "pairs", "trace"]
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 POSITIVE: tuple[Any, ...] = (
@@ -30,6 +30,20 @@ POSITIVE: tuple[Any, ...] = (
     F.dropout,
 )
 """What commutes with a positive factor on each channel."""
+ELEMENTWISE: tuple[Any, ...] = (
+    *POSITIVE,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.ZeroPad2d,
+)
+"""What leaves every channel where it is."""
+ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 FLATTEN: tuple[Any, ...] = (nn.Flatten, torch.flatten, "flatten", "view", "reshape")
 
 
@@ -113,7 +127,7 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
         while len(here.users) == 1:
             (here,) = here.users
             relu = relu or is_one_of(here, modules, RELU)
-            if not is_one_of(here, modules, POSITIVE + FLATTEN) and not is_size(here):
+            if not is_one_of(here, modules, POSITIVE + FLATTEN) and not _is_size(here):
                 break
         second = _layer(here, modules)
         if second is None or here is node or calls.count(str(here.target)) > 1:
@@ -123,7 +137,102 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
             yield Pair(str(node.target), str(here.target), relu, inputs // width)
 
 
-def is_size(node: fx.Node) -> bool:
+@dataclass
+class Space:
+    """Channels that hang together: one choice serves all who make, pass or read them."""
+
+    makers: list[str] = field(default_factory=list)
+    """Convolutions and linear layers that put them out; none: the images' own."""
+    readers: list[str] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
+    depthwise: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+    """Operations through which they cannot be followed."""
+    joined: "Space | None" = None
+
+    def root(self) -> "Space":
+        """The space that this one became part of."""
+        return self if self.joined is None else self.joined.root()
+
+    def carriers(self) -> list[str]:
+        """The layers whose outputs are these channels."""
+        return self.makers + self.norms + self.depthwise
+
+    def join(self, other: "Space") -> None:
+        """Make one of two."""
+        if self is not other:
+            other.joined = self
+            for name in ("makers", "readers", "norms", "depthwise", "unclear"):
+                getattr(self, name).extend(getattr(other, name))
+
+
+def channel_spaces(graph: fx.GraphModule) -> list[Space]:
+    """Every space of channels in a graph, the images' own first.
+
+    Channels are followed past BatchNorm, depthwise convolutions, elementwise functions, pooling,
+    sums and flattening.
+    """
+    modules = dict(graph.named_modules())
+    found: list[Space] = []
+    at: dict[fx.Node, Space] = {}
+    for node in graph.graph.nodes:
+        name = str(node.target)
+        module = modules.get(name) if node.op == "call_module" else None
+        here = [at[arg].root() for arg in node.all_input_nodes if arg in at]
+        again = next((space for space in found if name in space.carriers()), None)
+        if node.op == "placeholder":
+            found.append(Space())
+            at[node] = found[-1]
+        elif _takes_pixels(node) and here:
+            at[node] = here[0]
+        elif node.op == "output" or _is_size(node) or not here:
+            continue
+        elif again is not None:
+            for space in (*here, again.root()):
+                space.unclear.append(str(node))
+            at[node] = again.root()
+        elif isinstance(module, _BatchNorm):
+            here[0].norms.append(name)
+            at[node] = here[0]
+        elif isinstance(module, nn.Conv2d) and 1 < module.groups == len(module.weight):
+            here[0].depthwise.append(name)
+            at[node] = here[0]
+        elif _layer(node, modules) is not None:
+            here[0].readers.append(name)
+            found.append(Space(makers=[name]))
+            at[node] = found[-1]
+        elif is_one_of(node, modules, ADD) and len(here) == 2:
+            here[0].join(here[1])
+            at[node] = here[0]
+        elif is_one_of(node, modules, ELEMENTWISE + FLATTEN) or _pads_space(node):
+            at[node] = here[0]
+        else:
+            for space in here:
+                space.unclear.append(str(node))
+            makers = [name] if isinstance(module, nn.Conv2d | nn.Linear) else []
+            found.append(Space(makers=makers, unclear=[str(node)]))
+            at[node] = found[-1]
+    return [space for space in found if space.joined is None]
+
+
+def pads_channels(name: str) -> bool:
+    """An unclear operation is a padding."""
+    return name.rpartition("_")[0] == "pad" or name == "pad"
+
+
+def _takes_pixels(node: fx.Node) -> bool:
+    """x[:, :, rows, columns]: all images, all channels."""
+    index = node.args[1] if node.target is operator.getitem else None
+    return isinstance(index, tuple) and index[:2] == (slice(None), slice(None))
+
+
+def _pads_space(node: fx.Node) -> bool:
+    """Padding of height and width alone: two numbers each."""
+    widths = node.args[1] if len(node.args) > 1 else ()
+    return pads_channels(str(node)) and isinstance(widths, tuple) and len(widths) <= 4
+
+
+def _is_size(node: fx.Node) -> bool:
     """x.size(0) and x.shape[0], which only serve a view."""
     return node.target in ("size", getattr, operator.getitem) and node.op != "call_module"
 

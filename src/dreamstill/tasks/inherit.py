@@ -6,58 +6,17 @@ student is the teacher's architecture with narrower layers. Channels that an add
 chosen together, so residual networks keep their shape.
 """
 
-import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import SettingsError
-from dreamstill.tasks.graph import FLATTEN, POSITIVE, is_one_of, is_size, trace
+from dreamstill.tasks.graph import Space, channel_spaces, trace
 
 __all__ = ["inherit"]
-
-ELEMENTWISE: tuple[Any, ...] = (
-    *POSITIVE,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Hardswish,
-    nn.Tanh,
-    nn.Sigmoid,
-)
-ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-@dataclass
-class Space:
-    """Channels that hang together: one choice serves all who make, pass or read them."""
-
-    makers: list[str] = field(default_factory=list)
-    readers: list[str] = field(default_factory=list)
-    norms: list[str] = field(default_factory=list)
-    depthwise: list[str] = field(default_factory=list)
-    joined: "Space | None" = None
-
-    def root(self) -> "Space":
-        """The space that this one became part of."""
-        return self if self.joined is None else self.joined.root()
-
-    def carriers(self) -> list[str]:
-        """The layers whose outputs are these channels."""
-        return self.makers + self.norms + self.depthwise
-
-    def join(self, other: "Space") -> None:
-        """Make one of two."""
-        mine, its = self.root(), other.root()
-        if mine is not its:
-            its.joined = mine
-            for name in ("makers", "readers", "norms", "depthwise"):
-                getattr(mine, name).extend(getattr(its, name))
 
 
 def inherit(teacher: nn.Module, student: nn.Module) -> nn.Module:
@@ -81,7 +40,7 @@ def inherit(teacher: nn.Module, student: nn.Module) -> nn.Module:
             "a student that inherits has the teacher's layers, narrower: "
             f"{odd[0]} is in one of the two alone"
         )
-    spaces = _spaces(trace(teacher))
+    spaces = channel_spaces(trace(teacher))
     chosen = [(space, _choose(space, large, small)) for space in spaces]
     inputs = {name: choice for space, choice in chosen for name in space.readers}
     outputs = {name: choice for space, choice in chosen for name in space.carriers()}
@@ -95,48 +54,6 @@ def inherit(teacher: nn.Module, student: nn.Module) -> nn.Module:
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-
-
-def _spaces(graph: fx.GraphModule) -> list[Space]:
-    """Every space of channels in a graph, the images' own first."""
-    modules = dict(graph.named_modules())
-    found: list[Space] = []
-    at: dict[fx.Node, Space] = {}
-    for node in graph.graph.nodes:
-        name = str(node.target)
-        module = modules.get(name) if node.op == "call_module" else None
-        here = [at[arg].root() for arg in node.all_input_nodes if arg in at]
-        if node.op == "output" or is_size(node):
-            continue
-        if node.op == "placeholder":
-            at[node] = Space()
-            found.append(at[node])
-        elif not here or any(name in space.carriers() for space in found):
-            raise _unclear(node)
-        elif isinstance(module, _BatchNorm):
-            here[0].norms.append(name)
-            at[node] = here[0]
-        elif isinstance(module, nn.Conv2d) and 1 < module.groups == len(module.weight):
-            here[0].depthwise.append(name)
-            at[node] = here[0]
-        elif isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv2d) and module.groups == 1
-        ):
-            here[0].readers.append(name)
-            at[node] = Space(makers=[name])
-            found.append(at[node])
-        elif is_one_of(node, modules, ADD) and len(here) == 2:
-            here[0].join(here[1])
-            at[node] = here[0]
-        elif is_one_of(node, modules, ELEMENTWISE + FLATTEN):
-            at[node] = here[0]
-        else:
-            raise _unclear(node)
-    return [space for space in found if space.joined is None]
-
-
-def _unclear(node: fx.Node) -> SettingsError:
-    return SettingsError(f"channels cannot be followed through {node}: leave inherit out")
 
 
 @dataclass(frozen=True)
@@ -155,10 +72,15 @@ class Choice:
 
 def _choose(space: Space, large: dict[str, Any], small: dict[str, Any]) -> Choice:
     """The channels worth most, as many as the student has room for."""
-    if not space.makers:  # the images' own channels
-        width = large[space.readers[0]].weight.shape[1]
+    if not space.makers:  # the images' own channels, or what an unclear operation makes
+        width = large[space.readers[0]].weight.shape[1] if space.readers else 0
         return Choice(width, torch.arange(width))
     widths, rooms = ({len(of[name].weight) for name in space.makers} for of in (large, small))
+    if space.unclear and rooms != widths:
+        raise SettingsError(
+            f"channels cannot be followed through {space.unclear[0]}: {space.makers[0]} must be as "
+            "wide in the student as in the teacher, or leave inherit out"
+        )
     if len(rooms) > 1 or max(rooms) > min(widths):
         raise SettingsError(
             f"{space.makers[0]} has {max(rooms)} channels in the student and {min(widths)} in the "

@@ -22,6 +22,7 @@ from dreamstill.evaluate import measure_cost
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
+from dreamstill.tasks.graph import channel_spaces, pads_channels, trace
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = ["Importance", "PruneSettings", "RoundRecord", "Target", "prune"]
@@ -191,6 +192,17 @@ def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
     return cost.latency_ms.median if target is Target.LATENCY else getattr(cost, target.value)
 
 
+def padded_layers(model: nn.Module) -> list[str]:
+    """Layers whose channels are padded further on: the library cuts them and leaves the padding."""
+    try:
+        spaces = channel_spaces(trace(model))
+    except TeacherError:  # torch-pruning follows what torch.fx cannot
+        return []
+    return [
+        name for space in spaces if any(map(pads_channels, space.unclear)) for name in space.makers
+    ]
+
+
 def _narrow(
     tp: Any,
     model: nn.Module,
@@ -212,7 +224,7 @@ def _narrow(
         pruning_ratio=0.99,
         max_pruning_ratio=0.95,
         iterative_steps=100,
-        ignored_layers=[model.get_submodule(last)],
+        ignored_layers=[model.get_submodule(name) for name in (last, *padded_layers(model))],
     )
     for _ in range(100):
         if settings.importance is Importance.TAYLOR:
