@@ -112,14 +112,15 @@ def distill_and_report(
 
 
 def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[Job, Job]:
-    """The demo's job and its noise floor: the same student, steps and schedule."""
+    """The demo's job and its noise floor: the same student, start, steps and schedule."""
     # small batches: on a network this small the number of steps decides, not their size
-    distillation = DistillSettings(steps=steps, batch_size=64, lr=4e-3, judge_every=500, pool=5000)
+    distillation = DistillSettings(steps=steps, batch_size=64, lr=1e-3, judge_every=500, pool=5000)
     job = Job(
         teacher=TeacherFile(weights=str(weights)),
         student="dreamstill.nets.lenet:lenet5_half",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(batch_size=64, oversample=3, mine=True),
+        synthesis=StructuredNoiseSettings(batch_size=64),
+        inherit=True,
         distill=distillation,
         seed=seed,
     )
@@ -130,7 +131,7 @@ def demo(
     folder: Path,
     *,
     seed: int = 0,
-    steps: int = 6500,
+    steps: int = 3000,
     resume: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
