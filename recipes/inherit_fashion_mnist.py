@@ -9,7 +9,8 @@ from benchmarks.protocol import Benchmark, floors, main
 
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from recipes.inherit_mnist import SCHEDULE, with_inherited
+from recipes import zskd_fashion_mnist
+from recipes.inherit_mnist import SCHEDULE, inheriting, with_inherited
 
 CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 
@@ -20,7 +21,12 @@ BENCHMARK = Benchmark(
     student="dreamstill.nets.lenet:lenet5_half",
     rows=with_inherited(
         floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES))
-    ),
+    )
+    | {
+        "zskd, inherited": inheriting(
+            zskd_fashion_mnist.BENCHMARK.rows["zskd from structured noise"]
+        ),
+    },
     published={"ZSKD": 79.62},
 )
 

@@ -4,6 +4,7 @@
 
 Beside the student that starts from its teacher's channels stand the same student from random
 weights, and both starts on noise and on the real set: what the start is worth, and what the images.
+DAFL's and ZSKD's images, with the settings of their own recipes, get the same start.
 """
 
 from dataclasses import replace
@@ -12,6 +13,7 @@ from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings
+from recipes import dafl_mnist, zskd_mnist
 
 SCHEDULE = DistillSettings(steps=2000, batch_size=64, lr=3e-3, judge_every=500)
 
@@ -21,12 +23,27 @@ def with_inherited(rows: dict[str, Row]) -> dict[str, Row]:
     return rows | {f"{n}, inherited": replace(row, inherit=True) for n, row in rows.items()}
 
 
+def inheriting(row: Row) -> Row:
+    """Another recipe's row on this schedule, its images and their replay kept."""
+    plain = replace(
+        SCHEDULE,
+        prefill=row.distill.prefill,
+        fresh_every=row.distill.fresh_every,
+        augment=row.distill.augment,
+    )
+    return replace(row, inherit=True, distill=plain)
+
+
 BENCHMARK = Benchmark(
     name="inherit_mnist",
     data="mnist",
     teacher="lenet5_mnist",
     student="dreamstill.nets.lenet:lenet5_half",
-    rows=with_inherited(floors(SCHEDULE, StructuredNoiseSettings())),
+    rows=with_inherited(floors(SCHEDULE, StructuredNoiseSettings()))
+    | {
+        "zskd, inherited": inheriting(zskd_mnist.BENCHMARK.rows["zskd from structured noise"]),
+        "dafl, inherited": inheriting(dafl_mnist.BENCHMARK.rows["dafl"]),
+    },
     published={"DAFL": 98.20, "DFAD": 98.3, "ZSKD": 98.77},
 )
 
