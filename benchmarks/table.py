@@ -53,7 +53,7 @@ def shown(value: Any) -> str:
     """A cell: a number, or accuracy and how much smaller."""
     if isinstance(value, dict):
         return f"{value['accuracy']:.2f} ({value['smaller']:g}x)"
-    return f"{value}"
+    return "" if value is None else f"{value}"
 
 
 def section(record: dict[str, Any]) -> str:
