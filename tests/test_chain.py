@@ -1,6 +1,7 @@
 """Chains from a teacher's file to a device's, and that they resume."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,15 @@ def test_a_link_of_foreign_classes_is_not_read(plain: dict[str, object], tmp_pat
         run_chain(folder, chain)
 
 
+def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
+    plain: dict[str, object],
+) -> None:
+    plain["link"] = [{"task": "prune", "finetune": {"steps": 7}}]
+    (link,) = read_chain(plain).links
+    default = link.settings.__class__().finetune
+    assert link.settings.finetune == replace(default, steps=7)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -129,6 +139,11 @@ def test_a_link_of_foreign_classes_is_not_read(plain: dict[str, object], tmp_pat
         ({"link": [{"task": "prune", "keep": 2.0}]}, "keep must be in"),
         ({"link": [{"task": "prune", "speed": 2.0}]}, "unknown setting prune.speed"),
         ({"link": [{"task": "distill"}]}, "distill.student is missing"),
+        (
+            {"link": [{"task": "int8"}, {"task": "distill", "student": "toys:student"}]},
+            "can only be the first link",
+        ),
+        ({"seed": -1}, "seed must be in"),
         ({"num_images": 3}, "at least 8; got 3"),
         ({"method": "dfad"}, "method must be one of noise"),
         ({"method": "magic"}, "method must be one of noise"),

@@ -290,6 +290,7 @@ BAD: dict[str, tuple[Break, str]] = {
         ],
         "needs batch_norm",
     ),
+    "a flag cut short": (lambda t: ["distill", "--meth", "zskd"], "unrecognized arguments: --meth"),
     "folder in use": (occupied, "is not empty"),
     "folder under a file": (under_a_file, "cannot make"),
     "resume of nothing": (lambda t: ["distill", "--resume", str(t.parent / "no")], "holds no run"),

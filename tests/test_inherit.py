@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import toys
 from dreamstill import cli
 from dreamstill.errors import SettingsError
 from dreamstill.nets.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
 from dreamstill.nets.resnet_cifar import resnet20, resnet20_half
-from dreamstill.run import open_student
+from dreamstill.run import TeacherFile, open_from, open_student
 from dreamstill.tasks.inherit import inherit
+from dreamstill.teacher import InputSpec, open_teacher
 
 
 class Residual(nn.Module):
@@ -129,10 +131,10 @@ class Repeats(nn.Module):
 @pytest.mark.parametrize(
     ("teacher", "student", "message"),
     [
-        (lenet5(), lenet5_half_bn(), r"features.1 is in one of the two alone"),
+        (lenet5(), lenet5_half_bn(), r"features\.1\S* is in one of the two alone"),
         (lenet5_half(), lenet5(), "features.0 has 6 channels in the student and 3 in the teacher"),
         (Concatenates(), Concatenates(2), "cannot be followed through cat"),
-        (Repeats(), Repeats(2), "through layer_1: layer must be as wide"),
+        (Repeats(), Repeats(2), "through layer: layer must be as wide"),
         (resnet20(), resnet20_half(), "through pad: .*conv2 must be as wide"),
         (
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)),
@@ -148,20 +150,106 @@ def test_what_cannot_be_inherited_is_named(
         inherit(teacher, student)
 
 
+class Everything(nn.Module):
+    """What is named less often: all of it is copied, or followed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(1, 3, 1, 1))
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.plain = nn.BatchNorm2d(width, affine=False)
+        self.gate = nn.Conv2d(width, width, 1)
+        self.norm = nn.BatchNorm1d(width * 16)
+        self.hidden = nn.Linear(width * 16, 6)
+        self.layer_norm = nn.LayerNorm(6)
+        self.slope = nn.PReLU()
+        self.last = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.plain(self.first(x + self.shift)))
+        x = 2 * x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True))) + 1
+        x = self.norm(F.pad(x, [1, 1, 1, 1])[:, :, 1:-1, 1:-1].flatten(1))
+        return self.last(self.slope(self.layer_norm(self.hidden(x))))  # type: ignore[no-any-return]
+
+
+def test_nothing_of_the_teacher_is_forgotten() -> None:
+    torch.manual_seed(0)
+    teacher = Everything(5).eval()
+    for key, value in teacher.state_dict().items():
+        if value.is_floating_point():
+            value.uniform_(0.5 if "var" in key else -1, 2)
+    with torch.no_grad():
+        teacher.hidden.weight.view(6, 5, 16)[:, 3] = 0
+        teacher.gate.weight[:, 3] = 0
+    student = inherit(teacher, Everything(4)).eval()
+    x = torch.randn(4, 3, 4, 4)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+def test_the_output_keeps_its_classes_and_the_student_its_weights() -> None:
+    teacher, student = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 2))
+    before = student.state_dict()["0.weight"].clone()
+    with pytest.raises(SettingsError, match="through output: 0 must be as wide"):
+        inherit(teacher, student)
+    assert torch.equal(student.state_dict()["0.weight"], before)
+
+
+def test_of_a_sum_each_side_is_weighed_by_what_scales_it() -> None:
+    class Sum(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, width), nn.Linear(2, width)
+            self.norm, self.last = nn.BatchNorm1d(width), nn.Linear(width, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.a(x)) + self.b(x))  # type: ignore[no-any-return]
+
+    teacher = Sum(2).eval()
+    with torch.no_grad():
+        teacher.norm.weight.copy_(torch.tensor([1.0, 0.1]))
+        teacher.b.weight.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0]]))
+        teacher.last.weight.fill_(1)
+    assert torch.equal(inherit(teacher, Sum(1)).b.weight, teacher.b.weight[1:])  # type: ignore[union-attr, arg-type]
+
+
 def test_a_students_start_is_a_setting() -> None:
-    teacher = toys.cnn_teacher()
+    teacher = open_teacher(lenet5().eval(), InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,)))
     rng = torch.Generator().manual_seed(0)
-    student = open_student("toys:small_cnn", teacher, rng, inherits=True)
+    factory = "dreamstill.nets.lenet:lenet5_half"
+    student = open_student(factory, teacher, rng, inherits=True)
+    wanted = inherit(teacher.module, lenet5_half()).state_dict()
+    torch.testing.assert_close(student.state_dict(), wanted)
     assert student.training
-    x = torch.randn(4, *teacher.spec.shape)
-    torch.testing.assert_close(student.eval()(x), teacher(x))
+    other = open_student(factory, teacher, rng).state_dict()
+    assert not torch.equal(other["features.0.weight"], wanted["features.0.weight"])
 
 
-def test_the_command_line_starts_a_student_from_its_teacher(tmp_path: Path) -> None:
-    assets = Path(cli.__file__).parent / "assets"
-    words = "--student dreamstill.nets.lenet:lenet5_half --inherit --json --distill.steps 2"
-    words += " --distill.held_out 32 --distill.batch_size 32 --synthesis.batch_size 32"
-    weights = ["--teacher.weights", str(assets / "lenet5_mnist.safetensors")]
-    out = ["--out", str(tmp_path / "run")]
-    assert cli.main(["distill", *words.split(), *weights, *out]) == 0
-    assert '"inherit": true' in (tmp_path / "run" / "settings.json").read_text()
+@pytest.mark.parametrize("command", ["distill", "chain"])
+def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Path) -> None:
+    """One step of no length leaves the start as it was."""
+    weights = Path(cli.__file__).parent / "assets" / "lenet5_mnist.safetensors"
+    small, run = "dreamstill.nets.lenet:lenet5_half", tmp_path / "run"
+    common = ["--json", "--out", str(run)]
+    if command == "distill":
+        words = f"--student {small} --inherit --distill.steps 1 --distill.lr 1e-30"
+        words += " --distill.held_out 32 --distill.batch_size 32 --synthesis.batch_size 32"
+        assert (
+            cli.main(["distill", *words.split(), "--teacher.weights", str(weights), *common]) == 0
+        )
+        state = load_file(run / "student.safetensors")
+    else:
+        toml = tmp_path / "chain.toml"
+        toml.write_text(f"""
+            num_images = 64
+            [teacher]
+            weights = "{weights}"
+            [[link]]
+            task = "distill"
+            student = "{small}"
+            inherit = true
+            training = {{ steps = 1, lr = 1e-30, batch_size = 16, held_out = 16 }}
+        """)
+        assert cli.main(["chain", str(toml), *common]) == 0
+        state = torch.load(run / "links" / "1-distill.pt", weights_only=False).state_dict()
+    wanted = inherit(open_from(TeacherFile(weights=str(weights))).module, lenet5_half())
+    torch.testing.assert_close(state, dict(wanted.state_dict()))

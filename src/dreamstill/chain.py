@@ -47,7 +47,7 @@ from dreamstill.tasks.quantize import (
     quantize_without_inputs,
     quantized_bytes,
 )
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher, build, open_teacher
 
 __all__ = ["TASKS", "Chain", "Link", "read_chain", "run_chain"]
 
@@ -243,6 +243,8 @@ class Chain(Images):
         Images.__post_init__(self)  # slots and super() do not go together
         if not self.links:
             raise SettingsError("a chain needs at least one link")
+        if any(link.task == "distill" for link in self.links[1:]):
+            raise SettingsError("distill starts a student afresh: it can only be the first link")
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
@@ -395,9 +397,10 @@ def _save(model: nn.Module, stem: Path) -> None:
 def _read(stem: Path, chain: Chain, teacher: Teacher) -> nn.Module:
     """A finished link's network, with classes of known origin alone."""
     path = stem.with_suffix(".pt")
-    factories = [link.settings.student for link in chain.links if link.task == "distill"]
-    known = {"torch.nn", "dreamstill"} | {name.partition(":")[0] for name in factories}
-    known.add(type(teacher.module).__module__)
+    networks = [teacher.module]
+    networks += [build(link.settings.student) for link in chain.links if link.task == "distill"]
+    known = {"torch.nn", "dreamstill"}
+    known |= {type(module).__module__ for network in networks for module in network.modules()}
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if odd := [n for n in names if not any(n.startswith(f"{root}.") for root in known)]:

@@ -66,12 +66,17 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], Any]], argparse.Argum
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="dreamstill", description="From a trained network alone to a small one.")
+    # a flag's short form would get past _early
+    parser = _Parser(
+        prog="dreamstill",
+        description="From a trained network alone to a small one.",
+        allow_abbrev=False,
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], Any]) -> argparse.ArgumentParser:
         text = (run.__doc__ or "").splitlines()[0]
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print the result as JSON alone")
         return sub

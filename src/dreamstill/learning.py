@@ -43,6 +43,8 @@ def learn_classes(
     teacher = open_from(job.teacher)
     new, labels = load_images(Path(job.new), teacher.spec, 2**31)
     check_new_classes(teacher, new, labels)
+    num_classes = int(labels.max()) + 1
+    test = load_images(real, teacher.spec, num_classes) if real is not None else None
     dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
     claim(folder, job)
     if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
@@ -57,8 +59,8 @@ def learn_classes(
             for kind in ("onnx", "pt2")
         ],
     }
-    if real is not None:
-        x, y = load_images(real, teacher.spec, network.num_classes)
+    if test is not None:
+        x, y = test
         logits = predict(network.module, teacher.spec, x)
         for name, of in (("old", y < teacher.num_classes), ("new", y >= teacher.num_classes)):
             if of.any():

@@ -298,7 +298,10 @@ def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) 
     if resume:
         if not settings.is_file():
             raise RunError(f"{folder} holds no run to resume: settings.json is missing")
-        found = json.loads(settings.read_text())
+        try:
+            found = json.loads(settings.read_text())
+        except ValueError as error:
+            raise RunError(f"{settings} cannot be read: {error}") from error
         if changed := [key for key in plain if found.get(key) != plain[key]]:
             raise RunError(f"{folder} was started with another {changed[0]}; it cannot be resumed")
         return

@@ -86,6 +86,16 @@ def from_plain(kind: Any, plain: Any, name: str = "settings") -> Any:
     return plain
 
 
+def _over(base: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """What was given, over a default: of nested settings the rest stays."""
+    return base | {
+        key: _over(base[key], value)
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+        else value
+        for key, value in plain.items()
+    }
+
+
 def _dataclass_from_plain(kind: Any, plain: Any, name: str) -> Any:
     if not isinstance(plain, dict):
         raise SettingsError(f"{name} must be a table of settings; got {plain!r}")
@@ -94,11 +104,12 @@ def _dataclass_from_plain(kind: Any, plain: Any, name: str) -> Any:
         raise SettingsError(
             f"unknown setting {name}.{unknown[0]}; known: {', '.join(sorted(hints))}"
         )
-    needed = {
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    needed = set()
+    for field in dataclasses.fields(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            plain = _over({field.name: to_plain(field.default_factory())}, plain)
+        elif field.default is dataclasses.MISSING:
+            needed.add(field.name)
     if missing := sorted(needed - plain.keys()):
         raise SettingsError(f"{name}.{missing[0]} is missing")
     return kind(**{key: from_plain(hints[key], v, f"{name}.{key}") for key, v in plain.items()})

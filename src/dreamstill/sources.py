@@ -36,6 +36,8 @@ class Images:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
         if self.num_images < 8:
             raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
         if self.method not in METHODS or METHODS[self.method].synthesizer.adversarial:

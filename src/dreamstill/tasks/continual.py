@@ -51,8 +51,8 @@ class Recipe(StrEnum):
 class ContinualSettings:
     """Settings of learning new classes."""
 
-    recipe: Recipe = Recipe.INVERSION
-    """inversion, abd, lwf (no synthetic images) or finetune (nothing is kept)."""
+    recipe: Recipe = Recipe.ABD
+    """abd, inversion, lwf (no synthetic images) or finetune (nothing is kept)."""
     steps: int = 1000
     """Training steps; at least 1."""
     batch_size: int = 64

@@ -38,12 +38,31 @@ ELEMENTWISE: tuple[Any, ...] = (
     nn.GELU,
     nn.SiLU,
     nn.Hardswish,
+    nn.Hardsigmoid,
     nn.Tanh,
     nn.Sigmoid,
+    nn.Dropout2d,
     nn.ZeroPad2d,
+    F.relu6,
+    F.leaky_relu,
+    F.elu,
+    F.gelu,
+    F.silu,
+    F.hardswish,
+    F.hardsigmoid,
+    torch.tanh,
+    torch.sigmoid,
+    "tanh",
+    "sigmoid",
+    "contiguous",
 )
 """What leaves every channel where it is."""
-ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+JOIN: tuple[Any, ...] = (
+    *(operator.add, operator.iadd, torch.add, "add", "add_"),
+    *(operator.sub, torch.sub, "sub"),
+    *(operator.mul, operator.imul, torch.mul, "mul", "mul_"),
+)
+"""What brings two tensors together channel by channel."""
 FLATTEN: tuple[Any, ...] = (nn.Flatten, torch.flatten, "flatten", "view", "reshape")
 
 
@@ -137,7 +156,7 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
             yield Pair(str(node.target), str(here.target), relu, inputs // width)
 
 
-@dataclass
+@dataclass(eq=False)
 class Space:
     """Channels that hang together: one choice serves all who make, pass or read them."""
 
@@ -169,48 +188,69 @@ class Space:
 def channel_spaces(graph: fx.GraphModule) -> list[Space]:
     """Every space of channels in a graph, the images' own first.
 
-    Channels are followed past BatchNorm, depthwise convolutions, elementwise functions, pooling,
-    sums and flattening.
+    Channels are followed past BatchNorm, depthwise convolutions, pooling, flattening, sums and
+    products, and the elementwise functions of `ELEMENTWISE`. Those that go into anything else, or
+    out of the network, are marked.
     """
     modules = dict(graph.named_modules())
     found: list[Space] = []
     at: dict[fx.Node, Space] = {}
+    images = Space()
+
+    def width(space: Space) -> int:
+        """Channels; 0 where no layer made them."""
+        weights = [modules[name].weight for name in space.makers[:1]]
+        return sum(map(len, weights))
+
+    def mark(node: fx.Node, *spaces: Space) -> None:
+        for space in spaces:
+            space.unclear.append(str(node.target if node.op == "call_module" else node))
+
     for node in graph.graph.nodes:
         name = str(node.target)
         module = modules.get(name) if node.op == "call_module" else None
-        here = [at[arg].root() for arg in node.all_input_nodes if arg in at]
-        again = next((space for space in found if name in space.carriers()), None)
+        here = list(dict.fromkeys(at[arg].root() for arg in node.all_input_nodes if arg in at))
+        again = next((space.root() for space in found if name in space.carriers()), None)
         if node.op == "placeholder":
-            found.append(Space())
-            at[node] = found[-1]
-        elif _takes_pixels(node) and here:
-            at[node] = here[0]
-        elif node.op == "output" or _is_size(node) or not here:
+            found.append(images)
+            at[node] = images
+        elif not here or (_is_size(node) and not _takes_pixels(node)):
             continue
-        elif again is not None:
-            for space in (*here, again.root()):
-                space.unclear.append(str(node))
-            at[node] = again.root()
+        elif again is not None or node.op == "output":
+            at[node] = again or here[0]
+            mark(node, *here, at[node])
         elif isinstance(module, _BatchNorm):
             here[0].norms.append(name)
             at[node] = here[0]
-        elif isinstance(module, nn.Conv2d) and 1 < module.groups == len(module.weight):
+        elif isinstance(module, nn.Conv2d) and (
+            1 < module.groups == module.in_channels == module.out_channels
+        ):
             here[0].depthwise.append(name)
             at[node] = here[0]
         elif _layer(node, modules) is not None:
             here[0].readers.append(name)
             found.append(Space(makers=[name]))
             at[node] = found[-1]
-        elif is_one_of(node, modules, ADD) and len(here) == 2:
-            here[0].join(here[1])
-            at[node] = here[0]
-        elif is_one_of(node, modules, ELEMENTWISE + FLATTEN) or _pads_space(node):
+        elif is_one_of(node, modules, JOIN):
+            sizes = [width(space) for space in here]
+            at[node] = here[sizes.index(max(sizes))]
+            if len(here) == 1 or (len({*sizes} - {0}) == 1 and images not in here):
+                for space in here:
+                    at[node].join(space)
+            else:  # one side is spread over the channels of the other
+                mark(node, *here)
+        elif (
+            is_one_of(node, modules, ELEMENTWISE + FLATTEN)
+            or _takes_pixels(node)
+            or _averages_pixels(node)
+            or _pads_pixels(node)
+        ):
             at[node] = here[0]
         else:
-            for space in here:
-                space.unclear.append(str(node))
+            mark(node, *here)
             makers = [name] if isinstance(module, nn.Conv2d | nn.Linear) else []
-            found.append(Space(makers=makers, unclear=[str(node)]))
+            found.append(Space(makers=makers))
+            mark(node, found[-1])
             at[node] = found[-1]
     return [space for space in found if space.joined is None]
 
@@ -226,10 +266,17 @@ def _takes_pixels(node: fx.Node) -> bool:
     return isinstance(index, tuple) and index[:2] == (slice(None), slice(None))
 
 
-def _pads_space(node: fx.Node) -> bool:
+def _pads_pixels(node: fx.Node) -> bool:
     """Padding of height and width alone: two numbers each."""
-    widths = node.args[1] if len(node.args) > 1 else ()
-    return pads_channels(str(node)) and isinstance(widths, tuple) and len(widths) <= 4
+    widths = node.args[1] if len(node.args) > 1 else None
+    return pads_channels(str(node)) and isinstance(widths, tuple | list) and len(widths) <= 4
+
+
+def _averages_pixels(node: fx.Node) -> bool:
+    """x.mean((2, 3))."""
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims = dims if isinstance(dims, tuple | list) else (dims,)
+    return node.target in (torch.mean, "mean") and all(d in (2, 3, -1, -2) for d in dims)
 
 
 def _is_size(node: fx.Node) -> bool:

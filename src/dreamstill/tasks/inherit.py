@@ -7,14 +7,12 @@ chosen together, so residual networks keep their shape.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import SettingsError
-from dreamstill.tasks.graph import Space, channel_spaces, trace
+from dreamstill.tasks.graph import Space, batch_norms, channel_spaces, trace
 
 __all__ = ["inherit"]
 
@@ -27,33 +25,30 @@ def inherit(teacher: nn.Module, student: nn.Module) -> nn.Module:
         student: the same layers by name, each as wide as the teacher's or narrower.
 
     Returns:
-        The student, its convolutions, linear and BatchNorm layers overwritten.
+        The student, all of its parameters and buffers overwritten.
 
     Raises:
-        SettingsError: the student is not a narrower copy, or channels cannot be followed through
-            one of the teacher's operations.
+        SettingsError: the student is not a narrower copy; it is left as it was.
+        TeacherError: the teacher cannot be traced.
 
     """
-    large, small = _layers(teacher), _layers(student)
+    large, small = teacher.state_dict(), student.state_dict()
     if odd := sorted(large.keys() ^ small.keys()):
         raise SettingsError(
-            "a student that inherits has the teacher's layers, narrower: "
-            f"{odd[0]} is in one of the two alone"
+            f"a student that inherits has the teacher's layers, narrower: {odd[0]} is in one of "
+            "the two alone"
         )
-    spaces = channel_spaces(trace(teacher))
-    chosen = [(space, _choose(space, large, small)) for space in spaces]
-    inputs = {name: choice for space, choice in chosen for name in space.readers}
-    outputs = {name: choice for space, choice in chosen for name in space.carriers()}
-    for name, layer in large.items():
-        if name not in outputs:
-            raise SettingsError(f"{name} is not between input and output: leave inherit out")
-        _copy(name, layer, small[name], outputs[name], inputs.get(name))
+    graph = trace(teacher)
+    norms = batch_norms(graph)
+    inputs, outputs = dict[str, Choice](), dict[str, Choice]()
+    for space in channel_spaces(graph):
+        choice = _choose(space, large, small, norms)
+        inputs |= dict.fromkeys(space.readers, choice)
+        outputs |= dict.fromkeys(space.carriers(), choice)
+    student.load_state_dict(
+        {key: _part(key, value, small[key], inputs, outputs) for key, value in large.items()}
+    )
     return student
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
 
 @dataclass(frozen=True)
@@ -65,17 +60,29 @@ class Choice:
     keep: Tensor
     """Indices, ascending."""
 
-    def of_input(self, weight: Tensor) -> Tensor:
-        """A reader's weight (N, ...) -> (N, kept, taps, or positions of a flattened map)."""
-        return weight.reshape(len(weight), self.width, -1)[:, self.keep]
+    def of(self, size: int) -> Tensor:
+        """Indices into `size` values, a run of them for each channel: flattened maps have more."""
+        positions = size // max(self.width, 1)
+        return (self.keep[:, None] * positions + torch.arange(positions)).flatten()
 
 
-def _choose(space: Space, large: dict[str, Any], small: dict[str, Any]) -> Choice:
+Weights = dict[str, Tensor]
+
+
+def _choose(space: Space, large: Weights, small: Weights, norms: dict[str, str]) -> Choice:
     """The channels worth most, as many as the student has room for."""
-    if not space.makers:  # the images' own channels, or what an unclear operation makes
-        width = large[space.readers[0]].weight.shape[1] if space.readers else 0
+
+    def made_by(name: str) -> Tensor:
+        """How much each channel of a layer varies: by its BatchNorm's scale, if it has one."""
+        scale = large.get(f"{norms.get(name)}.weight")
+        return large[f"{name}.weight"].flatten(1).norm(dim=1) if scale is None else scale.abs()
+
+    if not space.makers:  # the images' own, or what something unclear makes: all stay
+        sizes = [large[f"{name}.weight"].shape[1] for name in space.readers]
+        sizes += [len(large[key]) for key in _vectors(space, large)]
+        width = min(sizes, default=0)
         return Choice(width, torch.arange(width))
-    widths, rooms = ({len(of[name].weight) for name in space.makers} for of in (large, small))
+    widths, rooms = ({len(of[f"{n}.weight"]) for n in space.makers} for of in (large, small))
     if space.unclear and rooms != widths:
         raise SettingsError(
             f"channels cannot be followed through {space.unclear[0]}: {space.makers[0]} must be as "
@@ -87,26 +94,31 @@ def _choose(space: Space, large: dict[str, Any], small: dict[str, Any]) -> Choic
             "teacher: a student that inherits is narrower, and alike on both sides of a sum"
         )
     (width,), (room,) = widths, rooms
-    whole = Choice(width, torch.arange(width))
-    # after BatchNorm the norm of a filter means nothing, its scale does
-    made = [large[name].weight.detach() for name in space.norms or space.makers]
-    worth = torch.stack([weight.reshape(width, -1).norm(dim=1) for weight in made]).sum(0)
+    worth = torch.stack([made_by(name) for name in space.makers]).sum(0)
     if space.readers:
-        read = [whole.of_input(large[name].weight.detach()) for name in space.readers]
-        worth = worth * torch.cat([r.transpose(0, 1).flatten(1) for r in read], 1).norm(dim=1)
+        read = [large[f"{n}.weight"].transpose(0, 1).reshape(width, -1) for n in space.readers]
+        worth = worth * torch.cat(read, 1).norm(dim=1)
     return Choice(width, worth.argsort(descending=True, stable=True)[:room].sort().values.cpu())
 
 
-@torch.no_grad()
-def _copy(
-    name: str, layer: nn.Module, into: nn.Module, output: Choice, read: Choice | None
-) -> None:
-    """A layer's chosen channels, of its chosen inputs, into the student's."""
-    target = into.state_dict()
-    for key, value in layer.state_dict().items():
-        new = value[output.keep] if value.dim() else value
-        if key == "weight" and read is not None:
-            new = read.of_input(new)
-        if key not in target or target[key].numel() != new.numel():
-            raise SettingsError(f"{name}.{key} of the student is not a part of the teacher's")
-        target[key].copy_(new.reshape(target[key].shape))
+def _vectors(space: Space, large: Weights) -> list[str]:
+    """Keys of what has one value, or filter, for each channel that is passed on."""
+    passed = [f"{name}.{key}" for name in space.norms for key in ("weight", "running_mean")]
+    return [key for key in passed + [f"{n}.weight" for n in space.depthwise] if key in large]
+
+
+def _part(
+    key: str, value: Tensor, target: Tensor, inputs: dict[str, Choice], outputs: dict[str, Choice]
+) -> Tensor:
+    """The student's share of one of the teacher's tensors."""
+    name, _, kind = key.rpartition(".")
+    if value.dim() and name in outputs:
+        value = value[outputs[name].of(len(value))]
+    if kind == "weight" and name in inputs:
+        value = value[:, inputs[name].of(value.shape[1])]
+    if value.shape != target.shape:
+        raise SettingsError(
+            f"{key} of the student is not a part of the teacher's: it would be "
+            f"{tuple(value.shape)} and is {tuple(target.shape)}"
+        )
+    return value

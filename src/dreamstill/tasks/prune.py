@@ -2,7 +2,7 @@
 
 Which channels hang together is torch-pruning's dependency graph. Importances: magnitude and
 BatchNorm scale need no image; Taylor, first order on synthetic batches, is DeepInversion's (Yin et
-al. 2020, section 3.3), with its latency term as `latency`: a layer's share of the network's time,
+al. 2020, section 4.3), with its latency term as `latency`: a layer's share of the network's time,
 per channel, makes slow layers go first.
 """
 
