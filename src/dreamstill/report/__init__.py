@@ -37,6 +37,7 @@ def write_report(run: Path) -> Path:
     summary = read_json(run / "summary.json") or {}
     page = environment.get_template("page.html").render(
         method=settings.get("method", ""),
+        inherits=settings.get("inherit", False),
         student_factory=str(settings.get("student", "")).rpartition(":")[2],
         teacher_file=Path(str(settings.get("teacher", {}).get("weights", ""))).stem,
         summary=summary,
