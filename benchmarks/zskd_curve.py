@@ -3,7 +3,7 @@
     python -m benchmarks.zskd_curve --data FOLDER
 
 Impressions from uniform noise, as in the paper, made before the first step; `benchmarks.curve`
-draws the picture of docs/zskd.md from the record.
+draws docs/pictures/zskd_curve.png from the record.
 """
 
 from dataclasses import replace

@@ -7,12 +7,10 @@ As `inherit_mnist`, on noise drawn as clothes are and mined.
 
 from benchmarks.protocol import Benchmark, floors, main
 
-from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from recipes import zskd_fashion_mnist
 from recipes.inherit_mnist import SCHEDULE, inheriting, with_inherited
-
-CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
+from recipes.zskd_fashion_mnist import CLOTHES
 
 BENCHMARK = Benchmark(
     name="inherit_fashion_mnist",
