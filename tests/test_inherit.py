@@ -69,20 +69,57 @@ def test_a_student_of_the_same_widths_is_the_teacher(build: type[nn.Module]) -> 
     torch.testing.assert_close(inherit(teacher, student).eval()(x), teacher(x))
 
 
-def test_inside_its_blocks_a_residual_network_with_padded_shortcuts_may_be_narrower() -> None:
+def test_a_residual_network_with_padded_shortcuts_is_cut_through() -> None:
+    """The first group's channels lie in the middle of the second's, and those in the third's."""
     torch.manual_seed(0)
-    teacher, student = resnet20().eval(), resnet20()
-    for module in [*teacher.modules(), *student.modules()]:
+    teacher = resnet20().eval()
+    for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
             random_norm(module)
+    unread = torch.tensor([0, 3, 4, 8, 9, 11, 14, 15])
+    silent = {"layer1": unread}
+    silent["layer2"] = torch.cat([torch.tensor([1, 2, 5, 6, 7, 24, 27, 31]), 8 + unread])
+    outer = torch.cat([torch.arange(0, 16, 2), torch.arange(49, 64, 2)])
+    silent["layer3"] = torch.cat([outer, 16 + silent["layer2"]])
+    readers = {
+        "layer1": ["layer1.0", "layer1.1", "layer1.2", "layer2.0"],
+        "layer2": ["layer2.1", "layer2.2", "layer3.0"],
+        "layer3": ["layer3.1", "layer3.2"],
+    }
     with torch.no_grad():
-        teacher.get_submodule("layer2.0.conv2").weight[:, ::2] = 0  # type: ignore[operator]
-    block = student.get_submodule("layer2.0")
-    block.conv1 = nn.Conv2d(16, 16, 3, 2, padding=1, bias=False)
-    block.bn1 = nn.BatchNorm2d(16)
-    block.conv2 = nn.Conv2d(16, 32, 3, padding=1, bias=False)
+        for group, channels in silent.items():
+            for block in readers[group]:
+                teacher.get_parameter(f"{block}.conv1.weight")[:, channels] = 0
+            for block in ("0", "1", "2"):
+                inner = teacher.get_parameter(f"{group}.{block}.conv2.weight")
+                inner[:, : inner.shape[1] // 2] = 0
+        teacher.linear.weight[:, silent["layer3"]] = 0
+    student = inherit(teacher, resnet20_half()).eval()
     x = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(inherit(teacher, student).eval()(x), teacher(x))
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+class Padded(nn.Module):
+    """Padding on one side, read with no sum between."""
+
+    def __init__(self, width: int, zeros: int) -> None:
+        super().__init__()
+        self.zeros = zeros
+        self.first, self.last = nn.Conv2d(3, width, 1), nn.Conv2d(width + zeros, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(self.first(x), (0, 0, 0, 0, 0, self.zeros), value=1)
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+def test_padding_without_a_sum_is_cut_too() -> None:
+    torch.manual_seed(0)
+    teacher = Padded(4, 3)
+    with torch.no_grad():
+        teacher.last.weight[:, [1, 2, 5]] = 0
+    student = inherit(teacher, Padded(2, 2))
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(student(x), teacher(x))
 
 
 def test_the_channels_of_the_largest_norms_are_taken_in_their_order() -> None:
@@ -135,7 +172,8 @@ class Repeats(nn.Module):
         (lenet5_half(), lenet5(), "features.0 has 6 channels in the student and 3 in the teacher"),
         (Concatenates(), Concatenates(2), "cannot be followed through cat"),
         (Repeats(), Repeats(2), "through layer: layer must be as wide"),
-        (resnet20(), resnet20_half(), "through pad: .*conv2 must be as wide"),
+        (Padded(4, 1), Padded(2, 2), "what is padded has 4 channels in the student and 5"),
+        (Padded(4, 0), Padded(2, 2), "joins and pads its layers as the teacher does"),
         (
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)),
             nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten(), nn.Linear(8, 2)),

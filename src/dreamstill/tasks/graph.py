@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dreamstill.errors import TeacherError
 
-__all__ = ["Pair", "Space", "channel_spaces", "fold_batch_norm", "pads_channels", "pairs", "trace"]
+__all__ = ["Pair", "Space", "channel_spaces", "fold_batch_norm", "pairs", "trace"]
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 POSITIVE: tuple[Any, ...] = (
@@ -167,6 +167,7 @@ class Space:
     depthwise: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
     """Operations through which they cannot be followed."""
+    inlay: "Inlay | None" = None
     joined: "Space | None" = None
 
     def root(self) -> "Space":
@@ -177,20 +178,39 @@ class Space:
         """The layers whose outputs are these channels."""
         return self.makers + self.norms + self.depthwise
 
+    def depth(self) -> int:
+        """How many spaces lie within this one, one in the other."""
+        return self.inlay.space.depth() + 1 if self.inlay else 0
+
     def join(self, other: "Space") -> None:
         """Make one of two."""
         if self is not other:
             other.joined = self
             for name in ("makers", "readers", "norms", "depthwise", "unclear"):
                 getattr(self, name).extend(getattr(other, name))
+            self.inlay = self.inlay or other.inlay
+
+
+@dataclass(frozen=True)
+class Inlay:
+    """Another space's channels, all of them, between channels of padding."""
+
+    of: Space
+    front: int
+    back: int
+
+    @property
+    def space(self) -> Space:
+        """Where the other channels stand now."""
+        return self.of.root()
 
 
 def channel_spaces(graph: fx.GraphModule) -> list[Space]:
     """Every space of channels in a graph, the images' own first.
 
     Channels are followed past BatchNorm, depthwise convolutions, pooling, flattening, sums and
-    products, and the elementwise functions of `ELEMENTWISE`. Those that go into anything else, or
-    out of the network, are marked.
+    products, padding on either side, and the elementwise functions of `ELEMENTWISE`. Those that
+    go into anything else, or out of the network, are marked.
     """
     modules = dict(graph.named_modules())
     found: list[Space] = []
@@ -199,6 +219,8 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
 
     def width(space: Space) -> int:
         """Channels; 0 where no layer made them."""
+        if space.inlay and not space.makers:
+            return space.inlay.front + width(space.inlay.space) + space.inlay.back
         weights = [modules[name].weight for name in space.makers[:1]]
         return sum(map(len, weights))
 
@@ -234,7 +256,9 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
         elif is_one_of(node, modules, JOIN):
             sizes = [width(space) for space in here]
             at[node] = here[sizes.index(max(sizes))]
-            if len(here) == 1 or (len({*sizes} - {0}) == 1 and images not in here):
+            inlays = {(s.inlay.space, s.inlay.front) for s in here if s.inlay}
+            alike = len({*sizes} - {0}) == 1 and images not in here and len(inlays) < 2
+            if len(here) == 1 or alike:
                 for space in here:
                     at[node].join(space)
             else:  # one side is spread over the channels of the other
@@ -246,6 +270,9 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
             or _pads_pixels(node)
         ):
             at[node] = here[0]
+        elif (added := _pads_channels(node)) and width(here[0]):
+            found.append(Space(inlay=Inlay(here[0], *added)))
+            at[node] = found[-1]
         else:
             mark(node, *here)
             makers = [name] if isinstance(module, nn.Conv2d | nn.Linear) else []
@@ -255,21 +282,30 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
     return [space for space in found if space.joined is None]
 
 
-def pads_channels(name: str) -> bool:
-    """An unclear operation is a padding."""
-    return name.rpartition("_")[0] == "pad" or name == "pad"
-
-
 def _takes_pixels(node: fx.Node) -> bool:
     """x[:, :, rows, columns]: all images, all channels."""
     index = node.args[1] if node.target is operator.getitem else None
     return isinstance(index, tuple) and index[:2] == (slice(None), slice(None))
 
 
+def _padding(node: fx.Node) -> list[int]:
+    """Numbers of F.pad, from the last axis to the first; none of anything else."""
+    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    return list(widths) if node.target is F.pad and isinstance(widths, tuple | list) else []
+
+
 def _pads_pixels(node: fx.Node) -> bool:
     """Padding of height and width alone: two numbers each."""
-    widths = node.args[1] if len(node.args) > 1 else None
-    return pads_channels(str(node)) and isinstance(widths, tuple | list) and len(widths) <= 4
+    widths = _padding(node)
+    return bool(widths) and not any(widths[4:])
+
+
+def _pads_channels(node: fx.Node) -> tuple[int, int] | None:
+    """How many channels are put before and behind."""
+    match _padding(node):
+        case [_, _, _, _, int(front), int(back)] if front >= 0 and back >= 0:
+            return front, back
+    return None
 
 
 def _averages_pixels(node: fx.Node) -> bool:

@@ -3,9 +3,11 @@
 Source: ours, after "Initializing Models with Larger Ones" (Xu et al., ICLR 2024), which selects
 evenly; here a channel is worth the norm of what makes it times the norm of what reads it. The
 student is the teacher's architecture with narrower layers. Channels that an addition joins are
-chosen together, so residual networks keep their shape.
+chosen together, and channels of padding stay so (He et al. 2016, shortcuts of option A): residual
+networks keep their shape.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -39,12 +41,16 @@ def inherit(teacher: nn.Module, student: nn.Module) -> nn.Module:
             "the two alone"
         )
     graph = trace(teacher)
-    norms = batch_norms(graph)
-    inputs, outputs = dict[str, Choice](), dict[str, Choice]()
-    for space in channel_spaces(graph):
-        choice = _choose(space, large, small, norms)
-        inputs |= dict.fromkeys(space.readers, choice)
-        outputs |= dict.fromkeys(space.carriers(), choice)
+    spaces, places = channel_spaces(graph), channel_spaces(trace(copy.deepcopy(student)))
+    shapes = [[(space.makers, space.depth()) for space in of] for of in (spaces, places)]
+    if shapes[0] != shapes[1]:
+        raise SettingsError("a student that inherits joins and pads its layers as the teacher does")
+    source = Source(large, batch_norms(graph), spaces)
+    choices = dict[Space, Choice]()
+    for space, place in sorted(zip(spaces, places, strict=True), key=lambda pair: pair[0].depth()):
+        choices[space] = _choose(space, place, source, small, choices)
+    inputs = {name: choices[space] for space in spaces for name in space.readers}
+    outputs = {name: choices[space] for space in spaces for name in space.carriers()}
     student.load_state_dict(
         {key: _part(key, value, small[key], inputs, outputs) for key, value in large.items()}
     )
@@ -58,7 +64,7 @@ class Choice:
     width: int
     """How many the teacher has."""
     keep: Tensor
-    """Indices, ascending."""
+    """The teacher's index of each of the student's."""
 
     def of(self, size: int) -> Tensor:
         """Indices into `size` values, a run of them for each channel: flattened maps have more."""
@@ -69,36 +75,77 @@ class Choice:
 Weights = dict[str, Tensor]
 
 
-def _choose(space: Space, large: Weights, small: Weights, norms: dict[str, str]) -> Choice:
-    """The channels worth most, as many as the student has room for."""
+@dataclass(frozen=True)
+class Source:
+    """The teacher, of whose channels some are taken."""
 
-    def made_by(name: str) -> Tensor:
-        """How much each channel of a layer varies: by its BatchNorm's scale, if it has one."""
-        scale = large.get(f"{norms.get(name)}.weight")
-        return large[f"{name}.weight"].flatten(1).norm(dim=1) if scale is None else scale.abs()
+    weights: Weights
+    norms: dict[str, str]
+    """By layer, its BatchNorm."""
+    spaces: list[Space]
 
-    if not space.makers:  # the images' own, or what something unclear makes: all stay
+    def width(self, space: Space) -> int:
+        """Channels of a space that a layer or a padding makes."""
+        if space.makers:
+            return len(self.weights[f"{space.makers[0]}.weight"])
+        assert space.inlay is not None
+        return space.inlay.front + self.width(space.inlay.space) + space.inlay.back
+
+    def worth(self, space: Space) -> Tensor:
+        """Of each channel, what makes it times what reads it; if nothing does, the other alone."""
+        made, read = self._made_and_read(space)
+        ones = torch.ones_like(made)
+        return (made if made.any() else ones) * (read.sqrt() if read.any() else ones)
+
+    def _made_and_read(self, space: Space) -> Tensor:
+        """(2, width): sums of scales and of squared norms, also of the spaces it goes on into."""
+        made, read = values = torch.zeros(2, self.width(space))
+        for name in space.makers:
+            weight = self.weights[f"{name}.weight"].flatten(1)
+            scale = self.weights.get(f"{self.norms.get(name)}.weight")
+            made += (weight.norm(dim=1) if scale is None else scale.abs()).cpu()
+        for name in space.readers:
+            weight = self.weights[f"{name}.weight"].transpose(0, 1)
+            read += weight.reshape(len(read), -1).square().sum(1).cpu()
+        for outer in self.spaces:
+            if outer.inlay and outer.inlay.space is space:
+                values += self._made_and_read(outer)[:, outer.inlay.front :][:, : len(made)]
+        return values
+
+
+def _choose(
+    space: Space, place: Space, source: Source, small: Weights, choices: dict[Space, Choice]
+) -> Choice:
+    """The channels worth most, as many as the student has room for at `place`."""
+    large, inlay, cut = source.weights, space.inlay, place.inlay
+    if not space.makers and not inlay:  # the images' own, or what something unclear makes: all stay
         sizes = [large[f"{name}.weight"].shape[1] for name in space.readers]
         sizes += [len(large[key]) for key in _vectors(space, large)]
         width = min(sizes, default=0)
         return Choice(width, torch.arange(width))
     widths, rooms = ({len(of[f"{n}.weight"]) for n in space.makers} for of in (large, small))
+    within = Choice(0, torch.arange(0))
+    if inlay and cut:
+        within = choices[inlay.space]
+        widths.add(inlay.front + within.width + inlay.back)
+        rooms.add(cut.front + len(within.keep) + cut.back)
+    name = space.carriers()[0] if space.carriers() else "what is padded"
     if space.unclear and rooms != widths:
         raise SettingsError(
-            f"channels cannot be followed through {space.unclear[0]}: {space.makers[0]} must be as "
+            f"channels cannot be followed through {space.unclear[0]}: {name} must be as "
             "wide in the student as in the teacher, or leave inherit out"
         )
-    if len(rooms) > 1 or max(rooms) > min(widths):
+    room, width = max(rooms), min(widths)
+    if len(rooms) > 1 or room - len(within.keep) > width - within.width:
         raise SettingsError(
-            f"{space.makers[0]} has {max(rooms)} channels in the student and {min(widths)} in the "
+            f"{name} has {room} channels in the student and {width} in the "
             "teacher: a student that inherits is narrower, and alike on both sides of a sum"
         )
-    (width,), (room,) = widths, rooms
-    worth = torch.stack([made_by(name) for name in space.makers]).sum(0)
-    if space.readers:
-        read = [large[f"{n}.weight"].transpose(0, 1).reshape(width, -1) for n in space.readers]
-        worth = worth * torch.cat(read, 1).norm(dim=1)
-    return Choice(width, worth.argsort(descending=True, stable=True)[:room].sort().values.cpu())
+    worth, front = source.worth(space), inlay.front if inlay else 0
+    worth[front : front + within.width] = -1  # these are chosen already
+    best = worth.argsort(descending=True, stable=True)[: room - len(within.keep)].sort().values
+    before, behind = best.tensor_split([cut.front if cut else 0])
+    return Choice(width, torch.cat([before, front + within.keep, behind]))
 
 
 def _vectors(space: Space, large: Weights) -> list[str]:

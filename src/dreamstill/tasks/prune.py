@@ -22,7 +22,7 @@ from dreamstill.evaluate import measure_cost
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import channel_spaces, pads_channels, trace
+from dreamstill.tasks.graph import channel_spaces, trace
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = ["Importance", "PruneSettings", "RoundRecord", "Target", "prune"]
@@ -198,9 +198,8 @@ def padded_layers(model: nn.Module) -> list[str]:
         spaces = channel_spaces(trace(model))
     except TeacherError:  # torch-pruning follows what torch.fx cannot
         return []
-    return [
-        name for space in spaces if any(map(pads_channels, space.unclear)) for name in space.makers
-    ]
+    padded = [end for space in spaces if space.inlay for end in (space, space.inlay.space)]
+    return [name for space in padded for name in space.makers]
 
 
 def _narrow(
