@@ -30,7 +30,7 @@ from dreamstill.synthesis import Synthesizer, open_synthesizer
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings
-from dreamstill.teacher import InputSpec, Teacher
+from dreamstill.teacher import InputSpec, Precision, Teacher
 
 __all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "training_images"]
 
@@ -60,6 +60,7 @@ class Benchmark:
     """Name of the teacher's weights in the folder of teachers."""
     student: str
     rows: dict[str, Row]
+    precision: Precision = Precision.FLOAT32
     published: dict[str, float] = field(default_factory=dict)
     """Accuracies in percent as printed, by source."""
 
@@ -141,7 +142,7 @@ def measure(
     benchmark: Benchmark, name: str, weights: Path, data: Path, seed: int
 ) -> dict[str, Any]:
     """Train one student and read the test set once."""
-    teacher = open_from(TeacherFile(weights=str(weights)))
+    teacher = open_from(TeacherFile(weights=str(weights)), precision=benchmark.precision)
     student, record = train(benchmark, name, teacher, data, seed)
     x, y = load_images(data, teacher.spec, teacher.num_classes)
     logits = predict(student, teacher.spec, x)
@@ -235,6 +236,7 @@ def main(benchmark: Benchmark) -> None:
         "data": benchmark.data,
         "teacher": {k: card[k] for k in ("factory", "accuracy", "trained_on", "settings")},
         "student": benchmark.student,
+        "precision": benchmark.precision,
         "published": benchmark.published,
         "environment": environment("cpu"),
         "rows": {},

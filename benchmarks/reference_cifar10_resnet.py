@@ -5,21 +5,26 @@
 
 The teacher was trained on lossless CIFAR-10; FOLDER holds a JPEG copy (quality 75, PSNR about
 30 dB), so read each row against the teacher's own accuracy there and against the agreement. Sized
-to a CPU: 1,000 student steps, generators of (32, 16) channels, 512 optimized images.
+to a CPU: 1,000 student steps, generators of (32, 16) channels, 512 optimized images at 100 steps,
+networks in bfloat16. The rows "inherited" start from the teacher's channels.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors, main
+from dreamstill.metadata import Kind
 from dreamstill.pool import Augmentation
-from dreamstill.synthesis import dafl, deepinversion, dfad, zskt
+from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
 from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings
+from dreamstill.synthesis.metadata import MetadataSettings
 from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.transfer import Transfer
+from dreamstill.teacher import Precision
 
 SCHEDULE = DistillSettings(steps=1000, batch_size=64, lr=3e-3, judge_every=250, held_out=512)
 WIDTHS = (32, 16)
@@ -29,41 +34,52 @@ THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmet
 STRUCTURED = StructuredNoiseSettings(batch_size=64, oversample=3, drawing=THINGS)
 INVERSION = replace(deepinversion.CIFAR10, batch_size=128, steps=100)
 SHAPES: dict[str, Any] = {"start": Start.STRUCTURED, "drawing": THINGS}
+GENERATOR: dict[str, Any] = {"batch_size": 64, "widths": WIDTHS}
+
+FLOORS = floors(SCHEDULE, STRUCTURED)
+INVERTED = Row(
+    method="deepinversion", synthesis=replace(INVERSION, **SHAPES), distill=OPTIMIZED, inherit=True
+)
+DAFL = Row(
+    method="dafl",
+    synthesis=replace(dafl.CIFAR10, batch_size=128, widths=WIDTHS),
+    distill=replace(SCHEDULE, fresh_every=2, augment=SHAKE),
+)
+DFAD = Row(
+    method="dfad",
+    synthesis=replace(dfad.CIFAR10, **GENERATOR),
+    distill=replace(SCHEDULE, transfer=(Transfer.L1,)),
+)
+
+
+def optimized(method: str, synthesis: Any, **changes: Any) -> Row:
+    return Row(method=method, synthesis=synthesis, distill=replace(OPTIMIZED, **changes))
+
 
 BENCHMARK = Benchmark(
     name="reference_cifar10_resnet",
     data="cifar10",
     teacher="resnet20",
     student="dreamstill.nets.resnet_cifar:resnet20_half",
+    precision=Precision.BFLOAT16,
     rows={
-        **floors(SCHEDULE, STRUCTURED),
-        "structured noise (mined)": Row(
-            method="structured_noise", synthesis=replace(STRUCTURED, mine=True), distill=SCHEDULE
+        **FLOORS,
+        **{f"{name}, inherited": replace(row, inherit=True) for name, row in FLOORS.items()},
+        "deepinversion from structured noise, inherited": INVERTED,
+        "deepinversion (20 steps, 2,048 images) from structured noise, inherited": replace(
+            INVERTED,
+            synthesis=replace(INVERTED.synthesis, steps=20, lr=0.05),
+            distill=replace(OPTIMIZED, pool=2048),
         ),
-        "unrelated": Row(method="unrelated", synthesis="fashion_mnist", distill=SCHEDULE),
-        "deepinversion": Row(method="deepinversion", synthesis=INVERSION, distill=OPTIMIZED),
-        "deepinversion from structured noise": Row(
-            method="deepinversion", synthesis=replace(INVERSION, **SHAPES), distill=OPTIMIZED
-        ),
-        "dafl": Row(
-            method="dafl",
-            synthesis=replace(dafl.CIFAR10, batch_size=128, widths=WIDTHS),
-            distill=replace(SCHEDULE, fresh_every=2, augment=SHAKE),
-        ),
-        "dfad": Row(
-            method="dfad",
-            synthesis=replace(dfad.CIFAR10, batch_size=64, widths=WIDTHS),
-            distill=replace(SCHEDULE, transfer=(Transfer.L1,)),
-        ),
-        "dfad after structured noise": Row(
-            method="dfad",
-            synthesis=replace(dfad.CIFAR10, batch_size=64, widths=WIDTHS),
-            distill=replace(SCHEDULE, transfer=(Transfer.L1,)),
-            after=500,
-        ),
+        "deepinversion": optimized("deepinversion", INVERSION),
+        "deepinversion from structured noise": replace(INVERTED, inherit=False),
+        "dafl": DAFL,
+        "dafl after structured noise": replace(DAFL, after=500),
+        "dfad": DFAD,
+        "dfad after structured noise": replace(DFAD, after=500),
         "zskt": Row(
             method="zskt",
-            synthesis=zskt.ZsktSettings(batch_size=64, widths=WIDTHS),
+            synthesis=zskt.ZsktSettings(**GENERATOR),
             distill=replace(
                 SCHEDULE,
                 transfer=(Transfer.KL, Transfer.ATTENTION),
@@ -71,21 +87,30 @@ BENCHMARK = Benchmark(
                 clip_gradient=5.0,
             ),
         ),
-        "zskd": Row(
-            method="zskd", synthesis=ZskdSettings(steps=100, batch_size=128), distill=OPTIMIZED
-        ),
+        "zskd": optimized("zskd", ZskdSettings(steps=100, batch_size=128)),
         "zskd from structured noise": Row(
             method="zskd",
-            synthesis=ZskdSettings(
-                batch_size=64,
-                steps=10,
-                lr=0.1,
-                temperature=4.0,
-                start=Start.STRUCTURED,
-                drawing=THINGS,
-            ),
+            synthesis=ZskdSettings(batch_size=64, steps=10, lr=0.1, temperature=4.0, **SHAPES),
             distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=SHAKE),
         ),
+        "knowledge within (bns+i)": optimized(
+            "knowledge_within", KnowledgeWithinSettings(batch_size=128, steps=100)
+        ),
+        "rdskd": Row(
+            method="rdskd",
+            synthesis=replace(rdskd.CIFAR10, batch_size=128, widths=WIDTHS, generator_steps=400),
+            distill=SCHEDULE,
+        ),
+        "adaptive deepinversion": optimized(
+            "deepinversion", replace(INVERSION, competition=10.0), prefill=256, fresh_every=400
+        ),
+        "metadata (all)": optimized(
+            "metadata", MetadataSettings(file=Kind.ALL.value, batch_size=128, steps=100)
+        ),
+        "structured noise (mined)": Row(
+            method="structured_noise", synthesis=replace(STRUCTURED, mine=True), distill=SCHEDULE
+        ),
+        "unrelated": Row(method="unrelated", synthesis="fashion_mnist", distill=SCHEDULE),
     },
 )
 

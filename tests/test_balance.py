@@ -62,7 +62,7 @@ def test_the_hardest_come_first_and_the_students_mode_stays() -> None:
         wrong = student.eval()(images)
         student.train()
         wrong[17] = wrong[17].flip(0) * 3 + 5 * torch.eye(4)[2]
-        ordered = hardest_first(Batch(images, wrong), student)
+        ordered = hardest_first(Batch(images, wrong), toys.cnn_teacher(), student)
     assert torch.equal(ordered.images[0], images[17])
     assert student.training
 

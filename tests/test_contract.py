@@ -13,7 +13,7 @@ from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
 from dreamstill.metadata import load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, open_synthesizer
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Precision, Teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
@@ -72,6 +72,20 @@ def test_a_batch_is_detached_in_range_and_answered_by_the_teacher(name: str) -> 
     assert batch.images.min() >= -2
     assert batch.images.max() <= 2
     torch.testing.assert_close(batch.logits, teacher.module(batch.images))
+
+
+@methods
+def test_in_bfloat16_only_what_runs_inside_a_network_is_rounded(name: str) -> None:
+    teacher = toys.cnn_teacher()
+    exact = draw(make(name, teacher)).images
+    teacher.precision = Precision.BFLOAT16
+    batch = draw(make(name, teacher))
+    assert batch.images.dtype == batch.logits.dtype == torch.float32
+    assert batch.images.isfinite().all()
+    assert not torch.equal(batch.logits, teacher.module(batch.images))
+    torch.testing.assert_close(batch.logits, teacher.module(batch.images), atol=0.2, rtol=0.05)
+    if name == "noise":  # its pixels come from no network
+        assert torch.equal(batch.images, exact)
 
 
 @methods

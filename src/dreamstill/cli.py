@@ -31,6 +31,7 @@ from dreamstill.synthesis import METHODS
 from dreamstill.tasks.continual import ContinualSettings
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.distill import Progress as Step
+from dreamstill.teacher import Precision
 
 __all__ = ["main"]
 
@@ -108,6 +109,7 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     for sub in (synthesize, distill):
         sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
         sub.add_argument("--preset", help=f"settings of the method's paper: {presets}")
+        sub.add_argument("--precision", help=f"{' or '.join(Precision)}, which is faster [float32]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")
         sub.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
@@ -195,7 +197,7 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """File and flags merged: a plain dict of the job."""
     plain = merge(arguments.table, given_flags(arguments))
-    for name in ("device", "seed", "student", "inherit", "checkpoint_every"):
+    for name in ("device", "precision", "seed", "student", "inherit", "checkpoint_every"):
         if getattr(arguments, name, None) is not None:
             plain[name] = getattr(arguments, name)
     return plain

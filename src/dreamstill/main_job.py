@@ -68,7 +68,7 @@ def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress)
         raise SettingsError(f"num_images must be at least 1; got {num_images}")
     if folder.exists():
         raise RunError(f"{folder} exists: choose another folder")
-    teacher = open_from(job.teacher, device=job.device)
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     x, out = draw_images(
         teacher, job.method, job.synthesis, num_images, seed=job.seed, on_progress=on_progress
     )
@@ -104,7 +104,7 @@ def distill_and_report(
     folder: Path, job: Job, *, resume: bool = False, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Distill, measure without real data, and write the report."""
-    teacher = open_from(job.teacher, device=job.device)
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     distill(folder, job, teacher, resume=resume, on_progress=on_progress)
     summary = summarize(folder)
     write_report(folder)

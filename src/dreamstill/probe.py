@@ -13,8 +13,8 @@ __all__ = ["Probe", "batch_norm_layers", "eval_mode"]
 class Probe:
     """Context manager that keeps the first positional input and the output of each named layer.
 
-    In the order in which the layers finish. A layer that runs several times in one forward pass
-    keeps what it last had.
+    As float32, in the order in which the layers finish. A layer that runs several times in one
+    forward pass keeps what it last had.
 
     Args:
         layers: by the names to record them under.
@@ -45,9 +45,9 @@ class Probe:
 
     def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.outputs[name] = output.clone() if self._copy else output
+            self.outputs[name] = output.float().clone() if self._copy else output.float()
             if args:
-                self.inputs[name] = args[0]
+                self.inputs[name] = args[0].float()
 
         return record
 

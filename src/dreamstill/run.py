@@ -28,7 +28,15 @@ from dreamstill.settings import to_plain
 from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
-from dreamstill.teacher import Teacher, build, load_module, open_teacher, read_card, spec_from_card
+from dreamstill.teacher import (
+    Precision,
+    Teacher,
+    build,
+    load_module,
+    open_teacher,
+    read_card,
+    spec_from_card,
+)
 
 __all__ = [
     "Job",
@@ -83,6 +91,8 @@ class Job:
     distill: DistillSettings = field(default_factory=DistillSettings)
     seed: int = 0
     device: str = "cpu"
+    precision: Precision = Precision.FLOAT32
+    """float32, or bfloat16: faster on GPUs and on CPUs that have it."""
     checkpoint_every: float = 20.0
     """Seconds between checkpoints; at least 0. No effect on the result."""
 
@@ -95,7 +105,9 @@ class Job:
             raise SettingsError(f"checkpoint_every must be at least 0; got {self.checkpoint_every}")
 
 
-def open_from(file: TeacherFile, *, device: str = "cpu") -> Teacher:
+def open_from(
+    file: TeacherFile, *, device: str = "cpu", precision: Precision = Precision.FLOAT32
+) -> Teacher:
     """Open the teacher that a TeacherFile describes; options win over the card."""
     weights = Path(file.weights)
     card_path = Path(file.card) if file.card else None
@@ -119,7 +131,13 @@ def open_from(file: TeacherFile, *, device: str = "cpu") -> Teacher:
         )
     module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
     spec = spec_from_card(card)
-    return open_teacher(module, spec, num_classes=card.get("num_classes"), device=_device(device))
+    return open_teacher(
+        module,
+        spec,
+        num_classes=card.get("num_classes"),
+        device=_device(device),
+        precision=precision,
+    )
 
 
 def _device(name: str) -> str:

@@ -10,6 +10,7 @@ import pkgutil
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from torch import Tensor, nn
 from dreamstill.errors import TeacherError
 from dreamstill.probe import Probe, batch_norm_layers
 
-__all__ = ["InputSpec", "Offers", "Teacher", "load_module", "open_teacher", "read_card"]
+__all__ = [
+    "InputSpec",
+    "Offers",
+    "Precision",
+    "Teacher",
+    "load_module",
+    "open_teacher",
+    "read_card",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +111,13 @@ class Offers:
     """Size of the penultimate feature."""
 
 
+class Precision(StrEnum):
+    """Of the numbers inside networks while they run; weights and losses are float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 @dataclass(eq=False)
 class Teacher:
     """A frozen network in eval mode that counts its queries (one image shown = one query)."""
@@ -111,12 +127,24 @@ class Teacher:
     num_classes: int
     offers: Offers
     queries: int = field(default=0)
+    precision: Precision = Precision.FLOAT32
+    """Of the teacher and of whatever else it runs."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
         self.queries += len(inputs)
-        logits: Tensor = self.module(inputs)
-        return logits
+        return self.run(self.module, inputs)
+
+    def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Another network, say the student or a generator, in the teacher's precision: float32."""
+        if self.precision is Precision.FLOAT32:
+            output: Tensor = network(inputs)
+            return output
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            output = network(inputs)
+        return output.float()
 
     def with_features(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> logits (N, num_classes) and penultimate features (N, num_features).
@@ -267,7 +295,12 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
 
 
 def open_teacher(
-    module: nn.Module, spec: InputSpec, *, num_classes: int | None = None, device: str = "cpu"
+    module: nn.Module,
+    spec: InputSpec,
+    *,
+    num_classes: int | None = None,
+    device: str = "cpu",
+    precision: Precision = Precision.FLOAT32,
 ) -> Teacher:
     """Freeze a network, put it in eval mode, check one forward pass and see what it offers.
 
@@ -276,6 +309,7 @@ def open_teacher(
         spec: its input.
         num_classes: K where it is known; checked. Read from the forward pass where it is None.
         device: where to put it.
+        precision: of what it runs, itself among it.
 
     Raises:
         TeacherError: the pass fails, or its output is not finite (N, K) logits with K >= 2.
@@ -312,7 +346,7 @@ def open_teacher(
         last_linear=last,
         num_features=linears[last].in_features if last is not None else None,
     )
-    return Teacher(module=module, spec=spec, num_classes=logits.shape[1], offers=offers)
+    return Teacher(module, spec, logits.shape[1], offers, precision=precision)
 
 
 def _last_linear(linears: dict[str, nn.Linear], probe: Probe, logits: Tensor) -> str | None:

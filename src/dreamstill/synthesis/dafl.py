@@ -79,7 +79,7 @@ class Dafl:
     def __init__(self, teacher: Teacher, settings: DaflSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings = teacher, settings
         self.generator = LatentGenerator(
-            teacher.spec, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+            teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
         )
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:

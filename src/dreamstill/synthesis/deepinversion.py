@@ -155,7 +155,7 @@ class DeepInversion:
             loss = inversion_loss(shown, logits, targets, probe.inputs, self.norms, settings)
             if student is not None and settings.competition:
                 with eval_mode(student):
-                    rival = student(shown)
+                    rival = teacher.run(student, shown)
                 loss = loss + settings.competition * (1 - js_divergence(rival, logits, 3.0))
             return loss
 

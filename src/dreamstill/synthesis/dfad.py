@@ -68,7 +68,7 @@ class Dfad:
     def __init__(self, teacher: Teacher, settings: DfadSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings = teacher, settings
         self.generator = LatentGenerator(
-            teacher.spec, settings.latent, settings.widths, settings.lr, rng
+            teacher, settings.latent, settings.widths, settings.lr, rng
         )
         self.batches = 0
 
@@ -80,7 +80,7 @@ class Dfad:
         if self.batches % self.settings.student_steps == 0:
             images = generator.images(generator.draw(size))
             with eval_mode(student):
-                rival = student(images)
+                rival = self.teacher.run(student, images)
             generator.step(dfad_loss(rival, self.teacher(images), log_loss=self.settings.log_loss))
         self.batches += 1
         with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dreamstill.errors import NonFiniteError
 from dreamstill.nets.generators import Generator
 from dreamstill.nets.seeded import seeded
-from dreamstill.teacher import InputSpec
+from dreamstill.teacher import Teacher
 
 __all__ = ["LatentGenerator"]
 
@@ -17,7 +17,7 @@ class LatentGenerator:
     """Latent vectors to images clipped to the teacher's range, and Adam on the way.
 
     Args:
-        spec: the teacher's input.
+        teacher: whose input the images are, and whose precision.
         latent: length of z.
         widths: channels of the generator's two inner convolutions.
         lr: of Adam.
@@ -28,7 +28,7 @@ class LatentGenerator:
 
     def __init__(
         self,
-        spec: InputSpec,
+        teacher: Teacher,
         latent: int,
         widths: tuple[int, int],
         lr: float,
@@ -37,9 +37,11 @@ class LatentGenerator:
         eps: float = 1e-5,
         bounded: bool = True,
     ) -> None:
-        self.spec, self.latent, self.rng = spec, latent, rng
+        self.teacher, self.latent, self.rng = teacher, latent, rng
         with seeded(rng):
-            self.module: nn.Module = Generator(latent, spec.shape, widths, eps=eps, bounded=bounded)
+            self.module: nn.Module = Generator(
+                latent, teacher.spec.shape, widths, eps=eps, bounded=bounded
+            )
         self.module.to(rng.device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.5x on a CPU
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=lr)
@@ -53,8 +55,8 @@ class LatentGenerator:
 
         So a saturated pixel goes on learning.
         """
-        raw: Tensor = self.module(z)
-        return raw + (self.spec.clip(raw) - raw).detach()
+        raw = self.teacher.run(self.module, z)
+        return raw + (self.teacher.spec.clip(raw) - raw).detach()
 
     def step(self, loss: Tensor, *, clip: float = 0.0) -> None:
         """One Adam step on the generator alone: no other network's .grad is touched.

@@ -70,7 +70,7 @@ class Rdskd:
         self.teacher, self.settings = teacher, settings
         self.warm_up = settings.generator_steps
         self.generator = LatentGenerator(
-            teacher.spec, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+            teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
         )
         self.steps = 0
         self.base = torch.zeros(2, device=rng.device)

@@ -40,10 +40,10 @@ class StructuredNoiseSettings:
         at_least(self, 1, "batch_size", "oversample", "memory")
 
 
-def hardest_first(batch: Batch, student: nn.Module) -> Batch:
+def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
     """Order a batch by KL(teacher || student), the largest first."""
     with eval_mode(student):
-        log_student = F.log_softmax(student(batch.images), dim=1)
+        log_student = F.log_softmax(teacher.run(student, batch.images), dim=1)
     log_teacher = F.log_softmax(batch.logits, dim=1)
     kl = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
     order = kl.argsort(descending=True, stable=True)
@@ -78,7 +78,7 @@ class StructuredNoise:
         )
         drawn = Batch(images, teacher(images))
         if settings.mine and student is not None:
-            drawn = hardest_first(drawn, student)
+            drawn = hardest_first(drawn, teacher, student)
         share = -(-settings.batch_size // teacher.num_classes)
         rank = rank_in_class(drawn.logits.argmax(1), teacher.num_classes)
         fresh = Batch(drawn.images[rank < share], drawn.logits[rank < share])

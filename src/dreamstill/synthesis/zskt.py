@@ -68,7 +68,7 @@ class Zskt:
         self.teacher, self.settings = teacher, settings
         self.repeat = settings.student_steps
         self.generator = LatentGenerator(
-            teacher.spec, settings.latent, settings.widths, settings.lr, rng, bounded=False
+            teacher, settings.latent, settings.widths, settings.lr, rng, bounded=False
         )
         self.batches = 0
 
@@ -81,7 +81,7 @@ class Zskt:
         z = generator.draw(settings.batch_size)
         images = generator.images(z)
         with eval_mode(student):
-            rival = student(images)
+            rival = self.teacher.run(student, images)
         generator.step(-kl_divergence(rival, self.teacher(images)), clip=settings.clip)
         self.batches += 1
         with torch.no_grad():

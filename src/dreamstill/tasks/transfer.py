@@ -168,7 +168,7 @@ class TransferLoss:
         """
         names = [only] if only else [n for n in self.weights if n is not Transfer.BOUNDARY]
         with Probe(self.watched[0], copy=True) as student:
-            output = self.student(batch.images)
+            output = self.teacher.run(self.student, batch.images)
         teacher = Probe(self.watched[1], copy=True)
         if any(name not in ON_LOGITS for name in names):
             with torch.no_grad(), teacher:
