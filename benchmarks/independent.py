@@ -13,20 +13,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from benchmarks.resnets import SPEC, open_resnet
 from dreamstill.evaluate import accuracy, load_images, predict
-from dreamstill.nets.resnet_cifar import ResNetCifar
-from dreamstill.teacher import InputSpec, Teacher, load_weights, open_teacher
-
-__all__ = ["SPEC", "open_resnet"]
-
-SPEC = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
-def open_resnet(path: Path, depth: int) -> Teacher:
-    """The independent weights of a ResNet of 20 or 56 layers."""
-    model = ResNetCifar(depth)
-    model.load_state_dict(load_weights(path))
-    return open_teacher(model, SPEC)
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors, main
+from benchmarks.resnets import THINGS
 from dreamstill.metadata import Kind
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
-from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings
 from dreamstill.synthesis.metadata import MetadataSettings
 from dreamstill.synthesis.pixels import Start
@@ -30,7 +30,6 @@ SCHEDULE = DistillSettings(steps=1000, batch_size=64, lr=3e-3, judge_every=250, 
 WIDTHS = (32, 16)
 SHAKE = Augmentation(shift=0.1, scale=0.1, mix=True, flip=True)
 OPTIMIZED = replace(SCHEDULE, pool=512, held_out=128, augment=SHAKE)
-THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
 STRUCTURED = StructuredNoiseSettings(batch_size=64, oversample=3, drawing=THINGS)
 INVERSION = replace(deepinversion.CIFAR10, batch_size=128, steps=100)
 SHAPES: dict[str, Any] = {"start": Start.STRUCTURED, "drawing": THINGS}

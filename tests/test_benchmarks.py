@@ -103,7 +103,10 @@ def test_a_benchmark_adds_the_runs_its_record_lacks(
 ) -> None:
     made: list[tuple[str, int]] = []
 
-    def measure(benchmark: object, name: str, weights: Path, data: Path, seed: int) -> object:
+    def measure(
+        benchmark: object, name: str, weights: Path, data: Path, seed: int, num_test: int | None
+    ) -> object:
+        assert num_test is None
         made.append((name, seed))
         return {"accuracy": 90.0 + seed, "agreement": 91.0, "seconds": 1.0, "queries": 5}
 

@@ -18,12 +18,13 @@ import toys
 from dreamstill.errors import NonFiniteError, RunError, SettingsError
 from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
+from dreamstill.run import Job, TeacherFile, distill
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import Batch, Synthesizer
 from dreamstill.synthesis.noise import Noise, NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings, Transfer
-from dreamstill.teacher import InputSpec
+from dreamstill.teacher import InputSpec, Precision
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -176,10 +177,21 @@ def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distilla
     return Distillation(teacher, toys.student(), method, pool, settings, rng=generator)
 
 
-@pytest.mark.parametrize("transfer", [(Transfer.KL,), (Transfer.L1,), (Transfer.KL, Transfer.L1)])
-def test_a_student_learns_the_quadrants(tmp_path: Path, transfer: tuple[Transfer, ...]) -> None:
+@pytest.mark.parametrize(
+    ("transfer", "precision"),
+    [
+        ((Transfer.KL,), Precision.FLOAT32),
+        ((Transfer.L1,), Precision.FLOAT32),
+        ((Transfer.KL, Transfer.L1), Precision.FLOAT32),
+        ((Transfer.KL, Transfer.L1), Precision.BFLOAT16),
+    ],
+)
+def test_a_student_learns_the_quadrants(
+    tmp_path: Path, transfer: tuple[Transfer, ...], precision: Precision
+) -> None:
     torch.manual_seed(0)
     work = work_in(tmp_path, steps=400, lr=0.01, transfer=transfer)
+    work.teacher.precision = precision
     for _ in work.run():
         pass
     # real inputs of the task, which the student never saw: one bright quadrant each
@@ -190,6 +202,19 @@ def test_a_student_learns_the_quadrants(tmp_path: Path, transfer: tuple[Transfer
     with torch.no_grad():
         answers = work.chosen(images).argmax(1)
     assert (answers == torch.arange(400) % 4).float().mean() > 0.9
+
+
+def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
+    job = Job(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:student",
+        method="noise",
+        synthesis=NoiseSettings(),
+        precision=Precision.BFLOAT16,
+    )
+    with pytest.raises(SettingsError, match="the job is in bfloat16 and its teacher was opened in"):
+        distill(tmp_path / "run", job, toys.quadrant_teacher())
+    assert not (tmp_path / "run").exists()
 
 
 def test_held_out_images_are_never_trained_on(tmp_path: Path) -> None:

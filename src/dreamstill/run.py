@@ -241,6 +241,11 @@ def distill(
         The chosen student, in eval mode, also written to folder/student.safetensors.
 
     """
+    if teacher.precision is not job.precision:
+        raise SettingsError(
+            f"the job is in {job.precision} and its teacher was opened in {teacher.precision}: "
+            "open_from(job.teacher, precision=job.precision)"
+        )
     checkpoint = folder / "checkpoint.pt"
     existed = folder.exists()
     claim(folder, job, device=job.device, resume=resume)

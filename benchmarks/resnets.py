@@ -1,0 +1,117 @@
+"""Independent CIFAR-10 ResNets as teachers, images to compress them with, and a record by rows.
+
+The weights were trained on lossless CIFAR-10; the data folder holds a JPEG copy (quality 75, PSNR
+about 30 dB), on which ResNet-20 reaches 81.03 % where 91.78 is stated. Read each row against the
+network's own and against the agreement with it. `inverted` is structured noise after twenty steps
+of DeepInversion, which bring the statistics at the BatchNorm layers near those of the training set.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.protocol import made_rows, training_images
+from dreamstill.evaluate import accuracy, agreement, load_images, predict
+from dreamstill.nets.resnet_cifar import ResNetCifar
+from dreamstill.run import environment, settle_process
+from dreamstill.synthesis import open_synthesizer
+from dreamstill.synthesis.deepinversion import CIFAR10
+from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.noise import NoiseSettings
+from dreamstill.synthesis.pixels import Start
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.teacher import InputSpec, Teacher, load_weights, open_teacher
+
+__all__ = ["SOURCES", "SPEC", "THINGS", "Study", "open_resnet", "open_study", "source_images"]
+
+SPEC = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
+SOURCES: dict[str, tuple[str, Any]] = {
+    "noise": ("noise", NoiseSettings(batch_size=256)),
+    "structured noise": (
+        "structured_noise",
+        StructuredNoiseSettings(batch_size=256, oversample=4, drawing=THINGS),
+    ),
+    "inverted": (
+        "deepinversion",
+        replace(CIFAR10, steps=20, lr=0.05, start=Start.STRUCTURED, drawing=THINGS),
+    ),
+}
+
+
+def open_resnet(path: Path, depth: int) -> Teacher:
+    """The independent weights of a ResNet of 20 or 56 layers."""
+    model = ResNetCifar(depth)
+    model.load_state_dict(load_weights(path))
+    return open_teacher(model, SPEC)
+
+
+def source_images(source: str, teacher: Teacher, data: Path, num_images: int) -> Tensor:
+    """uint8 (num_images, 3, 32, 32); `real` ones come from the training half of `data`."""
+    rng = torch.Generator().manual_seed(0)
+    if source == "real":
+        images = training_images(data, SPEC)
+        return images[torch.randperm(len(images), generator=rng)[:num_images]]
+    name, settings = SOURCES[source]
+    method = open_synthesizer(name, teacher, settings, rng=rng)
+    parts = [SPEC.decode(method.next_batch().images) for _ in range(num_images // 256)]
+    return torch.cat(parts)
+
+
+@dataclass
+class Study:
+    """One network, the test set, and a record to which rows are added and kept."""
+
+    teacher: Teacher
+    data: Path
+    x: Tensor
+    y: Tensor
+    whole: Tensor
+    """The teacher's logits."""
+    out: Path
+    record: dict[str, Any]
+
+    def lacks(self, row: str) -> bool:
+        """The record has no such row yet."""
+        return row not in self.record["rows"]
+
+    def add(self, row: str, logits: Tensor, **more: Any) -> None:
+        """Measure logits on the test set and write the record."""
+        self.record["rows"][row] = {
+            "accuracy": round(100 * accuracy(logits, self.y), 2),
+            "agreement": round(100 * agreement(logits, self.whole), 2),
+            **more,
+        }
+        print(row, self.record["rows"][row], flush=True)
+        self.out.write_text(json.dumps(self.record, indent=2) + "\n")
+
+
+def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
+    """Read the command line, open the network and the record."""
+    settle_process()
+    parser = argparse.ArgumentParser(description=f"Benchmark {name}.")
+    parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
+    parser.add_argument("--weights", type=Path, required=True, help="of the independent ResNet")
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/records/{name}.json"))
+    parser.add_argument("--resume", action="store_true", help="keep the rows the record has")
+    args = parser.parse_args()
+    if args.data is None:
+        parser.error("give --data FOLDER or set DREAMSTILL_DATA")
+    data, teacher = args.data / "cifar10.npz", open_resnet(args.weights, depth)
+    record: dict[str, Any] = {
+        "name": name,
+        "data": "CIFAR-10 (JPEG copy)",
+        "settings": settings,
+        "environment": environment("cpu"),
+        "rows": {},
+    }
+    if args.resume:
+        record["rows"] = made_rows(args.out, record)
+    x, y = load_images(data, SPEC, 10)
+    return Study(teacher, data, x, y, predict(teacher.module, SPEC, x), args.out, record)
