@@ -23,6 +23,7 @@ from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import channel_spaces, trace
+from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = ["Importance", "PruneSettings", "RoundRecord", "Target", "prune"]
@@ -59,6 +60,9 @@ class PruneSettings:
     one of a slow layer more. At least 0."""
     rounds: int = 4
     """Prune and fine-tune so many times; at least 1."""
+    reconstruct: int = 512
+    """Images on which every layer is solved, by least squares, for what it made before the cut; at
+    least 0: not solved."""
     finetune: DistillSettings | None = field(
         default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
     )
@@ -66,7 +70,7 @@ class PruneSettings:
 
     def __post_init__(self) -> None:
         within(self, 1e-6, 1 - 1e-6, "keep")
-        at_least(self, 0, "latency")
+        at_least(self, 0, "latency", "reconstruct")
         at_least(self, 1, "rounds")
 
 
@@ -158,7 +162,7 @@ def prune(
         teacher: what the copy is fine-tuned towards.
         images: uint8 (N, C, H, W), synthetic or not.
         settings: see PruneSettings.
-        rng: of the fine-tuning.
+        rng: of the reconstruction and the fine-tuning.
         model: what is pruned; default: the teacher itself. Left as it was.
         on_progress: called after each step.
 
@@ -177,7 +181,11 @@ def prune(
     records = []
     for step in range(1, settings.rounds + 1):
         goal = whole * settings.keep ** (step / settings.rounds)
-        _narrow(tp, model, last, teacher, images, settings, goal)
+        before = copy.deepcopy(model)
+        kept = _narrow(tp, model, last, teacher, images, settings, goal)
+        if settings.reconstruct:
+            shown = teacher.spec.encode(images[: settings.reconstruct].to(teacher.device))
+            reconstruct(before, model, kept, shown, rng=rng)
         if settings.finetune is not None:
             model = finetune(
                 teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress
@@ -210,8 +218,13 @@ def _narrow(
     images: Tensor,
     settings: PruneSettings,
     goal: float,
-) -> None:
-    """Remove the least important channels, a hundredth at a time, until the goal is met."""
+) -> dict[str, Tensor]:
+    """Remove the least important channels, a hundredth at a time, until the goal is met.
+
+    Returns the output channels that each convolution and linear layer has left.
+    """
+    names = {m: name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    kept = {name: torch.arange(layer.weight.shape[0]) for layer, name in names.items()}
     example = teacher.spec.encode(images[:1].to(teacher.device))
     model.eval()
     seconds = layer_seconds(model, example) if settings.latency else {}
@@ -228,10 +241,17 @@ def _narrow(
     for _ in range(100):
         if settings.importance is Importance.TAYLOR:
             _gradients(model, teacher, images)
-        pruner.step()
+        for group in pruner.step(interactive=True):
+            for dependency, indices in group:
+                name = names.get(dependency.target.module)
+                if name and pruner.DG.is_out_channel_pruning_fn(dependency.handler):
+                    left = torch.ones(len(kept[name]), dtype=torch.bool)
+                    left[indices] = False
+                    kept[name] = kept[name][left]
+            group.prune()
         model.zero_grad()
         if _cost(model, teacher, settings.target) <= goal:
-            return
+            return kept
     raise SettingsError(f"keep {settings.keep} of {settings.target.value} cannot be met")
 
 

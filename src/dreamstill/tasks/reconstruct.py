@@ -1,0 +1,131 @@
+"""Give a network that lost channels its activations back, layer by layer, by least squares.
+
+Source: He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017,
+section 3.1 (ii), in the asymmetric form: each layer is solved for what it made in the whole network
+from what it is given in the narrow one, after the layers before it. Here on synthetic images, and
+by ridge regression towards the weights that were left. What a layer makes is what the BatchNorm
+layers' statistics are of, so these stay right, whatever the images.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.probe import eval_mode
+
+__all__ = ["reconstruct"]
+
+Layer = nn.Conv2d | nn.Linear
+POSITIONS = 32
+"""Of a map, looked at in each image."""
+IMAGES_AT_ONCE = 64
+
+
+@torch.no_grad()
+def reconstruct(
+    whole: nn.Module,
+    narrow: nn.Module,
+    kept: Mapping[str, Tensor],
+    inputs: Tensor,
+    *,
+    rng: torch.Generator,
+    ridge: float = 0.01,
+) -> None:
+    """Solve the weights and biases of `narrow`, in place.
+
+    Convolutions without groups and linear layers that run once are solved; others stay.
+
+    Args:
+        whole: the network before; left as it was.
+        narrow: the same layers by name, each as wide or narrower.
+        kept: by layer, which of the whole one's outputs are left, in order; all where it is absent.
+        inputs: (N, C, H, W) in the input space; more than a layer has inputs is enough.
+        rng: draws the positions.
+        ridge: weight of staying, in units of the inputs' mean square; above 0.
+
+    """
+    targets: dict[str, tuple[Tensor, Tensor]] = {}
+    calls = Counter[str]()
+    layers = {
+        name: layer
+        for name, layer in narrow.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    }
+
+    def look(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        made = _rows(output, layers[name])
+        size = (len(made), min(POSITIONS, made.shape[1]))
+        where = torch.randint(made.shape[1], size, generator=rng, device=rng.device)
+        wanted = _at(made, where.to(made.device))
+        targets[name] = where, wanted[:, kept[name].to(wanted.device)] if name in kept else wanted
+
+    def solve(name: str, given: Tensor) -> None:
+        if name in targets and calls[name] == 1:
+            where, wanted = targets.pop(name)
+            if wanted.shape[1] == len(layers[name].weight):
+                _solve(layers[name], given, where.to(given.device), wanted, ridge)
+
+    with ExitStack() as stack, eval_mode(whole), eval_mode(narrow):
+        for name in layers:
+            hook = whole.get_submodule(name).register_forward_hook(
+                lambda layer, args, output, name=name: look(name, output)
+            )
+            stack.callback(hook.remove)
+            hook = layers[name].register_forward_pre_hook(
+                lambda layer, args, name=name: solve(name, args[0])
+            )
+            stack.callback(hook.remove)
+        whole(inputs)
+        narrow(inputs)
+
+
+def _rows(output: Tensor, layer: Layer) -> Tensor:
+    """(N, positions, channels) of what a layer puts out."""
+    if isinstance(layer, nn.Linear):
+        return output.reshape(len(output), -1, output.shape[-1])
+    return output.flatten(2).transpose(1, 2)
+
+
+def _at(rows: Tensor, where: Tensor) -> Tensor:
+    """(N, L, C) at positions (N, P) -> (N P, C)."""
+    index = where[:, :, None].expand(-1, -1, rows.shape[2])
+    return rows.gather(1, index).flatten(0, 1)
+
+
+def _patches(given: Tensor, layer: Layer) -> Tensor:
+    """(N, positions, inputs) that a layer multiplies with its weights."""
+    if isinstance(layer, nn.Linear):
+        return given.reshape(len(given), -1, given.shape[-1])
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(given, layer._reversed_padding_repeated_twice, mode=mode)
+    columns = F.unfold(padded, layer.kernel_size, layer.dilation, stride=layer.stride)
+    return columns.transpose(1, 2)
+
+
+def _solve(layer: Layer, given: Tensor, where: Tensor, wanted: Tensor, ridge: float) -> None:
+    """Ridge regression of `wanted` (N P, outputs) on what the layer is given, from its weights."""
+    weight = layer.weight.flatten(1)
+    if layer.bias is not None:
+        weight = torch.cat([weight, layer.bias[:, None]], 1)
+    gram = given.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    cross = given.new_zeros(weight.shape[1], len(weight), dtype=torch.float64)
+    rows_each = IMAGES_AT_ONCE * where.shape[1]
+    parts = (x.split(n) for x, n in ((given, IMAGES_AT_ONCE), (where, IMAGES_AT_ONCE)))
+    for images, at, target in zip(*parts, wanted.split(rows_each), strict=True):
+        rows = _at(_patches(images, layer), at)
+        if layer.bias is not None:
+            rows = F.pad(rows, (0, 1), value=1)
+        missing = target - rows @ weight.T
+        gram += rows.double().T @ rows.double()
+        cross += rows.double().T @ missing.double()
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+    change = torch.linalg.solve(gram, cross).T.to(weight.dtype)
+    if layer.bias is not None:
+        layer.bias += change[:, -1]
+        change = change[:, :-1]
+    layer.weight += change.reshape(layer.weight.shape)

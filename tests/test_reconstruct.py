@@ -1,0 +1,105 @@
+"""Layers solved for what they made before the cut."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.nets.lenet import lenet5_bn
+from dreamstill.nets.seeded import seeded
+from dreamstill.tasks.prune import PruneSettings, prune
+from dreamstill.tasks.reconstruct import reconstruct
+from dreamstill.teacher import InputSpec, open_teacher
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_what_a_lost_channel_carried_is_taken_over_by_the_others() -> None:
+    """Hidden 2 is 3 times hidden 0, less hidden 1: its reader's weights go to the two."""
+    first, last = nn.Linear(4, 3, bias=False), nn.Linear(3, 2)
+    with torch.no_grad():
+        first.weight[2] = 3 * first.weight[0] - first.weight[1]
+        last.weight.copy_(torch.tensor([[1.0, 0, 2], [0, 1, -1]]))
+    narrow_first, narrow_last = nn.Linear(4, 2, bias=False), nn.Linear(2, 2)
+    narrow_first.load_state_dict({"weight": first.weight[:2]})
+    narrow_last.load_state_dict({"weight": last.weight[:, :2], "bias": torch.zeros(2)})
+    whole, narrow = nn.Sequential(first, last), nn.Sequential(narrow_first, narrow_last)
+    kept = {"0": torch.tensor([0, 1])}
+    x = torch.randn(64, 4, generator=rng())
+    reconstruct(whole, narrow, kept, x, rng=rng(), ridge=1e-9)
+    torch.testing.assert_close(narrow_last.weight, torch.tensor([[7.0, -2], [-3, 2]]))
+    torch.testing.assert_close(narrow(x), whole(x))
+
+
+def test_a_great_ridge_leaves_the_weights_alone() -> None:
+    whole, narrow = nn.Linear(4, 3), nn.Linear(4, 3)
+    before = copy.deepcopy(narrow)
+    wholes, narrows = nn.Sequential(whole), nn.Sequential(narrow)
+    reconstruct(wholes, narrows, {}, torch.randn(32, 4, generator=rng()), rng=rng(), ridge=1e9)
+    torch.testing.assert_close(narrow.weight, before.weight)
+
+
+class Convolutions(nn.Module):
+    """Every way of padding; one layer runs twice, and one has groups."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, width, 3, padding=1)
+        self.strided = nn.Conv2d(width, 4, 3, stride=2, padding=(1, 0), dilation=2)
+        self.same = nn.Conv2d(4, 4, 3, padding="same")
+        self.twice = nn.Conv2d(4, 4, 1, bias=False)
+        self.grouped = nn.Conv2d(4, 4, 1, groups=2)
+        self.round = nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular")
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.same(self.strided(F.relu(self.first(x))))
+        x = self.grouped(self.twice(self.twice(x)))
+        x = F.relu(self.round(x)).flatten(2).transpose(1, 2)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def test_convolutions_of_every_kind_are_solved() -> None:
+    with seeded(rng()):
+        whole, narrow = Convolutions(6), Convolutions(4)
+    with torch.no_grad():  # the channels left out are twins of the ones that stay
+        for twin, of in ((1, 0), (4, 5)):
+            whole.first.weight[twin], whole.first.bias[twin] = (  # type: ignore[index]
+                2 * whole.first.weight[of],
+                2 * whole.first.bias[of],  # type: ignore[index]
+            )
+    left = torch.tensor([0, 2, 3, 5])
+    state = narrow.state_dict()
+    for name in ("twice.weight", "grouped.weight", "grouped.bias"):  # these are not solved
+        state[name] = whole.state_dict()[name]
+    narrow.load_state_dict(state)
+    narrow.train()
+    x = torch.randn(200, 2, 9, 9, generator=rng())
+    reconstruct(whole, narrow, {"first": left}, x, rng=rng(), ridge=1e-9)
+    torch.testing.assert_close(narrow.first.weight, whole.first.weight[left], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(narrow(x), whole(x), atol=1e-3, rtol=1e-3)
+    assert narrow.training
+    assert not whole._forward_hooks
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_pruned_network_stays_nearer_to_the_whole(rounds: int) -> None:
+    with seeded(rng()):
+        model = lenet5_bn()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2, generator=rng())
+    spec = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
+    teacher = open_teacher(model, spec)
+    images = torch.randint(0, 256, (600, 1, 28, 28), generator=rng(), dtype=torch.uint8)
+    shown = spec.encode(images[500:])
+    errors = []
+    for num in (0, 500):
+        settings = PruneSettings(keep=0.6, rounds=rounds, reconstruct=num, finetune=None)
+        pruned, _ = prune(teacher, images[:500], settings, rng=rng())
+        errors.append((pruned(shown) - model(shown)).pow(2).mean())
+    assert errors[1] < errors[0] / 3
