@@ -1,7 +1,5 @@
 """Layers solved for what they made before the cut."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,17 +28,21 @@ def test_what_a_lost_channel_carried_is_taken_over_by_the_others() -> None:
     whole, narrow = nn.Sequential(first, last), nn.Sequential(narrow_first, narrow_last)
     kept = {"0": torch.tensor([0, 1])}
     x = torch.randn(64, 4, generator=rng())
-    reconstruct(whole, narrow, kept, x, rng=rng(), ridge=1e-9)
-    torch.testing.assert_close(narrow_last.weight, torch.tensor([[7.0, -2], [-3, 2]]))
-    torch.testing.assert_close(narrow(x), whole(x))
+    reconstruct(whole, narrow, kept, x, rng=rng())
+    wanted = torch.tensor([[7.0, -2], [-3, 2]])
+    torch.testing.assert_close(narrow_last.weight, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(narrow(x), whole(x), atol=1e-4, rtol=1e-4)
 
 
-def test_a_great_ridge_leaves_the_weights_alone() -> None:
-    whole, narrow = nn.Linear(4, 3), nn.Linear(4, 3)
-    before = copy.deepcopy(narrow)
-    wholes, narrows = nn.Sequential(whole), nn.Sequential(narrow)
-    reconstruct(wholes, narrows, {}, torch.randn(32, 4, generator=rng()), rng=rng(), ridge=1e9)
-    torch.testing.assert_close(narrow.weight, before.weight)
+def test_what_one_half_learns_and_the_other_contradicts_is_left_alone() -> None:
+    """More weights than images, and targets that nothing explains: the weights stay."""
+    whole, narrow = (nn.Sequential(nn.Linear(100, 3)) for _ in range(2))
+    x = torch.randn(40, 100, generator=rng())
+    whole[0].register_forward_hook(lambda layer, args, output: torch.randn(40, 3, generator=rng(1)))
+    before = narrow[0].weight.clone()  # type: ignore[operator]
+    reconstruct(whole, narrow, {}, x, rng=rng())
+    after = narrow[0].weight
+    assert (after - before).norm() < 0.4 * before.norm()  # type: ignore[operator]
 
 
 class Convolutions(nn.Module):
@@ -79,9 +81,9 @@ def test_convolutions_of_every_kind_are_solved() -> None:
     narrow.load_state_dict(state)
     narrow.train()
     x = torch.randn(200, 2, 9, 9, generator=rng())
-    reconstruct(whole, narrow, {"first": left}, x, rng=rng(), ridge=1e-9)
-    torch.testing.assert_close(narrow.first.weight, whole.first.weight[left], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(narrow(x), whole(x), atol=1e-3, rtol=1e-3)
+    reconstruct(whole, narrow, {"first": left}, x, rng=rng())
+    torch.testing.assert_close(narrow.first.weight, whole.first.weight[left], atol=1e-3, rtol=1e-3)
+    assert (narrow(x) - whole(x)).norm() < 1e-3 * whole(x).norm()
     assert narrow.training
     assert not whole._forward_hooks
 

@@ -60,7 +60,7 @@ class PruneSettings:
     one of a slow layer more. At least 0."""
     rounds: int = 4
     """Prune and fine-tune so many times; at least 1."""
-    reconstruct: int = 512
+    reconstruct: int = 1024
     """Images on which every layer is solved, by least squares, for what it made before the cut; at
     least 0: not solved."""
     finetune: DistillSettings | None = field(

@@ -3,8 +3,8 @@
 Source: He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017,
 section 3.1 (ii), in the asymmetric form: each layer is solved for what it made in the whole network
 from what it is given in the narrow one, after the layers before it. Here on synthetic images, and
-by ridge regression towards the weights that were left. What a layer makes is what the BatchNorm
-layers' statistics are of, so these stay right, whatever the images.
+by ridge regression towards the weights that were left: each half of the images says how far the
+other may go. The BatchNorm layers' statistics are of what layers made before: they stay right.
 """
 
 from collections import Counter
@@ -23,6 +23,8 @@ Layer = nn.Conv2d | nn.Linear
 POSITIONS = 32
 """Of a map, looked at in each image."""
 IMAGES_AT_ONCE = 64
+RIDGES = (1e-6, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
+"""Weights of staying that are tried, in units of the inputs' mean square."""
 
 
 @torch.no_grad()
@@ -33,7 +35,6 @@ def reconstruct(
     inputs: Tensor,
     *,
     rng: torch.Generator,
-    ridge: float = 0.01,
 ) -> None:
     """Solve the weights and biases of `narrow`, in place.
 
@@ -43,9 +44,8 @@ def reconstruct(
         whole: the network before; left as it was.
         narrow: the same layers by name, each as wide or narrower.
         kept: by layer, which of the whole one's outputs are left, in order; all where it is absent.
-        inputs: (N, C, H, W) in the input space; more than a layer has inputs is enough.
+        inputs: (N, C, H, W) in the input space, N at least 2.
         rng: draws the positions.
-        ridge: weight of staying, in units of the inputs' mean square; above 0.
 
     """
     targets: dict[str, tuple[Tensor, Tensor]] = {}
@@ -68,7 +68,7 @@ def reconstruct(
         if name in targets and calls[name] == 1:
             where, wanted = targets.pop(name)
             if wanted.shape[1] == len(layers[name].weight):
-                _solve(layers[name], given, where.to(given.device), wanted, ridge)
+                _solve(layers[name], given, where.to(given.device), wanted)
 
     with ExitStack() as stack, eval_mode(whole), eval_mode(narrow):
         for name in layers:
@@ -107,25 +107,55 @@ def _patches(given: Tensor, layer: Layer) -> Tensor:
     return columns.transpose(1, 2)
 
 
-def _solve(layer: Layer, given: Tensor, where: Tensor, wanted: Tensor, ridge: float) -> None:
-    """Ridge regression of `wanted` (N P, outputs) on what the layer is given, from its weights."""
+def _solve(layer: Layer, given: Tensor, where: Tensor, wanted: Tensor) -> None:
+    """Regress `wanted` (N P, outputs) on what the layer is given, from the weights it has."""
     weight = layer.weight.flatten(1)
     if layer.bias is not None:
         weight = torch.cat([weight, layer.bias[:, None]], 1)
-    gram = given.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
-    cross = given.new_zeros(weight.shape[1], len(weight), dtype=torch.float64)
-    rows_each = IMAGES_AT_ONCE * where.shape[1]
-    parts = (x.split(n) for x, n in ((given, IMAGES_AT_ONCE), (where, IMAGES_AT_ONCE)))
-    for images, at, target in zip(*parts, wanted.split(rows_each), strict=True):
-        rows = _at(_patches(images, layer), at)
-        if layer.bias is not None:
-            rows = F.pad(rows, (0, 1), value=1)
-        missing = target - rows @ weight.T
-        gram += rows.double().T @ rows.double()
-        cross += rows.double().T @ missing.double()
-    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
-    change = torch.linalg.solve(gram, cross).T.to(weight.dtype)
+    half, each = len(given) // 2, where.shape[1]
+    products = [
+        _products(layer, weight, given[part], where[part], wanted[part.start * each :])
+        for part in (slice(0, half), slice(half, len(given)))
+    ]
+    change = _ridge_regression(products).T.to(weight.dtype)
     if layer.bias is not None:
         layer.bias += change[:, -1]
         change = change[:, :-1]
     layer.weight += change.reshape(layer.weight.shape)
+
+
+def _products(
+    layer: Layer, weight: Tensor, given: Tensor, where: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of the inputs with themselves, and with what the weights miss: (I, I) and (I, outputs)."""
+    gram = given.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    cross = given.new_zeros(weight.shape[1], len(weight), dtype=torch.float64)
+    for start in range(0, len(given), IMAGES_AT_ONCE):
+        at = where[start : start + IMAGES_AT_ONCE]
+        rows = _at(_patches(given[start : start + IMAGES_AT_ONCE], layer), at)
+        if layer.bias is not None:
+            rows = F.pad(rows, (0, 1), value=1)
+        missing = wanted[start * at.shape[1] :][: len(rows)] - rows @ weight.T
+        gram += rows.double().T @ rows.double()
+        cross += rows.double().T @ missing.double()
+    return gram, cross
+
+
+def _ridge_regression(products: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The change (I, outputs) at the ridge with which each half explains the other best."""
+
+    def solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+        level = ridge * gram.diagonal().mean().clamp_min(1e-12)
+        change: Tensor = torch.linalg.solve(gram + level * torch.eye(len(gram)).to(gram), cross)
+        return change
+
+    def error(ridge: float) -> float:
+        total = 0.0
+        for (gram, cross), (other_gram, other_cross) in (products, products[::-1]):
+            change = solved(gram, cross, ridge)
+            total += (change * (other_gram @ change - 2 * other_cross)).sum().item()
+        return total
+
+    best = min(RIDGES, key=error)
+    (gram, cross), (other_gram, other_cross) = products
+    return solved(gram + other_gram, cross + other_cross, best)
