@@ -30,6 +30,7 @@ from dreamstill.synthesis import Synthesizer, open_synthesizer
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings
+from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import InputSpec, Precision, Teacher
 
 __all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "training_images"]
@@ -112,7 +113,8 @@ def train(
     """Train one student of a row."""
     row = benchmark.rows[name]
     rng = torch.Generator().manual_seed(seed)
-    student = open_student(benchmark.student, teacher, rng, inherits=row.inherit)
+    student = open_student(benchmark.student, teacher, rng)
+    kept = inherit(teacher.module, student) if row.inherit else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         synthesizer = open_row(row, teacher, data, folder, rng)
@@ -126,7 +128,7 @@ def train(
                 pass
         distill = replace(row.distill, steps=row.distill.steps - row.after)
         pool = Pool(folder / "pool", teacher.spec, distill.pool, {})
-        work = Distillation(teacher, student, synthesizer, pool, distill, rng=rng)
+        work = Distillation(teacher, student, synthesizer, pool, distill, rng=rng, inherited=kept)
         for progress in work.run():
             if "agreement" in progress.record and progress.done % 1000 == 0:
                 shown = {k: round(v, 4) for k, v in progress.record.items()}

@@ -1,5 +1,6 @@
 """A student that starts from its teacher's channels."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,23 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import toys
 from dreamstill import cli
 from dreamstill.errors import SettingsError
 from dreamstill.nets.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
 from dreamstill.nets.resnet_cifar import resnet20, resnet20_half
-from dreamstill.run import TeacherFile, open_from, open_student
+from dreamstill.pool import Pool
+from dreamstill.run import TeacherFile, open_from
+from dreamstill.synthesis.drawings import Drawing, structured_images
+from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
+from dreamstill.tasks.distill import Distillation, DistillSettings
 from dreamstill.tasks.inherit import inherit
-from dreamstill.teacher import InputSpec, open_teacher
+
+
+def cut(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    """The student, filled."""
+    inherit(teacher, student)
+    return student
 
 
 class Residual(nn.Module):
@@ -57,7 +68,7 @@ def test_what_nobody_reads_is_left_behind_and_the_function_stays() -> None:
     teacher = Residual(6, 4).eval()
     random_norm(teacher.norm)
     silence(teacher, width=[1, 4], inner=[0, 3])
-    student = inherit(teacher, Residual(4, 2)).eval()
+    student = cut(teacher, Residual(4, 2)).eval()
     x = torch.randn(8, 3, 4, 4)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -66,7 +77,7 @@ def test_what_nobody_reads_is_left_behind_and_the_function_stays() -> None:
 def test_a_student_of_the_same_widths_is_the_teacher(build: type[nn.Module]) -> None:
     teacher, student = build().eval(), build()
     x = torch.randn(4, 1, 28, 28)
-    torch.testing.assert_close(inherit(teacher, student).eval()(x), teacher(x))
+    torch.testing.assert_close(cut(teacher, student).eval()(x), teacher(x))
 
 
 def test_a_residual_network_with_padded_shortcuts_is_cut_through() -> None:
@@ -94,7 +105,7 @@ def test_a_residual_network_with_padded_shortcuts_is_cut_through() -> None:
                 inner = teacher.get_parameter(f"{group}.{block}.conv2.weight")
                 inner[:, : inner.shape[1] // 2] = 0
         teacher.linear.weight[:, silent["layer3"]] = 0
-    student = inherit(teacher, resnet20_half()).eval()
+    student = cut(teacher, resnet20_half()).eval()
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -117,7 +128,7 @@ def test_padding_without_a_sum_is_cut_too() -> None:
     teacher = Padded(4, 3)
     with torch.no_grad():
         teacher.last.weight[:, [1, 2, 5]] = 0
-    student = inherit(teacher, Padded(2, 2))
+    student = cut(teacher, Padded(2, 2))
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -129,7 +140,7 @@ def test_the_channels_of_the_largest_norms_are_taken_in_their_order() -> None:
     assert isinstance(last, nn.Linear)
     first.weight.data = torch.tensor([[1.0, 0], [0, 2], [3, 4], [5, 0]])
     last.weight.data = torch.tensor([[1.0, 1, 1, 0], [9, 0, 0, 0.1]])  # worth 9.06, 2, 5, 0.5
-    student = inherit(teacher, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
+    student = cut(teacher, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
     state = student.state_dict()
     assert state["0.weight"].tolist() == [[1, 0], [3, 4]]
     assert torch.equal(state["0.bias"], first.bias[[0, 2]])
@@ -140,7 +151,7 @@ def test_a_half_starts_nearer_to_its_teacher_than_at_random() -> None:
     torch.manual_seed(0)
     teacher, x = lenet5_bn().eval(), torch.randn(16, 1, 28, 28)
     distances = []
-    for start in (lenet5_half_bn(), inherit(teacher, lenet5_half_bn())):
+    for start in (lenet5_half_bn(), cut(teacher, lenet5_half_bn())):
         distances.append((start.eval()(x) - teacher(x)).pow(2).mean())
     assert distances[1] < distances[0]
 
@@ -185,7 +196,7 @@ def test_what_cannot_be_inherited_is_named(
     teacher: nn.Module, student: nn.Module, message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        inherit(teacher, student)
+        cut(teacher, student)
 
 
 class Everything(nn.Module):
@@ -219,7 +230,7 @@ def test_nothing_of_the_teacher_is_forgotten() -> None:
     with torch.no_grad():
         teacher.hidden.weight.view(6, 5, 16)[:, 3] = 0
         teacher.gate.weight[:, 3] = 0
-    student = inherit(teacher, Everything(4)).eval()
+    student = cut(teacher, Everything(4)).eval()
     x = torch.randn(4, 3, 4, 4)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -228,7 +239,7 @@ def test_the_output_keeps_its_classes_and_the_student_its_weights() -> None:
     teacher, student = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 2))
     before = student.state_dict()["0.weight"].clone()
     with pytest.raises(SettingsError, match="through output: 0 must be as wide"):
-        inherit(teacher, student)
+        cut(teacher, student)
     assert torch.equal(student.state_dict()["0.weight"], before)
 
 
@@ -247,47 +258,82 @@ def test_of_a_sum_each_side_is_weighed_by_what_scales_it() -> None:
         teacher.norm.weight.copy_(torch.tensor([1.0, 0.1]))
         teacher.b.weight.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0]]))
         teacher.last.weight.fill_(1)
-    assert torch.equal(inherit(teacher, Sum(1)).b.weight, teacher.b.weight[1:])  # type: ignore[union-attr, arg-type]
+    assert torch.equal(cut(teacher, Sum(1)).b.weight, teacher.b.weight[1:])  # type: ignore[union-attr, arg-type]
 
 
-def test_a_students_start_is_a_setting() -> None:
-    teacher = open_teacher(lenet5().eval(), InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,)))
-    rng = torch.Generator().manual_seed(0)
-    factory = "dreamstill.nets.lenet:lenet5_half"
-    student = open_student(factory, teacher, rng, inherits=True)
-    wanted = inherit(teacher.module, lenet5_half()).state_dict()
-    torch.testing.assert_close(student.state_dict(), wanted)
-    assert student.training
-    other = open_student(factory, teacher, rng).state_dict()
-    assert not torch.equal(other["features.0.weight"], wanted["features.0.weight"])
-
-
-@pytest.mark.parametrize("command", ["distill", "chain"])
-def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Path) -> None:
-    """One step of no length leaves the start as it was."""
+def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
+    """A student after one step of no length."""
     weights = Path(cli.__file__).parent / "assets" / "lenet5_mnist.safetensors"
-    small, run = "dreamstill.nets.lenet:lenet5_half", tmp_path / "run"
+    small, run = "dreamstill.nets.lenet:lenet5_half", tmp_path / f"run{images}"
     common = ["--json", "--out", str(run)]
     if command == "distill":
         words = f"--student {small} --inherit --distill.steps 1 --distill.lr 1e-30"
         words += " --distill.held_out 32 --distill.batch_size 32 --synthesis.batch_size 32"
-        assert (
-            cli.main(["distill", *words.split(), "--teacher.weights", str(weights), *common]) == 0
-        )
-        state = load_file(run / "student.safetensors")
-    else:
-        toml = tmp_path / "chain.toml"
-        toml.write_text(f"""
-            num_images = 64
-            [teacher]
-            weights = "{weights}"
-            [[link]]
-            task = "distill"
-            student = "{small}"
-            inherit = true
-            training = {{ steps = 1, lr = 1e-30, batch_size = 16, held_out = 16 }}
-        """)
-        assert cli.main(["chain", str(toml), *common]) == 0
-        state = torch.load(run / "links" / "1-distill.pt", weights_only=False).state_dict()
-    wanted = inherit(open_from(TeacherFile(weights=str(weights))).module, lenet5_half())
-    torch.testing.assert_close(state, dict(wanted.state_dict()))
+        words += f" --distill.reconstruct {images} --teacher.weights {weights}"
+        assert cli.main(["distill", *words.split(), *common]) == 0
+        return load_file(run / "student.safetensors")
+    toml = tmp_path / "chain.toml"
+    toml.write_text(f"""
+        num_images = 256
+        [teacher]
+        weights = "{weights}"
+        [[link]]
+        task = "distill"
+        student = "{small}"
+        inherit = true
+        [link.training]
+        steps = 1
+        lr = 1e-30
+        batch_size = 16
+        held_out = 16
+        reconstruct = {images}
+    """)
+    assert cli.main(["chain", str(toml), *common]) == 0
+    network = torch.load(run / "links" / "1-distill.pt", weights_only=False)
+    return dict(network.state_dict())
+
+
+@pytest.mark.parametrize("command", ["distill", "chain"])
+def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Path) -> None:
+    weights = Path(cli.__file__).parent / "assets" / "lenet5_mnist.safetensors"
+    teacher = open_from(TeacherFile(weights=str(weights)))
+    states = [started(command, tmp_path, images) for images in (0, 200)]
+    wanted = cut(teacher.module, lenet5_half())
+    torch.testing.assert_close(states[0], dict(wanted.state_dict()))
+
+    spec = teacher.spec
+    rng = torch.Generator().manual_seed(5)
+    shown = spec.normalize(structured_images(256, spec, Drawing(), rng))
+    errors = []
+    for state in states:
+        student = lenet5_half()
+        student.load_state_dict(state)
+        errors.append((student(shown) - teacher(shown)).pow(2).mean())
+    assert errors[1] < errors[0] / 3
+
+
+def test_a_run_killed_before_its_first_step_is_solved_once(tmp_path: Path) -> None:
+    """Taken up from any point before and after the reconstruction: the same student."""
+    finished = []
+    for stop in (0, 1, 3, 4):
+        works = [work_in(tmp_path / f"{stop}-{n}") for n in range(2)]
+        for n, _ in enumerate(works[0].run()):
+            if n == stop:
+                break
+        state = copy.deepcopy(works[0].state_dict())
+        works[1].load_state_dict(state)
+        for _ in works[1].run():
+            pass
+        finished.append(works[1].chosen.state_dict())
+    for other in finished[1:]:
+        torch.testing.assert_close(other, finished[0], rtol=0, atol=0)
+
+
+def work_in(folder: Path) -> Distillation:
+    """Two batches for the judge, two to be solved on, then two steps."""
+    teacher, rng = toys.cnn_teacher(), torch.Generator().manual_seed(0)
+    student = copy.deepcopy(teacher.module).requires_grad_()
+    method = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=32), rng=rng)
+    settings = DistillSettings(steps=2, held_out=64, reconstruct=64, pool=200)
+    pool = Pool(folder, teacher.spec, 200, {})
+    return Distillation(teacher, student, method, pool, settings, rng=rng, inherited={})

@@ -9,7 +9,7 @@ package and of the user's own factories alone.
 import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -36,6 +36,7 @@ from dreamstill.synthesis import METHODS
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize_to
 from dreamstill.tasks.finetune import finetune
+from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, export_int8
 from dreamstill.tasks.merge import MergeSettings, merge
 from dreamstill.tasks.pack import PackSettings, load_packed, pack, save_packed
@@ -111,7 +112,12 @@ class Work:
     stem: Path
     """Where the link's files go, less their suffix."""
 
-    def tune(self, model: nn.Module, settings: DistillSettings | None) -> nn.Module:
+    def tune(
+        self,
+        model: nn.Module,
+        settings: DistillSettings | None,
+        inherited: Mapping[str, Tensor] | None = None,
+    ) -> nn.Module:
         """Fine-tune towards the teacher, if asked."""
         if settings is None:
             return model
@@ -121,6 +127,7 @@ class Work:
             self.images,
             settings,
             rng=self.rng,
+            inherited=inherited,
             on_progress=self.on_progress,
         )
         return tuned.requires_grad_(False)
@@ -130,8 +137,9 @@ Outcome = tuple[nn.Module, dict[str, Any]]
 
 
 def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
-    student = open_student(settings.student, work.teacher, work.rng, inherits=settings.inherit)
-    return work.tune(student, settings.training), {}
+    student = open_student(settings.student, work.teacher, work.rng)
+    kept = inherit(work.teacher.module, student) if settings.inherit else None
+    return work.tune(student, settings.training, inherited=kept), {}
 
 
 def _prune(model: nn.Module, settings: PruneSettings, work: Work) -> Outcome:

@@ -149,13 +149,8 @@ def _device(name: str) -> str:
     return name
 
 
-def open_student(
-    factory: str, teacher: Teacher, rng: torch.Generator, *, inherits: bool = False
-) -> nn.Module:
-    """Build a student with weights drawn from `rng` and check that it answers as the teacher.
-
-    With `inherits` its weights are the teacher's most important channels: see `tasks.inherit`.
-    """
+def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:
+    """Build a student with weights drawn from `rng` and check that it answers as the teacher."""
     with seeded(rng):
         student = build(factory)
     probe = open_teacher(student, teacher.spec, device=str(teacher.device))
@@ -164,8 +159,6 @@ def open_student(
             f"the student {factory!r} has {probe.num_classes} classes, "
             f"the teacher {teacher.num_classes}"
         )
-    if inherits:
-        inherit(teacher.module, student)
     return student.train().requires_grad_()
 
 
@@ -251,7 +244,8 @@ def distill(
     claim(folder, job, device=job.device, resume=resume)
     try:
         rng = torch.Generator(device=job.device).manual_seed(job.seed)
-        student = open_student(job.student, teacher, rng, inherits=job.inherit)
+        student = open_student(job.student, teacher, rng)
+        kept = inherit(teacher.module, student) if job.inherit else None
         method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
         origin = {
             "method": job.method,
@@ -259,7 +253,7 @@ def distill(
             "teacher": teacher.fingerprint,
         }
         pool = Pool(folder / "pool", teacher.spec, job.distill.pool, origin)
-        work = Distillation(teacher, student, method, pool, job.distill, rng=rng)
+        work = Distillation(teacher, student, method, pool, job.distill, rng=rng, inherited=kept)
     except BaseException:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,12 @@
 """Distill: train a student on what a synthesizer makes, and keep the one the judge chooses."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.judge import Judge
@@ -14,6 +14,7 @@ from dreamstill.pool import Augmentation, Pool, augment
 from dreamstill.probe import batch_norm_layers
 from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.contract import Batch, Synthesizer, answered
+from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
 
@@ -38,6 +39,9 @@ class DistillSettings:
     """Capacity of the pool in images; at least 1."""
     augment: Augmentation = field(default_factory=Augmentation)
     """Changes of replayed images."""
+    reconstruct: int = 2048
+    """Images on which the layers of a student that inherits are solved, by least squares, for what
+    they make in the teacher; before the first step. At least 0: it starts as it was cut."""
     transfer: tuple[Transfer, ...] = (Transfer.KL, Transfer.L1)
     """Losses, summed. On logits: kl (Hinton's), reverse-kl, js, mse, l1; on feature maps: mimic,
     attention, boundary (a first stage that initializes the student); on the penultimate features:
@@ -66,7 +70,9 @@ class DistillSettings:
         at_least(self, 1, "steps", "pool", "judge_every")
         at_least(self, 2, "batch_size", "held_out")
         above(self, 0, "temperature", "lr")
-        at_least(self, 0, "prefill", "fresh_every", "clip_gradient", "transfer_weights")
+        at_least(
+            self, 0, "prefill", "fresh_every", "reconstruct", "clip_gradient", "transfer_weights"
+        )
         within(self, 0, 1, "boundary_share")
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
@@ -105,6 +111,7 @@ class Distillation:
         pool: where its batches are kept.
         settings: see DistillSettings.
         rng: for replay and augmentation; the synthesizer may share it.
+        inherited: what `inherit` returned, where the student starts from the teacher's channels.
 
     """
 
@@ -117,7 +124,9 @@ class Distillation:
         settings: DistillSettings,
         *,
         rng: torch.Generator,
+        inherited: Mapping[str, Tensor] | None = None,
     ) -> None:
+        self.inherited = inherited if settings.reconstruct else None
         self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
         self.pool, self.settings, self.rng = pool, settings, rng
         streams = synthesizer.streams
@@ -158,6 +167,14 @@ class Distillation:
             total = self.prefill + self.settings.held_out
             have = min(self.pool.added + len(self.judge.images), total)
             yield Progress("synthesize", have, total, {})
+        if self.inherited is not None:
+            while self.pool.added < min(self.settings.reconstruct, self.pool.capacity):
+                self._synthesize()
+                yield Progress("synthesize", self.pool.added, self.settings.reconstruct, {})
+            images = self.pool.images()[: self.settings.reconstruct].to(self.rng.device)
+            inputs = self.teacher.spec.encode(images)
+            reconstruct(self.teacher.module, self.student, self.inherited, inputs, rng=self.rng)
+            self.inherited = None
         while self.step < self.settings.steps:
             record = self._train_step()
             yield Progress("distill", self.step, self.settings.steps, record)
@@ -239,6 +256,7 @@ class Distillation:
             "schedule": self.schedule.state_dict(),
             "connectors": self.loss.connectors.state_dict(),
             "warmed_up": self.warmed_up,
+            "reconstructed": self.inherited is None,
             "repeats_left": self.repeats_left,
             "repeated": (self.repeated.images, self.repeated.logits) if self.repeated else None,
             "synthesizer": self.synthesizer.state_dict(),
@@ -257,6 +275,7 @@ class Distillation:
         self.schedule.load_state_dict(state["schedule"])
         self.loss.connectors.load_state_dict(state["connectors"])
         self.warmed_up, self.repeats_left = state["warmed_up"], state["repeats_left"]
+        self.inherited = None if state["reconstructed"] else self.inherited
         self.repeated = Batch(*state["repeated"]) if state["repeated"] else None
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.healthy = state["healthy"]

@@ -1,7 +1,7 @@
 """Fine-tune a changed network on a set of images, towards the network it was made from."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def finetune(
     settings: DistillSettings,
     *,
     rng: torch.Generator,
+    inherited: Mapping[str, Tensor] | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
     """Train `student` in place towards the teacher; returns the one the judge keeps.
@@ -35,6 +36,7 @@ def finetune(
             quarter, are the judge's and are never trained on.
         settings: of the training.
         rng: order, draws and augmentation.
+        inherited: what `inherit` returned, where the student starts from the teacher.
         on_progress: called after each step.
 
     Raises:
@@ -58,7 +60,7 @@ def finetune(
         pool = Pool(Path(folder), teacher.spec, len(training), {})
         pool.add(Batch(teacher.spec.encode(training), torch.empty(0)))
         source = StoredImages(teacher, training, settings.batch_size, rng=rng)
-        work = Distillation(teacher, student, source, pool, settings, rng=rng)
+        work = Distillation(teacher, student, source, pool, settings, rng=rng, inherited=inherited)
         work.judge.hold_out(answered(teacher, teacher.spec.encode(kept.to(rng.device))))
         for progress in work.run():
             on_progress(progress)

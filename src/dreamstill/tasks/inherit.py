@@ -19,15 +19,17 @@ from dreamstill.tasks.graph import Space, batch_norms, channel_spaces, trace
 __all__ = ["inherit"]
 
 
-def inherit(teacher: nn.Module, student: nn.Module) -> nn.Module:
+def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
     """Fill `student`, in place, with the channels of `teacher` that are worth most.
+
+    All of its parameters and buffers are overwritten.
 
     Args:
         teacher: traceable by torch.fx; left as it was, in eval mode.
         student: the same layers by name, each as wide as the teacher's or narrower.
 
     Returns:
-        The student, all of its parameters and buffers overwritten.
+        By layer, which of the teacher's outputs the student has: for `reconstruct`.
 
     Raises:
         SettingsError: the student is not a narrower copy; it is left as it was.
@@ -54,7 +56,7 @@ def inherit(teacher: nn.Module, student: nn.Module) -> nn.Module:
     student.load_state_dict(
         {key: _part(key, value, small[key], inputs, outputs) for key, value in large.items()}
     )
-    return student
+    return {name: choice.keep for name, choice in outputs.items()}
 
 
 @dataclass(frozen=True)

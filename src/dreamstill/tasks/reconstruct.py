@@ -23,7 +23,7 @@ Layer = nn.Conv2d | nn.Linear
 POSITIONS = 32
 """Of a map, looked at in each image."""
 IMAGES_AT_ONCE = 64
-RIDGES = (1e-6, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
+RIDGES = (1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
 """Weights of staying that are tried, in units of the inputs' mean square."""
 
 
