@@ -4,7 +4,9 @@
 
 Beside the student that starts from its teacher's channels stand the same student from random
 weights, and both starts on noise and on the real set: what the start is worth, and what the images.
-DAFL's and ZSKD's images, with the settings of their own recipes, get the same start.
+DAFL's and ZSKD's images, with the settings of their own recipes, get the same start. The rows
+"reconstructed" are of students whose layers are also solved on the images, and trained for no step,
+for 200, and for all.
 """
 
 from dataclasses import replace
@@ -19,8 +21,21 @@ SCHEDULE = DistillSettings(steps=2000, batch_size=64, lr=3e-3, judge_every=500)
 
 
 def with_inherited(rows: dict[str, Row]) -> dict[str, Row]:
-    """Each row, and the same with a student that inherits."""
-    return rows | {f"{n}, inherited": replace(row, inherit=True) for n, row in rows.items()}
+    """Each row, and the same with a student that inherits, as it was cut and reconstructed."""
+    inherited = {n: replace(row, inherit=True) for n, row in rows.items()}
+    return (
+        rows
+        | {f"{n}, inherited": with_steps(row, reconstruct=0) for n, row in inherited.items()}
+        | {
+            f"{n}, reconstructed, {steps} steps": with_steps(row, steps=steps)
+            for n, row in inherited.items()
+            for steps in (0, 200, SCHEDULE.steps)
+        }
+    )
+
+
+def with_steps(row: Row, **changes: int) -> Row:
+    return replace(row, distill=replace(row.distill, **changes))
 
 
 def inheriting(row: Row) -> Row:
@@ -30,6 +45,7 @@ def inheriting(row: Row) -> Row:
         prefill=row.distill.prefill,
         fresh_every=row.distill.fresh_every,
         augment=row.distill.augment,
+        reconstruct=0,
     )
     return replace(row, inherit=True, distill=plain)
 

@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"steps": -1}, "steps must be at least 0; got -1"),
         ({"temperature": -1.0}, "temperature must be above 0; got -1.0"),
         ({"temperature": float("nan")}, "temperature must be above 0; got nan"),
         ({"transfer": ()}, "at least one of kl"),

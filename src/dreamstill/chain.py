@@ -29,7 +29,14 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import export, load_exported
-from dreamstill.run import claim, open_from, open_student, write_atomically, write_json
+from dreamstill.run import (
+    RANDOM_START,
+    claim,
+    open_from,
+    open_student,
+    write_atomically,
+    write_json,
+)
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.sources import Images, OnProgress, own_images
 from dreamstill.synthesis import METHODS
@@ -63,6 +70,10 @@ class DistillLink:
     """Start the student, a narrower copy of the teacher, from the teacher's channels."""
     training: DistillSettings = field(default_factory=DistillSettings)
     """The training; its images are the chain's."""
+
+    def __post_init__(self) -> None:
+        if self.training.steps == 0 and not self.inherit:
+            raise SettingsError(RANDOM_START)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,7 @@ from dreamstill.teacher import (
 )
 
 __all__ = [
+    "RANDOM_START",
     "Job",
     "TeacherFile",
     "claim",
@@ -75,6 +76,9 @@ class TeacherFile:
     """Consent to run the code in a full pickle. Never for a file you do not trust."""
 
 
+RANDOM_START = "0 steps leave a student at its random start: take steps, or let it inherit"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """All that decides a run's result."""
@@ -101,6 +105,8 @@ class Job:
             raise SettingsError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
+        if self.distill.steps == 0 and not self.inherit:
+            raise SettingsError(RANDOM_START)
         if not self.checkpoint_every >= 0:
             raise SettingsError(f"checkpoint_every must be at least 0; got {self.checkpoint_every}")
 

@@ -26,7 +26,7 @@ class DistillSettings:
     """Settings of distillation."""
 
     steps: int = 2000
-    """Student steps; at least 1."""
+    """Student steps; at least 0: the student stays as it starts."""
     batch_size: int = 256
     """Images of a replayed batch; fresh batches have the synthesizer's size. At least 2."""
     prefill: int | None = None
@@ -67,7 +67,8 @@ class DistillSettings:
     """Largest norm of the student's gradient; 0: none."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "pool", "judge_every")
+        at_least(self, 0, "steps")
+        at_least(self, 1, "pool", "judge_every")
         at_least(self, 2, "batch_size", "held_out")
         above(self, 0, "temperature", "lr")
         at_least(
