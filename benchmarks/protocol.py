@@ -216,16 +216,16 @@ def main(benchmark: Benchmark) -> None:
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     parser.add_argument("--out", type=Path, help="JSON record [benchmarks/records/NAME.json]")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", help=f"of {','.join(benchmark.rows)} [all]")
+    parser.add_argument("--rows", nargs="+", help=f"of {'; '.join(benchmark.rows)} [all]")
     parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
     parser.add_argument("--reuse", type=Path, help="take rows of the same settings from a record")
     parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
-    names = args.rows.split(",") if args.rows else list(benchmark.rows)
+    names = args.rows or list(benchmark.rows)
     if unknown := set(names) - set(benchmark.rows):
-        parser.error(f"unknown row {sorted(unknown)[0]}; known: {', '.join(benchmark.rows)}")
+        parser.error(f"unknown row {sorted(unknown)[0]}; known: {'; '.join(benchmark.rows)}")
     if args.tiny:
         rows = {name: tiny(row) for name, row in benchmark.rows.items()}
         benchmark = replace(benchmark, rows=rows)

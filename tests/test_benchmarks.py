@@ -113,7 +113,7 @@ def test_a_benchmark_adds_the_runs_its_record_lacks(
     monkeypatch.setattr(protocol, "measure", measure)
     out = tmp_path / "record.json"
     for seeds, resume in (("1", []), ("3", ["--resume"])):
-        options = ["--data", str(data), "--out", str(out), "--rows", "noise,real"]
+        options = ["--data", str(data), "--out", str(out), "--rows", "noise", "real"]
         monkeypatch.setattr(sys, "argv", ["x", *options, "--seeds", seeds, *resume])
         protocol.main(importlib.import_module("recipes.dafl_mnist").BENCHMARK)
     assert made == [(n, s) for ss in ((0,), (1, 2)) for n in ("noise", "real") for s in ss]
