@@ -1,60 +1,63 @@
-"""Prune an independent CIFAR-10 ResNet-56 by 30 and 50 % of its MACs: see `resnets`.
+"""Prune an independent CIFAR-10 ResNet-56 by 50 and 30 % of its MACs: see `resnets`.
 
     python -m benchmarks.prune_resnet56 --data FOLDER --weights akamaster_cifar10_resnet56.th
 
-Channels go by magnitude, so that the same go for every source; `not fine-tuned` is before the
-images come in.
+Channels go by magnitude, so that the same go for every source. `cut` is before any image comes in,
+`reconstructed` has its layers solved on the first images, the rest is also fine-tuned. Networks run
+in bfloat16.
 """
 
-import copy
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.resnets import SOURCES, SPEC, open_study, source_images
 from dreamstill.evaluate import predict
 from dreamstill.pool import Augmentation
 from dreamstill.settings import to_plain
 from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.prune import PruneSettings, prune
+from dreamstill.teacher import Precision
 
 TUNE = DistillSettings(
-    steps=150,
+    steps=400,
     batch_size=64,
     lr=1e-3,
     held_out=256,
-    judge_every=50,
-    augment=Augmentation(flip=True, shift=0.1),
+    judge_every=100,
+    augment=Augmentation(flip=True, shift=0.1, mix=True),
 )
-CUT = PruneSettings(rounds=1, finetune=None)
-NUM_IMAGES = 1024
+TUNED = PruneSettings(rounds=1, reconstruct=512, finetune=TUNE)
+NUM_IMAGES = 2048
 
 
 def main() -> None:
-    settings = {"prune": to_plain(CUT), "finetune": to_plain(TUNE), "num_images": NUM_IMAGES}
-    study = open_study("prune_resnet56", 56, settings)
-    teacher = study.teacher
+    study = open_study("prune_resnet56", 56, to_plain(TUNED) | {"num_images": NUM_IMAGES})
+    study.teacher.precision = Precision.BFLOAT16
 
     def measured(row: str, model: nn.Module) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         study.add(row, predict(model, SPEC, study.x), parameters=parameters)
 
-    measured("ResNet-56", teacher.module)
+    def pruned(row: str, images: Tensor, settings: PruneSettings) -> None:
+        if study.lacks(row):
+            rng = torch.Generator().manual_seed(0)
+            measured(row, prune(study.teacher, images, settings, rng=rng)[0])
+
+    measured("ResNet-56", study.teacher.module)
     for removed in (0.5, 0.3):
-        start = f"{100 * removed:.0f} % of MACs off"
-        wanted = replace(CUT, keep=1 - removed)
-        rng = torch.Generator().manual_seed(0)
-        cut, _ = prune(teacher, torch.zeros(1, *SPEC.shape, dtype=torch.uint8), wanted, rng=rng)
-        if study.lacks(f"{start}, not fine-tuned"):
-            measured(f"{start}, not fine-tuned", cut)
+        share = f"{100 * removed:.0f} % of MACs off"
+        tuned = replace(TUNED, keep=1 - removed)
+        solved = replace(tuned, finetune=None)
+        nothing = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
+        pruned(f"{share}, cut", nothing, replace(solved, reconstruct=0))
         for source in ("real", *SOURCES):
-            if study.lacks(f"{start}, {source}"):
-                images = source_images(source, teacher, study.data, NUM_IMAGES)
-                rng = torch.Generator().manual_seed(0)
-                student = copy.deepcopy(cut).requires_grad_(True)
-                measured(f"{start}, {source}", finetune(teacher, student, images, TUNE, rng=rng))
+            names = [f"{share}, reconstructed, {source}", f"{share}, {source}"]
+            if any(study.lacks(name) for name in names):
+                images = source_images(source, study.teacher, study.data, NUM_IMAGES)
+                for name, settings in zip(names, (solved, tuned), strict=True):
+                    pruned(name, images, settings)
 
 
 if __name__ == "__main__":
