@@ -131,7 +131,7 @@ def demo(
     folder: Path,
     *,
     seed: int = 0,
-    steps: int = 3000,
+    steps: int = 1000,
     resume: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
