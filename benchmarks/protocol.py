@@ -46,6 +46,8 @@ class Row:
     distill: DistillSettings
     inherit: bool = False
     """The student starts from the teacher's channels in place of random weights."""
+    reconstruct: int = 0
+    """Images on which the layers of such a student are solved."""
     after: int = 0
     """Of the steps, those on the structured noise of the benchmark, before the method's images."""
 
@@ -128,7 +130,16 @@ def train(
                 pass
         distill = replace(row.distill, steps=row.distill.steps - row.after)
         pool = Pool(folder / "pool", teacher.spec, distill.pool, {})
-        work = Distillation(teacher, student, synthesizer, pool, distill, rng=rng, inherited=kept)
+        work = Distillation(
+            teacher,
+            student,
+            synthesizer,
+            pool,
+            distill,
+            rng=rng,
+            inherited=kept,
+            reconstruct=row.reconstruct,
+        )
         for progress in work.run():
             if "agreement" in progress.record and progress.done % 1000 == 0:
                 shown = {k: round(v, 4) for k, v in progress.record.items()}
@@ -179,16 +190,22 @@ def tiny(row: Row) -> Row:
         if "low_resolution_steps" in known:
             small["low_resolution_steps"] = 0
         synthesis = replace(synthesis, **{k: v for k, v in small.items() if k in known})
-    distill = replace(row.distill, steps=20, batch_size=64, held_out=64, pool=64)
+    steps = min(row.distill.steps, 20)
+    distill = replace(row.distill, steps=steps, batch_size=64, held_out=64, pool=64)
     return replace(row, synthesis=synthesis, distill=distill, after=min(row.after, 5))
+
+
+def same_network(path: Path, other: dict[str, Any], record: dict[str, Any]) -> None:
+    """Rows of two records may stand in one."""
+    for key in ("data", "teacher", "student", "precision"):
+        if other.get(key, Precision.FLOAT32) != record[key]:
+            raise SystemExit(f"{path} has another {key}")
 
 
 def reused(path: Path, record: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
     """Rows of another record of the same data, teacher, student and settings."""
     other = json.loads(path.read_text())
-    for key in ("data", "teacher", "student"):
-        if other[key] != record[key]:
-            raise SystemExit(f"{path} has another {key}")
+    same_network(path, other, record)
     return {
         name: other["rows"][name]
         for name, row in benchmark.rows.items()
@@ -244,7 +261,9 @@ def main(benchmark: Benchmark) -> None:
         "rows": {},
     }
     if out.exists() and not args.tiny:
-        record["rows"] = json.loads(out.read_text())["rows"]
+        found = json.loads(out.read_text())
+        same_network(out, found, record)
+        record["rows"] = found["rows"]
     if args.reuse:
         record["rows"] |= reused(args.reuse, record, benchmark)
         names = [name for name in names if name not in record["rows"]]

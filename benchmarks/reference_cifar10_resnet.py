@@ -40,7 +40,7 @@ FLOORS = floors(SCHEDULE, STRUCTURED)
 INVERTED = Row(
     method="deepinversion",
     synthesis=replace(INVERSION, **SHAPES),
-    distill=replace(OPTIMIZED, reconstruct=0),
+    distill=OPTIMIZED,
     inherit=True,
 )
 DAFL = Row(
@@ -55,10 +55,7 @@ DFAD = Row(
 )
 
 
-INHERITED = {
-    name: replace(row, inherit=True, distill=replace(row.distill, reconstruct=0))
-    for name, row in FLOORS.items()
-} | {
+INHERITED = {name: replace(row, inherit=True) for name, row in FLOORS.items()} | {
     "deepinversion from structured noise": INVERTED,
     "deepinversion (20 steps, 2,048 images) from structured noise": replace(
         INVERTED,
@@ -82,7 +79,7 @@ BENCHMARK = Benchmark(
         **FLOORS,
         **{f"{name}, inherited": row for name, row in INHERITED.items()},
         **{
-            f"{name}, reconstructed": replace(row, distill=replace(row.distill, reconstruct=2048))
+            f"{name}, reconstructed": replace(row, reconstruct=2048)
             for name, row in INHERITED.items()
         },
         "deepinversion": optimized("deepinversion", INVERSION),

@@ -10,7 +10,6 @@ for 200, and for all.
 """
 
 from dataclasses import replace
-from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
@@ -23,20 +22,18 @@ SCHEDULE = DistillSettings(steps=2000, batch_size=64, lr=3e-3, judge_every=500)
 
 def with_inherited(rows: dict[str, Row]) -> dict[str, Row]:
     """Each row, and the same with a student that inherits, as it was cut and reconstructed."""
-    inherited = {n: replace(row, inherit=True) for n, row in rows.items()}
+    inherited = {name: replace(row, inherit=True) for name, row in rows.items()}
     return (
         rows
-        | {f"{n}, inherited": with_steps(row, reconstruct=0) for n, row in inherited.items()}
+        | {f"{name}, inherited": row for name, row in inherited.items()}
         | {
-            f"{n}, reconstructed, {steps} steps": with_steps(row, steps=steps)
-            for n, row in inherited.items()
+            f"{name}, reconstructed, {steps} steps": replace(
+                row, reconstruct=2048, distill=replace(row.distill, steps=steps)
+            )
+            for name, row in inherited.items()
             for steps in (0, 200, SCHEDULE.steps)
         }
     )
-
-
-def with_steps(row: Row, **changes: Any) -> Row:
-    return replace(row, distill=replace(row.distill, **changes))
 
 
 def inheriting(row: Row) -> Row:
@@ -46,7 +43,6 @@ def inheriting(row: Row) -> Row:
         prefill=row.distill.prefill,
         fresh_every=row.distill.fresh_every,
         augment=row.distill.augment,
-        reconstruct=0,
     )
     return replace(row, inherit=True, distill=plain)
 

@@ -30,7 +30,8 @@ from dreamstill.tasks.pack import (
     pack,
     save_packed,
 )
-from dreamstill.tasks.prune import Importance, PruneSettings, Target, prune
+from dreamstill.tasks.prune import Importance, PruneSettings, Target, library, prune
+from dreamstill.tasks.prune import _narrow as narrowed
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
@@ -259,6 +260,53 @@ def test_padded_shortcuts_keep_their_channels(importance: Importance) -> None:
     assert pruned(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
     assert weight(pruned, "conv1").shape == (16, 3, 3, 3)
     assert len(weight(pruned, "layer2.1.conv1")) < 32
+
+
+class PadsAtRunTime(nn.Module):
+    """A shortcut whose padding is not known before it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.inner, self.out = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        y = torch.relu(self.wide(x))
+        x = y + nn.functional.pad(x, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1]))
+        x = x + self.out(torch.relu(self.inner(x)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_channels_padded_by_a_number_of_run_time_are_kept() -> None:
+    with seeded(rng()):
+        model = PadsAtRunTime()
+    teacher = open_teacher(model, InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3))
+    settings = PruneSettings(keep=0.8, rounds=1, finetune=None)
+    pruned, _ = prune(teacher, images(32, (3, 8, 8)), settings, rng=rng())
+    assert weight(pruned, "first").shape == (8, 3, 3, 3)
+    assert len(weight(pruned, "inner")) < 16
+    assert pruned(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_pruning_says_which_channels_are_left() -> None:
+    teacher = open_teacher(lenet(batch_norm=True), SPEC)
+    for layer in teacher.module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            assert layer.bias is not None
+            with torch.no_grad():
+                layer.bias.copy_(torch.arange(len(layer.bias)))
+    settings = PruneSettings(keep=0.5, rounds=1, finetune=None)
+    model, last = (
+        copy.deepcopy(teacher.module).requires_grad_(True),
+        str(teacher.offers.last_linear),
+    )
+    goal = 0.5 * measure_cost(model, SPEC).macs
+    kept = narrowed(library(), model, last, teacher, images(8), settings, goal)
+    for name, channels in kept.items():
+        assert torch.equal(model.get_parameter(f"{name}.bias"), channels.float()), name
+    assert any(len(channels) < 6 for channels in kept.values())
 
 
 def test_channels_of_a_slow_layer_go_first(monkeypatch: pytest.MonkeyPatch) -> None:

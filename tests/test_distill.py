@@ -192,6 +192,13 @@ def test_a_student_learns_the_quadrants(
     torch.manual_seed(0)
     work = work_in(tmp_path, steps=400, lr=0.01, transfer=transfer)
     work.teacher.precision = precision
+    low = []
+    work.student.register_forward_hook(
+        lambda module, args, output: low.append(torch.is_autocast_enabled("cpu"))
+    )
+    next(iter(work.run()))
+    work._train_step()
+    assert low[0] == (precision is Precision.BFLOAT16)
     for _ in work.run():
         pass
     # real inputs of the task, which the student never saw: one bright quadrant each

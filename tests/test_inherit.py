@@ -269,7 +269,7 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
     if command == "distill":
         words = f"--student {small} --inherit --distill.steps 0"
         words += " --distill.held_out 32 --distill.batch_size 32 --synthesis.batch_size 32"
-        words += f" --distill.reconstruct {images} --teacher.weights {weights}"
+        words += f" --reconstruct {images} --teacher.weights {weights}"
         assert cli.main(["distill", *words.split(), *common]) == 0
         return load_file(run / "student.safetensors")
     toml = tmp_path / "chain.toml"
@@ -281,11 +281,11 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
         task = "distill"
         student = "{small}"
         inherit = true
+        reconstruct = {images}
         [link.training]
         steps = 0
         batch_size = 16
         held_out = 16
-        reconstruct = {images}
     """)
     assert cli.main(["chain", str(toml), *common]) == 0
     network = torch.load(run / "links" / "1-distill.pt", weights_only=False)
@@ -333,6 +333,8 @@ def work_in(folder: Path) -> Distillation:
     teacher, rng = toys.cnn_teacher(), torch.Generator().manual_seed(0)
     student = copy.deepcopy(teacher.module).requires_grad_()
     method = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=32), rng=rng)
-    settings = DistillSettings(steps=2, held_out=64, reconstruct=64, pool=200)
+    settings = DistillSettings(steps=2, held_out=64, pool=200)
     pool = Pool(folder, teacher.spec, 200, {})
-    return Distillation(teacher, student, method, pool, settings, rng=rng, inherited={})
+    return Distillation(
+        teacher, student, method, pool, settings, rng=rng, inherited={}, reconstruct=64
+    )

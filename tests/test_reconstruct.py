@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.errors import NonFiniteError
 from dreamstill.nets.lenet import lenet5_bn
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.prune import PruneSettings, prune
@@ -92,8 +93,48 @@ def test_convolutions_of_every_kind_are_solved() -> None:
     reconstruct(whole, narrow, {"first": left}, x, rng=rng())
     torch.testing.assert_close(narrow.first.weight, whole.first.weight[left], atol=1e-3, rtol=1e-3)
     assert (narrow(x) - whole(x)).norm() < 1e-3 * whole(x).norm()
+    assert torch.equal(narrow.twice.weight, whole.twice.weight)
     assert narrow.training
-    assert not whole._forward_hooks
+    parts = [*whole.modules(), *narrow.modules()]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+
+
+class Strided(nn.Module):
+    """Its maps' size is its own; its last layer is called by keyword."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 3, stride, padding=1)
+        self.last = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(input=self.first(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("mine", "its"), [(1, 2), (2, 1)])
+def test_maps_of_another_size_are_left_alone_and_keywords_are_read(mine: int, its: int) -> None:
+    whole, narrow = Strided(its), Strided(mine)
+    first, last = narrow.first.weight.clone(), narrow.last.weight.clone()
+    reconstruct(whole, narrow, {}, torch.randn(32, 1, 8, 8, generator=rng()), rng=rng())
+    assert torch.equal(narrow.first.weight, first)
+    assert not torch.equal(narrow.last.weight, last)
+
+
+def test_what_is_not_finite_is_named() -> None:
+    whole, narrow = (nn.Sequential(nn.Linear(3, 2)) for _ in range(2))
+    x = torch.randn(8, 3, generator=rng())
+    x[0, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match="0 was solved for weights that are not finite"):
+        reconstruct(whole, narrow, {}, x, rng=rng())
+
+
+def test_large_images_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamstill.tasks.reconstruct.MOST_VALUES", 40)
+    seen = []
+    whole, narrow = (nn.Sequential(nn.Linear(4, 2)) for _ in range(2))
+    narrow.register_forward_hook(lambda layer, args, output: seen.append(len(output)))
+    reconstruct(whole, narrow, {}, torch.randn(32, 4, generator=rng()), rng=rng())
+    assert seen == [10]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

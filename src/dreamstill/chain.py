@@ -37,7 +37,7 @@ from dreamstill.run import (
     write_atomically,
     write_json,
 )
-from dreamstill.settings import from_plain, to_plain
+from dreamstill.settings import at_least, from_plain, to_plain
 from dreamstill.sources import Images, OnProgress, own_images
 from dreamstill.synthesis import METHODS
 from dreamstill.tasks.distill import DistillSettings
@@ -68,10 +68,14 @@ class DistillLink:
     """module:function that builds the student."""
     inherit: bool = False
     """Start the student, a narrower copy of the teacher, from the teacher's channels."""
+    reconstruct: int = 2048
+    """Images on which the layers of a student that inherits are solved, by least squares, for what
+    they make in the teacher, before the first step; at least 0: it starts as it was cut."""
     training: DistillSettings = field(default_factory=DistillSettings)
     """The training; its images are the chain's."""
 
     def __post_init__(self) -> None:
+        at_least(self, 0, "reconstruct")
         if self.training.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
 
@@ -128,6 +132,7 @@ class Work:
         model: nn.Module,
         settings: DistillSettings | None,
         inherited: Mapping[str, Tensor] | None = None,
+        reconstruct: int = 0,
     ) -> nn.Module:
         """Fine-tune towards the teacher, if asked."""
         if settings is None:
@@ -139,6 +144,7 @@ class Work:
             settings,
             rng=self.rng,
             inherited=inherited,
+            reconstruct=reconstruct,
             on_progress=self.on_progress,
         )
         return tuned.requires_grad_(False)
@@ -150,7 +156,7 @@ Outcome = tuple[nn.Module, dict[str, Any]]
 def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
     student = open_student(settings.student, work.teacher, work.rng)
     kept = inherit(work.teacher.module, student) if settings.inherit else None
-    return work.tune(student, settings.training, inherited=kept), {}
+    return work.tune(student, settings.training, kept, settings.reconstruct), {}
 
 
 def _prune(model: nn.Module, settings: PruneSettings, work: Work) -> Outcome:

@@ -123,6 +123,9 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
         default=None,
         help="start the student, a narrower copy of the teacher, from the teacher's channels",
     )
+    distill.add_argument(
+        "--reconstruct", type=int, help="images on which such a student's layers are solved [2048]"
+    )
     distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
     add_flags(distill, DistillSettings, "distill")
 
@@ -197,7 +200,8 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """File and flags merged: a plain dict of the job."""
     plain = merge(arguments.table, given_flags(arguments))
-    for name in ("device", "precision", "seed", "student", "inherit", "checkpoint_every"):
+    names = ("device", "precision", "seed", "student", "inherit", "reconstruct", "checkpoint_every")
+    for name in names:
         if getattr(arguments, name, None) is not None:
             plain[name] = getattr(arguments, name)
     return plain

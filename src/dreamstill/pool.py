@@ -151,9 +151,9 @@ class Pool:
         while self._journal[0][0] + len(self._journal[0][1]) <= self.added - self.capacity:
             self._journal.pop(0)  # all overwritten since
 
-    def images(self) -> Tensor:
-        """All stored images, uint8 (len, C, H, W), a copy."""
-        return torch.from_numpy(np.array(self._images[: len(self)]))
+    def images(self, most: int | None = None) -> Tensor:
+        """All stored images, or at most so many, uint8 (N, C, H, W), a copy."""
+        return torch.from_numpy(np.array(self._images[: len(self)][:most]))
 
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
         """Draw `num` images with replacement, in the teacher's input space, on the rng's device."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
-from dreamstill.settings import to_plain
+from dreamstill.settings import at_least, to_plain
 from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
@@ -92,6 +92,9 @@ class Job:
     """The method's settings."""
     inherit: bool = False
     """Start the student, a narrower copy of the teacher, from the teacher's channels."""
+    reconstruct: int = 2048
+    """Images on which the layers of a student that inherits are solved, by least squares, for what
+    they make in the teacher, before the first step; at least 0: it starts as it was cut."""
     distill: DistillSettings = field(default_factory=DistillSettings)
     seed: int = 0
     device: str = "cpu"
@@ -105,6 +108,7 @@ class Job:
             raise SettingsError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
+        at_least(self, 0, "reconstruct")
         if self.distill.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
         if not self.checkpoint_every >= 0:
@@ -259,7 +263,16 @@ def distill(
             "teacher": teacher.fingerprint,
         }
         pool = Pool(folder / "pool", teacher.spec, job.distill.pool, origin)
-        work = Distillation(teacher, student, method, pool, job.distill, rng=rng, inherited=kept)
+        work = Distillation(
+            teacher,
+            student,
+            method,
+            pool,
+            job.distill,
+            rng=rng,
+            inherited=kept,
+            reconstruct=job.reconstruct,
+        )
     except BaseException:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)

@@ -39,9 +39,6 @@ class DistillSettings:
     """Capacity of the pool in images; at least 1."""
     augment: Augmentation = field(default_factory=Augmentation)
     """Changes of replayed images."""
-    reconstruct: int = 2048
-    """Images on which the layers of a student that inherits are solved, by least squares, for what
-    they make in the teacher; before the first step. At least 0: it starts as it was cut."""
     transfer: tuple[Transfer, ...] = (Transfer.KL, Transfer.L1)
     """Losses, summed. On logits: kl (Hinton's), reverse-kl, js, mse, l1; on feature maps: mimic,
     attention, boundary (a first stage that initializes the student); on the penultimate features:
@@ -71,9 +68,7 @@ class DistillSettings:
         at_least(self, 1, "pool", "judge_every")
         at_least(self, 2, "batch_size", "held_out")
         above(self, 0, "temperature", "lr")
-        at_least(
-            self, 0, "prefill", "fresh_every", "reconstruct", "clip_gradient", "transfer_weights"
-        )
+        at_least(self, 0, "prefill", "fresh_every", "clip_gradient", "transfer_weights")
         within(self, 0, 1, "boundary_share")
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
@@ -113,6 +108,8 @@ class Distillation:
         settings: see DistillSettings.
         rng: for replay and augmentation; the synthesizer may share it.
         inherited: what `inherit` returned, where the student starts from the teacher's channels.
+        reconstruct: images, at most the pool's capacity, on which the layers of such a student are
+            solved before the first step; 0: it starts as it was cut.
 
     """
 
@@ -126,8 +123,10 @@ class Distillation:
         *,
         rng: torch.Generator,
         inherited: Mapping[str, Tensor] | None = None,
+        reconstruct: int = 0,
     ) -> None:
-        self.inherited = inherited if settings.reconstruct else None
+        self.reconstruct = min(reconstruct, settings.pool)
+        self.inherited = inherited if reconstruct else None
         self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
         self.pool, self.settings, self.rng = pool, settings, rng
         streams = synthesizer.streams
@@ -137,6 +136,8 @@ class Distillation:
         self.fresh_every = default_fresh if settings.fresh_every is None else settings.fresh_every
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
+        if settings.steps == 0:  # the rest would be looked at by nobody
+            self.prefill = min(self.prefill, self.reconstruct)
         self.judge = Judge(settings.held_out)
         self.loss = TransferLoss(
             teacher,
@@ -169,13 +170,15 @@ class Distillation:
             have = min(self.pool.added + len(self.judge.images), total)
             yield Progress("synthesize", have, total, {})
         if self.inherited is not None:
-            while self.pool.added < min(self.settings.reconstruct, self.pool.capacity):
+            while self.pool.added < self.reconstruct:
                 self._synthesize()
-                yield Progress("synthesize", self.pool.added, self.settings.reconstruct, {})
-            images = self.pool.images()[: self.settings.reconstruct].to(self.rng.device)
+                have = min(self.pool.added, self.reconstruct)
+                yield Progress("synthesize", have, self.reconstruct, {})
+            images = self.pool.images(self.reconstruct).to(self.rng.device)
             inputs = self.teacher.spec.encode(images)
             reconstruct(self.teacher.module, self.student, self.inherited, inputs, rng=self.rng)
             self.inherited = None
+            self.judge.sit(self.student, 0)
         while self.step < self.settings.steps:
             record = self._train_step()
             yield Progress("distill", self.step, self.settings.steps, record)

@@ -25,6 +25,7 @@ def finetune(
     *,
     rng: torch.Generator,
     inherited: Mapping[str, Tensor] | None = None,
+    reconstruct: int = 0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
     """Train `student` in place towards the teacher; returns the one the judge keeps.
@@ -36,7 +37,7 @@ def finetune(
             quarter, are the judge's and are never trained on.
         settings: of the training.
         rng: order, draws and augmentation.
-        inherited: what `inherit` returned, where the student starts from the teacher.
+        inherited, reconstruct: of a student that starts from the teacher; see `Distillation`.
         on_progress: called after each step.
 
     Raises:
@@ -60,7 +61,16 @@ def finetune(
         pool = Pool(Path(folder), teacher.spec, len(training), {})
         pool.add(Batch(teacher.spec.encode(training), torch.empty(0)))
         source = StoredImages(teacher, training, settings.batch_size, rng=rng)
-        work = Distillation(teacher, student, source, pool, settings, rng=rng, inherited=inherited)
+        work = Distillation(
+            teacher,
+            student,
+            source,
+            pool,
+            settings,
+            rng=rng,
+            inherited=inherited,
+            reconstruct=reconstruct,
+        )
         work.judge.hold_out(answered(teacher, teacher.spec.encode(kept.to(rng.device))))
         for progress in work.run():
             on_progress(progress)

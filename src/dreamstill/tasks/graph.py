@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dreamstill.errors import TeacherError
 
-__all__ = ["Pair", "Space", "channel_spaces", "fold_batch_norm", "pairs", "trace"]
+__all__ = ["Pair", "Space", "channel_spaces", "fold_batch_norm", "is_padding", "pairs", "trace"]
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 POSITIVE: tuple[Any, ...] = (
@@ -282,6 +282,11 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
     return [space for space in found if space.joined is None]
 
 
+def is_padding(name: str) -> bool:
+    """An unclear operation is F.pad, by numbers that are not known before it runs."""
+    return name.rpartition("_")[0] == "pad" or name == "pad"
+
+
 def _takes_pixels(node: fx.Node) -> bool:
     """x[:, :, rows, columns]: all images, all channels."""
     index = node.args[1] if node.target is operator.getitem else None
@@ -291,7 +296,12 @@ def _takes_pixels(node: fx.Node) -> bool:
 def _padding(node: fx.Node) -> list[int]:
     """Numbers of F.pad, from the last axis to the first; none of anything else."""
     widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    return list(widths) if node.target is F.pad and isinstance(widths, tuple | list) else []
+    if node.target is not F.pad or not isinstance(widths, tuple | list):
+        return []
+    numbers = list(widths)
+    while len(numbers) > 6 and numbers[-2:] == [0, 0]:  # of the images themselves
+        del numbers[-2:]
+    return numbers
 
 
 def _pads_pixels(node: fx.Node) -> bool:

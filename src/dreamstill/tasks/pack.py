@@ -56,7 +56,7 @@ class PackSettings:
     finetune: DistillSettings = field(
         default_factory=lambda: DistillSettings(steps=1000, batch_size=64, lr=2e-3, held_out=256)
     )
-    """The fine-tuning after each round and after sharing; 0 rounds of it: give `steps` 1."""
+    """The fine-tuning after each round and after sharing; 0 rounds of it: give `steps` 0."""
 
     def __post_init__(self) -> None:
         within(self, 1e-4, 1, "density")

@@ -22,7 +22,7 @@ from dreamstill.evaluate import measure_cost
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import channel_spaces, trace
+from dreamstill.tasks.graph import channel_spaces, is_padding, trace
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.teacher import Teacher, open_teacher
 
@@ -60,9 +60,9 @@ class PruneSettings:
     one of a slow layer more. At least 0."""
     rounds: int = 4
     """Prune and fine-tune so many times; at least 1."""
-    reconstruct: int = 1024
-    """Images on which every layer is solved, by least squares, for what it made before the cut; at
-    least 0: not solved."""
+    reconstruct: int = 0
+    """Images on which layers are solved, by least squares, for what they made before the cut; at
+    least 0: they stay as they were cut. For when there is little fine-tuning, or none."""
     finetune: DistillSettings | None = field(
         default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
     )
@@ -206,7 +206,10 @@ def padded_layers(model: nn.Module) -> list[str]:
         spaces = channel_spaces(trace(model))
     except TeacherError:  # torch-pruning follows what torch.fx cannot
         return []
-    padded = [end for space in spaces if space.inlay for end in (space, space.inlay.space)]
+    padded = [space for space in spaces if any(map(is_padding, space.unclear))]
+    for space in spaces:
+        if space.inlay:
+            padded += [space, space.inlay.space]
     return [name for space in padded for name in space.makers]
 
 

@@ -10,11 +10,13 @@ other may go. The BatchNorm layers' statistics are of what layers made before: t
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.errors import NonFiniteError
 from dreamstill.probe import eval_mode
 
 __all__ = ["reconstruct"]
@@ -22,8 +24,11 @@ __all__ = ["reconstruct"]
 Layer = nn.Conv2d | nn.Linear
 POSITIONS = 32
 """Of a map, looked at in each image."""
-IMAGES_AT_ONCE = 64
-RIDGES = (1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
+MOST_INPUTS = 4608
+"""Of a layer that is solved: the cost is their cube."""
+MOST_VALUES = 2**26
+"""In the images together, and in the patches of a layer at once: bounds the memory."""
+RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 """Weights of staying that are tried, in units of the inputs' mean square."""
 
 
@@ -38,23 +43,24 @@ def reconstruct(
 ) -> None:
     """Solve the weights and biases of `narrow`, in place.
 
-    Convolutions without groups and linear layers that run once are solved; others stay.
+    Linear layers and convolutions without groups that run once, on maps of one size in both
+    networks, and have at most 4,608 inputs; others stay.
 
     Args:
         whole: the network before; left as it was.
         narrow: the same layers by name, each as wide or narrower.
         kept: by layer, which of the whole one's outputs are left, in order; all where it is absent.
-        inputs: (N, C, H, W) in the input space, N at least 2.
+        inputs: (N, C, H, W) in the input space; as many as 2^26 values hold are looked at.
         rng: draws the positions.
 
+    Raises:
+        NonFiniteError: a layer's solution is not finite.
+
     """
-    targets: dict[str, tuple[Tensor, Tensor]] = {}
+    inputs = inputs[: max(2, MOST_VALUES // inputs[0].numel())]
+    targets: dict[str, tuple[Tensor, Tensor, int]] = {}
     calls = Counter[str]()
-    layers = {
-        name: layer
-        for name, layer in narrow.named_modules()
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
-    }
+    layers = {name: layer for name, layer in narrow.named_modules() if _can_be_solved(layer)}
 
     def look(name: str, output: Tensor) -> None:
         calls[name] += 1
@@ -62,13 +68,13 @@ def reconstruct(
         size = (len(made), min(POSITIONS, made.shape[1]))
         where = torch.randint(made.shape[1], size, generator=rng, device=rng.device)
         wanted = _at(made, where.to(made.device))
-        targets[name] = where, wanted[:, kept[name].to(wanted.device)] if name in kept else wanted
+        wanted = wanted[:, kept[name].to(wanted.device)] if name in kept else wanted
+        targets[name] = where, wanted, made.shape[1]
 
     def solve(name: str, given: Tensor) -> None:
-        if name in targets and calls[name] == 1:
-            where, wanted = targets.pop(name)
-            if wanted.shape[1] == len(layers[name].weight):
-                _solve(layers[name], given, where.to(given.device), wanted)
+        where, wanted, positions = targets.pop(name, (given, given, 0))
+        if calls[name] == 1 and _patches(given[:1], layers[name]).shape[1] == positions:
+            _solve(name, layers[name], given, where.to(given.device), wanted)
 
     with ExitStack() as stack, eval_mode(whole), eval_mode(narrow):
         for name in layers:
@@ -77,11 +83,20 @@ def reconstruct(
             )
             stack.callback(hook.remove)
             hook = layers[name].register_forward_pre_hook(
-                lambda layer, args, name=name: solve(name, args[0])
+                lambda layer, args, kwargs, name=name: solve(
+                    name, args[0] if args else kwargs["input"]
+                ),
+                with_kwargs=True,
             )
             stack.callback(hook.remove)
         whole(inputs)
         narrow(inputs)
+
+
+def _can_be_solved(layer: Any) -> bool:
+    if type(layer) is nn.Conv2d:
+        return layer.groups == 1 and layer.weight[0].numel() <= MOST_INPUTS
+    return type(layer) is nn.Linear and layer.in_features <= MOST_INPUTS
 
 
 def _rows(output: Tensor, layer: Layer) -> Tensor:
@@ -107,7 +122,7 @@ def _patches(given: Tensor, layer: Layer) -> Tensor:
     return columns.transpose(1, 2)
 
 
-def _solve(layer: Layer, given: Tensor, where: Tensor, wanted: Tensor) -> None:
+def _solve(name: str, layer: Layer, given: Tensor, where: Tensor, wanted: Tensor) -> None:
     """Regress `wanted` (N P, outputs) on what the layer is given, from the weights it has."""
     weight = layer.weight.flatten(1)
     if layer.bias is not None:
@@ -118,6 +133,8 @@ def _solve(layer: Layer, given: Tensor, where: Tensor, wanted: Tensor) -> None:
         for part in (slice(0, half), slice(half, len(given)))
     ]
     change = _ridge_regression(products).T.to(weight.dtype)
+    if not change.isfinite().all():
+        raise NonFiniteError(f"{name} was solved for weights that are not finite")
     if layer.bias is not None:
         layer.bias += change[:, -1]
         change = change[:, :-1]
@@ -130,9 +147,10 @@ def _products(
     """Of the inputs with themselves, and with what the weights miss: (I, I) and (I, outputs)."""
     gram = given.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     cross = given.new_zeros(weight.shape[1], len(weight), dtype=torch.float64)
-    for start in range(0, len(given), IMAGES_AT_ONCE):
-        at = where[start : start + IMAGES_AT_ONCE]
-        rows = _at(_patches(given[start : start + IMAGES_AT_ONCE], layer), at)
+    at_once = max(1, MOST_VALUES // _patches(given[:1], layer).numel())
+    for start in range(0, len(given), at_once):
+        at = where[start : start + at_once]
+        rows = _at(_patches(given[start : start + at_once], layer), at)
         if layer.bias is not None:
             rows = F.pad(rows, (0, 1), value=1)
         missing = wanted[start * at.shape[1] :][: len(rows)] - rows @ weight.T
@@ -145,9 +163,10 @@ def _ridge_regression(products: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The change (I, outputs) at the ridge with which each half explains the other best."""
 
     def solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-        level = ridge * gram.diagonal().mean().clamp_min(1e-12)
-        change: Tensor = torch.linalg.solve(gram + level * torch.eye(len(gram)).to(gram), cross)
-        return change
+        raised = gram.clone()
+        raised.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+        factor, _ = torch.linalg.cholesky_ex(raised)
+        return torch.cholesky_solve(cross, factor)
 
     def error(ridge: float) -> float:
         total = 0.0
