@@ -77,7 +77,8 @@ def grid(images: Tensor, classes: Tensor, real: Tensor) -> bytes:
 
 def class_means(teacher: Teacher, data: Path) -> Tensor:
     """(K, C, H, W) in [0, 1]: of 2,000 real images, by the teacher's answer."""
-    images = training_images(data, teacher.spec)[:2000]
+    images = training_images(data, teacher.spec)
+    images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]]
     classes = predict(teacher.module, teacher.spec, images).argmax(1)
     return torch.stack(
         [images[classes == k].float().mean(0) / 255 for k in range(teacher.num_classes)]
@@ -100,7 +101,7 @@ def main() -> None:
     folder = Path("docs/pictures")
     folder.mkdir(parents=True, exist_ok=True)
     for name in [name for name in ROWS if name in benchmark.rows]:
-        teacher = open_from(TeacherFile(weights=weights))
+        teacher = open_from(TeacherFile(weights=weights), precision=benchmark.precision)
         images, classes = drawn(benchmark.rows[name], teacher, benchmark.student, data)
         short = name.partition(" (")[0].replace(" ", "_")
         path = folder / f"{args.data_set}_{short}.png"
