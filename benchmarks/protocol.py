@@ -102,9 +102,9 @@ def open_row(
     settings = row.synthesis
     if row.method == "metadata":  # the owner's side: settings.file names the kind to record
         file = folder / "metadata.safetensors"
-        record_metadata(
-            teacher, training_images(data, teacher.spec)[:10_000], file, kind=Kind(settings.file)
-        )
+        images = training_images(data, teacher.spec)
+        images = images[:: max(1, len(images) // 10_000)]  # they may be sorted by class
+        record_metadata(teacher, images, file, kind=Kind(settings.file))
         settings = replace(settings, file=str(file))
     return open_synthesizer(row.method, teacher, settings, rng=rng)
 

@@ -16,6 +16,7 @@ from dreamstill.evaluate import (
     confusion_matrix,
     expected_calibration_error,
     load_images,
+    load_unlabelled,
     measure_cost,
     predict,
 )
@@ -99,3 +100,17 @@ def test_no_file_or_not_an_archive(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(DataError, match=r"not an \.npz"):
         load_images(tmp_path / "text.npz", toys.SPEC, 4)
+
+
+def test_unlabelled_images_lose_the_order_of_their_file(tmp_path: Path) -> None:
+    """Sorted by class, the first half would be one class."""
+    spec = InputSpec(shape=(1, 2, 2), mean=(0.5,), std=(0.25,))
+    x = np.zeros((100, 1, 2, 2), np.uint8)
+    x[50:] = 255
+    np.savez(tmp_path / "sorted.npz", x=x, y=np.arange(100) // 50)
+    images = load_unlabelled(tmp_path / "sorted.npz", spec)
+    assert 15 < (images[:50] == 255).flatten(1).all(1).sum() < 35
+    assert (images == 255).float().mean() == 0.5
+    assert torch.equal(images, load_unlabelled(tmp_path / "sorted.npz", spec))
+    labelled, labels = load_images(tmp_path / "sorted.npz", spec, 2)
+    assert torch.equal((labelled == 255).flatten(1).all(1), labels == 1)

@@ -166,9 +166,14 @@ _NAMES = ("x", "y", "x_test", "y_test")
 def load_unlabelled(path: Path, spec: InputSpec) -> Tensor:
     """Read uint8 images (N, C, H, W) of an .npz: x or x_test; labels are not looked at.
 
-    Raises DataError that names what is wrong with the file.
+    In an order of chance, always the same: files are often sorted by class, and tasks look at the
+    first images of a set. Raises DataError that names what is wrong with the file.
     """
-    arrays = _read(path)
+    images = _images(path, _read(path), spec)
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+
+
+def _images(path: Path, arrays: dict[str, NDArray[Any]], spec: InputSpec) -> Tensor:
     if "x" not in arrays:
         raise DataError(f"{path} must hold x or x_test")
     x = arrays["x"]
@@ -189,7 +194,7 @@ def load_images(path: Path, spec: InputSpec, num_classes: int) -> tuple[Tensor, 
     arrays = _read(path)
     if set(arrays) != {"x", "y"}:
         raise DataError(f"{path} must hold x and y, or x_test and y_test")
-    x, y = load_unlabelled(path, spec), arrays["y"]
+    x, y = _images(path, arrays, spec), arrays["y"]
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"labels in {path} must be integers (N,); got {y.dtype} {y.shape}")
     if len(x) != len(y):

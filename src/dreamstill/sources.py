@@ -47,8 +47,13 @@ class Images:
 
 def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:
     """A job's own images, uint8 (N, C, H, W), kept in `path`, so that a resume has the same."""
-    if path.is_file():
-        return load_unlabelled(path, teacher.spec)
+    if not path.is_file():
+        write_own_images(path, job, teacher, on_progress)
+    return load_unlabelled(path, teacher.spec)
+
+
+def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> None:
+    """Synthesize them."""
     settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
     images, _ = draw_images(
         teacher, job.method, settings, job.num_images, seed=job.seed, on_progress=on_progress
@@ -59,4 +64,3 @@ def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgres
             np.savez_compressed(file, x=images.numpy())
 
     write_atomically(path, save)
-    return images
