@@ -87,10 +87,10 @@ class DistillSettings:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What happened: one synthesized batch of the prefill, or one student step."""
+    """What happened: one synthesized batch before the first step, or one student step."""
 
     stage: str
-    """"warm up", "synthesize" or "distill"."""
+    """"warm up", "synthesize", "reconstruct" or "distill"."""
     done: int
     total: int
     record: dict[str, float]
@@ -173,7 +173,7 @@ class Distillation:
             while self.pool.added < self.reconstruct:
                 self._synthesize()
                 have = min(self.pool.added, self.reconstruct)
-                yield Progress("synthesize", have, self.reconstruct, {})
+                yield Progress("reconstruct", have, self.reconstruct, {})
             images = self.pool.images(self.reconstruct).to(self.rng.device)
             inputs = self.teacher.spec.encode(images)
             reconstruct(self.teacher.module, self.student, self.inherited, inputs, rng=self.rng)
