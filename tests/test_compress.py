@@ -334,9 +334,7 @@ def test_taylor_removes_the_channel_that_does_nothing() -> None:
     with torch.no_grad():
         weight(model, "features.3")[:, 2] = 0
     teacher = open_teacher(model, SPEC)
-    settings = PruneSettings(
-        keep=0.95, rounds=1, importance=Importance.TAYLOR, reconstruct=0, finetune=None
-    )
+    settings = PruneSettings(keep=0.95, rounds=1, importance=Importance.TAYLOR, finetune=None)
     pruned, _ = prune(teacher, images(64), settings, rng=rng())
     kept, whole = weight(pruned, "features.0"), weight(model, "features.0")
     same = (kept[:, None] == whole).flatten(2).all(2)  # not fine-tuned: the weights as they were

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import toys
 from dreamstill.errors import SettingsError
@@ -113,3 +113,29 @@ def test_a_relu_in_place_does_not_hide_the_boundary() -> None:
 def test_networks_with_nothing_in_common_are_named() -> None:
     with pytest.raises(SettingsError, match=r"attention needs feature maps of one size"):
         loss_of(toys.cnn_teacher(), toys.Quadrants(), Transfer.ATTENTION)
+
+
+class Pair(nn.Module):
+    """A block that takes and gives more than one tensor."""
+
+    def forward(self, x: Tensor, more: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return x, more
+
+
+class Talkative(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block = nn.Conv2d(1, 4, 3, padding=1), Pair()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.block(self.first(x), [x])
+        return self.last(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_blocks_that_give_more_than_a_tensor_are_passed_over() -> None:
+    spec = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
+    teacher, student = open_teacher(Talkative(), spec), Talkative()
+    loss = loss_of(teacher, student, Transfer.ATTENTION)
+    images = torch.randn(4, 1, 8, 8, generator=rng())
+    assert loss(Batch(images, teacher(images))) > 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -45,9 +46,9 @@ class Probe:
 
     def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.outputs[name] = output.float().clone() if self._copy else output.float()
+            self.outputs[name] = _float32(output.clone() if self._copy else output)
             if args:
-                self.inputs[name] = args[0].float()
+                self.inputs[name] = _float32(args[0])
 
         return record
 
@@ -59,6 +60,11 @@ class Probe:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def _float32(value: Any) -> Any:
+    """A tensor of floats as float32; anything else, as blocks give and take it, as it is."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:

@@ -99,7 +99,7 @@ class Job:
     seed: int = 0
     device: str = "cpu"
     precision: Precision = Precision.FLOAT32
-    """float32, or bfloat16: faster on GPUs and on CPUs that have it."""
+    """float32, or bfloat16: faster for all but the smallest networks, where the device has it."""
     checkpoint_every: float = 20.0
     """Seconds between checkpoints; at least 0. No effect on the result."""
 

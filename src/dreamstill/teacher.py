@@ -136,7 +136,7 @@ class Teacher:
         return self.run(self.module, inputs)
 
     def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        """Another network, say the student or a generator, in the teacher's precision: float32."""
+        """What any network, say the student, puts out at the teacher's precision, as float32."""
         if self.precision is Precision.FLOAT32:
             output: Tensor = network(inputs)
             return output

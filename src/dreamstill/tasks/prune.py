@@ -181,7 +181,7 @@ def prune(
     records = []
     for step in range(1, settings.rounds + 1):
         goal = whole * settings.keep ** (step / settings.rounds)
-        before = copy.deepcopy(model)
+        before = copy.deepcopy(model) if settings.reconstruct else model
         kept = _narrow(tp, model, last, teacher, images, settings, goal)
         if settings.reconstruct:
             shown = teacher.spec.encode(images[: settings.reconstruct].to(teacher.device))
