@@ -3,7 +3,8 @@
     python -m benchmarks.rdskd_stability --data FOLDER
 
 The five settings multiply the weight of each method's second and third term: both by 1, and one of
-them by a fifth or by five.
+them by a fifth or by five. Both students replay augmented images. RDSKD's generator has the paper's
+2,400 steps: after 600, a fifth of its class diversity costs four points.
 """
 
 from dataclasses import replace
@@ -14,7 +15,7 @@ from dreamstill.synthesis import dafl, rdskd
 
 SCALES = ((1.0, 1.0), (0.2, 1.0), (5.0, 1.0), (1.0, 0.2), (1.0, 5.0))
 DAFL = replace(dafl.MNIST, batch_size=128, widths=WIDTHS, lr=0.02)
-RDSKD = replace(rdskd.MNIST, batch_size=128, widths=WIDTHS, generator_steps=600)
+RDSKD = replace(rdskd.MNIST, batch_size=128, widths=WIDTHS)
 TRAINING = replace(SCHEDULE, fresh_every=2, augment=SHAKE)
 
 ROWS: dict[str, Row] = {}
@@ -36,7 +37,7 @@ for second, third in SCALES:
             information_entropy=second * RDSKD.information_entropy,
             diversity=third * RDSKD.diversity,
         ),
-        distill=SCHEDULE,
+        distill=TRAINING,
     )
 
 BENCHMARK = study("rdskd_stability", ROWS, {})

@@ -1,4 +1,4 @@
-"""What the three studies of single methods share: LeNet-5 to its half on MNIST, 1,500 steps."""
+"""What the studies of single methods share: LeNet-5 as the teacher on MNIST, 1,500 steps."""
 
 from benchmarks.protocol import Benchmark, Row, floors
 from dreamstill.pool import Augmentation
@@ -12,13 +12,15 @@ SHAKE = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
 WIDTHS = (32, 16)
 
 
-def study(name: str, rows: dict[str, Row], published: dict[str, float]) -> Benchmark:
+def study(
+    name: str, rows: dict[str, Row], published: dict[str, float], student: str = "lenet5_half"
+) -> Benchmark:
     """Rows of one method beside the floors and the bound."""
     return Benchmark(
         name=name,
         data="mnist",
         teacher="lenet5_mnist",
-        student="dreamstill.nets.lenet:lenet5_half",
+        student=f"dreamstill.nets.lenet:{student}",
         rows=rows | floors(SCHEDULE, StructuredNoiseSettings()),
         published=published,
     )
