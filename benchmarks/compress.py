@@ -21,12 +21,11 @@ from benchmarks.protocol import made_rows, training_images
 from dreamstill.chain import read_chain, run_chain
 from dreamstill.run import TeacherFile, environment, open_from, settle_process
 from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.drawings import CLOTHES, Drawing
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import Teacher
 
-CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 DATA = {"lenet5_mnist": "mnist", "lenet5_fashion_mnist": "fashion_mnist"}
 NUM_IMAGES = 8000
 TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "held_out": 500}

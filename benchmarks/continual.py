@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.compress import CLOTHES
 from dreamstill.evaluate import accuracy, load_images, predict
 from dreamstill.nets.lenet import LeNet5
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import environment, settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.drawings import CLOTHES, Drawing
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.continual import ContinualSettings, Recipe, average_and_forgetting, learn
 from dreamstill.teacher import InputSpec, Teacher, open_teacher

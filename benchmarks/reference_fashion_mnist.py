@@ -2,7 +2,7 @@
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.drawings import CLOTHES
 
 BENCHMARK = reference(
     "reference_fashion_mnist",
@@ -10,7 +10,7 @@ BENCHMARK = reference(
     "lenet5_bn_fashion_mnist",
     "dreamstill.nets.lenet:lenet5_half_bn",
     unrelated="mnist",
-    drawing=Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7),
+    drawing=CLOTHES,
     flip=True,
 )
 

@@ -12,13 +12,12 @@ from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis.dafl import MNIST
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.drawings import CLOTHES
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings
 
 SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
-CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 
 BENCHMARK = Benchmark(
     name="dafl_fashion_mnist",

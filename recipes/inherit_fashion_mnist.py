@@ -7,10 +7,10 @@ As `inherit_mnist`, on noise drawn as clothes are and mined.
 
 from benchmarks.protocol import Benchmark, floors, main
 
+from dreamstill.synthesis.drawings import CLOTHES
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from recipes import zskd_fashion_mnist
 from recipes.inherit_mnist import SCHEDULE, inheriting, with_inherited
-from recipes.zskd_fashion_mnist import CLOTHES
 
 BENCHMARK = Benchmark(
     name="inherit_fashion_mnist",

@@ -11,14 +11,13 @@ from dataclasses import replace
 from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.pool import Augmentation
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.drawings import CLOTHES
 from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.distill import DistillSettings
 
 SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
-CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 
 GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True, flip=True)
 FROM_SHAPES = ZskdSettings(

@@ -2,10 +2,12 @@
 
 Source: ours. In the spirit of dead-leaves images (Lee, Mumford & Huang 2001; Baradad et al. 2021,
 "Learning to see by looking at noise"): a smooth random figure or texture, seen through a soft
-random mask of strokes or blobs.
+random mask of strokes or blobs; or, for networks of photographs, a scene of several, one over
+another.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from dreamstill.errors import SettingsError
 from dreamstill.settings import at_least, within
 from dreamstill.teacher import InputSpec
 
-__all__ = ["Drawing", "structured_images"]
+__all__ = ["CLOTHES", "Drawing", "structured_images"]
+
+MOST_BLOBS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +38,25 @@ class Drawing:
     """Share of images that are mirror images of themselves, left to right. 0 to 1."""
     centered_share: float = 0.0
     """Share of masks drawn to the middle of the image, as an object on a ground is. 0 to 1."""
-    channel_correlation: float = 0.7
+    channel_correlation: float = 0.9
     """Correlation of the color channels. 0 to 1."""
+    scene_share: float | None = None
+    """Share of images that are a scene, as photographs are: two to five blobs, one over another,
+    each of a middling shade with a gradient and a texture; the shares above are of the rest. 0 to
+    1. Default: 1 for color images, 0 for one channel."""
+    scene_contrast: float = 0.15
+    """Standard deviation of a scene's shades around the middle, of pixels in [0, 1]; at least 0."""
 
     def __post_init__(self) -> None:
         within(self, 0, 1, "stroke_share", "texture_share", "symmetry_share", "centered_share")
-        within(self, 0, 1, "channel_correlation")
+        within(self, 0, 1, "channel_correlation", "scene_share")
+        at_least(self, 0, "scene_contrast")
         if not self.cells or not self.shape_cells:
             raise SettingsError(f"cells must not be empty; got {self.cells}, {self.shape_cells}")
         at_least(self, 2, "cells", "shape_cells")
+
+
+CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
 
 
 def interpolation(cells: int, size: int) -> Tensor:
@@ -74,56 +88,107 @@ def random_fields(
     return total.transpose(1, 2)
 
 
-def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
-    """Draw (num, C, H, W) pixels in [0, 1] on the rng's device.
+def uniform(
+    num: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0, channels: int = 1
+) -> Tensor:
+    """(num, channels, 1, 1) numbers between `low` and `high`."""
+    size = (num, channels, 1, 1)
+    return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
 
-    A figure shown through a mask over a dark ground; the brighter the spec's mean pixel, the more
-    images are inverted.
+
+def color_fields(
+    num: int, spec: InputSpec, cells: tuple[int, ...], rho: float, rng: torch.Generator
+) -> Tensor:
+    """Random fields (num, C, H, W) of unit variance whose channels correlate by `rho`."""
+    channels, height, width = spec.shape
+    common = random_fields(num, height, width, cells, rng)[:, None]
+    if channels == 1:
+        return common
+    own = random_fields(num * channels, height, width, cells, rng)
+    return rho**0.5 * common + (1 - rho) ** 0.5 * own.view(num, channels, height, width)
+
+
+def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+    """Draw (num, C, H, W) pixels in [0, 1] on the rng's device."""
+    share = settings.scene_share
+    share = float(spec.shape[0] > 1) if share is None else share
+    if share == 0:
+        return figures(num, spec, settings, rng)
+    scene = torch.rand(num, generator=rng, device=rng.device) < share
+    num_scenes = int(scene.sum())
+    images = torch.empty(num, *spec.shape, device=rng.device)
+    images[scene] = scenes(num_scenes, spec, settings, rng)
+    images[~scene] = figures(num - num_scenes, spec, settings, rng)
+    return images
+
+
+def scenes(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+    """Draw blobs one over another, (num, C, H, W) pixels in [0, 1]."""
+    channels, height, width = spec.shape
+    rho, between = settings.channel_correlation, partial(uniform, num, rng)
+    gradient = color_fields(num, spec, settings.cells[:1], rho, rng)
+    texture = color_fields(num, spec, settings.cells, rho, rng)
+
+    def fill(index: int) -> Tensor:
+        """A shade with its tint, gradient and texture."""
+        shade = torch.randn(num, 1, 1, 1, generator=rng, device=rng.device)
+        tint = torch.randn(num, channels, 1, 1, generator=rng, device=rng.device)
+        # a flipped texture is as good as another one, and free
+        flips = [axis for bit, axis in enumerate((2, 3)) if index >> bit & 1]
+        rough = 0.5 * between() * gradient.flip(flips) + between() ** 2 * texture.flip(flips)
+        return 0.5 + settings.scene_contrast * (shade + (1 - rho) * tint + rough)
+
+    num_blobs = torch.randint(2, MOST_BLOBS + 1, (num, 1, 1, 1), generator=rng, device=rng.device)
+    images = fill(0)
+    for index in range(1, MOST_BLOBS + 1):
+        level = random_fields(num, height, width, settings.shape_cells, rng)[:, None]
+        edge = 2 * 20 ** between()
+        mask = torch.sigmoid(edge * (level - between(-0.5, 1.2))) * (index <= num_blobs)
+        images = images + mask * (fill(index) - images)
+    return images.clamp(0, 1)
+
+
+def figures(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+    """Draw a figure shown through a mask over a dark ground, (num, C, H, W) pixels in [0, 1].
+
+    The brighter the spec's mean pixel, the more images are inverted.
     """
     channels, height, width = spec.shape
-    rho = settings.channel_correlation
-
-    def uniform(low: float = 0.0, high: float = 1.0, channels: int = 1) -> Tensor:
-        size = (num, channels, 1, 1)
-        return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
+    rho, between = settings.channel_correlation, partial(uniform, num, rng)
 
     def field(cells: tuple[int, ...]) -> Tensor:
         return random_fields(num, height, width, cells, rng)[:, None]
 
     def shade(low: float, high: float) -> Tensor:
         """A brightness for each image; channels differ the more, the less they correlate."""
-        tint = uniform(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
-        return uniform(low, high) + tint
+        tint = between(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
+        return between(low, high) + tint
 
-    texture = field(settings.cells)
-    if channels > 1:
-        own = random_fields(num * channels, height, width, settings.cells, rng)
-        texture = rho**0.5 * texture + (1 - rho) ** 0.5 * own.view(num, channels, height, width)
-
-    level = field(settings.shape_cells) - uniform(-1, 1)
+    texture = color_fields(num, spec, settings.cells, rho, rng)
+    level = field(settings.shape_cells) - between(-1, 1)
     if settings.centered_share:
         rows, columns = (torch.linspace(-1, 1, side, device=rng.device) for side in (height, width))
-        distance = (rows[:, None] / uniform(0.4, 1.2)) ** 2 + (columns / uniform(0.4, 1.2)) ** 2
-        middle = uniform(1, 4) * (1 - distance).clamp_min(-2)
-        level = level + middle * (uniform() < settings.centered_share)
+        distance = (rows[:, None] / between(0.4, 1.2)) ** 2 + (columns / between(0.4, 1.2)) ** 2
+        middle = between(1, 4) * (1 - distance).clamp_min(-2)
+        level = level + middle * (between() < settings.centered_share)
     if settings.symmetry_share:
-        mirrored = uniform() < settings.symmetry_share
+        mirrored = between() < settings.symmetry_share
         level = torch.where(mirrored, (level + level.flip(3)) / 2**0.5, level)
         texture = torch.where(mirrored, (texture + texture.flip(3)) / 2**0.5, texture)
     # over its slope a field is the distance, in pixels, to its level line: strokes of even width
     slope = torch.hypot(*torch.gradient(level, dim=(2, 3))).clamp_min(0.02)
-    half_width = uniform(0.018, 0.08) * max(height, width)
-    stroke = torch.sigmoid(uniform(1, 4) * (half_width - level.abs() / slope))
-    window = torch.sigmoid(2 * 20 ** uniform() * (field(settings.cells[:2]) - uniform(-1, 0.7)))
-    stroke = torch.where(uniform() < 0.3, stroke, stroke * window)
-    blob = torch.sigmoid(2 * 20 ** uniform() * level)
-    mask = torch.where(uniform() < settings.stroke_share, stroke, blob)
+    half_width = between(0.018, 0.08) * max(height, width)
+    stroke = torch.sigmoid(between(1, 4) * (half_width - level.abs() / slope))
+    window = torch.sigmoid(2 * 20 ** between() * (field(settings.cells[:2]) - between(-1, 0.7)))
+    stroke = torch.where(between() < 0.3, stroke, stroke * window)
+    blob = torch.sigmoid(2 * 20 ** between() * level)
+    mask = torch.where(between() < settings.stroke_share, stroke, blob)
     # the flipped texture is as good as a second one, and free
-    ground = shade(-1.0, 0.3) + uniform() ** 2 * 0.5 * texture.flip(2)
-    figure = shade(0.3, 1.3) + uniform() ** 2 * 0.5 * texture
+    ground = shade(-1.0, 0.3) + between() ** 2 * 0.5 * texture.flip(2)
+    figure = shade(0.3, 1.3) + between() ** 2 * 0.5 * texture
     smooth = ground + mask * (figure - ground)
-    rough = mask * (shade(-1.0, 1.0) + uniform(0.2, 2.2) * texture)
-    images = torch.where(uniform() < settings.texture_share, rough, smooth).clamp(0, 1)
+    rough = mask * (shade(-1.0, 1.0) + between(0.2, 2.2) * texture)
+    images = torch.where(between() < settings.texture_share, rough, smooth).clamp(0, 1)
     brightness = sum(spec.mean) / len(spec.mean)
     inverted = brightness**2 * (3 - 2 * brightness)  # a mean pixel of 0.13 means hardly any
-    return torch.where(uniform() < inverted, 1 - images, images)
+    return torch.where(between() < inverted, 1 - images, images)
