@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors, main
+from benchmarks.resnets import THINGS
 from dreamstill.metadata import Kind
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
@@ -30,14 +31,15 @@ SCHEDULE = DistillSettings(steps=1000, batch_size=64, lr=3e-3, judge_every=250, 
 WIDTHS = (32, 16)
 SHAKE = Augmentation(shift=0.1, scale=0.1, mix=True, flip=True)
 OPTIMIZED = replace(SCHEDULE, pool=512, held_out=128, augment=SHAKE)
-STRUCTURED = StructuredNoiseSettings(batch_size=64, oversample=3)
+STRUCTURED = StructuredNoiseSettings(batch_size=64, oversample=3, drawing=THINGS)
 INVERSION = replace(deepinversion.CIFAR10, batch_size=128, steps=100)
+SHAPES: dict[str, Any] = {"start": Start.STRUCTURED, "drawing": THINGS}
 GENERATOR: dict[str, Any] = {"batch_size": 64, "widths": WIDTHS}
 
 FLOORS = floors(SCHEDULE, STRUCTURED)
 INVERTED = Row(
     method="deepinversion",
-    synthesis=replace(INVERSION, start=Start.STRUCTURED),
+    synthesis=replace(INVERSION, **SHAPES),
     distill=OPTIMIZED,
     inherit=True,
 )
@@ -82,7 +84,7 @@ BENCHMARK = Benchmark(
         },
         "deepinversion": optimized("deepinversion", INVERSION),
         "deepinversion from structured noise": optimized(
-            "deepinversion", replace(INVERSION, start=Start.STRUCTURED)
+            "deepinversion", replace(INVERSION, **SHAPES)
         ),
         "dafl": DAFL,
         "dafl after structured noise": replace(DAFL, after=500),
@@ -101,9 +103,7 @@ BENCHMARK = Benchmark(
         "zskd": optimized("zskd", ZskdSettings(steps=100, batch_size=128)),
         "zskd from structured noise": Row(
             method="zskd",
-            synthesis=ZskdSettings(
-                batch_size=64, steps=10, lr=0.1, temperature=4.0, start=Start.STRUCTURED
-            ),
+            synthesis=ZskdSettings(batch_size=64, steps=10, lr=0.1, temperature=4.0, **SHAPES),
             distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=SHAKE),
         ),
         "knowledge within (bns+i)": optimized(

@@ -20,25 +20,28 @@ from benchmarks.protocol import made_rows, training_images
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.run import environment, settle_process
+from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.deepinversion import CIFAR10
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import InputSpec, Teacher, load_weights, open_teacher
 
-__all__ = ["SOURCES", "SPEC", "Study", "open_resnet", "open_study", "source_images"]
+__all__ = ["SOURCES", "SPEC", "THINGS", "Study", "open_resnet", "open_study", "source_images"]
 
 SPEC = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
 SOURCES: dict[str, tuple[str, Any]] = {
     "noise": ("noise", NoiseSettings(batch_size=256)),
     "structured noise": (
         "structured_noise",
-        StructuredNoiseSettings(batch_size=256, oversample=4),
+        StructuredNoiseSettings(batch_size=256, oversample=4, drawing=THINGS),
     ),
     "inverted": (
         "deepinversion",
-        replace(CIFAR10, steps=20, lr=0.05, start=Start.STRUCTURED),
+        replace(CIFAR10, steps=20, lr=0.05, start=Start.STRUCTURED, drawing=THINGS),
     ),
 }
 
@@ -105,7 +108,7 @@ def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
     record: dict[str, Any] = {
         "name": name,
         "data": "CIFAR-10 (JPEG copy)",
-        "settings": settings,
+        "settings": settings | {"sources": to_plain(SOURCES)},
         "environment": environment("cpu"),
         "rows": {},
     }

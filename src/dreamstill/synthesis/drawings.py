@@ -43,8 +43,8 @@ class Drawing:
     scene_share: float | None = None
     """Share of images that are a scene, as photographs are: two to five blobs, one over another,
     each of a middling shade with a gradient and a texture; the shares above are of the rest. 0 to
-    1. Default: 1 for color images, 0 for one channel."""
-    scene_contrast: float = 0.15
+    1. Default: half of color images, 0 for one channel."""
+    scene_contrast: float = 0.3
     """Standard deviation of a scene's shades around the middle, of pixels in [0, 1]; at least 0."""
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ def color_fields(
 def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
     """Draw (num, C, H, W) pixels in [0, 1] on the rng's device."""
     share = settings.scene_share
-    share = float(spec.shape[0] > 1) if share is None else share
+    share = (0.5 if spec.shape[0] > 1 else 0.0) if share is None else share
     if share == 0:
         return figures(num, spec, settings, rng)
     scene = torch.rand(num, generator=rng, device=rng.device) < share
