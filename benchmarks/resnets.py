@@ -105,10 +105,11 @@ def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
     data, teacher = args.data / "cifar10.npz", open_resnet(args.weights, depth)
+    sources = {name: [method, to_plain(made)] for name, (method, made) in SOURCES.items()}
     record: dict[str, Any] = {
         "name": name,
         "data": "CIFAR-10 (JPEG copy)",
-        "settings": settings | {"sources": to_plain(SOURCES)},
+        "settings": settings | {"sources": sources},
         "environment": environment("cpu"),
         "rows": {},
     }
