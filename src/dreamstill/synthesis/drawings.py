@@ -8,6 +8,7 @@ another.
 
 from dataclasses import dataclass
 from functools import partial
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def color_fields(
     if channels == 1:
         return common
     own = random_fields(num * channels, height, width, cells, rng)
-    return rho**0.5 * common + (1 - rho) ** 0.5 * own.view(num, channels, height, width)
+    return sqrt(rho) * common + sqrt(1 - rho) * own.view(num, channels, height, width)
 
 
 def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
