@@ -35,6 +35,7 @@ ROWS = (
     "noise",
     "dafl",
     "deepinversion",
+    "deepinversion from structured noise",
     "adaptive deepinversion",
     "zskd",
     "zskt",
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("data_set", choices=BENCHMARKS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
@@ -100,7 +102,7 @@ def main() -> None:
     means = class_means(open_from(TeacherFile(weights=weights)), data)
     folder = Path("docs/pictures")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in [name for name in ROWS if name in benchmark.rows]:
+    for name in [name for name in args.rows if name in benchmark.rows]:
         teacher = open_from(TeacherFile(weights=weights), precision=benchmark.precision)
         images, classes = drawn(benchmark.rows[name], teacher, benchmark.student, data)
         short = name.partition(" (")[0].replace(" ", "_")
