@@ -160,9 +160,7 @@ class DeepInversion:
             return loss
 
         images = optimize_pixels(
-            start_images(
-                settings.batch_size, teacher.spec, settings.start, settings.drawing, self.rng
-            ),
+            start_images(targets, teacher, settings.start, settings.drawing, self.rng),
             objective,
             spec=teacher.spec,
             steps=settings.steps,

@@ -126,7 +126,7 @@ class KnowledgeWithin:
             return inception + divergence * (settings.scheme is Scheme.BNS_INCEPTION)
 
         images = optimize_pixels(
-            start_images(size, teacher.spec, settings.start, settings.drawing, self.rng),
+            start_images(classes, teacher, settings.start, settings.drawing, self.rng),
             objective,
             spec=teacher.spec,
             steps=settings.steps,

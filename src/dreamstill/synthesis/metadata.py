@@ -85,7 +85,7 @@ class MetadataImages:
             return loss * len(images)
 
         images = optimize_pixels(
-            start_images(size, teacher.spec, settings.start, settings.drawing, self.rng),
+            start_images(classes, teacher, settings.start, settings.drawing, self.rng),
             objective,
             spec=teacher.spec,
             steps=settings.steps,

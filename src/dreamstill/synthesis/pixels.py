@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dreamstill.errors import NonFiniteError
+from dreamstill.synthesis.balance import matched
 from dreamstill.synthesis.drawings import Drawing, structured_images
-from dreamstill.teacher import InputSpec
+from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Start", "optimize_pixels", "start_images"]
 
@@ -21,20 +22,25 @@ class Start(StrEnum):
     STRUCTURED = "structured"
 
 
+@torch.no_grad()
 def start_images(
-    num: int, spec: InputSpec, start: Start, drawing: Drawing, rng: torch.Generator
+    classes: Tensor, teacher: Teacher, start: Start, drawing: Drawing, rng: torch.Generator
 ) -> Tensor:
-    """(num, C, H, W) in the input space, within the valid range.
+    """(N, C, H, W) in the input space, within the valid range, to become images of classes (N,).
 
     Uniform pixels in [0, 1]; N(0, 1) in the input space, clipped; or the random shapes of
-    structured noise.
+    structured noise, as far as possible of the class that the teacher takes them for: a shape of
+    the class stays one, another is only covered with the noise that deceives the teacher.
     """
+    num, spec = len(classes), teacher.spec
     shape = (num, *spec.shape)
     if start is Start.GAUSSIAN:
         return spec.clip(torch.randn(shape, generator=rng, device=rng.device))
     if start is Start.UNIFORM:
         return spec.normalize(torch.rand(shape, generator=rng, device=rng.device))
-    return spec.normalize(structured_images(num, spec, drawing, rng))
+    images = spec.normalize(structured_images(4 * num, spec, drawing, rng))
+    named = teacher(images).argmax(1)
+    return images[matched(classes, named, teacher.num_classes)]
 
 
 def optimize_pixels(

@@ -17,7 +17,6 @@ from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nets.seeded import seeded
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.balance import matched
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
@@ -109,28 +108,13 @@ class Zskd:
             return loss * len(images)
 
         images = optimize_pixels(
-            self._start(targets.argmax(1)),
+            start_images(targets.argmax(1), teacher, settings.start, settings.drawing, self.rng),
             objective,
             spec=teacher.spec,
             steps=settings.steps,
             lr=settings.lr,
         )
         return answered(teacher, images)
-
-    def _start(self, classes: Tensor) -> Tensor:
-        """Pixels for targets of these classes (N,), and random shapes of the class if asked.
-
-        A shape that the teacher takes for the target's class stays one; another is only covered
-        with the noise that deceives the teacher.
-        """
-        settings, teacher = self.settings, self.teacher
-        num = len(classes) * (4 if settings.start is Start.STRUCTURED else 1)
-        images = start_images(num, teacher.spec, settings.start, settings.drawing, self.rng)
-        if settings.start is not Start.STRUCTURED:
-            return images
-        with torch.no_grad():
-            named = teacher(images).argmax(1)
-        return images[matched(classes, named, teacher.num_classes)]
 
     def state_dict(self) -> dict[str, Any]:
         """How many targets were drawn: whose turn it is."""
