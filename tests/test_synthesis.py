@@ -13,6 +13,7 @@ from dreamstill.synthesis.drawings import (
     random_fields,
     structured_images,
 )
+from dreamstill.synthesis.pixels import Start, start_images
 from dreamstill.synthesis.structured_noise import (
     StructuredNoise,
     StructuredNoiseSettings,
@@ -199,6 +200,17 @@ def test_half_of_color_images_are_scenes_of_the_contrast_asked_for() -> None:
     assert 0.08 < scenes.std().item() < 0.14
     mixed = structured_images(300, color, Drawing(scene_contrast=0.0), rng())
     assert 120 < (mixed == 0.5).all(dim=(1, 2, 3)).sum() < 180
+
+
+def test_a_structured_start_is_a_shape_of_the_class_it_is_to_become() -> None:
+    teacher = toys.quadrant_teacher()
+    classes = torch.arange(4).repeat(20)
+    named = teacher(start_images(classes, teacher, Start.STRUCTURED, Drawing(), rng())).argmax(1)
+    assert (named == classes).float().mean() > 0.95
+    for start in (Start.GAUSSIAN, Start.UNIFORM):  # no look at the teacher
+        teacher.queries = 0
+        start_images(classes, teacher, start, Drawing(), rng())
+        assert teacher.queries == 0
 
 
 def test_structured_noise_is_class_balanced() -> None:
