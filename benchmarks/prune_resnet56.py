@@ -46,18 +46,21 @@ def main() -> None:
             measured(row, prune(study.teacher, images, settings, rng=rng)[0])
 
     measured("ResNet-56", study.teacher.module)
-    for removed in (0.5, 0.3):
-        share = f"{100 * removed:.0f} % of MACs off"
-        tuned = replace(TUNED, keep=1 - removed)
-        solved = replace(tuned, finetune=None)
-        nothing = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
-        pruned(f"{share}, cut", nothing, replace(solved, reconstruct=0))
-        for source in ("real", *SOURCES):
-            names = [f"{share}, reconstructed, {source}", f"{share}, {source}"]
-            if any(study.lacks(name) for name in names):
-                images = source_images(source, study.teacher, study.data, NUM_IMAGES)
-                for name, settings in zip(names, (solved, tuned), strict=True):
-                    pruned(name, images, settings)
+    solved = replace(TUNED, finetune=None)
+    nothing = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
+    for keep in (0.5, 0.7):
+        pruned(f"{off(keep)}, cut", nothing, replace(solved, keep=keep, reconstruct=0))
+    for source in ("real", *SOURCES):
+        rows = {f"{off(keep)}, reconstructed, {source}": (keep, solved) for keep in (0.5, 0.7)}
+        rows |= {f"{off(keep)}, {source}": (keep, TUNED) for keep in (0.5, 0.7)}
+        if any(study.lacks(row) for row in rows):
+            images = source_images(source, study.teacher, study.data, NUM_IMAGES)
+            for row, (keep, settings) in rows.items():
+                pruned(row, images, replace(settings, keep=keep))
+
+
+def off(keep: float) -> str:
+    return f"{100 - 100 * keep:.0f} % of MACs off"
 
 
 if __name__ == "__main__":
