@@ -3,8 +3,8 @@
 The weights were trained on lossless CIFAR-10; the data folder holds a JPEG copy (quality 75, PSNR
 about 30 dB), on which ResNet-20 reaches 81.03 % where 91.78 is stated. Read each row against the
 network's own and against the agreement with it. `scenes` is structured noise that is nothing else,
-of a lower contrast; `inverted` is structured noise after twenty steps
-of DeepInversion, which bring the statistics at the BatchNorm layers near those of the training set.
+of a lower contrast; `inverted` is structured noise after twenty steps of DeepInversion, which bring
+the statistics at the BatchNorm layers near those of the training set.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dreamstill.run import environment, settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.deepinversion import CIFAR10
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.drawings import SCENES, Drawing
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
@@ -34,7 +34,6 @@ __all__ = ["SOURCES", "SPEC", "THINGS", "Study", "open_resnet", "open_study", "s
 
 SPEC = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
-SCENES = Drawing(scene_share=1.0, scene_contrast=0.2)
 SOURCES: dict[str, tuple[str, Any]] = {
     "noise": ("noise", NoiseSettings(batch_size=256)),
     "structured noise": (

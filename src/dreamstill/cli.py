@@ -108,7 +108,7 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     presets = ", ".join(METHODS[method].presets) or "this method has none"
     for sub in (synthesize, distill):
         sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
-        sub.add_argument("--preset", help=f"settings of the method's paper: {presets}")
+        sub.add_argument("--preset", help=f"settings by data set, the paper's or ours: {presets}")
         sub.add_argument("--precision", help=f"{' or '.join(Precision)} [float32]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")

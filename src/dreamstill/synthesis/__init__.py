@@ -7,6 +7,7 @@ import torch
 from dreamstill.errors import TeacherError
 from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
 from dreamstill.synthesis.contract import Batch, Synthesizer
+from dreamstill.synthesis.drawings import CLOTHES, SCENES
 from dreamstill.synthesis.knowledge_within import KnowledgeWithin, KnowledgeWithinSettings
 from dreamstill.synthesis.metadata import MetadataImages, MetadataSettings
 from dreamstill.synthesis.noise import Noise, NoiseSettings
@@ -18,7 +19,7 @@ __all__ = ["METHODS", "Batch", "Method", "Synthesizer", "missing_offers", "open_
 
 
 class Method(NamedTuple):
-    """A synthesizer's class, that of its settings, and its paper's settings by data set."""
+    """A synthesizer's class, that of its settings, and presets of these: the papers' or ours."""
 
     synthesizer: Any
     settings: Any
@@ -27,7 +28,14 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "noise": Method(Noise, NoiseSettings),
-    "structured_noise": Method(StructuredNoise, StructuredNoiseSettings),
+    "structured_noise": Method(
+        StructuredNoise,
+        StructuredNoiseSettings,
+        {
+            "clothes": StructuredNoiseSettings(drawing=CLOTHES),
+            "scenes": StructuredNoiseSettings(drawing=SCENES),
+        },
+    ),
     "dafl": Method(
         dafl.Dafl,
         dafl.DaflSettings,

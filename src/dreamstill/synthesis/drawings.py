@@ -17,7 +17,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.settings import at_least, within
 from dreamstill.teacher import InputSpec
 
-__all__ = ["CLOTHES", "Drawing", "structured_images"]
+__all__ = ["CLOTHES", "SCENES", "Drawing", "structured_images"]
 
 MOST_BLOBS = 5
 
@@ -58,6 +58,7 @@ class Drawing:
 
 
 CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
+SCENES = Drawing(scene_share=1.0, scene_contrast=0.2)
 
 
 def interpolation(cells: int, size: int) -> Tensor:
