@@ -30,8 +30,7 @@ from dreamstill.tasks.pack import (
     pack,
     save_packed,
 )
-from dreamstill.tasks.prune import Importance, PruneSettings, Target, library, prune
-from dreamstill.tasks.prune import _narrow as narrowed
+from dreamstill.tasks.prune import Importance, PruneSettings, Target, prune
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
@@ -290,23 +289,31 @@ def test_channels_padded_by_a_number_of_run_time_are_kept() -> None:
     assert pruned(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 
 
-def test_pruning_says_which_channels_are_left() -> None:
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_pruning_says_which_of_the_teachers_channels_are_left(
+    rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teacher = open_teacher(lenet(batch_norm=True), SPEC)
     for layer in teacher.module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             assert layer.bias is not None
             with torch.no_grad():
                 layer.bias.copy_(torch.arange(len(layer.bias)))
-    settings = PruneSettings(keep=0.5, rounds=1, finetune=None)
-    model, last = (
-        copy.deepcopy(teacher.module).requires_grad_(True),
-        str(teacher.offers.last_linear),
-    )
-    goal = 0.5 * measure_cost(model, SPEC).macs
-    kept = narrowed(library(), model, last, teacher, images(8), settings, goal)
-    for name, channels in kept.items():
-        assert torch.equal(model.get_parameter(f"{name}.bias"), channels.float()), name
-    assert any(len(channels) < 6 for channels in kept.values())
+    seen = []
+
+    def finetune(
+        teacher: Teacher, model: nn.Module, *args: Any, inherited: dict[str, Tensor], **more: Any
+    ) -> nn.Module:
+        for name, channels in inherited.items():
+            assert torch.equal(model.get_parameter(f"{name}.bias"), channels.float()), name
+        seen.append(inherited)
+        return model
+
+    monkeypatch.setattr("dreamstill.tasks.prune.finetune", finetune)
+    prune(teacher, images(8), PruneSettings(keep=0.5, rounds=rounds, finetune=quick()), rng=rng())
+    assert len(seen) == rounds
+    assert "features.1" in seen[-1], "a BatchNorm's channels are followed too"
+    assert any(len(channels) < 6 for channels in seen[-1].values())
 
 
 def test_channels_of_a_slow_layer_go_first(monkeypatch: pytest.MonkeyPatch) -> None:

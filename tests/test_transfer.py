@@ -1,5 +1,7 @@
 """Transfer losses between two networks: which layers, which answers, what is learned."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,12 +9,16 @@ from torch import Tensor, nn
 import toys
 from dreamstill.errors import SettingsError
 from dreamstill.nets.lenet import lenet5, lenet5_half
+from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import Batch
+from dreamstill.tasks.graph import fold_batch_norm
+from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
+CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 EVERY = tuple(Transfer)
 
 
@@ -83,13 +89,74 @@ def test_the_teacher_is_asked_again_for_features_alone() -> None:
     assert teacher.queries == asked + 8
 
 
+def test_layers_are_compared_past_their_batch_norm_and_blocks_once() -> None:
+    with seeded(rng()):
+        network = ResNetCifar(8, width=4)
+    teacher = open_teacher(network, CIFAR)
+    pairs = loss_of(teacher, copy.deepcopy(network), Transfer.LAYERS).pairs[Transfer.LAYERS]
+    blocks = [f"layer{i}.0{part}" for i in (1, 2, 3) for part in (".bn1", ".bn2", "")]
+    assert pairs == [(name, name) for name in ("bn1", *blocks, "linear")]
+
+
+def test_a_block_has_the_channels_of_its_last_layer() -> None:
+    with seeded(rng()):
+        teacher = open_teacher(ResNetCifar(8, width=8), CIFAR)
+    student = ResNetCifar(8, width=4)
+    kept = inherit(teacher.module, student)
+    names = (Transfer.LAYERS,)
+    loss = TransferLoss(teacher, student, names, weights=None, temperature=1, rng=rng(), kept=kept)
+    for block in ("layer1.0", "layer2.0", "layer3.0"):
+        assert torch.equal(loss.kept[block], kept[f"{block}.bn2"])
+        assert (block, block) in loss.pairs[Transfer.LAYERS]
+
+
+def test_layers_are_compared_in_the_channels_that_are_left() -> None:
+    teacher = open_teacher(InPlace(), toys.SPEC)
+    student, whole = InPlace(channels=2), teacher.module
+    kept = torch.tensor([2, 0])
+    assert student.conv.bias is not None
+    with torch.no_grad():
+        student.conv.weight.copy_(whole.get_parameter("conv.weight")[kept])
+        student.conv.bias.copy_(whole.get_parameter("conv.bias")[kept] + 0.5)
+    images = torch.randn(8, 1, 8, 8, generator=rng())
+    batch = Batch(images, teacher(images))
+    loss = TransferLoss(
+        teacher,
+        student,
+        (Transfer.LAYERS,),
+        weights=None,
+        temperature=1,
+        rng=rng(),
+        kept={"conv": kept},
+    )
+    wanted = whole.get_submodule("conv")(images)[:, kept]
+    logits = (student(images) - batch.logits).pow(2).mean() / batch.logits.var()
+    assert loss(batch).item() == pytest.approx((0.25 / wanted.var() + logits).item() / 2, rel=1e-4)
+
+
+def test_layers_of_a_folded_network_are_found_by_name() -> None:
+    with seeded(rng()):
+        network = ResNetCifar(8, width=4).eval()
+    folded = fold_batch_norm(network)
+    teacher = open_teacher(network, CIFAR)
+    loss = loss_of(teacher, folded, Transfer.LAYERS)
+    assert ("layer1.0.bn1",) * 2 in loss.pairs[Transfer.LAYERS]
+    images = torch.randn(4, 3, 32, 32, generator=rng())
+    assert loss(Batch(images, teacher(images))).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_student_of_other_layers_cannot_be_compared_layer_by_layer() -> None:
+    with pytest.raises(SettingsError, match="layers needs a student that was made from"):
+        loss_of(lenets()[0], Talkative(), Transfer.LAYERS)
+
+
 class InPlace(nn.Module):
     """A ReLU that overwrites what the convolution put out."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3)
-        self.head = nn.Linear(3, 4)
+        self.conv = nn.Conv2d(1, channels, 3)
+        self.head = nn.Linear(channels, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = nn.functional.relu_(self.conv(x))

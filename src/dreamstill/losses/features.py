@@ -8,6 +8,7 @@ __all__ = [
     "activation",
     "activation_boundary",
     "attention",
+    "layer_error",
     "mimic",
     "relational_angle",
     "relational_distance",
@@ -46,6 +47,15 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     silent = (student + margin).clamp_min(0).pow(2) * (teacher <= 0)
     firing = (student - margin).clamp_max(0).pow(2) * (teacher > 0)
     return (silent + firing).sum() / len(student)
+
+
+def layer_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference over the teacher's variance: 1 where only the mean is right.
+
+    Horton et al. 2022 (Layer-Wise Data-Free CNN Compression), equation 3, which takes the layers
+    one by one, without the variance; here they are summed.
+    """
+    return F.mse_loss(student, teacher) / teacher.var().clamp_min(1e-8)
 
 
 def mimic(student: Tensor, teacher: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class DistillSettings:
     transfer: tuple[Transfer, ...] = (Transfer.KL, Transfer.L1)
     """Losses, summed. On logits: kl (Hinton's), reverse-kl, js, mse, l1; on feature maps: mimic,
     attention, boundary (a first stage that initializes the student); on the penultimate features:
-    relational, similarity."""
+    relational, similarity; on all layers of a student that was made from its teacher: layers."""
     transfer_weights: tuple[float, ...] | None = None
     """A weight for each loss; at least 0. Default: 1 on logits, the papers' on features."""
     boundary_share: float = 0.25
@@ -107,7 +107,8 @@ class Distillation:
         pool: where its batches are kept.
         settings: see DistillSettings.
         rng: for replay and augmentation; the synthesizer may share it.
-        inherited: what `inherit` returned, where the student starts from the teacher's channels.
+        inherited: by layer, which of the teacher's channels the student has, where it was made from
+            the teacher: what `inherit` returned.
         reconstruct: images, at most the pool's capacity, on which the layers of such a student are
             solved before the first step; 0: it starts as it was cut.
 
@@ -146,6 +147,7 @@ class Distillation:
             weights=settings.transfer_weights,
             temperature=settings.temperature,
             rng=rng,
+            kept=inherited,
         )
         parameters = [*student.parameters(), *self.loss.connectors.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=settings.lr)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.evaluate import measure_cost
@@ -172,13 +173,14 @@ def prune(
 
     """
     tp = library()
-    model = copy.deepcopy(teacher.module if model is None else model)
+    own, model = model is None, copy.deepcopy(teacher.module if model is None else model)
     last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
     if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
     model.requires_grad_(True)
     whole = _cost(model, teacher, settings.target)
     records = []
+    of_teacher: dict[str, Tensor] = {}
     for step in range(1, settings.rounds + 1):
         goal = whole * settings.keep ** (step / settings.rounds)
         before = copy.deepcopy(model) if settings.reconstruct else model
@@ -186,9 +188,19 @@ def prune(
         if settings.reconstruct:
             shown = teacher.spec.encode(images[: settings.reconstruct].to(teacher.device))
             reconstruct(before, model, kept, shown, rng=rng)
+        if own:
+            of_teacher = {
+                n: of_teacher[n][left] if of_teacher else left for n, left in kept.items()
+            }
         if settings.finetune is not None:
             model = finetune(
-                teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress
+                teacher,
+                model,
+                images,
+                settings.finetune,
+                rng=rng,
+                inherited=of_teacher,
+                on_progress=on_progress,
             )
         cost = measure_cost(model, teacher.spec)
         records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median))
@@ -224,10 +236,15 @@ def _narrow(
 ) -> dict[str, Tensor]:
     """Remove the least important channels, a hundredth at a time, until the goal is met.
 
-    Returns the output channels that each convolution and linear layer has left.
+    Returns the output channels that each convolution, linear and BatchNorm layer has left.
     """
-    names = {m: name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    kept = {name: torch.arange(layer.weight.shape[0]) for layer, name in names.items()}
+    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
+    names = {m: name for name, m in model.named_modules() if isinstance(m, kinds)}
+    kept = {
+        name: torch.arange(len(layer.weight))
+        for layer, name in names.items()
+        if layer.weight is not None  # of a BatchNorm without scale
+    }
     example = teacher.spec.encode(images[:1].to(teacher.device))
     model.eval()
     seconds = layer_seconds(model, example) if settings.latency else {}
@@ -247,7 +264,7 @@ def _narrow(
         for group in pruner.step(interactive=True):
             for dependency, indices in group:
                 name = names.get(dependency.target.module)
-                if name and pruner.DG.is_out_channel_pruning_fn(dependency.handler):
+                if name in kept and pruner.DG.is_out_channel_pruning_fn(dependency.handler):
                     left = torch.ones(len(kept[name]), dtype=torch.bool)
                     left[indices] = False
                     kept[name] = kept[name][left]

@@ -29,6 +29,7 @@ class Transfer(StrEnum):
     L1 = "l1"
     ATTENTION = "attention"
     BOUNDARY = "boundary"
+    LAYERS = "layers"
     MIMIC = "mimic"
     RELATIONAL = "relational"
     SIMILARITY = "similarity"
@@ -41,7 +42,7 @@ ON_LOGITS: dict[Transfer, Callable[[Tensor, Tensor, float], Tensor]] = {
     Transfer.MSE: logit_losses.mse,
     Transfer.L1: logit_losses.l1,
 }
-ON_MAPS = (Transfer.ATTENTION, Transfer.BOUNDARY, Transfer.MIMIC)
+ON_OUTPUTS = (Transfer.ATTENTION, Transfer.BOUNDARY, Transfer.LAYERS, Transfer.MIMIC)
 WEIGHTS = {
     Transfer.ATTENTION: 250.0,  # ZSKT
     Transfer.BOUNDARY: 3e-3,
@@ -50,6 +51,38 @@ WEIGHTS = {
 """The papers' weights, where they are not 1."""
 DISTANCE, ANGLE = 25.0, 50.0
 """RKD's, within `relational`."""
+
+
+def shared_layers(
+    student: Probe, teacher: Probe, module: nn.Module, kept: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Layers and blocks of the teacher's `module` that the student has: which of its channels.
+
+    Of a layer and the BatchNorm behind it the BatchNorm alone. A block has the channels of the last
+    layer in it, where it has as many. SettingsError where nothing is shared.
+    """
+    modules = dict(module.named_modules())
+    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
+    layers = [name for name in teacher.outputs if isinstance(modules[name], kinds)]
+    normed = {id(teacher.inputs[name]) for name in layers if isinstance(modules[name], _BatchNorm)}
+    last = {name: name for name in layers if id(teacher.outputs[name]) not in normed}
+    for name in teacher.outputs.keys() - layers - {""}:
+        within = [layer for layer in layers if layer.startswith(f"{name}.")]
+        if within and not isinstance(modules[name], nn.Sequential):  # whose last part says the same
+            last[name] = within[-1]
+    shared = {}
+    for name in (name for name in teacher.outputs if name in last):
+        ours, wanted = student.outputs.get(name), teacher.outputs[name]
+        if not isinstance(ours, Tensor) or not isinstance(wanted, Tensor):
+            continue
+        channels = torch.arange(wanted.shape[1], device=wanted.device)
+        if wanted.dim() != 3 and teacher.outputs[last[name]].shape[1] == len(channels):
+            channels = kept.get(last[name], channels).to(wanted.device)
+        if ours.shape == wanted[:, channels].shape:
+            shared[name] = channels
+    if not shared:
+        raise SettingsError("transfer layers needs a student that was made from its teacher")
+    return shared
 
 
 def last_maps(outputs: Mapping[str, Any]) -> dict[tuple[int, int], str]:
@@ -67,6 +100,8 @@ class TransferLoss:
     Maps are compared where student and teacher share a resolution: `attention` and `mimic` on what
     leaves the last layer or block there, `boundary` on what leaves the last convolution or
     BatchNorm, before its ReLU. `relational` and `similarity` compare the penultimate features.
+    `layers` compares every layer and block channel by channel, where the student was made from the
+    teacher.
 
     Args:
         teacher, student: both run once, to see their layers.
@@ -74,9 +109,11 @@ class TransferLoss:
         weights: one for each name; None: the papers'.
         temperature: of the losses on logits.
         rng: initializes the connectors.
+        kept: by layer, which of the teacher's outputs the student has; all where it is absent.
 
     Raises:
-        SettingsError: the two networks share no resolution, or one has no last linear layer.
+        SettingsError: the two networks share no resolution or no layer, or one has no last linear
+            layer.
 
     """
 
@@ -89,8 +126,10 @@ class TransferLoss:
         weights: tuple[float, ...] | None,
         temperature: float,
         rng: torch.Generator,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.teacher, self.student, self.temperature = teacher, student, temperature
+        self.kept = dict(kept or {})
         self.weights = dict(
             zip(names, weights or (WEIGHTS.get(n, 1.0) for n in names), strict=True)
         )
@@ -108,24 +147,29 @@ class TransferLoss:
         for module in (self.student, self.teacher.module):
             with eval_mode(module), Probe(dict(module.named_modules())) as probe:
                 module(inputs)
-            seen.append(probe.outputs)
+            seen.append(probe)
         for name in self.weights:
             if name in ON_LOGITS:
                 continue
             self.pairs[name] = self._pairs_of(name, *seen)
-            for student_layer, teacher_layer in self.pairs[name]:
+            for ours, wanted in self.pairs[name]:
                 if name in (Transfer.BOUNDARY, Transfer.MIMIC):
-                    channels = (seen[0][student_layer].shape[1], seen[1][teacher_layer].shape[1])
-                    self._connect(name, student_layer, channels, rng)
+                    channels = (seen[0].outputs[ours].shape[1], seen[1].outputs[wanted].shape[1])
+                    self._connect(name, ours, channels, rng)
         for side, module in enumerate((self.student, self.teacher.module)):
             for pairs in self.pairs.values():
                 for pair in pairs:
                     self.watched[side][pair[side]] = module.get_submodule(pair[side])
 
     def _pairs_of(
-        self, name: Transfer, student: dict[str, Tensor], teacher: dict[str, Tensor]
+        self, name: Transfer, student_probe: Probe, teacher_probe: Probe
     ) -> list[tuple[str, str]]:
-        if name not in ON_MAPS:
+        if name is Transfer.LAYERS:
+            of = self.teacher.module
+            self.kept = shared_layers(student_probe, teacher_probe, of, self.kept)
+            return [(layer, layer) for layer in self.kept]
+        student, teacher = student_probe.outputs, teacher_probe.outputs
+        if name not in ON_OUTPUTS:
             last = [
                 [n for n in outputs if isinstance(module.get_submodule(n), nn.Linear)]
                 for outputs, module in ((student, self.student), (teacher, self.teacher.module))
@@ -185,13 +229,17 @@ class TransferLoss:
     def _on_features(self, name: Transfer, student: Probe, teacher: Probe) -> Tensor:
         total = next(iter(student.outputs.values())).new_zeros(())
         for depth, (mine, theirs) in enumerate(reversed(self.pairs[name])):
-            if name not in ON_MAPS:
+            if name not in ON_OUTPUTS:
                 ours, wanted = student.inputs[mine], teacher.inputs[theirs]
                 if name is Transfer.SIMILARITY:
                     return feature_losses.similarity_preserving(ours, wanted)
                 distance = feature_losses.relational_distance(ours, wanted)
                 return DISTANCE * distance + ANGLE * feature_losses.relational_angle(ours, wanted)
             ours, wanted = student.outputs[mine], teacher.outputs[theirs]
+            if name is Transfer.LAYERS:
+                error = feature_losses.layer_error(ours, wanted[:, self.kept[theirs]])
+                total = total + error / len(self.pairs[name])
+                continue
             if name is Transfer.ATTENTION:
                 total = total + feature_losses.attention(ours, wanted)
                 continue
