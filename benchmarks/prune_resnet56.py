@@ -3,8 +3,8 @@
     python -m benchmarks.prune_resnet56 --data FOLDER --weights akamaster_cifar10_resnet56.th
 
 Channels go by magnitude, so that the same go for every source. `cut` is before any image comes in,
-`reconstructed` has its layers solved on the first images, the rest is also fine-tuned. Networks run
-in bfloat16.
+`reconstructed` has its layers solved on the first images, the rest is also fine-tuned: towards what
+the whole network's layers make or, `by logits`, its answers. Networks run in bfloat16.
 """
 
 from dataclasses import replace
@@ -18,6 +18,7 @@ from dreamstill.pool import Augmentation
 from dreamstill.settings import to_plain
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.prune import PruneSettings, prune
+from dreamstill.tasks.transfer import Transfer
 from dreamstill.teacher import Precision
 
 TUNE = DistillSettings(
@@ -27,13 +28,16 @@ TUNE = DistillSettings(
     held_out=256,
     judge_every=100,
     augment=Augmentation(flip=True, shift=0.1, mix=True),
+    transfer=(Transfer.LAYERS,),
 )
+BY_LOGITS = (Transfer.KL, Transfer.L1)
 TUNED = PruneSettings(rounds=1, reconstruct=512, finetune=TUNE)
 NUM_IMAGES = 2048
 
 
 def main() -> None:
-    study = open_study("prune_resnet56", 56, to_plain(TUNED) | {"num_images": NUM_IMAGES})
+    settings = to_plain(TUNED) | {"num_images": NUM_IMAGES, "by_logits": to_plain(BY_LOGITS)}
+    study = open_study("prune_resnet56", 56, settings)
     study.teacher.precision = Precision.BFLOAT16
 
     def measured(row: str, model: nn.Module) -> None:
@@ -47,12 +51,14 @@ def main() -> None:
 
     measured("ResNet-56", study.teacher.module)
     solved = replace(TUNED, finetune=None)
+    logits = replace(TUNED, finetune=replace(TUNE, transfer=BY_LOGITS))
     nothing = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
     for keep in (0.5, 0.7):
         pruned(f"{off(keep)}, cut", nothing, replace(solved, keep=keep, reconstruct=0))
     for source in ("real", *SOURCES):
         rows = {f"{off(keep)}, reconstructed, {source}": (keep, solved) for keep in (0.5, 0.7)}
         rows |= {f"{off(keep)}, {source}": (keep, TUNED) for keep in (0.5, 0.7)}
+        rows |= {f"{off(keep)}, by logits, {source}": (keep, logits) for keep in (0.5, 0.7)}
         if any(study.lacks(row) for row in rows):
             images = source_images(source, study.teacher, study.data, NUM_IMAGES)
             for row, (keep, settings) in rows.items():
