@@ -16,6 +16,7 @@ from dreamstill.pool import Augmentation
 from dreamstill.settings import to_plain
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.quantize import QuantizeSettings, quantize, quantize_without_inputs
+from dreamstill.tasks.transfer import Transfer
 
 TUNE = DistillSettings(
     steps=400,
@@ -24,13 +25,17 @@ TUNE = DistillSettings(
     held_out=256,
     judge_every=100,
     augment=Augmentation(flip=True, shift=0.1),
+    transfer=(Transfer.LAYERS,),
 )
+BY_LOGITS = (Transfer.KL, Transfer.L1)
 W4A4 = QuantizeSettings(weight_bits=4, activation_bits=4)
 NUM_IMAGES = 4096
 
 
 def main() -> None:
-    settings = to_plain(replace(W4A4, finetune=TUNE)) | {"num_images": NUM_IMAGES}
+    tuned = replace(W4A4, finetune=TUNE)
+    by_logits = replace(W4A4, finetune=replace(TUNE, transfer=BY_LOGITS))
+    settings = to_plain(tuned) | {"num_images": NUM_IMAGES, "by_logits": to_plain(BY_LOGITS)}
     study = open_study("quantize_resnet20", 20, settings)
     teacher = study.teacher
 
@@ -51,8 +56,13 @@ def main() -> None:
     whole_tensor = replace(eight, per_channel=False, first_last_bits=None)
     measured("W8A8, no input", lambda: quantize_without_inputs(teacher, eight))
     measured("W8A8 per tensor, no input", lambda: quantize_without_inputs(teacher, whole_tensor))
-    tuned = replace(W4A4, finetune=TUNE)
-    for name, wanted in {"W8A8": eight, "W4A4": W4A4, "W4A4 fine-tuned": tuned}.items():
+    rows = {
+        "W8A8": eight,
+        "W4A4": W4A4,
+        "W4A4 fine-tuned": tuned,
+        "W4A4 fine-tuned by logits": by_logits,
+    }
+    for name, wanted in rows.items():
         for source in ("real", *SOURCES):
             measured(f"{name}, {source}", partial(quantized, source, wanted))
 
