@@ -7,8 +7,8 @@ The teacher was trained on lossless CIFAR-10; FOLDER holds a JPEG copy (quality 
 30 dB), so read each row against the teacher's own accuracy there and against the agreement. Sized
 to a CPU: 1,000 student steps, generators of (32, 16) channels, 512 optimized images at 100 steps,
 networks in bfloat16. The rows "inherited" start from the teacher's channels; those "reconstructed"
-also have their layers solved on the images; "by layers" they learn what the teacher's layers make in
-place of its answers.
+also have their layers solved on the images; "by layers" they learn what the teacher's layers make
+in place of its answers.
 """
 
 from dataclasses import replace

@@ -59,7 +59,7 @@ def shared_layers(
     """Layers and blocks of the teacher's `module` that the student has: which of its channels.
 
     Of a layer and the BatchNorm behind it the BatchNorm alone. A block has the channels of the last
-    layer in it, where it has as many. SettingsError where nothing is shared.
+    layer in it, where it has as many. SettingsError where no more than the answer is shared.
     """
     modules = dict(module.named_modules())
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
@@ -80,8 +80,11 @@ def shared_layers(
             channels = kept.get(last[name], channels).to(wanted.device)
         if ours.shape == wanted[:, channels].shape:
             shared[name] = channels
-    if not shared:
-        raise SettingsError("transfer layers needs a student that was made from its teacher")
+    if len(shared) < min(2, len(last)):
+        raise SettingsError(
+            "transfer layers needs a student that was made from its teacher; of "
+            f"{len(last)} layers {len(shared)} can be compared"
+        )
     return shared
 
 
