@@ -15,23 +15,31 @@ from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings
+from dreamstill.tasks.transfer import Transfer
 from recipes import dafl_mnist, zskd_mnist
 
 SCHEDULE = DistillSettings(steps=2000, batch_size=64, lr=3e-3, judge_every=500)
 
 
 def with_inherited(rows: dict[str, Row]) -> dict[str, Row]:
-    """Each row, and the same with a student that inherits, as it was cut and reconstructed."""
+    """Each row, and with a student that inherits: as it was cut, reconstructed, and by layers."""
     inherited = {name: replace(row, inherit=True) for name, row in rows.items()}
+    solved = {name: replace(row, reconstruct=2048) for name, row in inherited.items()}
     return (
         rows
         | {f"{name}, inherited": row for name, row in inherited.items()}
         | {
             f"{name}, reconstructed, {steps} steps": replace(
-                row, reconstruct=2048, distill=replace(row.distill, steps=steps)
+                row, distill=replace(row.distill, steps=steps)
             )
-            for name, row in inherited.items()
+            for name, row in solved.items()
             for steps in (0, 200, SCHEDULE.steps)
+        }
+        | {
+            f"{name}, reconstructed, by layers, {SCHEDULE.steps} steps": replace(
+                row, distill=replace(row.distill, transfer=(Transfer.LAYERS,))
+            )
+            for name, row in solved.items()
         }
     )
 
