@@ -19,7 +19,6 @@ from torch import Tensor
 
 from benchmarks.protocol import made_rows, training_images
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
-from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.run import environment, settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer
@@ -28,7 +27,7 @@ from dreamstill.synthesis.drawings import SCENES, Drawing
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.teacher import InputSpec, Teacher, load_weights, open_teacher
+from dreamstill.teacher import InputSpec, Teacher, load_module, open_teacher
 
 __all__ = ["SOURCES", "SPEC", "THINGS", "Study", "open_resnet", "open_study", "source_images"]
 
@@ -53,9 +52,7 @@ SOURCES: dict[str, tuple[str, Any]] = {
 
 def open_resnet(path: Path, depth: int) -> Teacher:
     """The independent weights of a ResNet of 20 or 56 layers."""
-    model = ResNetCifar(depth)
-    model.load_state_dict(load_weights(path))
-    return open_teacher(model, SPEC)
+    return open_teacher(load_module(f"dreamstill.nets.resnet_cifar:resnet{depth}", path), SPEC)
 
 
 def source_images(source: str, teacher: Teacher, data: Path, num_images: int) -> Tensor:

@@ -13,7 +13,7 @@ import toys
 from dreamstill import chain as module_under_test
 from dreamstill import cli
 from dreamstill.chain import read_chain, run_chain, weights_in
-from dreamstill.errors import DreamstillError, RunError, SettingsError
+from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherError
 from dreamstill.export import load_exported
 from dreamstill.nets.seeded import seeded
 from dreamstill.report.chain import write_chain_report
@@ -184,6 +184,9 @@ def test_each_task_is_a_command_with_a_page(
     assert summary["links"][0]["layers"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("data:image/png") == (3 if task == "quantize" else 2)
+    assert cli.main(["report", out, "--json"]) == 0
+    capsys.readouterr()
+    assert (tmp_path / "run" / "report.html").read_text() == page
     assert cli.main([task, *common, *options]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert cli.main([task, *common, *options, "--resume"]) == 0
@@ -217,6 +220,10 @@ def test_new_classes_by_command(
     arguments += ["--continual.steps", "3", "--out", str(out)]
     assert cli.main([*arguments, "--real", str(tmp_path / "real.npz")]) == 0
     summary = json.loads(capsys.readouterr().out)
+    images = (out / "images.npz").stat().st_mtime_ns
+    assert cli.main([*arguments, "--resume", "--real", str(tmp_path / "real.npz")]) == 0
+    assert json.loads(capsys.readouterr().out) == summary
+    assert (out / "images.npz").stat().st_mtime_ns == images
     assert (summary["old_classes"], summary["classes"]) == (4, 6)
     assert 0 <= summary["accuracy_old"] <= 1
     assert load_exported(out / "network.onnx")(torch.randn(3, 1, 8, 8)).shape == (3, 6)
@@ -224,6 +231,53 @@ def test_new_classes_by_command(
     assert cli.main([*arguments[:-1], str(tmp_path / "other")]) == 2
     assert "labels of new classes must be 4 or more; got 3" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_new_classes_need_a_head_before_any_image_is_made(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    headless = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())
+    save_file(headless.state_dict(), tmp_path / "teacher.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toys, "small_cnn", lambda: headless)
+        np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.full(8, 4))
+        arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+        arguments += ["--new", str(tmp_path / "new.npz"), "--out", str(tmp_path / "run")]
+        assert cli.main(arguments) == 2
+    assert "needs a last linear layer" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_no_file_can_keep_is_named_at_once(
+    plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = toys.small_cnn()
+    network.shrink = lambda x: x[:, :, ::2]  # type: ignore[assignment]
+    monkeypatch.setattr(toys, "small_cnn", lambda: network)
+    with pytest.raises(TeacherError, match="cannot be kept between links"):
+        run_chain(tmp_path / "run", read_chain(plain))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_chain_is_measured_where_its_folder_was_moved(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    chain = read_chain(plain | {"link": [{"task": "int8"}]})
+    run_chain(tmp_path / "run", chain)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    real = tmp_path / "real.npz"
+    np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
+    summary = run_chain(tmp_path / "moved", chain, resume=True, real=real)
+    assert 0 <= summary["links"][0]["accuracy"] <= 1
+
+
+def test_a_chain_prunes_towards_the_teachers_layers(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    tune = TUNE | {"transfer": ["layers"]}
+    link = {"task": "prune", "keep": 0.5, "rounds": 2, "finetune": tune}
+    summary = run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
+    assert summary["links"][0]["macs"] <= 0.5 * summary["teacher"]["macs"]
 
 
 def test_a_mistake_in_the_first_link_leaves_nothing(

@@ -296,6 +296,33 @@ BAD: dict[str, tuple[Break, str]] = {
     "folder in use": (occupied, "is not empty"),
     "folder under a file": (under_a_file, "cannot make"),
     "resume of nothing": (lambda t: ["distill", "--resume", str(t.parent / "no")], "holds no run"),
+    "another setting beside resume": (
+        flags("--resume", "run", "--distill.lr", "9"),
+        "leave --student out",
+    ),
+    "a method beside resume": (
+        lambda t: ["distill", "--resume", "run", "--method", "zskd"],
+        "leave --method out",
+    ),
+    "a setting of the method beside resume": (
+        lambda t: ["distill", "--resume", "run", "--synthesis.batch_size", "8"],
+        "leave --synthesis.batch_size out",
+    ),
+    "an unknown format": (
+        lambda t: ["int8", *distill(t)[1:3], "--out", f"{t}.d", "--int8.formats", "tflite"],
+        "formats must be of onnx, pt2; got tflite",
+    ),
+    "fine-tuning that synthesizes": (
+        lambda t: ["prune", *distill(t)[1:3], "--out", f"{t}.d", "--prune.finetune.prefill", "9"],
+        "leave prefill and fresh_every alone",
+    ),
+    "a size without inputs": (
+        lambda t: [
+            *("quantize", *distill(t)[1:3], "--out", f"{t}.d", "--quantize.size", "0.5"),
+            *("--quantize.without_inputs", "true"),
+        ],
+        "size and finetune need images",
+    ),
     "report of nothing": (lambda t: ["report", str(t.parent / "no")], "holds no run"),
     "export of nothing": (lambda t: ["export", str(t.parent / "no")], "holds no run"),
 }
@@ -324,6 +351,19 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(
     assert message in captured.err
     assert captured.out == ""
     assert sorted(teacher.parent.rglob("*")) == before
+
+
+def test_a_network_beside_the_user_is_found(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text(OWN_NETWORK)
+    torch.save({}, tmp_path / "empty.pt")
+    command = [
+        *(sys.executable, "-c", "import sys; sys.path.remove(''); from dreamstill import cli; "),
+        *("inspect", "--teacher.weights", "empty.pt", "--teacher.factory", "beside:big"),
+        *("--teacher.shape", "1,40,24", "--teacher.range", "0,1"),
+    ]
+    command[2] += "sys.exit(cli.main())"  # a console script has no '' on its path
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "which beside:big has" in ran.stderr
 
 
 def run_as_command(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

@@ -289,9 +289,10 @@ def test_channels_padded_by_a_number_of_run_time_are_kept() -> None:
     assert pruned(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_pruning_says_which_of_the_teachers_channels_are_left(
-    rounds: int, monkeypatch: pytest.MonkeyPatch
+    rounds: int, given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = open_teacher(lenet(batch_norm=True), SPEC)
     for layer in teacher.module.modules():
@@ -310,7 +311,8 @@ def test_pruning_says_which_of_the_teachers_channels_are_left(
         return model
 
     monkeypatch.setattr("dreamstill.tasks.prune.finetune", finetune)
-    prune(teacher, images(8), PruneSettings(keep=0.5, rounds=rounds, finetune=quick()), rng=rng())
+    settings = PruneSettings(keep=0.5, rounds=rounds, finetune=quick())
+    prune(teacher, images(8), settings, rng=rng(), model=teacher.module if given else None)
     assert len(seen) == rounds
     assert "features.1" in seen[-1], "a BatchNorm's channels are followed too"
     assert any(len(channels) < 6 for channels in seen[-1].values())

@@ -66,7 +66,7 @@ def test_growing_keeps_the_old_answers(old: Teacher) -> None:
     images = SPEC.encode(bars(torch.arange(20) % 3))
     torch.testing.assert_close(grow(old, 7, rng())(images)[:, :3], old(images))
     no_head = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())
-    with pytest.raises(TeacherError, match="no last linear layer"):
+    with pytest.raises(TeacherError, match="needs a last linear layer"):
         grow(open_teacher(no_head, InputSpec(shape=(1, 8, 8), mean=(0.0,), std=(1.0,))), 7, rng())
 
 

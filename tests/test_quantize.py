@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import SettingsError
+from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.nets.lenet import lenet5_bn
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
 from dreamstill.probe import Probe
 from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.equalize import equalize, expected_inputs, relu_moments
+from dreamstill.tasks.equalize import Moments, equalize, expected_inputs, relu_moments
 from dreamstill.tasks.graph import fold_batch_norm
 from dreamstill.tasks.quantize import (
     Calibration,
@@ -72,6 +72,61 @@ def test_analytic_relu_moments_are_those_of_monte_carlo(mean: float, std: float)
     wanted = torch.stack([drawn.mean(), drawn.var()])
     got = torch.stack(relu_moments(torch.tensor(mean), torch.tensor(std)))
     torch.testing.assert_close(got.double(), wanted, atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (5.0, 2.0), (9.0, 1.0), (-8.0, 1.0)])
+def test_analytic_relu6_moments_are_those_of_monte_carlo(mean: float, std: float) -> None:
+    drawn = mean + std * torch.randn(2_000_000, generator=rng(), dtype=torch.float64)
+    drawn = drawn.clamp(0, 6)
+    before = Moments.normal(torch.tensor(mean), torch.tensor(std**2))
+    got = before.relu6()
+    torch.testing.assert_close(got.mean.double(), drawn.mean(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(got.variance.double(), drawn.var(), atol=1e-2, rtol=0)
+    assert 0 <= got.low <= got.high <= 6
+
+
+def following(*layers: nn.Module) -> nn.Module:
+    with seeded(rng()):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), *layers, nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+
+
+def test_a_batch_norm_that_cannot_be_folded_says_what_it_puts_out() -> None:
+    norm = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        norm.bias.fill_(2.0)
+        norm.weight.fill_(0.5)
+    model = following(nn.ReLU(), norm).eval()
+    moments = expected_inputs(equalize(model), GREY)["4"]
+    torch.testing.assert_close(moments.mean, torch.full_like(moments.mean, 2.0))
+    torch.testing.assert_close(moments.variance, torch.full_like(moments.mean, 0.25))
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
+def test_plain_batch_norms_are_quantized_too(options: dict[str, bool]) -> None:
+    teacher = open_teacher(following(nn.BatchNorm2d(4, **options), nn.ReLU()), GREY)
+    for model in (
+        quantize_without_inputs(teacher, QuantizeSettings()),
+        quantize(teacher, images(teacher), QuantizeSettings(), rng=rng()),
+    ):
+        x = teacher.spec.encode(images(teacher))
+        same = (model(x).argmax(1) == teacher(x).argmax(1)).float().mean()
+        assert same > 0.9
+
+
+def test_what_cannot_be_known_without_inputs_is_named() -> None:
+    teacher = open_teacher(following(nn.GELU()), GREY)
+    with pytest.raises(TeacherError, match=r"what 1 \(GELU\) puts out cannot be known"):
+        quantize_without_inputs(teacher, QuantizeSettings())
+
+
+def test_bytes_count_what_stays_as_it_was() -> None:
+    teacher = open_teacher(following(nn.GroupNorm(2, 4), nn.ReLU()), GREY)
+    quantized = quantize(teacher, images(teacher), QuantizeSettings(weight_bits=8), rng=rng())
+    without = sum(
+        m.layer.weight.numel() for m in quantized.modules() if isinstance(m, QuantizedLayer)
+    )
+    rest = (4 + 4) + (4 + 4) + (10 + 10) + 2  # GroupNorm; biases and steps of two layers; inputs
+    assert quantized_bytes(quantized) == without + 4 * rest
 
 
 @pytest.mark.parametrize("make", [lenet, resnet])

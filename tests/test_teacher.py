@@ -184,6 +184,19 @@ def test_torch_files_load_with_prefixes_and_wrapping(tmp_path: Path) -> None:
     state = {f"module.{k}": v for k, v in lenet5().state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, path)
     load_module("dreamstill.nets.lenet:lenet5", path)
+    save_file(state, tmp_path / "w.safetensors")
+    load_module("dreamstill.nets.lenet:lenet5", tmp_path / "w.safetensors")
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = torch.nn.Linear(2, 2)
+
+
+def test_a_network_whose_names_begin_with_module_keeps_them(tmp_path: Path) -> None:
+    torch.save(Wrapper().state_dict(), tmp_path / "w.pt")
+    load_module(f"{__name__}:Wrapper", tmp_path / "w.pt")
 
 
 def test_the_embedded_teacher_is_what_its_card_says() -> None:

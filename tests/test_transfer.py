@@ -108,7 +108,7 @@ def test_a_block_has_the_channels_of_its_last_layer() -> None:
     names = (Transfer.LAYERS,)
     loss = TransferLoss(teacher, student, names, weights=None, temperature=1, rng=rng(), kept=kept)
     for block in ("layer1.0", "layer2.0", "layer3.0"):
-        assert torch.equal(loss.kept[block], kept[f"{block}.bn2"])
+        assert torch.equal(loss.shared[block][1], kept[f"{block}.bn2"])
         assert (block, block) in loss.pairs[Transfer.LAYERS]
 
 
@@ -134,6 +134,40 @@ def test_layers_are_compared_in_the_channels_that_are_left() -> None:
     wanted = whole.get_submodule("conv")(images)[:, kept]
     logits = (student(images) - batch.logits).pow(2).mean() / batch.logits.var()
     assert loss(batch).item() == pytest.approx((0.25 / wanted.var() + logits).item() / 2, rel=1e-4)
+
+
+class ChannelsLast(nn.Module):
+    """A linear layer on maps whose channels come last."""
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(1, channels), nn.Linear(channels, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.mix(x.permute(0, 2, 3, 1)).relu()
+        return self.head(maps.mean((1, 2)))  # type: ignore[no-any-return]
+
+
+def test_channels_that_come_last_are_compared_there() -> None:
+    with seeded(rng()):
+        teacher = open_teacher(ChannelsLast(), toys.SPEC)
+    student, kept = ChannelsLast(3), torch.tensor([5, 0, 2])
+    with torch.no_grad():
+        student.mix.weight.copy_(teacher.module.get_parameter("mix.weight")[kept])
+        student.mix.bias.copy_(teacher.module.get_parameter("mix.bias")[kept])
+    loss = TransferLoss(
+        teacher,
+        student,
+        (Transfer.LAYERS,),
+        weights=None,
+        temperature=1,
+        rng=rng(),
+        kept={"mix": kept},
+    )
+    images = torch.randn(4, 1, 8, 8, generator=rng())
+    batch = Batch(images, teacher(images))
+    logits = (student(images) - batch.logits).pow(2).mean() / batch.logits.var()
+    assert loss(batch).item() == pytest.approx(logits.item() / 2, rel=1e-4)
 
 
 def test_layers_of_a_folded_network_are_found_by_name() -> None:

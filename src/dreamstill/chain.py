@@ -7,10 +7,11 @@ package and of the user's own factories alone.
 """
 
 import copy
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import DreamstillError, RunError, SettingsError
+from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherError
 from dreamstill.evaluate import (
     accuracy,
     agreement,
@@ -42,7 +43,7 @@ from dreamstill.sources import Images, OnProgress, own_images
 from dreamstill.synthesis import METHODS
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize_to
-from dreamstill.tasks.finetune import finetune
+from dreamstill.tasks.finetune import check_finetuning, finetune
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, export_int8
 from dreamstill.tasks.merge import MergeSettings, merge
@@ -51,6 +52,7 @@ from dreamstill.tasks.prune import PruneSettings, prune
 from dreamstill.tasks.quantize import (
     QuantizedLayer,
     QuantizeSettings,
+    check_without_inputs,
     quantize,
     quantize_without_inputs,
     quantized_bytes,
@@ -103,6 +105,11 @@ class QuantizeLink(QuantizeSettings):
     without_inputs: bool = False
     """DFQ: no image is looked at."""
 
+    def __post_init__(self) -> None:
+        QuantizeSettings.__post_init__(self)  # slots and super() do not go together
+        if self.without_inputs:
+            check_without_inputs(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Link:
@@ -114,6 +121,11 @@ class Int8Link:
     """How onnxruntime calibrates: MinMax, Percentile or Entropy."""
     backend: Backend = Backend.X86
     """For which kernels torchao quantizes: x86 or xnnpack."""
+
+    def __post_init__(self) -> None:
+        if not self.formats or (odd := set(self.formats) - {"onnx", "pt2"}):
+            got = sorted(odd)[0] if self.formats else "none"
+            raise SettingsError(f"formats must be of onnx, pt2; got {got}")
 
 
 @dataclass
@@ -256,6 +268,9 @@ class Link:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise SettingsError(f"unknown task {self.task!r}; known: {', '.join(TASKS)}")
+        for part in fields(self.settings):
+            if isinstance(training := getattr(self.settings, part.name), DistillSettings):
+                check_finetuning(training)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,11 +324,12 @@ def run_chain(
         on_progress: called after every synthesized batch and training step.
 
     Returns:
-        What summary.json holds: the teacher and every link with its cost, agreement on images that
-        were synthesized last, accuracy if measured, and the files written.
+        What summary.json holds: the teacher and every link with its cost, agreement on a thousand
+        of the images, accuracy if measured, and the files written.
 
     """
     teacher = open_from(chain.teacher)
+    _check_links(chain, teacher)
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
     existed = folder.exists()
@@ -324,6 +340,23 @@ def run_chain(
         if not existed and not list((folder / "links").glob("*.json")):
             shutil.rmtree(folder)  # a mistake in the first link leaves nothing half-written
         raise
+
+
+def _check_links(chain: Chain, teacher: Teacher) -> None:
+    """TeacherError where a network that the links begin with cannot be built, or kept in a file."""
+    rng = torch.Generator().manual_seed(chain.seed)
+    networks = [teacher.module]
+    for link in chain.links:
+        if link.task == "distill":
+            networks.append(open_student(link.settings.student, teacher, rng))
+    for network in networks:
+        try:
+            torch.save(network, io.BytesIO())
+        except Exception as error:  # pickle raises what the network's own attributes make it
+            raise TeacherError(
+                f"{type(network).__name__} cannot be kept between links ({error}): give its "
+                "functions names in their module"
+            ) from error
 
 
 def _run(
@@ -364,7 +397,8 @@ def _run(
         summary["images"] = real.name
         everyone = [(teacher.module, summary["teacher"]), *((m, r) for _, m, r in networks)]
         for network, record in everyone:
-            record["accuracy"] = accuracy(_answers(network, record, teacher, test[0]), test[1])
+            logits = _answers(network, record, teacher, test[0], folder / "links")
+            record["accuracy"] = accuracy(logits, test[1])
     seen = {"teacher": teacher.module} | {
         f"{index + 1}-{task}": network for index, (task, network, _) in enumerate(networks)
     }
@@ -394,12 +428,12 @@ def weights_in(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _answers(
-    network: nn.Module, record: dict[str, Any], teacher: Teacher, images: Tensor
+    network: nn.Module, record: dict[str, Any], teacher: Teacher, images: Tensor, links: Path
 ) -> Tensor:
     """Logits for uint8 images: of an int8 file in its own runtime, else of the network."""
     if record.get("task") != "int8":
         return predict(network, teacher.spec, images)
-    run = load_exported(Path(record["files"][0]["path"]))
+    run = load_exported(links / Path(record["files"][0]["path"]).name)  # the folder may have moved
     return torch.cat([run(teacher.spec.encode(part)) for part in images.split(500)])
 
 

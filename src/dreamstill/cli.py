@@ -19,7 +19,7 @@ from dreamstill import main_job
 from dreamstill.chain import TASKS, read_chain, run_chain
 from dreamstill.errors import DreamstillError, RunError, SettingsError
 from dreamstill.evaluate import load_images, load_unlabelled
-from dreamstill.flags import add_flags, given_flags, merge, read_toml
+from dreamstill.flags import PREFIX, add_flags, given_flags, merge, read_toml
 from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
     settle_process()
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # where the user's module:function is, as for python -m
+    arguments = argparse.Namespace()
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         result = arguments.run(arguments)
@@ -52,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dreamstill: stopped; a run goes on with --resume", file=sys.stderr)
+        more = "; a run goes on with --resume" if hasattr(arguments, "resume") else ""
+        print(f"dreamstill: stopped{more}", file=sys.stderr)
         return 130
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -112,7 +116,6 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
         sub.add_argument("--precision", help=f"{' or '.join(Precision)} [float32]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")
-        sub.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
         add_flags(sub, METHODS[method].settings, "synthesis")
     inspect.add_argument("--images", help=".npz with x: are they like the training images?")
     synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
@@ -126,6 +129,7 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     distill.add_argument(
         "--reconstruct", type=int, help="images on which such a student's layers are solved [2048]"
     )
+    distill.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
     distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
     add_flags(distill, DistillSettings, "distill")
 
@@ -155,8 +159,7 @@ def _add_tasks(command: AddCommand) -> None:
     for sub in (chain, *singles.values(), continual):
         sub.add_argument("--real", help=".npz with x, y: measure every network on it at the end")
         sub.add_argument("--out", help="folder to make")
-    for sub in (chain, *singles.values()):
-        sub.add_argument("--resume", action="store_true", help="take up the chain in --out")
+        sub.add_argument("--resume", action="store_true", help="take up what is in --out")
 
 
 def _add_results(command: AddCommand) -> None:
@@ -197,11 +200,21 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
     return joined
 
 
+OPTIONS = ("device", "precision", "seed", "student", "inherit", "reconstruct", "checkpoint_every")
+"""Settings of a job that are no table."""
+
+
+def _typed(arguments: argparse.Namespace) -> list[str]:
+    """Names of the flags that were typed and decide a run."""
+    names = (*OPTIONS, "config", "method", "preset", "out")
+    plain = [n.replace("_", "-") for n in names if getattr(arguments, n, None) is not None]
+    return plain + [n.removeprefix(PREFIX) for n in vars(arguments) if n.startswith(PREFIX)]
+
+
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """File and flags merged: a plain dict of the job."""
     plain = merge(arguments.table, given_flags(arguments))
-    names = ("device", "precision", "seed", "student", "inherit", "reconstruct", "checkpoint_every")
-    for name in names:
+    for name in OPTIONS:
         if getattr(arguments, name, None) is not None:
             plain[name] = getattr(arguments, name)
     return plain
@@ -275,6 +288,10 @@ def _synthesize(arguments: argparse.Namespace) -> Any:
 def _distill(arguments: argparse.Namespace) -> Any:
     """Train a student from a teacher and no data."""
     if arguments.resume:
+        if typed := _typed(arguments):
+            raise SettingsError(
+                f"--resume goes on with the run's own settings: leave --{typed[0]} out"
+            )
         folder = Path(arguments.resume)
         job = read_job(folder)
     else:
@@ -306,6 +323,7 @@ def _continual(arguments: argparse.Namespace) -> Any:
     result = learn_classes(
         _out(arguments),
         from_plain(Learning, plain),
+        resume=arguments.resume,
         real=Path(arguments.real) if arguments.real else None,
         on_progress=_progress(arguments),
     )
@@ -382,7 +400,8 @@ def _export(arguments: argparse.Namespace) -> Any:
 
 def _report(arguments: argparse.Namespace) -> Any:
     """Write report.html of a run."""
-    page = write_report(Path(arguments.folder))
+    folder = Path(arguments.folder)
+    page = write_chain_report(folder) if (folder / "links").is_dir() else write_report(folder)
     if not arguments.json:
         print(page)
     return {"report": str(page)}

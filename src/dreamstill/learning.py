@@ -28,14 +28,16 @@ def learn_classes(
     folder: Path,
     job: Learning,
     *,
+    resume: bool = False,
     real: Path | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Teach a network new classes; writes network.onnx and network.pt2, and what they are worth.
 
     Args:
-        folder: new.
+        folder: new, or with `resume` one that holds the same job.
         job: what to do.
+        resume: images that are finished are not synthesized again.
         real: .npz with x, y of old and new classes: accuracy on each, at the end.
         on_progress: called after every step.
 
@@ -46,7 +48,7 @@ def learn_classes(
     num_classes = int(labels.max()) + 1
     test = load_images(real, teacher.spec, num_classes) if real is not None else None
     dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
-    claim(folder, job)
+    claim(folder, job, resume=resume)
     if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
         dreams = own_images(folder / "images.npz", job, teacher, on_progress)
     rng = torch.Generator().manual_seed(job.seed)

@@ -203,9 +203,12 @@ def environment(device: str) -> dict[str, Any]:
     """Versions, hardware, threads and commit, for the record."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
-        ).stdout.strip()
+        tracked = subprocess.run(  # a folder that lies in another project's is none of its commits
+            ["git", "ls-files", "--error-unmatch", "run.py"], cwd=here, capture_output=True
+        )
+        head = ["git", "rev-parse", "--short", "HEAD"]
+        found = subprocess.run(head, cwd=here, capture_output=True, text=True)
+        commit = "" if tracked.returncode else found.stdout.strip()
     except OSError:
         commit = ""
     model = ""

@@ -81,7 +81,7 @@ def summarize(
         source: what `real` is, for the record.
         floor: folder of the finished noise-floor run.
 
-    Agreement is on the real images where they are given, else on the run's held-out ones.
+    Agreement is on the real images, and is left out where there are none.
 
     """
     job, teacher, student = open_run(folder)

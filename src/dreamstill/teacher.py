@@ -267,7 +267,7 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise TeacherError(f"{path} must hold a state dict of tensors; got {type(state).__name__}")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
 def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> nn.Module:
@@ -275,6 +275,8 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
     expected = module.state_dict()
+    if not state.keys() & expected.keys():  # DataParallel put this before every name
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     for name in expected.keys() - state.keys():
         if name.endswith("num_batches_tracked"):  # files of before torch 0.4.1 have none
             state[name] = expected[name]

@@ -76,9 +76,8 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
 
     Raises TeacherError for a network without a last linear layer.
     """
-    old, name = teacher.last_linear, teacher.offers.last_linear
-    if name is None:
-        raise TeacherError("learning new classes needs a last linear layer")
+    check_head(teacher)
+    old, name = teacher.last_linear, str(teacher.offers.last_linear)
     with seeded(rng):
         head = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     with torch.no_grad():
@@ -90,8 +89,18 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
     return model.requires_grad_(True)
 
 
+def check_head(teacher: Teacher) -> None:
+    """TeacherError for a network without a last linear layer."""
+    if teacher.offers.last_linear is None:
+        raise TeacherError("learning new classes needs a last linear layer")
+
+
 def check_new_classes(teacher: Teacher, images: Tensor, labels: Tensor) -> None:
-    """DataError unless there are images, and labels that are not of old classes."""
+    """DataError unless there are images, and labels that are not of old classes.
+
+    TeacherError for a network without a last linear layer.
+    """
+    check_head(teacher)
     old = teacher.num_classes
     if len(images) == 0 or len(images) != len(labels):
         raise DataError(f"new classes need images and labels; got {len(images)}, {len(labels)}")

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from dreamstill.errors import TeacherError
 from dreamstill.tasks.graph import RELU, Pair, batch_norms, fold_batch_norm, pairs, trace
 from dreamstill.teacher import InputSpec
 
@@ -68,11 +71,34 @@ class Moments:
         mean, variance = relu_moments(self.mean, self.variance.sqrt())
         return Moments(mean, variance, self.low.relu(), self.high.relu())
 
+    def relu6(self) -> "Moments":
+        """After a ReLU that ends at 6: the ReLU less what is above."""
+        std = self.variance.sqrt()
+        (mean, variance), (above, its_variance) = (
+            relu_moments(self.mean - end, std) for end in (0, 6)
+        )
+        # E[min(relu(x), 6)^2] = E[relu(x)^2] - E[y^2] - 12 E[y], y = relu(x - 6)
+        second = variance + mean**2 - its_variance - above**2 - 12 * above
+        mean = mean - above
+        variance = (second - mean**2).clamp_min(0)
+        return Moments(mean, variance, self.low.clamp(0, 6), self.high.clamp(0, 6))
+
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(*(getattr(self, part) + getattr(other, part) for part in PARTS))
 
 
 PARTS = ("mean", "variance", "low", "high")
+RELU6: tuple[Any, ...] = (nn.ReLU6, F.relu6)
+MOVES: tuple[Any, ...] = (
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten, nn.ZeroPad2d),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.Upsample, nn.PixelShuffle, nn.ChannelShuffle),
+    *(F.dropout, F.pad, F.interpolate, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    *(torch.flatten, torch.cat, torch.mean, torch.chunk, torch.split, torch.transpose),
+    *(operator.getitem, getattr, "mean", "chunk", "split", "transpose", "permute", "contiguous"),
+    *("flatten", "view", "reshape", "size", "dim", "squeeze", "unsqueeze"),
+)
+"""What moves values around, or takes a mean of some or the largest."""
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """By layer, mean and standard deviation (C,) of what it puts out."""
 
@@ -90,19 +116,27 @@ class _Propagate(fx.Interpreter):
         if isinstance(module, nn.Conv2d | nn.Linear):
             self.inputs[target] = x
             return self._through(module, x, self.statistics.get(target))
+        if isinstance(module, _BatchNorm):
+            return self._known(x.mean, _after(module))
         if isinstance(module, RELU[0]):
             return x.relu()
+        if isinstance(module, RELU6[0]):
+            return x.relu6()
+        if not isinstance(module, tuple(kind for kind in MOVES if isinstance(kind, type))):
+            raise _unclear(f"{target} ({type(module).__name__})")
         return x.each(module)
 
     @staticmethod
+    def _known(like: Tensor, statistics: tuple[Tensor, Tensor]) -> Moments:
+        mean, std = (part.view([1, -1] + [1] * (like.ndim - 2)) for part in statistics)
+        return Moments.normal(mean.expand_as(like), std.expand_as(like) ** 2)
+
     def _through(
-        layer: nn.Conv2d | nn.Linear, x: Moments, known: tuple[Tensor, Tensor] | None
+        self, layer: nn.Conv2d | nn.Linear, x: Moments, known: tuple[Tensor, Tensor] | None
     ) -> Moments:
         mean = layer(x.mean)
         if known is not None:
-            shape = [1, -1] + [1] * (mean.ndim - 2)
-            mean = known[0].view(shape).expand_as(mean)
-            return Moments.normal(mean, known[1].view(shape).expand_as(mean) ** 2)
+            return self._known(mean, known)
         bias, layer.bias = layer.bias, None
         weight, layer.weight = layer.weight, nn.Parameter(layer.weight**2, requires_grad=False)
         try:
@@ -125,8 +159,12 @@ class _Propagate(fx.Interpreter):
             return run(target, args, kwargs)
         if target in RELU:
             return moments[0].relu()
+        if target in RELU6:
+            return moments[0].relu6()
         if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(moments) == 2:
             return moments[0] + moments[1]
+        if target not in MOVES:
+            raise _unclear(getattr(target, "__name__", str(target)))
 
         def run_on(part: str) -> Any:
             def pick(value: Any) -> Any:
@@ -136,6 +174,12 @@ class _Propagate(fx.Interpreter):
 
         results = [run_on(part) for part in PARTS]
         return Moments(*results) if isinstance(results[0], Tensor) else results[0]
+
+
+def _unclear(what: str) -> TeacherError:
+    return TeacherError(
+        f"what {what} puts out cannot be known without inputs: calibrate on images instead"
+    )
 
 
 @dataclass
@@ -151,7 +195,8 @@ def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]
     """Moments of what enters every convolution and linear layer, by name.
 
     The network's own input is taken as normal with mean 0 and variance 1 in its input space, within
-    the valid range.
+    the valid range. TeacherError where something but a layer, BatchNorm, ReLU, ReLU6, sum, pooling
+    or move stands between.
     """
     zeros = torch.zeros(1, *spec.shape)
     inputs = Moments(zeros, zeros + 1, spec.clip(zeros - 1e9), spec.clip(zeros + 1e9))
@@ -178,10 +223,7 @@ def equalize(model: nn.Module, *, iterations: int = 40, absorb: bool = True) -> 
     modules = dict(graph.named_modules())
     statistics: Statistics = {}
     for layer, norm in batch_norms(graph).items():
-        module = modules[norm]
-        assert isinstance(module.weight, Tensor)
-        assert isinstance(module.bias, Tensor)
-        statistics[layer] = (module.bias.clone(), module.weight.abs().clone())
+        statistics[layer] = _after(modules[norm])
     folded = fold_batch_norm(model)
     found = pairs(trace(folded))
     for _ in range(iterations):
@@ -192,6 +234,15 @@ def equalize(model: nn.Module, *, iterations: int = 40, absorb: bool = True) -> 
         for pair in found:
             _absorb(folded, pair, statistics)
     return Equalized(folded, statistics)
+
+
+def _after(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of what a BatchNorm puts out: its bias and scale."""
+    assert isinstance(norm, _BatchNorm)
+    zeros = torch.zeros(norm.num_features)
+    if not norm.affine:
+        return zeros, zeros + 1
+    return norm.bias.detach().clone(), norm.weight.detach().abs()
 
 
 def _layers(model: nn.Module, pair: Pair) -> tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]:

@@ -14,7 +14,15 @@ from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.teacher import Teacher
 
-__all__ = ["finetune"]
+__all__ = ["check_finetuning", "finetune"]
+
+
+def check_finetuning(settings: DistillSettings) -> None:
+    """SettingsError for settings that ask for images to be synthesized."""
+    if settings.prefill is not None or settings.fresh_every is not None:
+        raise SettingsError(
+            "fine-tuning has the images that it is given: leave prefill and fresh_every alone"
+        )
 
 
 def finetune(
@@ -45,10 +53,7 @@ def finetune(
         SettingsError: `prefill` or `fresh_every` is set: there is nothing to synthesize.
 
     """
-    if settings.prefill is not None or settings.fresh_every is not None:
-        raise SettingsError(
-            "fine-tuning has the images that it is given: leave prefill and fresh_every alone"
-        )
+    check_finetuning(settings)
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()

@@ -91,11 +91,12 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
-    """By layer, the BatchNorm that alone takes what it puts out."""
+    """By layer, the BatchNorm with running statistics that alone takes what it puts out."""
     modules = dict(graph.named_modules())
     found = {}
     for node in graph.graph.nodes:
-        if node.op == "call_module" and isinstance(modules[str(node.target)], _BatchNorm):
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
             before = node.args[0]
             layer = modules.get(str(before.target)) if before.op == "call_module" else None
             if isinstance(layer, nn.Conv2d | nn.Linear) and len(before.users) == 1:

@@ -135,13 +135,15 @@ def importance_of(settings: PruneSettings, seconds: LayerSeconds) -> Any:
         return base
     channels = sum(layer.weight.shape[0] for layer in seconds)
     per_channel = sum(seconds.values()) / channels
+    widths = dict[frozenset[nn.Module], int]()  # of when the time was taken
 
     def importance(group: Any) -> Any:
         scores = base(group)
         if scores is None:
             return None
-        layers = {dep.target.module for dep, _ in group}
-        saved = sum(seconds.get(layer, 0.0) for layer in layers) / len(scores)
+        layers = frozenset(dep.target.module for dep, _ in group)
+        width = widths.setdefault(layers, len(scores))
+        saved = sum(seconds.get(layer, 0.0) for layer in layers) / width
         # in the importance's own units: an average channel's time costs `latency` of the mean score
         return scores - settings.latency * scores.mean() * saved / per_channel
 
@@ -173,7 +175,8 @@ def prune(
 
     """
     tp = library()
-    own, model = model is None, copy.deepcopy(teacher.module if model is None else model)
+    own = model is None or model is teacher.module
+    model = copy.deepcopy(teacher.module if model is None else model)
     last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
     if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")

@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "QuantizeSettings",
     "QuantizedLayer",
+    "check_without_inputs",
     "mixed_bits",
     "quantize",
     "quantize_without_inputs",
@@ -148,12 +149,10 @@ class QuantizedLayer(nn.Module):
 
 
 def quantized_bytes(model: nn.Module) -> int:
-    """Bytes of a quantized network: weights at their bits, steps and biases as float32."""
-    bits = 0
+    """Bytes of a quantized network: weights at their bits, steps and all the rest as float32."""
+    bits: int = 8 * sum(v.numel() * v.element_size() for v in model.state_dict().values())
     for layer in (m for m in model.modules() if isinstance(m, QuantizedLayer)):
-        bias = 0 if layer.layer.bias is None else layer.layer.bias.numel()
-        bits += layer.layer.weight.numel() * layer.weight_bits
-        bits += 32 * (bias + layer.weight_step.numel() + 1)
+        bits -= (32 - layer.weight_bits) * layer.layer.weight.numel()
     return -(-bits // 8)
 
 
@@ -210,6 +209,14 @@ def _with_bits(
     return map_modules(copy.deepcopy(model), change)
 
 
+def check_without_inputs(settings: QuantizeSettings) -> None:
+    """SettingsError for settings that need images."""
+    if settings.size is not None or settings.finetune is not None:
+        raise SettingsError("size and finetune need images: use quantize")
+    if settings.calibration is not Calibration.PERCENTILE:
+        raise SettingsError("calibration reads images: without inputs there is none")
+
+
 @torch.no_grad()
 def quantize_without_inputs(
     teacher: Teacher, settings: QuantizeSettings, *, correct: bool = True
@@ -222,10 +229,7 @@ def quantize_without_inputs(
         correct: the bias correction.
 
     """
-    if settings.size is not None or settings.finetune is not None:
-        raise SettingsError("size and finetune need images: use quantize")
-    if settings.calibration is not QuantizeSettings().calibration:
-        raise SettingsError("calibration reads images: without inputs there is none")
+    check_without_inputs(settings)
     equalized = equalize(teacher.module)
     expected = expected_inputs(equalized, teacher.spec)
     ranges = {n: (m.low.min().item(), m.high.max().item()) for n, m in expected.items()}

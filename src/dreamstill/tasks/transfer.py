@@ -55,8 +55,9 @@ DISTANCE, ANGLE = 25.0, 50.0
 
 def shared_layers(
     student: Probe, teacher: Probe, module: nn.Module, kept: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Layers and blocks of the teacher's `module` that the student has: which of its channels.
+) -> dict[str, tuple[int, Tensor]]:
+    """Layers and blocks of the teacher's `module` that the student has: on which axis are which
+    of its channels.
 
     Of a layer and the BatchNorm behind it the BatchNorm alone. A block has the channels of the last
     layer in it, where it has as many. SettingsError where no more than the answer is shared.
@@ -75,11 +76,12 @@ def shared_layers(
         ours, wanted = student.outputs.get(name), teacher.outputs[name]
         if not isinstance(ours, Tensor) or not isinstance(wanted, Tensor):
             continue
-        channels = torch.arange(wanted.shape[1], device=wanted.device)
-        if wanted.dim() != 3 and teacher.outputs[last[name]].shape[1] == len(channels):
+        axis = -1 if isinstance(modules[last[name]], nn.Linear) else 1
+        channels = torch.arange(wanted.shape[axis], device=wanted.device)
+        if teacher.outputs[last[name]].shape[axis] == len(channels):
             channels = kept.get(last[name], channels).to(wanted.device)
-        if ours.shape == wanted[:, channels].shape:
-            shared[name] = channels
+        if ours.shape == wanted.index_select(axis, channels).shape:
+            shared[name] = axis, channels
     if len(shared) < min(2, len(last)):
         raise SettingsError(
             "transfer layers needs a student that was made from its teacher; of "
@@ -169,8 +171,8 @@ class TransferLoss:
     ) -> list[tuple[str, str]]:
         if name is Transfer.LAYERS:
             of = self.teacher.module
-            self.kept = shared_layers(student_probe, teacher_probe, of, self.kept)
-            return [(layer, layer) for layer in self.kept]
+            self.shared = shared_layers(student_probe, teacher_probe, of, self.kept)
+            return [(layer, layer) for layer in self.shared]
         student, teacher = student_probe.outputs, teacher_probe.outputs
         if name not in ON_OUTPUTS:
             last = [
@@ -240,7 +242,7 @@ class TransferLoss:
                 return DISTANCE * distance + ANGLE * feature_losses.relational_angle(ours, wanted)
             ours, wanted = student.outputs[mine], teacher.outputs[theirs]
             if name is Transfer.LAYERS:
-                error = feature_losses.layer_error(ours, wanted[:, self.kept[theirs]])
+                error = feature_losses.layer_error(ours, wanted.index_select(*self.shared[theirs]))
                 total = total + error / len(self.pairs[name])
                 continue
             if name is Transfer.ATTENTION:
