@@ -92,7 +92,9 @@ def test_a_users_own_network_from_file_to_device(
     arguments = ["--student", "own_network:small", "--out", str(run), "--config", str(settings)]
     arguments += ["--distill.steps", "30", "--synthesis.batch_size", "32"]
     assert cli.main(["distill", *options, *arguments]) == 0
-    assert json.loads(capsys.readouterr().out)["student"]["parameters"] < seen["parameters"]
+    result = json.loads(capsys.readouterr().out)
+    assert result["student"]["parameters"] < seen["parameters"]
+    assert 0 <= result["held_out_agreement"] <= 1
     assert json.loads((run / "settings.json").read_text())["distill"]["steps"] == 30
     assert json.loads((run / "settings.json").read_text())["distill"]["held_out"] == 64
 

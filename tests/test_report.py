@@ -24,6 +24,7 @@ SUMMARY = {
     "queries": 123456,
     "images": "2,000 real digits",
     "chosen_at_step": 900,
+    "held_out_agreement": 0.7251,
     "exports": [
         {"path": "/x/student.onnx", "format": "onnx", "bytes": 70000, "max_abs_difference": 2e-6}
     ],
@@ -66,7 +67,15 @@ def test_every_record_has_its_section(
 ) -> None:
     make_run(tmp_path, num_classes, shape)
     page = write_report(tmp_path).read_text()
-    for text in ("98.31 %", "99.42 %", "3.9 x", "123,456 teacher queries", "2.0e-06", "step 900"):
+    for text in (
+        "98.31 %",
+        "99.42 %",
+        "3.9 x",
+        "123,456 teacher queries",
+        "2.0e-06",
+        "step 900",
+        "72.5 %",
+    ):
         assert text in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [

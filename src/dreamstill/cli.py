@@ -483,6 +483,9 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"{summary['seconds']:.0f} s, {summary['queries']:,} teacher queries")
+    if "held_out_agreement" in summary:
+        share = summary["held_out_agreement"]
+        console.print(f"{share:.2%} agreement on synthetic images that were held out")
     for record in summary.get("exports", []):
         console.print(
             f"{record['format']}: {record['path']}, {record['bytes']:,} bytes, "

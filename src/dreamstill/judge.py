@@ -71,10 +71,10 @@ class Judge:
 
     def sit(self, student: nn.Module, step: int) -> Verdict:
         """Ask champion and challenger; the higher agreement stays, then the lower KL."""
-        agreement, kl = self._ask(student)
+        agreement, kl = self.ask(student)
         best = (-1.0, 0.0)
         if self.champion is not None:
-            rival_agreement, rival_kl = self._ask(self.champion)
+            rival_agreement, rival_kl = self.ask(self.champion)
             best = (rival_agreement, -rival_kl)
         kept = (agreement, -kl) >= best
         if kept:
@@ -82,7 +82,8 @@ class Judge:
         return Verdict(agreement, kl, kept)
 
     @torch.no_grad()
-    def _ask(self, student: nn.Module) -> tuple[float, float]:
+    def ask(self, student: nn.Module) -> tuple[float, float]:
+        """Agreement with the teacher, and mean KL from it, on the held-out images."""
         with eval_mode(student):
             logits = torch.cat([student(part) for part in self.images.split(500)])
         same = (logits.argmax(1) == self.logits.argmax(1)).float().mean().item()

@@ -311,6 +311,7 @@ def distill(
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": teacher.queries,
             "chosen_at_step": work.judge.champion_step,
+            "held_out_agreement": work.judge.ask(chosen)[0],
         },
     )
     return chosen

@@ -81,7 +81,7 @@ def summarize(
         source: what `real` is, for the record.
         floor: folder of the finished noise-floor run.
 
-    Agreement is on the real images, and is left out where there are none.
+    Agreement is on the real images, `held_out_agreement` on the judge's synthetic ones.
 
     """
     job, teacher, student = open_run(folder)
