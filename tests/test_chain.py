@@ -19,6 +19,7 @@ from dreamstill.nets.seeded import seeded
 from dreamstill.report.chain import write_chain_report
 from dreamstill.tasks.pack import load_packed
 from dreamstill.tasks.quantize import QuantizedLayer
+from dreamstill.teacher import build
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
 LINKS = [
@@ -109,12 +110,22 @@ def test_a_chain_resumes_after_its_last_finished_link(
     assert packed[0] == packed[1]
 
 
+class CallsAFunction:
+    """Its pickle calls a function of the package, and that any of any module."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return build, ("os:getpid",)
+
+
 def test_a_link_of_foreign_classes_is_not_read(plain: dict[str, object], tmp_path: Path) -> None:
     plain["link"] = LINKS[:1]
     chain, folder = read_chain(plain), tmp_path / "run"
     run_chain(folder, chain)
     torch.save(Path("x"), folder / "links" / "1-prune.pt")
     with pytest.raises(RunError, match="which is neither ours nor of a named factory"):
+        run_chain(folder, chain, resume=True)
+    torch.save(CallsAFunction(), folder / "links" / "1-prune.pt")
+    with pytest.raises(RunError, match=r"calls dreamstill\.teacher\.build, which no network"):
         run_chain(folder, chain, resume=True)
     with pytest.raises(RunError, match="started with another num_images"):
         run_chain(folder, read_chain(plain | {"num_images": 65}), resume=True)

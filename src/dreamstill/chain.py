@@ -464,7 +464,11 @@ def _read(stem: Path, chain: Chain, teacher: Teacher) -> nn.Module:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if odd := [n for n in names if not any(n.startswith(f"{root}.") for root in known)]:
             raise RunError(f"{path} holds {odd[0]}, which is neither ours nor of a named factory")
-        with torch.serialization.safe_globals([resolve_name(name) for name in names]):
+        found = [resolve_name(name) for name in names]
+        for name, value in zip(names, found, strict=True):
+            if name.startswith("dreamstill.") and not isinstance(value, type):
+                raise RunError(f"{path} calls {name}, which no network of ours does")
+        with torch.serialization.safe_globals(found):
             model: nn.Module = torch.load(path, weights_only=True)
             return model
     except RunError:
