@@ -52,8 +52,8 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
 def layer_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference over the teacher's variance: 1 where only the mean is right.
 
-    Horton et al. 2022 (Layer-Wise Data-Free CNN Compression), equation 3, which takes the layers
-    one by one, without the variance; here they are summed.
+    Ours, after Horton et al. 2022 (Layer-Wise Data-Free CNN Compression), who fit each layer by
+    itself; here all are fitted at once, in the running network, and count alike.
     """
     return F.mse_loss(student, teacher) / teacher.var().clamp_min(1e-8)
 
