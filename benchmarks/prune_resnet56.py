@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks.resnets import SOURCES, SPEC, open_study, source_images
+from benchmarks.resnets import BY_LOGITS, SOURCES, SPEC, open_study, source_images
 from dreamstill.evaluate import predict
 from dreamstill.pool import Augmentation
 from dreamstill.settings import to_plain
@@ -30,7 +30,6 @@ TUNE = DistillSettings(
     augment=Augmentation(flip=True, shift=0.1, mix=True),
     transfer=(Transfer.LAYERS,),
 )
-BY_LOGITS = (Transfer.KL, Transfer.L1)
 TUNED = PruneSettings(rounds=1, reconstruct=512, finetune=TUNE)
 NUM_IMAGES = 2048
 

@@ -10,7 +10,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.resnets import SOURCES, SPEC, open_study, source_images
+from benchmarks.resnets import BY_LOGITS, SOURCES, SPEC, open_study, source_images
 from dreamstill.evaluate import predict
 from dreamstill.pool import Augmentation
 from dreamstill.settings import to_plain
@@ -27,7 +27,6 @@ TUNE = DistillSettings(
     augment=Augmentation(flip=True, shift=0.1),
     transfer=(Transfer.LAYERS,),
 )
-BY_LOGITS = (Transfer.KL, Transfer.L1)
 W4A4 = QuantizeSettings(weight_bits=4, activation_bits=4)
 NUM_IMAGES = 4096
 

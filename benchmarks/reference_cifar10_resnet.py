@@ -64,6 +64,9 @@ INHERITED = {name: replace(row, inherit=True) for name, row in FLOORS.items()} |
         distill=replace(INVERTED.distill, pool=2048),
     ),
 }
+RECONSTRUCTED = {
+    f"{name}, reconstructed": replace(row, reconstruct=2048) for name, row in INHERITED.items()
+}
 
 
 def optimized(method: str, synthesis: Any, **changes: Any) -> Row:
@@ -79,17 +82,12 @@ BENCHMARK = Benchmark(
     rows={
         **FLOORS,
         **{f"{name}, inherited": row for name, row in INHERITED.items()},
+        **RECONSTRUCTED,
         **{
-            f"{name}, reconstructed": replace(row, reconstruct=2048)
-            for name, row in INHERITED.items()
-        },
-        **{
-            f"{name}, reconstructed, by layers": replace(
-                row,
-                reconstruct=2048,
-                distill=replace(row.distill, transfer=(Transfer.LAYERS,)),
+            f"{name}, by layers": replace(
+                row, distill=replace(row.distill, transfer=(Transfer.LAYERS,))
             )
-            for name, row in INHERITED.items()
+            for name, row in RECONSTRUCTED.items()
         },
         "deepinversion": optimized("deepinversion", INVERSION),
         "deepinversion from structured noise": optimized(

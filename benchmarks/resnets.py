@@ -27,12 +27,23 @@ from dreamstill.synthesis.drawings import SCENES, Drawing
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.tasks.transfer import Transfer
 from dreamstill.teacher import InputSpec, Teacher, load_module, open_teacher
 
-__all__ = ["SOURCES", "SPEC", "THINGS", "Study", "open_resnet", "open_study", "source_images"]
+__all__ = [
+    "BY_LOGITS",
+    "SOURCES",
+    "SPEC",
+    "THINGS",
+    "Study",
+    "open_resnet",
+    "open_study",
+    "source_images",
+]
 
 SPEC = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
+BY_LOGITS = (Transfer.KL, Transfer.L1)
 SOURCES: dict[str, tuple[str, Any]] = {
     "noise": ("noise", NoiseSettings(batch_size=256)),
     "structured noise": (

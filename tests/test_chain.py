@@ -282,15 +282,6 @@ def test_a_chain_is_measured_where_its_folder_was_moved(
     assert 0 <= summary["links"][0]["accuracy"] <= 1
 
 
-def test_a_chain_prunes_towards_the_teachers_layers(
-    plain: dict[str, object], tmp_path: Path
-) -> None:
-    tune = TUNE | {"transfer": ["layers"]}
-    link = {"task": "prune", "keep": 0.5, "rounds": 2, "finetune": tune}
-    summary = run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
-    assert summary["links"][0]["macs"] <= 0.5 * summary["teacher"]["macs"]
-
-
 def test_a_mistake_in_the_first_link_leaves_nothing(
     plain: dict[str, object], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from dreamstill.tasks.pack import (
     pack,
     save_packed,
 )
-from dreamstill.tasks.prune import Importance, PruneSettings, Target, prune
+from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
@@ -316,6 +317,23 @@ def test_pruning_says_which_of_the_teachers_channels_are_left(
     assert len(seen) == rounds
     assert "features.1" in seen[-1], "a BatchNorm's channels are followed too"
     assert any(len(channels) < 6 for channels in seen[-1].values())
+
+
+def test_a_channel_costs_the_same_time_however_many_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    even = SimpleNamespace(
+        GroupMagnitudeImportance=lambda: lambda group: torch.ones(len(group[0][1])),
+        BNScaleImportance=None,
+        GroupTaylorImportance=None,
+    )
+    monkeypatch.setattr("dreamstill.tasks.prune.library", lambda: SimpleNamespace(importance=even))
+    layer = nn.Conv2d(1, 8, 3)
+    importance = importance_of(PruneSettings(latency=0.5), {layer: 8.0})
+    for width in (8, 4):  # a second a channel, which is the mean: half of the score goes
+        dependency = SimpleNamespace(target=SimpleNamespace(module=layer))
+        scores = importance([(dependency, range(width))])
+        torch.testing.assert_close(scores, torch.full((width,), 0.5))
 
 
 def test_channels_of_a_slow_layer_go_first(monkeypatch: pytest.MonkeyPatch) -> None:

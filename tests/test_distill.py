@@ -18,7 +18,7 @@ import toys
 from dreamstill.errors import NonFiniteError, RunError, SettingsError
 from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
-from dreamstill.run import Job, TeacherFile, distill
+from dreamstill.run import Job, TeacherFile, distill, environment
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import Batch, Synthesizer
 from dreamstill.synthesis.noise import Noise, NoiseSettings
@@ -377,3 +377,18 @@ def test_a_collapsed_synthesizer_is_rolled_back_and_not_judged_on(tmp_path: Path
     assert sum(collapsed) == source.rolled_back == 1
     named = torch.bincount(work.judge.logits.argmax(1), minlength=4)
     assert named.min() > 30
+
+
+def test_a_commit_of_another_project_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*command: str) -> None:
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "run.py").touch()
+    (tmp_path / "theirs.txt").touch()
+    git("init", "-q")
+    git("add", "theirs.txt")
+    git("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-q", "-m", "theirs")
+    monkeypatch.setattr("dreamstill.run.__file__", str(tmp_path / "run.py"))
+    assert environment("cpu")["commit"] == "not a checkout"

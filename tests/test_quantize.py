@@ -113,6 +113,31 @@ def test_plain_batch_norms_are_quantized_too(options: dict[str, bool]) -> None:
         assert same > 0.9
 
 
+class SplitAndJoined(nn.Module):
+    """Halves of the channels change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.last = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.norm(self.first(x)).chunk(2, dim=1)
+        maps = torch.cat([right, left], dim=1)
+        return self.last(maps.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_moments_are_followed_through_chunks_and_concatenation() -> None:
+    with seeded(rng()):
+        model = SplitAndJoined().eval()
+    with torch.no_grad():
+        model.norm.bias.copy_(torch.arange(4.0))
+        model.norm.weight.copy_(torch.arange(1.0, 5.0))
+    moments = expected_inputs(equalize(model), GREY)["last"]
+    torch.testing.assert_close(moments.mean, torch.tensor([[2.0, 3.0, 0.0, 1.0]]))
+    torch.testing.assert_close(moments.variance, torch.tensor([[9.0, 16.0, 1.0, 4.0]]))
+
+
 def test_what_cannot_be_known_without_inputs_is_named() -> None:
     teacher = open_teacher(following(nn.GELU()), GREY)
     with pytest.raises(TeacherError, match=r"what 1 \(GELU\) puts out cannot be known"):

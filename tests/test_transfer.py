@@ -26,8 +26,15 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def loss_of(teacher: Teacher, student: nn.Module, *names: Transfer) -> TransferLoss:
-    return TransferLoss(teacher, student, names, weights=None, temperature=2.0, rng=rng())
+def loss_of(
+    teacher: Teacher,
+    student: nn.Module,
+    *names: Transfer,
+    kept: dict[str, Tensor] | None = None,
+) -> TransferLoss:
+    return TransferLoss(
+        teacher, student, names, weights=None, temperature=2.0, rng=rng(), kept=kept
+    )
 
 
 def lenets() -> tuple[Teacher, nn.Module, Batch]:
@@ -105,8 +112,7 @@ def test_a_block_has_the_channels_of_its_last_layer() -> None:
         teacher = open_teacher(ResNetCifar(8, width=8), CIFAR)
     student = ResNetCifar(8, width=4)
     kept = inherit(teacher.module, student)
-    names = (Transfer.LAYERS,)
-    loss = TransferLoss(teacher, student, names, weights=None, temperature=1, rng=rng(), kept=kept)
+    loss = loss_of(teacher, student, Transfer.LAYERS, kept=kept)
     for block in ("layer1.0", "layer2.0", "layer3.0"):
         assert torch.equal(loss.shared[block][1], kept[f"{block}.bn2"])
         assert (block, block) in loss.pairs[Transfer.LAYERS]
@@ -122,15 +128,7 @@ def test_layers_are_compared_in_the_channels_that_are_left() -> None:
         student.conv.bias.copy_(whole.get_parameter("conv.bias")[kept] + 0.5)
     images = torch.randn(8, 1, 8, 8, generator=rng())
     batch = Batch(images, teacher(images))
-    loss = TransferLoss(
-        teacher,
-        student,
-        (Transfer.LAYERS,),
-        weights=None,
-        temperature=1,
-        rng=rng(),
-        kept={"conv": kept},
-    )
+    loss = loss_of(teacher, student, Transfer.LAYERS, kept={"conv": kept})
     wanted = whole.get_submodule("conv")(images)[:, kept]
     logits = (student(images) - batch.logits).pow(2).mean() / batch.logits.var()
     assert loss(batch).item() == pytest.approx((0.25 / wanted.var() + logits).item() / 2, rel=1e-4)
@@ -155,15 +153,7 @@ def test_channels_that_come_last_are_compared_there() -> None:
     with torch.no_grad():
         student.mix.weight.copy_(teacher.module.get_parameter("mix.weight")[kept])
         student.mix.bias.copy_(teacher.module.get_parameter("mix.bias")[kept])
-    loss = TransferLoss(
-        teacher,
-        student,
-        (Transfer.LAYERS,),
-        weights=None,
-        temperature=1,
-        rng=rng(),
-        kept={"mix": kept},
-    )
+    loss = loss_of(teacher, student, Transfer.LAYERS, kept={"mix": kept})
     images = torch.randn(4, 1, 8, 8, generator=rng())
     batch = Batch(images, teacher(images))
     logits = (student(images) - batch.logits).pow(2).mean() / batch.logits.var()

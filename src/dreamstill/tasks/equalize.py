@@ -154,7 +154,10 @@ class _Propagate(fx.Interpreter):
         return self._call(target, super().call_method, args, kwargs)
 
     def _call(self, target: Any, run: Any, args: Any, kwargs: Any) -> Any:
-        moments = [arg for arg in args if isinstance(arg, Moments)]
+        moments: list[Moments] = []  # also those in a list, as concatenation takes them
+        map_aggregate(
+            (args, kwargs), lambda v: moments.append(v) if isinstance(v, Moments) else None
+        )
         if not moments:
             return run(target, args, kwargs)
         if target in RELU:
@@ -170,10 +173,14 @@ class _Propagate(fx.Interpreter):
             def pick(value: Any) -> Any:
                 return getattr(value, part) if isinstance(value, Moments) else value
 
-            return run(target, map_aggregate(args, pick), kwargs)
+            return run(target, map_aggregate(args, pick), map_aggregate(kwargs, pick))
 
         results = [run_on(part) for part in PARTS]
-        return Moments(*results) if isinstance(results[0], Tensor) else results[0]
+        if isinstance(results[0], Tensor):
+            return Moments(*results)
+        if isinstance(results[0], tuple | list) and isinstance(results[0][0], Tensor):
+            return [Moments(*parts) for parts in zip(*results, strict=True)]  # of chunk and split
+        return results[0]
 
 
 def _unclear(what: str) -> TeacherError:
