@@ -158,6 +158,7 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
         ({"num_images": 3}, "at least 8; got 3"),
         ({"method": "dfad"}, "method must be one of noise"),
         ({"method": "magic"}, "method must be one of noise"),
+        ({"synthesis": {"mine": True}}, "no student for structured_noise to play against"),
         ({"color": 1}, "unknown setting chain.color"),
     ],
 )

@@ -219,6 +219,10 @@ BAD: dict[str, tuple[Break, str]] = {
         lambda t: ["synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--method", "dfad"],
         "dfad plays against a student",
     ),
+    "mining without a student": (
+        lambda t: ["synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--synthesis.mine", "true"],
+        "structured_noise plays against a student",
+    ),
     "unknown preset": (flags("--preset", "mars"), "no preset 'mars'; known: clothes, scenes"),
     "weights of another number": (
         flags("--distill.transfer_weights", "1,2,3"),

@@ -217,6 +217,18 @@ def test_finetuning_repairs_and_needs_images() -> None:
         finetune(teacher, student, pictures, quick(fresh_every=2), rng=rng())
 
 
+def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
+    teacher, student = toys.quadrant_teacher(), toys.quadrant_teacher().module
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        weight(student, "head").mul_(1.5)
+    student.requires_grad_(True).register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0]) if module.training else None
+    )
+    finetune(teacher, student, images(40, (1, 8, 8)), quick(pool=3, steps=9), rng=rng())
+    assert len(torch.cat(seen).unique(dim=0)) == 3
+
+
 @pytest.mark.parametrize("freeze", [True, False])
 def test_frozen_batch_norm_keeps_its_statistics(freeze: bool) -> None:
     student = toys.small_cnn()

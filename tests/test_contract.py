@@ -12,7 +12,9 @@ import toys
 from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
 from dreamstill.metadata import load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
-from dreamstill.synthesis import METHODS, Batch, Synthesizer, open_synthesizer
+from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
+from dreamstill.synthesis.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import Precision, Teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
@@ -258,6 +260,21 @@ def test_a_method_that_needs_a_student_says_so(name: str) -> None:
             synthesizer.next_batch()
     else:
         assert len(synthesizer.next_batch().images) == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "what"),
+    [
+        ("structured_noise", StructuredNoiseSettings(mine=True), "mines a student's mistakes"),
+        ("deepinversion", DeepInversionSettings(competition=1.0), "competes with a student"),
+    ],
+)
+def test_settings_that_need_a_student_say_so(name: str, settings: Any, what: str) -> None:
+    synthesizer = open_synthesizer(name, toys.cnn_teacher(), settings, rng=torch.Generator())
+    with pytest.raises(SettingsError, match=what):
+        synthesizer.next_batch()
+    assert needs_student(name, settings)
+    assert not needs_student(name, METHODS[name].settings())
 
 
 @pytest.mark.parametrize("name", OPTIMIZED)

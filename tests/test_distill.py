@@ -130,7 +130,7 @@ class Answer(nn.Module):
 
 class TestJudge:
     def make(self) -> Judge:
-        judge = Judge(8)
+        judge = Judge(8, toys.SPEC)
         logits = torch.eye(4)[[0, 0, 0, 1]]
         judge.hold_out(Batch(torch.zeros(4, 1, 8, 8), logits))
         return judge
@@ -138,6 +138,19 @@ class TestJudge:
     def test_agreement_is_the_share_of_equal_answers(self) -> None:
         assert self.make().sit(Answer(0), 1).agreement == 0.75
         assert self.make().sit(Answer(1), 1).agreement == 0.25
+
+    def test_it_keeps_bytes_and_asks_about_inputs(self) -> None:
+        judge, inputs = (
+            Judge(4, toys.SPEC),
+            toys.SPEC.encode(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8)),
+        )
+        judge.hold_out(Batch(inputs, torch.eye(4)[[0] * 6]))
+        assert judge.images.dtype == torch.uint8
+        shown: list[torch.Tensor] = []
+        student = Answer(0)
+        student.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
+        judge.sit(student, 1)
+        torch.testing.assert_close(shown[0], inputs[-4:])
 
     def test_the_better_student_stays(self) -> None:
         judge = self.make()
@@ -229,9 +242,8 @@ def test_held_out_images_are_never_trained_on(tmp_path: Path) -> None:
     for _ in work.run():
         pass
     trained = {image.numpy().tobytes() for image in work.pool.images()}
-    held = toys.SPEC.decode(work.judge.images)
     assert len(trained) == 6 * 64
-    assert not any(image.numpy().tobytes() in trained for image in held)
+    assert not any(image.numpy().tobytes() in trained for image in work.judge.images)
 
 
 def test_prefill_and_replay(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import eval_mode
 from dreamstill.synthesis.contract import Batch
+from dreamstill.teacher import InputSpec
 
 __all__ = ["Judge", "Verdict"]
 
@@ -42,20 +43,21 @@ class Judge:
     """Keeps a copy of the best student so far.
 
     Args:
-        capacity: held-out images kept; the oldest go first.
+        capacity: held-out images kept, as uint8 (N, C, H, W); the oldest go first.
+        spec: the teacher's input.
 
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.images = torch.empty(0)
+    def __init__(self, capacity: int, spec: InputSpec) -> None:
+        self.capacity, self.spec = capacity, spec
+        self.images = torch.empty(0, dtype=torch.uint8)
         self.logits = torch.empty(0)
         self.champion: nn.Module | None = None
         self.champion_step = 0
 
     def hold_out(self, batch: Batch) -> None:
         """Take a batch that is not trained on."""
-        images, logits = [batch.images], [batch.logits]
+        images, logits = [self.spec.decode(batch.images)], [batch.logits]
         if len(self.images):
             images, logits = [self.images, *images], [self.logits, *logits]
         self.images = torch.cat(images)[-self.capacity :]
@@ -85,7 +87,7 @@ class Judge:
     def ask(self, student: nn.Module) -> tuple[float, float]:
         """Agreement with the teacher, and mean KL from it, on the held-out images."""
         with eval_mode(student):
-            logits = torch.cat([student(part) for part in self.images.split(500)])
+            logits = torch.cat([student(self.spec.encode(part)) for part in self.images.split(500)])
         same = (logits.argmax(1) == self.logits.argmax(1)).float().mean().item()
         return same, kl_divergence(logits, self.logits).item()
 

@@ -25,7 +25,7 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.settings import at_least, to_plain
-from dreamstill.synthesis import METHODS, open_synthesizer
+from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import (
@@ -372,10 +372,10 @@ def draw_images(
     """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
 
     Raises:
-        SettingsError: the method plays against a student.
+        SettingsError: the method plays against a student with these settings.
 
     """
-    if METHODS[method].synthesizer.adversarial:
+    if needs_student(method, settings):
         raise SettingsError(f"{method} plays against a student: use it with distill")
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, settings, rng=rng)

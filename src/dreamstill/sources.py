@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import load_unlabelled
 from dreamstill.run import TeacherFile, draw_images, write_atomically
-from dreamstill.synthesis import METHODS
+from dreamstill.synthesis import METHODS, needs_student
 from dreamstill.tasks.distill import Progress
 from dreamstill.teacher import Teacher
 
@@ -40,9 +40,11 @@ class Images:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
         if self.num_images < 8:
             raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
-        if self.method not in METHODS or METHODS[self.method].synthesizer.adversarial:
-            able = [n for n, m in METHODS.items() if not m.synthesizer.adversarial]
+        able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
+        if self.method not in able:
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
+        if needs_student(self.method, self.synthesis):
+            raise SettingsError(f"there is no student for {self.method} to play against here")
 
 
 def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:

@@ -15,7 +15,15 @@ from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoi
 from dreamstill.synthesis.zskd import Zskd, ZskdSettings
 from dreamstill.teacher import Teacher
 
-__all__ = ["METHODS", "Batch", "Method", "Synthesizer", "missing_offers", "open_synthesizer"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Method",
+    "Synthesizer",
+    "missing_offers",
+    "needs_student",
+    "open_synthesizer",
+]
 
 
 class Method(NamedTuple):
@@ -60,6 +68,11 @@ METHODS: dict[str, Method] = {
 def missing_offers(name: str, teacher: Teacher) -> list[str]:
     """What the method needs and the teacher does not offer, as names of `Offers`."""
     return [need for need in METHODS[name].synthesizer.needs if not getattr(teacher.offers, need)]
+
+
+def needs_student(name: str, settings: Any) -> bool:
+    """The method, or what its settings ask of it, plays against a live student."""
+    return METHODS[name].synthesizer.adversarial or getattr(settings, "adversarial", False)
 
 
 def open_synthesizer(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
@@ -78,6 +79,11 @@ class DeepInversionSettings:
             "competition",
         )
 
+    @property
+    def adversarial(self) -> bool:
+        """The competition cannot do without a student."""
+        return self.competition > 0
+
 
 CIFAR10 = DeepInversionSettings()
 IMAGENET = DeepInversionSettings(
@@ -127,7 +133,7 @@ class DeepInversion:
     """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
 
     streams: ClassVar[bool] = False
-    adversarial: ClassVar[bool] = False  # plays against a student where there is one
+    adversarial: ClassVar[bool] = False  # its settings say whether it competes
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
@@ -143,6 +149,8 @@ class DeepInversion:
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch: (batch_size, C, H, W), the iterate of the lowest loss."""
         settings, teacher = self.settings, self.teacher
+        if settings.competition and student is None:
+            raise SettingsError("deepinversion competes with a student: hand one to next_batch")
         device = self.rng.device
         targets, self.next_class = turns(
             self.next_class, settings.batch_size, teacher.num_classes, device

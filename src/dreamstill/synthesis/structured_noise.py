@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dreamstill.errors import SettingsError
 from dreamstill.probe import eval_mode
 from dreamstill.settings import at_least
 from dreamstill.synthesis.balance import ClassMemory, balanced, rank_in_class
@@ -38,6 +39,11 @@ class StructuredNoiseSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "oversample", "memory")
+
+    @property
+    def adversarial(self) -> bool:
+        """Mining cannot do without a student."""
+        return self.mine
 
 
 def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
@@ -72,6 +78,10 @@ class StructuredNoise:
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W) images of even classes, as far as every class was ever seen."""
         settings, teacher = self.settings, self.teacher
+        if settings.mine and student is None:
+            raise SettingsError(
+                "structured_noise mines a student's mistakes: hand one to next_batch"
+            )
         num = settings.batch_size * settings.oversample
         images = teacher.spec.normalize(
             structured_images(num, teacher.spec, settings.drawing, self.rng)

@@ -139,7 +139,7 @@ class Distillation:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
         if settings.steps == 0:  # the rest would be looked at by nobody
             self.prefill = min(self.prefill, self.reconstruct)
-        self.judge = Judge(settings.held_out)
+        self.judge = Judge(settings.held_out, teacher.spec)
         self.loss = TransferLoss(
             teacher,
             student,

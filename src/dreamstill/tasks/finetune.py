@@ -43,7 +43,7 @@ def finetune(
         student: any network of the same inputs and classes.
         images: uint8 (N, C, H, W). The last `settings.held_out` of a random order, at most a
             quarter, are the judge's and are never trained on.
-        settings: of the training.
+        settings: of the training; on at most `settings.pool` of the images.
         rng: order, draws and augmentation.
         inherited, reconstruct: of a student that starts from the teacher; see `Distillation`.
         on_progress: called after each step.
@@ -58,7 +58,7 @@ def finetune(
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     held_out = min(settings.held_out, len(images) // 4)
-    training, kept = images[order[:-held_out]], images[order[-held_out:]]
+    training, kept = images[order[:-held_out][: settings.pool]], images[order[-held_out:]]
     settings = replace(
         settings, prefill=len(training), fresh_every=0, held_out=held_out, pool=len(training)
     )
