@@ -13,7 +13,7 @@ from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
 from dreamstill.probe import batch_norm_layers
 from dreamstill.settings import above, at_least, within
-from dreamstill.synthesis.contract import Batch, Synthesizer, answered
+from dreamstill.synthesis.contract import Batch, Synthesizer
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
@@ -194,28 +194,28 @@ class Distillation:
             self.pool.add(batch)
         return batch
 
-    def _next_batch(self) -> Batch:
+    def _next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """Images, and the teacher's answer where it has been asked for one."""
         if self.repeats_left:
             self.repeats_left -= 1
             assert self.repeated is not None
-            return self.repeated
+            return self.repeated.images, self.repeated.logits
         if self.fresh_every and self.step % self.fresh_every == 0:
             batch, self.repeats_left = self._synthesize(), self.synthesizer.repeat - 1
             self.repeated = batch if self.repeats_left else None
-            return batch
+            return batch.images, batch.logits
         images = self.pool.sample(self.settings.batch_size, self.rng)
-        images = augment(images, self.teacher.spec, self.settings.augment, self.rng)
-        return answered(self.teacher, images)
+        return augment(images, self.teacher.spec, self.settings.augment, self.rng), None
 
     def _train_step(self) -> dict[str, float]:
         settings = self.settings
-        batch = self._next_batch()
+        images, logits = self._next_batch()
         self.student.train()
         if settings.freeze_batch_norm:
             for layer in batch_norm_layers(self.student).values():
                 layer.eval()
         initializing = self.step < self.boundary_steps
-        loss = self.loss(batch, only=Transfer.BOUNDARY if initializing else None)
+        loss = self.loss(images, logits, only=Transfer.BOUNDARY if initializing else None)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NonFiniteError(

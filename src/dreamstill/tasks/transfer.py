@@ -13,7 +13,6 @@ from dreamstill.losses import features as feature_losses
 from dreamstill.losses import logits as logit_losses
 from dreamstill.nets.seeded import seeded
 from dreamstill.probe import Probe, eval_mode
-from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import Teacher
 
 __all__ = ["Transfer", "TransferLoss"]
@@ -210,22 +209,29 @@ class TransferLoss:
     def _key(name: Transfer, layer: str) -> str:
         return f"{name.value}:{layer}".replace(".", "/")
 
-    def __call__(self, batch: Batch, *, only: Transfer | None = None) -> Tensor:
-        """The weighted sum on a batch; `only` one loss, or all but `boundary`.
+    def __call__(
+        self, images: Tensor, logits: Tensor | None = None, *, only: Transfer | None = None
+    ) -> Tensor:
+        """The weighted sum on a batch.
 
-        The boundary loss is a stage of its own that initializes the student.
+        Args:
+            images: (N, C, H, W) in the teacher's input space.
+            logits: the teacher's answer (N, K), if it was asked already.
+            only: one loss; default: all but `boundary`, a stage of its own that initializes the
+                student.
+
         """
         names = [only] if only else [n for n in self.weights if n is not Transfer.BOUNDARY]
         with Probe(self.watched[0], copy=True) as student:
-            output = self.teacher.run(self.student, batch.images)
+            output = self.teacher.run(self.student, images)
         teacher = Probe(self.watched[1], copy=True)
-        if any(name not in ON_LOGITS for name in names):
+        if logits is None or any(name not in ON_LOGITS for name in names):
             with torch.no_grad(), teacher:
-                self.teacher(batch.images)
+                logits = self.teacher(images)
         total: Tensor = output.new_zeros(())
         for name in names:
             if name in ON_LOGITS:
-                loss = ON_LOGITS[name](output, batch.logits, self.temperature)
+                loss = ON_LOGITS[name](output, logits, self.temperature)
             else:
                 loss = self._on_features(name, student, teacher)
             total = total + self.weights[name] * loss
