@@ -1,5 +1,6 @@
 """BNS: what a teacher with BatchNorm knows of how alike a batch is to what it was trained on."""
 
+import dataclasses
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dreamstill.run import TeacherFile, open_from
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.knowledge_within import (
+    KnowledgeWithin,
     KnowledgeWithinSettings,
     Scheme,
     data_similarity,
@@ -64,6 +66,16 @@ def test_each_scheme_is_best_at_what_it_optimizes(teacher: Teacher) -> None:
     assert bns[Scheme.BNS] < bns[Scheme.INCEPTION]
     assert bns[Scheme.BNS_INCEPTION] < bns[Scheme.INCEPTION]
     assert logit[Scheme.INCEPTION] > logit[Scheme.BNS_INCEPTION] > logit[Scheme.BNS] + 0.5
+
+
+def test_inception_alone_can_do_without_batch_norm() -> None:
+    teacher = toys.quadrant_teacher()
+    settings = KnowledgeWithinSettings(batch_size=8, steps=40, inception=1.0, prior=0.01)
+    with pytest.raises(TeacherError, match=r"bns\+i needs batch_norm.*; inception can do without"):
+        KnowledgeWithin(teacher, settings, rng=torch.Generator())
+    settings = dataclasses.replace(settings, scheme=Scheme.INCEPTION)
+    batch = KnowledgeWithin(teacher, settings, rng=torch.Generator()).next_batch()
+    assert batch.logits.argmax(1).tolist() == [0, 1, 2, 3] * 2
 
 
 def test_a_teacher_without_batch_norm_cannot_tell() -> None:

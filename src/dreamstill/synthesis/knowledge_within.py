@@ -45,7 +45,8 @@ class KnowledgeWithinSettings:
     lr: float = 0.1
     """Learning rate of Adam, in the teacher's input space; above 0."""
     scheme: Scheme = Scheme.BNS_INCEPTION
-    """inception: the class's logit and the image prior; bns: BatchNorm statistics; bns+i: both."""
+    """inception: the class's logit and the image prior; bns: BatchNorm statistics, of a teacher
+    that has them; bns+i: both."""
     inception: float = 0.01
     """Weight of the logit; at least 0."""
     prior: float = 0.1
@@ -101,11 +102,16 @@ class KnowledgeWithin:
     adversarial: ClassVar[bool] = False
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
 
     def __init__(
         self, teacher: Teacher, settings: KnowledgeWithinSettings, *, rng: torch.Generator
     ) -> None:
+        if settings.scheme is not Scheme.INCEPTION and not teacher.offers.batch_norm:
+            raise TeacherError(
+                f"knowledge_within's scheme {settings.scheme} needs batch_norm, which the teacher "
+                f"does not offer; {Scheme.INCEPTION} can do without"
+            )
         self.teacher, self.settings, self.rng = teacher, settings, rng
         self.next_class = 0
 
@@ -118,12 +124,14 @@ class KnowledgeWithin:
         )
 
         def objective(images: Tensor, step: int) -> Tensor:
-            divergence, logits = batch_norm_divergence(teacher, images)
-            inception = -settings.inception * logits.gather(1, classes[:, None]).mean()
-            inception = inception + settings.prior * smoothness(images)
+            if settings.scheme is Scheme.INCEPTION:
+                divergence, logits = images.new_zeros(()), teacher(images)
+            else:
+                divergence, logits = batch_norm_divergence(teacher, images)
             if settings.scheme is Scheme.BNS:
                 return divergence
-            return inception + divergence * (settings.scheme is Scheme.BNS_INCEPTION)
+            inception = -settings.inception * logits.gather(1, classes[:, None]).mean()
+            return inception + settings.prior * smoothness(images) + divergence
 
         images = optimize_pixels(
             start_images(classes, teacher, settings.start, settings.drawing, self.rng),

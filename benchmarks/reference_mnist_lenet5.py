@@ -1,0 +1,19 @@
+"""Methods on MNIST from a plain LeNet-5 to its half, DAFL's and ZSKD's pair: see `reference`."""
+
+from benchmarks.protocol import main
+from benchmarks.reference import reference
+from dreamstill.synthesis.drawings import Drawing
+
+BENCHMARK = reference(
+    "reference_mnist_lenet5",
+    "mnist",
+    "lenet5_mnist",
+    "dreamstill.nets.lenet:lenet5_half",
+    unrelated="usps",
+    drawing=Drawing(),
+    flip=False,
+    batch_norm=False,
+)
+
+if __name__ == "__main__":
+    main(BENCHMARK)
