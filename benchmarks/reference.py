@@ -59,7 +59,7 @@ def reference(
         drawing: of structured noise.
         flip: images may be mirrored.
         batch_norm: the teacher has BatchNorm: without it go the methods that match its statistics.
-        maps: it has feature maps: without them ZSKT goes by its answers alone.
+        maps: it has feature maps: without them ZSKT goes by its logits alone.
 
     """
     shake = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=flip)
