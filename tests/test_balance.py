@@ -20,7 +20,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def batch(classes: list[int], first: int = 0) -> Batch:
     """Images that hold their own number, of the given classes."""
-    numbers = torch.arange(first, first + len(classes)).float()
+    numbers = torch.arange(first, first + len(classes), dtype=torch.uint8)
     return Batch(numbers.view(-1, 1, 1, 1), torch.eye(3)[classes])
 
 
@@ -53,6 +53,12 @@ def test_a_rare_class_is_filled_up_from_memory() -> None:
         if step >= 6:
             counts += torch.bincount(classes, minlength=4)
     assert counts.tolist() == [60, 60, 60, 60]
+
+
+def test_a_batch_shows_no_image_twice_while_there_are_others() -> None:
+    teacher = toys.quadrant_teacher()
+    first = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=64), rng=rng()).next_batch()
+    assert len(first.images.unique(dim=0)) == 64
 
 
 def test_the_hardest_come_first_and_the_students_mode_stays() -> None:

@@ -237,13 +237,16 @@ def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_held_out_images_are_never_trained_on(tmp_path: Path) -> None:
-    work = work_in(tmp_path, steps=6, judge_every=2, noise=True)
+@pytest.mark.parametrize("noise", [True, False])
+def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> None:
+    work = work_in(tmp_path, steps=6, judge_every=2, noise=noise)
     for _ in work.run():
         pass
     trained = {image.numpy().tobytes() for image in work.pool.images()}
-    assert len(trained) == 6 * 64
-    assert not any(image.numpy().tobytes() in trained for image in work.judge.images)
+    assert len(trained) > 200
+    held = [image for image in work.judge.images if image.min() < image.max()]  # plain ones recur
+    assert len(held) > 100
+    assert not any(image.numpy().tobytes() in trained for image in held)
 
 
 def test_prefill_and_replay(tmp_path: Path) -> None:
@@ -359,6 +362,7 @@ def steps_logged(folder: Path) -> int:
 class Collapsing(StructuredNoise):
     """Gives one image over and over after some batches, until it is rolled back."""
 
+    remembers = False
     batches, rolled_back = 0, 0
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:

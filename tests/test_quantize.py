@@ -206,7 +206,7 @@ def test_the_grid_has_its_levels_and_zero_on_it() -> None:
     layer = nn.Linear(8, 4)
     quantized = QuantizedLayer(layer, 3, 2, -1.0, 2.0, per_channel=True)
     assert len(quantized.quantized_weight()[0].unique()) <= 8
-    step = quantized.input_step
+    step = quantized.log_input_step.exp()
     seen = fake_quantize(
         torch.linspace(-9, 9, 99), step, -quantized.zero_point, 3 - quantized.zero_point
     )

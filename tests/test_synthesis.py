@@ -32,9 +32,10 @@ def test_similarity_is_rescaled_over_the_whole_matrix() -> None:
     torch.testing.assert_close(class_similarity(weight), wanted)
 
 
-def test_concentration_is_proportional_to_beta_and_above_zero() -> None:
-    alpha = concentration(torch.tensor([[1.0, 0.0]]), 0.1)
-    torch.testing.assert_close(alpha, torch.tensor([[0.1001, 0.0001]]))
+def test_concentration_is_rescaled_by_row_and_above_zero() -> None:
+    alpha = concentration(torch.tensor([[1.0, 0.4, 0.2], [0.4, 1.0, 0.9]]), 0.1)
+    wanted = torch.tensor([[0.1001, 0.0251, 0.0001], [0.0001, 0.1001, 0.1 * 5 / 6 + 1e-4]])
+    torch.testing.assert_close(alpha, wanted)
 
 
 def test_zskd_targets_take_turns_and_sum_to_one() -> None:

@@ -69,7 +69,7 @@ class ClassMemory:
     """The newest images of every class with the teacher's answers.
 
     Args:
-        capacity: images remembered in all, shared out evenly; at least one a class.
+        capacity: images, uint8, remembered in all, shared out evenly; at least one a class.
         num_classes: K.
         shape: (C, H, W).
         device: where they are kept.
@@ -80,7 +80,9 @@ class ClassMemory:
         self, capacity: int, num_classes: int, shape: tuple[int, int, int], device: torch.device
     ) -> None:
         self.per_class = max(1, capacity // num_classes)
-        self.images = torch.zeros(num_classes, self.per_class, *shape, device=device)
+        self.images = torch.zeros(
+            num_classes, self.per_class, *shape, dtype=torch.uint8, device=device
+        )
         self.logits = torch.zeros(num_classes, self.per_class, num_classes, device=device)
         self.counts = torch.zeros(num_classes, dtype=torch.long, device=device)
 

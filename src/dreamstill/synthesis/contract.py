@@ -39,6 +39,8 @@ class Synthesizer(Protocol):
     """A batch costs about as much as a training step, so every step can have a fresh one."""
     adversarial: ClassVar[bool]
     """`next_batch` plays against a student and cannot do without one."""
+    remembers: ClassVar[bool]
+    """A batch may hold images of earlier ones: the judge is given a memory of its own."""
     needs: ClassVar[tuple[str, ...]]
     """Names of `Offers` that the method cannot do without."""
 

@@ -134,6 +134,7 @@ class DeepInversion:
 
     streams: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False  # its settings say whether it competes
+    remembers: ClassVar[bool] = False
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")

@@ -61,6 +61,7 @@ class Dfad:
 
     streams: ClassVar[bool] = True
     adversarial: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient",)

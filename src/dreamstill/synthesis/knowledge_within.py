@@ -100,6 +100,7 @@ class KnowledgeWithin:
 
     streams: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient",)

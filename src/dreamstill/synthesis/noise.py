@@ -32,6 +32,7 @@ class Noise:
 
     streams: ClassVar[bool] = True
     adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()

@@ -63,6 +63,7 @@ class Rdskd:
 
     streams: ClassVar[bool] = True
     adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     repeat: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
 

@@ -61,6 +61,7 @@ class StructuredNoise:
 
     streams: ClassVar[bool] = True
     adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = True
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
@@ -91,10 +92,13 @@ class StructuredNoise:
             drawn = hardest_first(drawn, teacher, student)
         share = -(-settings.batch_size // teacher.num_classes)
         rank = rank_in_class(drawn.logits.argmax(1), teacher.num_classes)
-        fresh = Batch(drawn.images[rank < share], drawn.logits[rank < share])
-        self.memory.remember(fresh)
+        fresh, beyond = (
+            Batch(drawn.images[of], drawn.logits[of]) for of in (rank < share, rank >= share)
+        )
+        recalled = self.memory.draw(share, self.rng)
+        self.memory.remember(Batch(teacher.spec.decode(fresh.images), fresh.logits))
         # fresh images come first, then remembered ones, then what the draw has beyond its share
-        parts = (fresh, self.memory.draw(share, self.rng), drawn)
+        parts = (fresh, Batch(teacher.spec.encode(recalled.images), recalled.logits), beyond)
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
         kept = balanced(logits.argmax(1), settings.batch_size, teacher.num_classes)
         return Batch(images[kept], logits[kept])

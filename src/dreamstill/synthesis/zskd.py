@@ -69,8 +69,16 @@ def class_similarity(weight: Tensor) -> Tensor:
 
 
 def concentration(similarity: Tensor, beta: float) -> Tensor:
-    """Dirichlet parameters of each class, beta * similarity (K, K), kept above 0."""
-    return beta * similarity + 1e-4
+    """Dirichlet parameters of each class, kept above 0.
+
+    Args:
+        similarity: (K, K); each row is rescaled to [0, 1].
+        beta: scales them after that, as in the paper; in the code the rescaling undoes it.
+
+    """
+    low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
+    rescaled: Tensor = (similarity - low) / (high - low).clamp_min(1e-12)
+    return beta * rescaled + 1e-4
 
 
 class Zskd:
@@ -78,6 +86,7 @@ class Zskd:
 
     streams: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     repeat: ClassVar[int] = 1
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")

@@ -61,6 +61,7 @@ class Zskt:
 
     streams: ClassVar[bool] = True
     adversarial: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
 

@@ -155,6 +155,7 @@ class Distillation:
         self.boundary_steps = int(settings.boundary_share * settings.steps) if boundary else 0
         self.warmed_up = 0
         self.healthy = copy.deepcopy(synthesizer.state_dict())
+        self.aside = copy.deepcopy(self.healthy) if synthesizer.remembers else None
         self.repeated: Batch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
@@ -187,11 +188,23 @@ class Distillation:
 
     def _synthesize(self) -> Batch:
         """A fresh batch; until the judge has enough, it goes to the judge."""
-        batch = self.synthesizer.next_batch(self.student)
         if len(self.judge.images) < self.settings.held_out:
+            batch = self._held_out_batch()
             self.judge.hold_out(batch)
         else:
+            batch = self.synthesizer.next_batch(self.student)
             self.pool.add(batch)
+        return batch
+
+    def _held_out_batch(self) -> Batch:
+        """A batch for the judge; what is remembered of it, or for it, is its alone."""
+        if self.aside is None:
+            return self.synthesizer.next_batch(self.student)
+        training = self.synthesizer.state_dict()
+        self.synthesizer.load_state_dict(self.aside)
+        batch = self.synthesizer.next_batch(self.student)
+        self.aside = self.synthesizer.state_dict()
+        self.synthesizer.load_state_dict(training)
         return batch
 
     def _next_batch(self) -> tuple[Tensor, Tensor | None]:
@@ -239,7 +252,7 @@ class Distillation:
 
     def _refresh_judge(self) -> bool:
         """Hold out a newer batch, for the stream may have moved on; roll a collapsed one back."""
-        batch = self.synthesizer.next_batch(self.student)
+        batch = self._held_out_batch()
         if collapsed := self.judge.is_collapse(batch):
             self.synthesizer.load_state_dict(copy.deepcopy(self.healthy))
         else:
@@ -267,6 +280,7 @@ class Distillation:
             "repeated": (self.repeated.images, self.repeated.logits) if self.repeated else None,
             "synthesizer": self.synthesizer.state_dict(),
             "healthy": self.healthy,
+            "aside": self.aside,
             "judge": self.judge.state_dict(),
             "pool": self.pool.state_dict(),
             "rng": self.rng.get_state(),
@@ -284,7 +298,7 @@ class Distillation:
         self.inherited = None if state["reconstructed"] else self.inherited
         self.repeated = Batch(*state["repeated"]) if state["repeated"] else None
         self.synthesizer.load_state_dict(state["synthesizer"])
-        self.healthy = state["healthy"]
+        self.healthy, self.aside = state["healthy"], state["aside"]
         self.judge.load_state_dict(state["judge"], self.student)
         self.pool.load_state_dict(state["pool"])
         self.rng.set_state(state["rng"])

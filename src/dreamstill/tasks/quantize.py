@@ -125,21 +125,23 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.layer, self.weight_bits, self.activation_bits = layer, weight_bits, activation_bits
         step = best_step(layer.weight.detach(), weight_bits, per_channel=per_channel)
-        self.weight_step = nn.Parameter(step)
+        # learned as logarithms: a step stays above 0, and Adam changes it by a share of itself
+        self.log_weight_step = nn.Parameter(step.log())
         low, high = min(low, 0.0), max(high, 1e-6)
         levels = 2**activation_bits - 1
-        self.input_step = nn.Parameter(torch.tensor((high - low) / levels))
+        input_step = torch.tensor((high - low) / levels, device=step.device)
+        self.log_input_step = nn.Parameter(input_step.log())
         # whole steps below zero, so that zero, which padding puts in, is on the grid
         self.zero_point = round(-low / (high - low) * levels)
 
     def quantized_weight(self) -> Tensor:
         """The weight on its grid."""
         high = 2 ** (self.weight_bits - 1) - 1
-        return fake_quantize(self.layer.weight, self.weight_step.clamp_min(1e-9), -high - 1, high)
+        return fake_quantize(self.layer.weight, self.log_weight_step.exp(), -high - 1, high)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As the layer, on the grids."""
-        levels, step = 2**self.activation_bits - 1, self.input_step.clamp_min(1e-9)
+        levels, step = 2**self.activation_bits - 1, self.log_input_step.exp()
         inputs = fake_quantize(inputs, step, -self.zero_point, levels - self.zero_point)
         layer, weight = self.layer, self.quantized_weight()
         if isinstance(layer, nn.Linear):
