@@ -240,6 +240,7 @@ def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
 @pytest.mark.parametrize("noise", [True, False])
 def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> None:
     work = work_in(tmp_path, steps=6, judge_every=2, noise=noise)
+    work.teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]  # a rare class
     for _ in work.run():
         pass
     trained = {image.numpy().tobytes() for image in work.pool.images()}
