@@ -92,6 +92,14 @@ def test_folding_keeps_the_function_and_leaves_no_batch_norm() -> None:
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_a_batch_norm_without_scale_is_folded_into_a_linear_layer() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2))
+    inputs = torch.randn(16, 6, generator=rng())
+    model(inputs)
+    model.eval()
+    torch.testing.assert_close(fold_batch_norm(model)(inputs), model(inputs))
+
+
 def test_pairs_are_layers_that_feed_one_other_alone() -> None:
     found = [(p.first, p.second, p.relu, p.positions) for p in pairs(trace(lenet()))]
     assert found == [

@@ -152,6 +152,12 @@ class TestJudge:
         judge.sit(student, 1)
         torch.testing.assert_close(shown[0], inputs[-4:])
 
+    def test_a_few_images_of_as_many_classes_are_no_collapse(self) -> None:
+        judge = Judge(400, toys.SPEC)
+        judge.hold_out(Batch(torch.zeros(400, 1, 8, 8), torch.eye(400)))
+        assert not judge.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[:4]))
+        assert judge.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[[7] * 4]))
+
     def test_the_better_student_stays(self) -> None:
         judge = self.make()
         assert judge.sit(Answer(1), 1).kept
@@ -250,6 +256,11 @@ def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> No
     assert not any(image.numpy().tobytes() in trained for image in held)
 
 
+def test_a_pool_needs_no_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.posix_fallocate")
+    assert len(Pool(tmp_path / "pool", toys.SPEC, 8, {})) == 0
+
+
 def test_prefill_and_replay(tmp_path: Path) -> None:
     work = work_in(tmp_path, steps=10, prefill=200, fresh_every=5)
     for _ in work.run():
@@ -304,7 +315,14 @@ def command(folder: Path, weights: Path, *, resume: bool) -> list[str]:
         return [*start, "--resume", str(folder)]
     return [
         *start,
-        *("--out", str(folder), "--teacher.weights", str(weights), "--student", "toys:student"),
+        *(
+            "--out",
+            str(folder),
+            "--teacher.weights",
+            str(weights),
+            "--student",
+            "toys:forgetful_student",
+        ),
         *("--method", "dafl", "--synthesis.batch_size", "32", "--synthesis.widths", "16,8"),
         *("--distill.steps", "300", "--distill.fresh_every", "3", "--distill.prefill", "200"),
         *("--distill.held_out", "64", "--distill.judge_every", "50", "--distill.pool", "400"),

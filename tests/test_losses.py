@@ -54,6 +54,12 @@ def test_soft_cross_entropy_of_uniform_targets_and_logits_is_log_k() -> None:
     assert soft_cross_entropy(torch.zeros(2, 5), targets, 20.0).item() == pytest.approx(math.log(5))
 
 
+def test_information_entropy_of_a_class_that_nobody_is_has_a_gradient() -> None:
+    logits = torch.tensor([[200.0, 0.0], [200.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(information_entropy(logits), logits)
+    assert gradient.isfinite().all()
+
+
 def test_information_entropy_spans_minus_one_to_zero_for_ten_classes() -> None:
     even = 1000 * torch.eye(10)
     assert information_entropy(even).item() == pytest.approx(-1.0)

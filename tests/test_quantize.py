@@ -271,6 +271,20 @@ def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibrat
     assert weights * 3 / 8 < quantized_bytes(model) < weights * 3 / 8 + 4 * 800
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_finetuning_at_the_default_rate_keeps_every_step_alive(bits: int) -> None:
+    teacher = lenet()
+    settings = QuantizeSettings(
+        weight_bits=bits, finetune=DistillSettings(steps=30, batch_size=32, held_out=32)
+    )
+    calibrated = quantize(teacher, images(teacher), replace(settings, finetune=None), rng=rng())
+    tuned = quantize(teacher, images(teacher), settings, rng=rng())
+    for network in (calibrated, tuned):
+        for layer in (m for m in network.modules() if isinstance(m, QuantizedLayer)):
+            rows = layer.quantized_weight().flatten(1)
+            assert (rows.abs().amax(1) > 0).all()
+
+
 def test_mixed_bits_go_down_where_it_costs_least() -> None:
     table = {"a": {4: 0.1, 8: 0.0}, "b": {4: 9.0, 8: 0.0}}
     assert mixed_bits(table, {"a": 100, "b": 100}, 0.75) == {"a": 4, "b": 8}

@@ -79,3 +79,8 @@ def cnn_teacher() -> Teacher:
 
 def quadrant_teacher() -> Teacher:
     return open_teacher(Quadrants(), SPEC)
+
+
+def forgetful_student() -> nn.Sequential:
+    """A student with dropout, which draws from torch's global generator."""
+    return nn.Sequential(nn.Dropout(0.2), student())

@@ -35,6 +35,7 @@ from dreamstill.run import (
     claim,
     open_from,
     open_student,
+    seeded_process,
     write_atomically,
     write_json,
 )
@@ -382,7 +383,8 @@ def _run(
         else:
             rng = torch.Generator().manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)
-            model, record = TASKS[link.task][1](model, link.settings, work)
+            with seeded_process(chain.seed + index):
+                model, record = TASKS[link.task][1](model, link.settings, work)
             record = _measured(model, teacher, shown, link) | record
             _save(model, stem)
             write_json(finished, record)

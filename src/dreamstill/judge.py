@@ -6,6 +6,7 @@ are both asked about the same, newest ones.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,8 @@ class Judge:
         A generator that has collapsed to one image is easy to agree on: neither champion nor
         challenger may be asked about it.
         """
-        return 3 * _class_entropy(batch.logits) < _class_entropy(self.logits)
+        most = math.log(len(batch.logits))  # of few images
+        return 3 * _class_entropy(batch.logits) < min(most, _class_entropy(self.logits))
 
     def sit(self, student: nn.Module, step: int) -> Verdict:
         """Ask champion and challenger; the higher agreement stays, then the lower KL."""

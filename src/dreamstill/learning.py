@@ -8,7 +8,7 @@ import torch
 
 from dreamstill.evaluate import accuracy, load_images, load_unlabelled, predict
 from dreamstill.export import export
-from dreamstill.run import claim, open_from, write_json
+from dreamstill.run import claim, open_from, seeded_process, write_json
 from dreamstill.sources import Images, OnProgress, own_images
 from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
 
@@ -52,7 +52,10 @@ def learn_classes(
     if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
         dreams = own_images(folder / "images.npz", job, teacher, on_progress)
     rng = torch.Generator().manual_seed(job.seed)
-    network = learn(teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress)
+    with seeded_process(job.seed):
+        network = learn(
+            teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
+        )
     summary: dict[str, Any] = {
         "old_classes": teacher.num_classes,
         "classes": network.num_classes,

@@ -115,8 +115,9 @@ class Pool:
                 shape = (capacity, *spec.shape)
                 np.lib.format.open_memmap(self._file, mode="w+", dtype=np.uint8, shape=shape)
                 # a sparse file on a full disk would kill the process at its first write
-                with self._file.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, self._file.stat().st_size)
+                if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+                    with self._file.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, self._file.stat().st_size)
             except OSError as error:
                 raise RunError(f"cannot make a pool at {folder}: {error.strerror}") from error
         self._open()
@@ -181,7 +182,8 @@ class Pool:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the count and write the checkpoint's images again."""
-        self.added, self._journal = state["added"], list(state["journal"])
+        self.added = state["added"]
+        self._journal = [(start, images.cpu()) for start, images in state["journal"]]
         self.commit()
         self._open()
 

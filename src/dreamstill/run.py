@@ -10,7 +10,8 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,7 @@ __all__ = [
     "draw_images",
     "open_from",
     "open_student",
+    "seeded_process",
     "settle_process",
     "write_atomically",
 ]
@@ -172,6 +174,26 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
     return student.train().requires_grad_()
 
 
+@contextmanager
+def seeded_process(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Seed torch's global generators, which a student's dropout draws from, and restore them."""
+    with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _process_rng(device: str) -> list[Tensor]:
+    """State of torch's global generators: the CPU's, and that of a CUDA device."""
+    own = [torch.cuda.get_rng_state(device)] if device.startswith("cuda") else []
+    return [torch.get_rng_state(), *own]
+
+
+def _set_process_rng(states: list[Tensor], device: str) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.startswith("cuda"):
+        torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
 def settle_process() -> None:
     """Settings of the whole process: denormal numbers count as zero.
 
@@ -252,46 +274,63 @@ def distill(
             f"the job is in {job.precision} and its teacher was opened in {teacher.precision}: "
             "open_from(job.teacher, precision=job.precision)"
         )
-    checkpoint = folder / "checkpoint.pt"
     existed = folder.exists()
-    claim(folder, job, device=job.device, resume=resume)
-    try:
-        rng = torch.Generator(device=job.device).manual_seed(job.seed)
-        student = open_student(job.student, teacher, rng)
-        kept = inherit(teacher.module, student) if job.inherit else None
-        method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
-        origin = {
-            "method": job.method,
-            "settings": to_plain(job.synthesis),
-            "teacher": teacher.fingerprint,
-        }
-        pool = Pool(folder / "pool", teacher.spec, job.distill.pool, origin)
-        work = Distillation(
-            teacher,
-            student,
-            method,
-            pool,
-            job.distill,
-            rng=rng,
-            inherited=kept,
-            reconstruct=job.reconstruct,
-        )
-    except BaseException:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    spent = 0.0
+    with seeded_process(job.seed, job.device):
+        claim(folder, job, device=job.device, resume=resume)
+        try:
+            work = _distillation(folder, job, teacher)
+        except BaseException:
+            if not existed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return _follow(folder, job, work, on_progress)
+
+
+def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
+    """A job's distillation before its first step."""
+    rng = torch.Generator(device=job.device).manual_seed(job.seed)
+    student = open_student(job.student, teacher, rng)
+    kept = inherit(teacher.module, student) if job.inherit else None
+    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
+    origin = {
+        "method": job.method,
+        "settings": to_plain(job.synthesis),
+        "teacher": teacher.fingerprint,
+    }
+    pool = Pool(folder / "pool", teacher.spec, job.distill.pool, origin)
+    return Distillation(
+        teacher,
+        student,
+        method,
+        pool,
+        job.distill,
+        rng=rng,
+        inherited=kept,
+        reconstruct=job.reconstruct,
+    )
+
+
+def _follow(
+    folder: Path, job: Job, work: Distillation, on_progress: Callable[[Progress], None]
+) -> nn.Module:
+    """Take a distillation from its checkpoint, if there is one, to its end."""
+    checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=job.device, weights_only=True)
         spent = state["seconds"]
         work.load_state_dict(state["work"])
+        _set_process_rng(state["process_rng"], job.device)
     log = _Log(folder / "log.jsonl", work.step)
     start = saved = time.monotonic()
 
     def save() -> None:
-        state = {"work": work.state_dict(), "seconds": spent + time.monotonic() - start}
+        state = {
+            "work": work.state_dict(),
+            "seconds": spent + time.monotonic() - start,
+            "process_rng": _process_rng(job.device),
+        }
         write_atomically(checkpoint, lambda temporary: torch.save(state, temporary))
-        pool.commit()
+        work.pool.commit()
 
     for progress in work.run():
         if progress.record:
@@ -303,18 +342,17 @@ def distill(
         on_progress(progress)
     log.flush()
     save()
-    chosen = work.chosen
-    save_student(folder, job.student, chosen, teacher)
+    save_student(folder, job.student, work.chosen, work.teacher)
     write_json(
         folder / "result.json",
         {
             "seconds": round(spent + time.monotonic() - start, 3),
-            "queries": teacher.queries,
+            "queries": work.teacher.queries,
             "chosen_at_step": work.judge.champion_step,
-            "held_out_agreement": work.judge.ask(chosen)[0],
+            "held_out_agreement": work.judge.ask(work.chosen)[0],
         },
     )
-    return chosen
+    return work.chosen
 
 
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:

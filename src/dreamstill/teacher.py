@@ -344,7 +344,7 @@ def open_teacher(
     last = _last_linear(linears, probe, logits)
     offers = Offers(
         gradient=logits.requires_grad,
-        batch_norm=tuple(name for name in norms if name in probe.inputs),
+        batch_norm=tuple(name for name in probe.inputs if name in norms),
         last_linear=last,
         num_features=linears[last].in_features if last is not None else None,
     )

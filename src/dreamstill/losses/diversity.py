@@ -17,7 +17,8 @@ def information_entropy(logits: Tensor) -> Tensor:
         logits: (N, K).
 
     """
-    mean = F.softmax(logits, dim=1).mean(0)
+    # above 0, where the gradient of x log x is no number
+    mean = F.softmax(logits, dim=1).mean(0).clamp_min(1e-30)
     entropy: Tensor = torch.special.xlogy(mean, mean).sum() / torch.log(mean.new_tensor(10.0))
     return entropy
 

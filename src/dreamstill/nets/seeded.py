@@ -21,5 +21,5 @@ def seeded(rng: torch.Generator) -> Iterator[None]:
     """
     seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone
         yield

@@ -68,16 +68,8 @@ class DeepInversionSettings:
         at_least(self, 1, "steps")
         within(self, 0, self.steps, "low_resolution_steps")
         above(self, 0, "lr")
-        at_least(
-            self,
-            0,
-            "batch_norm",
-            "first_batch_norm",
-            "total_variation",
-            "l2",
-            "jitter",
-            "competition",
-        )
+        at_least(self, 0, "batch_norm", "first_batch_norm", "total_variation", "l2")
+        at_least(self, 0, "jitter", "competition")
 
     @property
     def adversarial(self) -> bool:

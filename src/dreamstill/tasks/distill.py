@@ -301,4 +301,4 @@ class Distillation:
         self.healthy, self.aside = state["healthy"], state["aside"]
         self.judge.load_state_dict(state["judge"], self.student)
         self.pool.load_state_dict(state["pool"])
-        self.rng.set_state(state["rng"])
+        self.rng.set_state(state["rng"].cpu())  # a checkpoint is mapped to the run's device

@@ -84,8 +84,12 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     for name, norm in batch_norms(trace(model)).items():
         layer, after = model.get_submodule(name), model.get_submodule(norm)
+        assert isinstance(after, _BatchNorm)
+        if after.weight is None and after.running_var is not None:  # affine=False; cannot be fused
+            after.weight = nn.Parameter(torch.ones_like(after.running_var))
+            after.bias = nn.Parameter(torch.zeros_like(after.running_var))
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        replace_module(model, name, fuse(layer, after))  # type: ignore[type-var, arg-type]
+        replace_module(model, name, fuse(layer, after))  # type: ignore[type-var]
         replace_module(model, norm, nn.Identity())
     return model
 
