@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
-from dreamstill.probe import Probe
+from dreamstill.probe import Probe, probed_at_once
 from dreamstill.teacher import Teacher
 
 __all__ = ["Kind", "Metadata", "activations", "load_metadata", "record_metadata"]
@@ -154,37 +154,29 @@ def record_metadata(
         DataError: a class with fewer than two images.
 
     """
-    chunks = [
-        {k: v.flatten(1) for k, v in activations(teacher, teacher.spec.encode(part)).items()}
-        for part in images.split(500)
-    ]
-    recorded = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    classes = recorded["logits"].argmax(1)
-    counts = torch.bincount(classes, minlength=teacher.num_classes)
+    shown = activations(teacher, _shown(teacher, images[:1]))
+    spectral = kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
+    recorders: dict[tuple[str, ...], ClassMoments | Activations] = {}
+    for layers in _layer_sets(kind, teacher, list(shown)):
+        size = sum(shown[name].numel() for name in layers)
+        if spectral or size <= largest_root:
+            recorders[layers] = Activations(num_vectors if spectral else 0, largest_root)
+        else:  # moments are all that is written, and activations would fill the memory
+            recorders[layers] = ClassMoments(teacher.num_classes, size)
+    counts = torch.zeros(teacher.num_classes, dtype=torch.long)
+    for part in images.split(probed_at_once(teacher.spec.shape)):
+        recorded = activations(teacher, _shown(teacher, part))
+        classes = recorded["logits"].argmax(1).cpu()
+        counts += torch.bincount(classes, minlength=teacher.num_classes)
+        for layers, recorder in recorders.items():
+            values = torch.cat([recorded[name].flatten(1) for name in layers], 1)
+            recorder.add(values.cpu(), classes)
     if int(counts.min()) < 2:
         raise DataError(
             f"metadata needs at least 2 images of every class; "
             f"class {int(counts.argmin())} has {int(counts.min())}"
         )
-    views = []
-    for layers in _layer_sets(kind, teacher, list(recorded)):
-        values, basis = torch.cat([recorded[name] for name in layers], 1), None
-        if kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS):
-            basis = graph_basis(values, min(num_vectors, values.shape[1]))
-            values = values @ basis
-        groups = [values[classes == k] for k in range(teacher.num_classes)]
-        root = None
-        if values.shape[1] <= largest_root:
-            root = torch.stack([covariance_root(group) for group in groups])
-        views.append(
-            View(
-                layers=layers,
-                mean=torch.stack([group.mean(0) for group in groups]),
-                root=root,
-                std=torch.stack([group.std(0) for group in groups]),
-                basis=basis,
-            )
-        )
+    views = [recorder.view(layers) for layers, recorder in recorders.items()]
     metadata = Metadata(kind=kind, fingerprint=teacher.fingerprint, views=tuple(views))
     header = {"format": FORMAT, "kind": kind.value, "teacher": metadata.fingerprint}
     try:
@@ -192,6 +184,71 @@ def record_metadata(
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
     return metadata
+
+
+def _shown(teacher: Teacher, images: Tensor) -> Tensor:
+    return teacher.spec.encode(images.to(teacher.device))
+
+
+class ClassMoments:
+    """Mean and sample standard deviation by class of values that come in parts.
+
+    >>> moments = ClassMoments(2, 1)
+    >>> moments.add(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]))
+    >>> moments.add(torch.tensor([[5.0]]), torch.tensor([1]))
+    >>> view = moments.view(("layer",))
+    >>> view.mean.tolist(), view.std.square().round().tolist()
+    ([[2.0], [5.0]], [[2.0], [0.0]])
+    """
+
+    def __init__(self, num_classes: int, size: int) -> None:
+        self.counts = torch.zeros(num_classes, 1, dtype=torch.double)
+        self.sums = torch.zeros(2, num_classes, size, dtype=torch.double)  # of values and squares
+
+    def add(self, values: Tensor, classes: Tensor) -> None:
+        """(N, size) values of classes (N,)."""
+        for sums, part in zip(self.sums, (values.double(), values.double() ** 2), strict=True):
+            sums.index_add_(0, classes, part)
+        self.counts += torch.bincount(classes, minlength=len(self.counts))[:, None]
+
+    def view(self, layers: tuple[str, ...]) -> View:
+        """Of `layers`, in which every class was seen twice."""
+        mean = self.sums[0] / self.counts
+        variance = (self.sums[1] - self.counts * mean**2) / (self.counts - 1)
+        std = variance.clamp_min(0).sqrt()
+        return View(layers=layers, mean=mean.float(), root=None, std=std.float(), basis=None)
+
+
+class Activations:
+    """Values that come in parts and are all kept, for what needs them together.
+
+    Args:
+        num_vectors: of the graph basis; 0: none.
+        largest_root: more values than these have no root.
+
+    """
+
+    def __init__(self, num_vectors: int, largest_root: int) -> None:
+        self.num_vectors, self.largest_root = num_vectors, largest_root
+        self.values, self.classes = list[Tensor](), list[Tensor]()
+
+    def add(self, values: Tensor, classes: Tensor) -> None:
+        """(N, size) values of classes (N,)."""
+        self.values.append(values)
+        self.classes.append(classes)
+
+    def view(self, layers: tuple[str, ...]) -> View:
+        """Of `layers`, in which every class was seen twice."""
+        values, classes, basis, root = torch.cat(self.values), torch.cat(self.classes), None, None
+        if self.num_vectors:
+            basis = graph_basis(values, min(self.num_vectors, values.shape[1]))
+            values = values @ basis
+        groups = [values[classes == k] for k in range(int(classes.max()) + 1)]
+        if values.shape[1] <= self.largest_root:
+            root = torch.stack([covariance_root(group) for group in groups])
+        mean = torch.stack([group.mean(0) for group in groups])
+        std = torch.stack([group.std(0) for group in groups])
+        return View(layers=layers, mean=mean, root=root, std=std, basis=basis)
 
 
 def covariance_root(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Probe", "batch_norm_layers", "eval_mode"]
+__all__ = ["Probe", "batch_norm_layers", "eval_mode", "probed_at_once"]
 
 
 class Probe:
@@ -86,3 +86,16 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def probed_at_once(shape: tuple[int, int, int]) -> int:
+    """Images (C, H, W) to show at once while the activations of all layers are kept.
+
+    256 of CIFAR's size, fewer of larger ones: the activations of a ResNet-50 are 45 MB an image of
+    224 pixels.
+
+    >>> probed_at_once((1, 28, 28)), probed_at_once((3, 224, 224))
+    (256, 5)
+    """
+    channels, height, width = shape
+    return max(1, min(256, 256 * 3 * 32 * 32 // (channels * height * width)))

@@ -5,17 +5,19 @@ sections 3 and 4; no official code. Where this differs: pixels are clipped to th
 Gaussian scheme is the method `noise` and is not repeated here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
 from dreamstill.losses.statistics import batch_statistics, gaussian_kl
-from dreamstill.probe import Probe, batch_norm_layers
+from dreamstill.probe import Probe, batch_norm_layers, probed_at_once
 from dreamstill.settings import above, at_least
 from dreamstill.synthesis.balance import turns
 from dreamstill.synthesis.contract import Batch, answered
@@ -65,21 +67,34 @@ class KnowledgeWithinSettings:
 
 def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
     """The BNS measure, mean over layers, and the logits (N, K) of (N, C, H, W) inputs."""
-    layers = batch_norm_layers(teacher.module)
-    norms = {name: layers[name] for name in teacher.offers.batch_norm}
+    norms = norms_of(teacher)
     with Probe(norms) as probe:
         logits = teacher(images)
+    moments = {name: batch_statistics(probe.inputs[name]) for name in norms}
+    return divergence_of(moments, norms), logits
+
+
+def norms_of(teacher: Teacher) -> dict[str, _BatchNorm]:
+    """The BatchNorm layers with running statistics, by name."""
+    layers = batch_norm_layers(teacher.module)
+    return {name: layers[name] for name in teacher.offers.batch_norm}
+
+
+def divergence_of(
+    moments: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, _BatchNorm]
+) -> Tensor:
+    """The BNS measure of mean and variance (C,) of what enters each layer."""
     divergences = []
     for name, layer in norms.items():
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        mean, variance = batch_statistics(probe.inputs[name])
+        mean, variance = moments[name]
         divergences.append(
             gaussian_kl(
                 layer.running_mean, layer.running_var + layer.eps, mean, variance + layer.eps
             )
         )
-    return torch.stack(divergences).mean(), logits
+    return torch.stack(divergences).mean()
 
 
 @torch.no_grad()
@@ -92,7 +107,22 @@ def data_similarity(teacher: Teacher, images: Tensor) -> float:
     """
     if not teacher.offers.batch_norm:
         raise TeacherError("data_similarity needs BatchNorm layers; the teacher has none")
-    return batch_norm_divergence(teacher, images)[0].item()
+    norms, num = norms_of(teacher), len(images)
+    first = {name: torch.zeros(()) for name in norms}
+    second = dict(first)
+    for part in images.split(probed_at_once(teacher.spec.shape)):
+        with Probe(norms) as probe:
+            teacher(part)
+        for name in norms:
+            mean, variance = (m.cpu().double() for m in batch_statistics(probe.inputs[name]))
+            first[name] = first[name] + mean * len(part) / num
+            second[name] = second[name] + (variance + mean**2) * len(part) / num
+    moments = {n: (first[n], second[n] - first[n] ** 2) for n in norms}
+    on = {
+        n: (m.float().to(images.device), v.float().to(images.device))
+        for n, (m, v) in moments.items()
+    }
+    return divergence_of(on, norms).item()
 
 
 class KnowledgeWithin:

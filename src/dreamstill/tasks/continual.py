@@ -144,13 +144,18 @@ def learn(
     if dreaming and len(dreams) == 0:
         raise DataError(f"{settings.recipe.value} needs synthetic images of the old classes; got 0")
     weights = _class_weights(teacher, dreams, labels) if settings.recipe is Recipe.ABD else None
+
+    def draw(num: int) -> Tensor:
+        size = (settings.batch_size,)
+        return torch.randint(num, size, generator=rng, device=rng.device).cpu()
+
     for step in range(1, settings.steps + 1):
-        index = torch.randint(len(images), (settings.batch_size,), generator=rng)
+        index = draw(len(images))
         new = teacher.spec.encode(images[index].to(teacher.device))
         target = labels[index].to(teacher.device)
         dreamt = new[:0]
         if dreaming:
-            index = torch.randint(len(dreams), (settings.batch_size,), generator=rng)
+            index = draw(len(dreams))
             dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
         model.train()
         loss = _loss(student, teacher, new, target, dreamt, settings, weights)
@@ -169,7 +174,10 @@ def _class_weights(teacher: Teacher, dreams: Tensor, labels: Tensor) -> Tensor:
     counts = torch.zeros(int(labels.max()) + 1)
     with torch.no_grad():
         named = torch.cat(
-            [teacher(teacher.spec.encode(part)).argmax(1) for part in dreams.split(500)]
+            [
+                teacher(teacher.spec.encode(part.to(teacher.device))).argmax(1).cpu()
+                for part in dreams.split(500)
+            ]
         )
     counts += torch.bincount(named, minlength=len(counts)) / len(named)
     counts += torch.bincount(labels, minlength=len(counts)) / len(labels)

@@ -72,7 +72,7 @@ def split_linear(layer: nn.Linear, rank: int) -> nn.Sequential:
     second.weight.copy_(u[:, :rank] * root)
     if layer.bias is not None:
         second.bias.copy_(layer.bias)
-    return nn.Sequential(first, second)
+    return nn.Sequential(first, second).to(layer.weight.device)
 
 
 def unfold(weight: Tensor, mode: int) -> Tensor:
@@ -104,7 +104,7 @@ def split_convolution(layer: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential
     if layer.bias is not None:
         assert last.bias is not None
         last.bias.copy_(layer.bias)
-    return nn.Sequential(first, middle, last)
+    return nn.Sequential(first, middle, last).to(weight.device)
 
 
 @torch.no_grad()

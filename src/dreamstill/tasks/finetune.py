@@ -64,7 +64,8 @@ def finetune(
     )
     with tempfile.TemporaryDirectory() as folder:
         pool = Pool(Path(folder), teacher.spec, len(training), {})
-        pool.add(Batch(teacher.spec.encode(training), torch.empty(0)))
+        for part in training.split(500):
+            pool.add(Batch(teacher.spec.encode(part), torch.empty(0)))
         source = StoredImages(teacher, training, settings.batch_size, rng=rng)
         work = Distillation(
             teacher,
@@ -76,7 +77,8 @@ def finetune(
             inherited=inherited,
             reconstruct=reconstruct,
         )
-        work.judge.hold_out(answered(teacher, teacher.spec.encode(kept.to(rng.device))))
+        for part in kept.split(256):
+            work.judge.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
         for progress in work.run():
             on_progress(progress)
         return work.chosen

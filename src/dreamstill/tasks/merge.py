@@ -67,7 +67,7 @@ def merge_order(
     outgoing = outgoing.double().clone()
     nearest, partner = distance.min(0)
     strength = outgoing.pow(2).mean(0)
-    alive = torch.ones(len(weight), dtype=torch.bool)
+    alive = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     order, saliencies = [], []
     for _ in range(len(weight) - 1):
         saliency = torch.where(alive, strength * nearest, torch.inf)

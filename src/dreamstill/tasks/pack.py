@@ -127,11 +127,11 @@ def codebook_of(values: Tensor, size: int, *, iterations: int = 50) -> tuple[Ten
 
     """
     size = min(size, len(values.unique()))
-    centroids = torch.linspace(float(values.min()), float(values.max()), size)
+    centroids = torch.linspace(float(values.min()), float(values.max()), size, device=values.device)
     for _ in range(iterations):
         index = torch.bucketize(values, (centroids[1:] + centroids[:-1]) / 2)
         counts = torch.bincount(index, minlength=size)
-        sums = torch.zeros(size).index_add_(0, index, values)
+        sums = torch.zeros(size, device=values.device).index_add_(0, index, values)
         moved = torch.where(counts > 0, sums / counts.clamp_min(1), centroids)
         if torch.equal(moved, centroids):
             break
@@ -186,13 +186,13 @@ def pack(
 def share(layer: nn.Conv2d | nn.Linear, bits: int) -> None:
     """Replace a layer's weight by a codebook of 2^bits entries, zero the first, in place."""
     weight = layer.weight
-    codes = torch.zeros(weight.shape, dtype=torch.long)
+    codes = torch.zeros(weight.shape, dtype=torch.long, device=weight.device)
     kept = weight.detach() != 0
-    codebook = torch.zeros(1)
+    codebook = torch.zeros(1, device=weight.device)
     if kept.any():
         centroids, index = codebook_of(weight.detach()[kept], 2**bits - 1)
         codes[kept] = index + 1
-        codebook = torch.cat([torch.zeros(1), centroids])
+        codebook = torch.cat([codebook, centroids])
     layer.weight = nn.Parameter(codebook)
     parametrize.register_parametrization(layer, "weight", Shared(codes), unsafe=True)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import kl_divergence
-from dreamstill.probe import Probe
+from dreamstill.probe import Probe, probed_at_once
 from dreamstill.settings import within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
@@ -171,9 +171,10 @@ def observed_ranges(
 ) -> Ranges:
     """Range of what enters each layer over images uint8 (N, C, H, W)."""
     chunks: dict[str, list[tuple[float, float]]] = {}
-    for part in images.split(256):
+    device = next(model.parameters()).device
+    for part in images.split(probed_at_once(spec.shape)):
         with Probe(_layers(model)) as probe:
-            model(spec.encode(part))
+            model(spec.encode(part.to(device)))
         for name, values in probe.inputs.items():
             flat = values.flatten()
             if calibration is Calibration.PERCENTILE:
@@ -264,7 +265,7 @@ def sensitivities(
     candidates: tuple[int, ...] = (2, 3, 4, 6, 8),
 ) -> dict[str, dict[int, float]]:
     """By layer and bits, mean KL(model || model with this layer's weight alone at these bits)."""
-    shown = spec.encode(images[:512])
+    shown = spec.encode(images[:512].to(next(model.parameters()).device))
     whole = model(shown)
     table: dict[str, dict[int, float]] = {}
     for name, layer in _layers(model).items():
