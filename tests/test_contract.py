@@ -15,7 +15,7 @@ from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.teacher import Precision, Teacher
+from dreamstill.teacher import InputSpec, Precision, Teacher, open_teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
@@ -94,6 +94,20 @@ def test_in_bfloat16_only_what_runs_inside_a_network_is_rounded(name: str) -> No
 def test_images_fill_the_range(name: str) -> None:
     images = draw(make(name, toys.cnn_teacher())).images
     assert images.std() > 0.3
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
+@methods
+def test_a_teacher_that_is_given_by_its_range_is_shown_no_black(
+    name: str, bounds: tuple[float, float]
+) -> None:
+    spec = InputSpec.from_range((1, 8, 8), *bounds)
+    images = draw(make(name, open_teacher(toys.small_cnn(), spec))).images
+    pixels = spec.denormalize(images)
+    assert 0.1 < pixels.mean() < 0.9
+    assert pixels.std() > 0.1
+    assert pixels.min() > -1e-6
+    assert pixels.max() < 1 + 1e-6
 
 
 @methods

@@ -88,6 +88,27 @@ class InputSpec:
         zero = torch.zeros(1, self.shape[0], 1, 1, dtype=inputs.dtype, device=inputs.device)
         return torch.clamp(inputs, self.normalize(zero), self.normalize(zero + 1))
 
+    def from_unit(self, values: Tensor) -> Tensor:
+        """Values (N, C, H, W) of about zero mean and unit variance -> the input space, not clipped.
+
+        Where mean and std are statistics of pixels, the input space is of that kind already. Where
+        they stand for a range, as in [0, 1] or [0, 255], pixels of mean 0.5 and deviation 0.25 are
+        meant: N(0, 1) in [0, 255] would be black.
+
+        >>> spec = InputSpec.from_range((1, 1, 1), 0.0, 255.0)
+        >>> values = torch.tensor([-2.0, 0.0, 1.0]).view(3, 1, 1, 1)
+        >>> spec.from_unit(values).flatten().round(decimals=2).tolist()
+        [0.0, 127.5, 191.25]
+        """
+        return values if self._of_statistics() else self.normalize(0.5 + 0.25 * values)
+
+    def to_unit(self, inputs: Tensor) -> Tensor:
+        """The inverse of `from_unit`."""
+        return inputs if self._of_statistics() else (self.denormalize(inputs) - 0.5) / 0.25
+
+    def _of_statistics(self) -> bool:
+        return all(0 < m < 1 for m in self.mean) and all(0.05 <= s <= 0.7 for s in self.std)
+
     def encode(self, images: Tensor) -> Tensor:
         """uint8 images (N, C, H, W) -> the network's input space, float32."""
         return self.normalize(images.float() / 255)

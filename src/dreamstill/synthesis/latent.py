@@ -55,7 +55,7 @@ class LatentGenerator:
 
         So a saturated pixel goes on learning.
         """
-        raw = self.teacher.run(self.module, z)
+        raw = self.teacher.spec.from_unit(self.teacher.run(self.module, z))
         return raw + (self.teacher.spec.clip(raw) - raw).detach()
 
     def step(self, loss: Tensor, *, clip: float = 0.0) -> None:

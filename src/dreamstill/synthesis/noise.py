@@ -28,7 +28,7 @@ class NoiseSettings:
 
 
 class Noise:
-    """N(0, 1) in the teacher's input space, clipped to its valid range."""
+    """N(0, 1) in the teacher's normalized input space, clipped to its valid range."""
 
     streams: ClassVar[bool] = True
     adversarial: ClassVar[bool] = False
@@ -45,7 +45,7 @@ class Noise:
         """(batch_size, C, H, W) of clipped Gaussian noise."""
         shape = (self.settings.batch_size, *self.teacher.spec.shape)
         noise: Tensor = torch.randn(shape, generator=self.rng, device=self.rng.device)
-        return answered(self.teacher, self.teacher.spec.clip(noise))
+        return answered(self.teacher, self.teacher.spec.clip(self.teacher.spec.from_unit(noise)))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every batch is drawn afresh."""

@@ -35,7 +35,7 @@ def start_images(
     num, spec = len(classes), teacher.spec
     shape = (num, *spec.shape)
     if start is Start.GAUSSIAN:
-        return spec.clip(torch.randn(shape, generator=rng, device=rng.device))
+        return spec.clip(spec.from_unit(torch.randn(shape, generator=rng, device=rng.device)))
     if start is Start.UNIFORM:
         return spec.normalize(torch.rand(shape, generator=rng, device=rng.device))
     images = spec.normalize(structured_images(4 * num, spec, drawing, rng))
@@ -59,7 +59,8 @@ def optimize_pixels(
         objective: (images, step) -> scalar.
         spec: the teacher's input.
         steps: at least 1.
-        lr: in the input space; for a learning rate in pixels divide by the spec's std.
+        lr: in units of `InputSpec.from_unit`; for a learning rate in pixels divide by the spec's
+            std.
         best_from: return the iterate of the lowest objective from this step on, a true copy;
             None: the last iterate.
 
@@ -67,18 +68,19 @@ def optimize_pixels(
         NonFiniteError: the objective is not finite; before the update.
 
     """
-    images = images.clone().requires_grad_()
-    optimizer = torch.optim.Adam([images], lr=lr)
-    best, best_loss = images, float("inf")
+    unit = spec.to_unit(images).clone().requires_grad_()
+    optimizer = torch.optim.Adam([unit], lr=lr)
+    best, best_loss = None, float("inf")
     for step in range(steps):
+        images = spec.from_unit(unit)
         loss = objective(images, step)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss of the images became {value}; lower synthesis.lr")
         if best_from is not None and step >= best_from and value < best_loss:
             best, best_loss = images.detach().clone(), value
-        (images.grad,) = torch.autograd.grad(loss, images)
+        (unit.grad,) = torch.autograd.grad(loss, unit)
         optimizer.step()
         with torch.no_grad():
-            images.copy_(spec.clip(images))
-    return best.detach()
+            unit.copy_(spec.to_unit(spec.clip(spec.from_unit(unit))))
+    return spec.from_unit(unit).detach() if best is None else best
