@@ -4,9 +4,9 @@ Source: Yin et al., "Dreaming to Distill", CVPR 2020, equations 2 to 4, and the 
 code. `competition` above 0 is Adaptive DeepInversion: equations 6 and 7, against the live student.
 Where this differs: the best iterate is a true copy (theirs aliases the last one); low resolution is
 the pooled image enlarged again, so that networks of fixed input size have it too; the competition's
-KL runs from P and Q to their mean M, as in the paper (the code has it the other way round); half of
-the steps flip by default, which the CIFAR-10 code never does; the learning rate is constant and Adam
-the usual one, where the ImageNet code warms up, follows a cosine and has betas of 0.5 and 0.9.
+KL runs from P and Q to their mean M, as in the paper (the code has it the other way round); half
+of the steps flip by default, which the CIFAR-10 code never does; the learning rate is constant and
+Adam the usual one, where the ImageNet code warms up, follows a cosine and has betas of 0.5 and 0.9.
 """
 
 from collections.abc import Mapping
