@@ -84,7 +84,7 @@ def reference(
         "adaptive deepinversion": optimized(
             "deepinversion", adaptive, prefill=POOL // 2, fresh_every=150
         ),
-        "zskd": optimized("zskd", ZskdSettings(steps=100, batch_size=256)),
+        "zskd": optimized("zskd", ZskdSettings(rescale_rows=False, steps=100, batch_size=256)),
         "zskt": streamed(
             "zskt",
             ZsktSettings(widths=WIDTHS),

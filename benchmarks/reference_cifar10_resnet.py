@@ -107,10 +107,12 @@ BENCHMARK = Benchmark(
                 clip_gradient=5.0,
             ),
         ),
-        "zskd": optimized("zskd", ZskdSettings(steps=100, batch_size=128)),
+        "zskd": optimized("zskd", ZskdSettings(rescale_rows=False, steps=100, batch_size=128)),
         "zskd from structured noise": Row(
             method="zskd",
-            synthesis=ZskdSettings(batch_size=64, steps=10, lr=0.1, temperature=4.0, **SHAPES),
+            synthesis=ZskdSettings(
+                rescale_rows=False, batch_size=64, steps=10, lr=0.1, temperature=4.0, **SHAPES
+            ),
             distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=SHAKE),
         ),
         "knowledge within (bns+i)": optimized(

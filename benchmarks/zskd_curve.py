@@ -15,7 +15,7 @@ from dreamstill.pool import Augmentation
 from dreamstill.synthesis.zskd import ZskdSettings
 
 SIZES = (500, 1000, 2000, 4000, 8000, 16000)
-IMPRESSIONS = ZskdSettings(steps=60, batch_size=500)
+IMPRESSIONS = ZskdSettings(rescale_rows=False, steps=60, batch_size=500)
 SHAKE = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
 
 

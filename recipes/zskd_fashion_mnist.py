@@ -21,7 +21,13 @@ SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
 
 GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True, flip=True)
 FROM_SHAPES = ZskdSettings(
-    batch_size=64, steps=10, lr=0.1, temperature=4.0, start=Start.STRUCTURED, drawing=CLOTHES
+    rescale_rows=False,
+    batch_size=64,
+    steps=10,
+    lr=0.1,
+    temperature=4.0,
+    start=Start.STRUCTURED,
+    drawing=CLOTHES,
 )
 
 BENCHMARK = Benchmark(

@@ -26,7 +26,9 @@ SCHEDULE = DistillSettings(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
 
 GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
-IMPRESSIONS = ZskdSettings(batch_size=64, steps=10, lr=0.1, temperature=4.0, start=Start.STRUCTURED)
+IMPRESSIONS = ZskdSettings(
+    rescale_rows=False, batch_size=64, steps=10, lr=0.1, temperature=4.0, start=Start.STRUCTURED
+)
 FROM_SHAPES = Row(
     method="zskd",
     synthesis=IMPRESSIONS,
@@ -41,6 +43,11 @@ BENCHMARK = Benchmark(
     student="dreamstill.nets.lenet:lenet5_half",
     rows={
         "zskd": Row(
+            method="zskd",
+            synthesis=ZskdSettings(rescale_rows=False, steps=60),
+            distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),
+        ),
+        "zskd, rows rescaled": Row(
             method="zskd",
             synthesis=ZskdSettings(steps=60),
             distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),

@@ -1,5 +1,6 @@
 """What each method does beyond the contract, against answers known by hand."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,7 +19,13 @@ from dreamstill.synthesis.structured_noise import (
     StructuredNoise,
     StructuredNoiseSettings,
 )
-from dreamstill.synthesis.zskd import Zskd, ZskdSettings, class_similarity, concentration
+from dreamstill.synthesis.zskd import (
+    Zskd,
+    ZskdSettings,
+    by_row,
+    class_similarity,
+    concentration,
+)
 from dreamstill.teacher import InputSpec
 
 
@@ -33,9 +40,16 @@ def test_similarity_is_rescaled_over_the_whole_matrix() -> None:
 
 
 def test_concentration_is_rescaled_by_row_and_above_zero() -> None:
-    alpha = concentration(torch.tensor([[1.0, 0.4, 0.2], [0.4, 1.0, 0.9]]), 0.1)
+    alpha = concentration(by_row(torch.tensor([[1.0, 0.4, 0.2], [0.4, 1.0, 0.9]])), 0.1)
     wanted = torch.tensor([[0.1001, 0.0251, 0.0001], [0.0001, 0.1001, 0.1 * 5 / 6 + 1e-4]])
     torch.testing.assert_close(alpha, wanted)
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_zskd_rescales_rows_if_asked(rows: bool) -> None:
+    settings = ZskdSettings(rescale_rows=rows)
+    lowest = Zskd(toys.cnn_teacher(), settings, rng=rng()).similarity.amin(1)
+    assert (lowest == 0).all() == rows
 
 
 def test_zskd_targets_take_turns_and_sum_to_one() -> None:

@@ -39,6 +39,9 @@ class ZskdSettings:
     """Of the teacher's softmax while optimizing; above 0."""
     betas: tuple[float, ...] = (1.0, 0.1)
     """Scales of the Dirichlet concentration, in equal shares: near 1 spread, near 0 peaked."""
+    rescale_rows: bool = True
+    """Rescale each class's similarities to [0, 1], as in the paper; else over all classes alone: it
+    leaves targets more mixed, and taught the recipe's student more."""
     start: Start = Start.UNIFORM
     """Pixels before the first step: uniform (the paper's), gaussian or structured."""
     drawing: Drawing = field(default_factory=Drawing)
@@ -68,17 +71,19 @@ def class_similarity(weight: Tensor) -> Tensor:
     return rescaled
 
 
-def concentration(similarity: Tensor, beta: float) -> Tensor:
-    """Dirichlet parameters of each class, kept above 0.
-
-    Args:
-        similarity: (K, K); each row is rescaled to [0, 1].
-        beta: scales them after that, as in the paper; in the code the rescaling undoes it.
-
-    """
+def by_row(similarity: Tensor) -> Tensor:
+    """Similarities (K, K) with each row rescaled to [0, 1]."""
     low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
     rescaled: Tensor = (similarity - low) / (high - low).clamp_min(1e-12)
-    return beta * rescaled + 1e-4
+    return rescaled
+
+
+def concentration(similarity: Tensor, beta: float) -> Tensor:
+    """Dirichlet parameters of each class, beta * similarity (K, K), kept above 0.
+
+    Beta scales what was rescaled, as in the paper; in the authors' code the rescaling undoes it.
+    """
+    return beta * similarity + 1e-4
 
 
 class Zskd:
@@ -93,7 +98,8 @@ class Zskd:
 
     def __init__(self, teacher: Teacher, settings: ZskdSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng
-        self.similarity = class_similarity(teacher.last_linear.weight.detach())
+        similarity = class_similarity(teacher.last_linear.weight.detach())
+        self.similarity = by_row(similarity) if settings.rescale_rows else similarity
         self.drawn = 0
 
     def draw_targets(self, num: int) -> Tensor:
