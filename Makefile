@@ -5,6 +5,7 @@ BIN := .venv/bin
 
 # one thread: on networks this small a second one costs more than it gives
 demo: .venv/installed  ## the main job: teacher in, student on a device out, no data
+	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/dreamstill demo --out runs/demo
 
 test: .venv/installed lint  ## the whole test command

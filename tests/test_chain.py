@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import toys
 from dreamstill import chain as module_under_test
@@ -283,9 +283,54 @@ def test_a_chain_is_measured_where_its_folder_was_moved(
     assert 0 <= summary["links"][0]["accuracy"] <= 1
 
 
-def test_a_mistake_in_the_first_link_leaves_nothing(
-    plain: dict[str, object], tmp_path: Path
+@pytest.mark.parametrize("given", [True, False])
+def test_a_mistake_in_the_first_link_leaves_nothing_but_images(
+    plain: dict[str, object], tmp_path: Path, given: bool
 ) -> None:
+    if given:
+        images = tmp_path / "images.npz"
+        np.savez(images, x=np.zeros((16, 1, 8, 8), np.uint8))
+        plain = {k: v for k, v in plain.items() if k != "num_images"} | {"images": str(images)}
     with pytest.raises(DreamstillError):
         run_chain(tmp_path / "run", read_chain(plain | {"link": [{"task": "prune", "keep": 1e-5}]}))
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run" / "images.npz").exists() != given
+
+
+def test_an_int8_file_is_compared_with_the_teacher(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    cut = {"task": "prune", "keep": 0.3, "rounds": 1, "finetune": TUNE | {"steps": 0}}
+    chain = read_chain(plain | {"link": [cut, {"task": "int8"}]})
+    pruned, int8 = run_chain(tmp_path / "run", chain)["links"]
+    assert pruned["agreement"] < 0.9
+    assert int8["agreement"] == pytest.approx(pruned["agreement"], abs=0.1)
+
+
+def test_a_chain_says_when_its_teacher_or_images_have_changed(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    chain = read_chain(plain | {"link": [{"task": "merge"}]})
+    run_chain(tmp_path / "run", chain)
+    weights = Path(chain.teacher.weights)
+    state = load_file(weights)
+    save_file({name: value + 1 for name, value in state.items()}, weights)
+    with pytest.raises(RunError, match="was started with another teacher"):
+        run_chain(tmp_path / "run", chain, resume=True)
+
+
+class Moody(toys.SmallCnn):
+    """What no exporter can write down."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return logits if logits.sum().item() > 0 else 2 * logits
+
+
+def test_a_chain_that_cannot_be_exported_keeps_its_summary(
+    plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toys, "small_cnn", Moody)
+    link = {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE}
+    summary = run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
+    assert "cannot export to .onnx" in summary["not_exported"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

@@ -162,6 +162,78 @@ def test_help_shows_the_settings_of_the_method(capsys: pytest.CaptureFixture[str
     assert "Of the teacher's softmax" in text
 
 
+def test_help_shows_the_defaults_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["prune", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Student steps; at least 0: the student stays as it starts. [500]" in text
+
+
+def test_json_is_alone_on_stdout(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_card(teacher.parent, factory="test_cli:chatty")
+    assert cli.main(["inspect", "--json", "--teacher.weights", str(teacher)]) == 0
+    assert json.loads(capsys.readouterr().out)["num_classes"] == 4
+
+
+def chatty() -> torch.nn.Module:
+    print("building")
+    return toys.SmallCnn()
+
+
+def test_a_run_is_measured_with_its_own_teacher_and_floor(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, real = teacher.parent, teacher.parent / "real.npz"
+    np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
+    noise = ["--method", "noise"]
+    assert cli.main(distill(teacher)) == 0
+    assert cli.main(distill(teacher, *noise, out="floor")) == 0
+    assert cli.main(distill(teacher, *noise, "--distill.steps", "3", out="short")) == 0
+    evaluate = ["evaluate", str(folder / "run"), "--images", str(real), "--floor"]
+    for wrong, why in (("run", "is a run of structured_noise"), ("short", "has another steps: 3")):
+        assert cli.main([*evaluate, str(folder / wrong)]) == 2
+        assert why in capsys.readouterr().err
+    assert cli.main([*evaluate, str(folder / "floor")]) == 0
+    measured = json.loads((folder / "run" / "summary.json").read_text())
+    assert "accuracy" in measured["noise_floor"]
+    assert cli.main(["distill", "--resume", str(folder / "run")]) == 0  # there is nothing to do
+    assert json.loads((folder / "run" / "summary.json").read_text()) == measured
+    state = toys.small_cnn().state_dict()
+    save_file({name: value + 1 for name, value in state.items()}, teacher)
+    assert cli.main(evaluate[:-1]) == 2
+    assert "was run with the teacher" in capsys.readouterr().err
+
+
+class Tied(toys.SmallCnn):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__(width=4)
+        self.same = self.conv
+
+
+def test_a_student_whose_layers_share_weights_is_kept(teacher: Path) -> None:
+    assert cli.main(distill(teacher, "--student", "test_cli:Tied")) == 0
+    assert cli.main(["export", str(teacher.parent / "run"), "--formats", "pt2"]) == 0
+
+
+def test_a_report_shows_the_classes_that_there_are(tmp_path: Path) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    save_file(thirty().state_dict(), weights)
+    write_card(tmp_path, factory="test_cli:thirty")
+    assert cli.main(distill(weights, "--student", "test_cli:thirty")) == 0
+    with np.load(tmp_path / "run" / "pictures.npz") as pictures:
+        assert set(pictures["synthetic_classes"]) <= set(range(25, 30))
+
+
+def thirty() -> torch.nn.Module:
+    """A network of thirty classes that names the last five alone."""
+    network = toys.SmallCnn(num_classes=30)
+    with torch.no_grad():
+        network.head.bias[:25] = -99
+    return network
+
+
 Break = Callable[[Path], list[str]]
 
 
@@ -223,6 +295,17 @@ BAD: dict[str, tuple[Break, str]] = {
         lambda t: ["synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--synthesis.mine", "true"],
         "structured_noise plays against a student",
     ),
+    "reconstruct without inherit": (flags("--reconstruct", "7"), "add inherit, or leave it out"),
+    "images and how many to synthesize": (
+        lambda t: [
+            *("merge", *distill(t)[1:3], "--out", f"{t}.d"),
+            *("--images", "x.npz", "--num-images", "9"),
+        ],
+        "leave it or images out",
+    ),
+    "no device of that name": (flags("--device", "meta"), "device 'meta' is not available"),
+    "a number that is a text in the card": (with_card(num_classes="4"), "num_classes must be of"),
+    "a factory that is a number": (with_card(factory=5), "factory must be of type str; got 5"),
     "unknown preset": (flags("--preset", "mars"), "no preset 'mars'; known: clothes, scenes"),
     "weights of another number": (
         flags("--distill.transfer_weights", "1,2,3"),

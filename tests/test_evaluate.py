@@ -62,10 +62,27 @@ def test_prediction_restores_modes_also_after_an_exception() -> None:
 
 def test_prediction_does_not_depend_on_the_batch_size() -> None:
     model = toys.small_cnn()
-    images = torch.randint(0, 256, (7, 1, 8, 8)).to(torch.uint8)
-    torch.testing.assert_close(
-        predict(model, toys.SPEC, images, batch_size=2), predict(model, toys.SPEC, images)
-    )
+    images = torch.randint(0, 256, (701, 1, 8, 8)).to(torch.uint8)
+    parts = torch.cat([predict(model, toys.SPEC, part) for part in images.split(2)])
+    torch.testing.assert_close(parts, predict(model, toys.SPEC, images))
+
+
+def test_attention_and_recurrent_layers_are_counted() -> None:
+    class Sequence(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.layer(x.flatten(1, 2))
+            return (out if isinstance(out, torch.Tensor) else out[0])[:, 0]
+
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    linear = 8 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16)  # in, out and the two of the feed-forward part
+    assert measure_cost(Sequence(layer), toys.SPEC, num_runs=1).macs == linear
+    recurrent = nn.LSTM(8, 6, batch_first=True)
+    assert measure_cost(Sequence(recurrent), toys.SPEC, num_runs=1).macs == 8 * 4 * 6 * (8 + 6)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_network_without_parameters_is_measured() -> None:

@@ -92,7 +92,7 @@ def test_every_record_has_its_section(
 
 
 def test_what_is_absent_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"method": "noise"}')
+    (tmp_path / "settings.json").write_text('{"method": "noise", "student": "package:small"}')
     page = write_report(tmp_path).read_text()
     assert "<h2>" not in page
     assert "<img" not in page

@@ -75,7 +75,7 @@ def test_a_probe_unhooks_after_an_exception() -> None:
 
     with pytest.raises(KeyError):
         fail()
-    assert not layer._forward_pre_hooks
+    assert not layer._forward_hooks
 
 
 class Returns(nn.Module):

@@ -1,12 +1,14 @@
 """Chain tasks on one set of images: distill, prune, merge, factorize, quantize, int8, pack.
 
-A chain's folder holds settings.json, environment.json, images.npz, weights.json, and for every link
+A chain's folder holds settings.json, environment.json, origin.json (fingerprints of teacher and
+given images), images.npz, weights.json, and for every link
 its network (links/N-TASK.pt), its record (links/N-TASK.json) and its files; a resume does not do
 finished links again. Networks are read back as weights, with the classes of torch.nn, of this
 package and of the user's own factories alone.
 """
 
 import copy
+import hashlib
 import io
 import json
 import shutil
@@ -19,7 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherError
+from dreamstill.errors import (
+    DreamstillError,
+    ExportError,
+    RunError,
+    SettingsError,
+    TeacherError,
+    first_line,
+)
 from dreamstill.evaluate import (
     accuracy,
     agreement,
@@ -223,13 +232,20 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
         )
         for kind in settings.formats
     ]
-    latency = measure_latency(load_exported(Path(records[0].path)), work.teacher.spec)
+    path, teacher, shown = Path(records[0].path), work.teacher, work.images[-1000:]
+    wanted = predict(teacher.module, teacher.spec, shown)
     return model, {
         "files": [asdict(r) for r in records],
         "bytes": records[0].bytes,
-        "agreement": records[0].agreement,
-        "latency_ms": asdict(latency),
+        "agreement": agreement(_answers_of_file(path, teacher, shown), wanted),
+        "latency_ms": asdict(measure_latency(load_exported(path), teacher.spec)),
     }
+
+
+def _answers_of_file(path: Path, teacher: Teacher, images: Tensor) -> Tensor:
+    """Logits for uint8 images of an exported file in its own runtime."""
+    run = load_exported(path)
+    return torch.cat([run(teacher.spec.encode(part)) for part in images.split(500)])
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
@@ -292,10 +308,13 @@ def read_chain(plain: dict[str, Any]) -> Chain:
     """A chain from plain values: [teacher], images or method, and [[link]] tables with a task."""
     plain = dict(plain)
     links = []
-    for entry in plain.pop("link", []):
+    entries = plain.pop("link", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise SettingsError("every link is a table of its own: write [[link]]")
+    for entry in entries:
         settings = dict(entry)
         task = settings.pop("task", "")
-        if task not in TASKS:
+        if not isinstance(task, str) or task not in TASKS:
             raise SettingsError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
         links.append(Link(task=task, settings=from_plain(TASKS[task][0], settings, task)))
     method = plain.get("method", "structured_noise")
@@ -335,12 +354,27 @@ def run_chain(
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
     existed = folder.exists()
     claim(folder, chain, resume=resume)
+    _same_origin(folder, teacher, images)
     try:
         return _run(folder, chain, teacher, images, test, real, on_progress)
     except DreamstillError:
-        if not existed and not list((folder / "links").glob("*.json")):
+        worth = [folder / "images.npz", *(folder / "links").glob("*.json")]
+        if not existed and not any(path.is_file() for path in worth):
             shutil.rmtree(folder)  # a mistake in the first link leaves nothing half-written
         raise
+
+
+def _same_origin(folder: Path, teacher: Teacher, images: Tensor | None) -> None:
+    """Note of which teacher and images a folder is; RunError if it is of others."""
+    origin = {"teacher": teacher.fingerprint}
+    if images is not None:
+        origin["images"] = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]
+    path = folder / "origin.json"
+    if not path.is_file():
+        write_json(path, origin)
+    found = json.loads(path.read_text())
+    if changed := [name for name in origin if found.get(name) != origin[name]]:
+        raise RunError(f"{folder} was started with another {changed[0]}: the file has changed")
 
 
 def _check_links(chain: Chain, teacher: Teacher) -> None:
@@ -351,13 +385,29 @@ def _check_links(chain: Chain, teacher: Teacher) -> None:
         if link.task == "distill":
             networks.append(open_student(link.settings.student, teacher, rng))
     for network in networks:
+        file = io.BytesIO()
         try:
-            torch.save(network, io.BytesIO())
+            torch.save(network, file)
         except Exception as error:  # pickle raises what the network's own attributes make it
             raise TeacherError(
                 f"{type(network).__name__} cannot be kept between links ({error}): give its "
                 "functions names in their module"
             ) from error
+        file.seek(0)
+        if odd := _strangers(file, networks):
+            raise TeacherError(
+                f"{type(network).__name__} cannot be kept between links: it holds {odd[0]}, which "
+                "is neither of torch.nn nor of the package of its factory"
+            )
+
+
+def _strangers(file: Any, networks: list[nn.Module]) -> list[str]:
+    """What a saved network holds that is not of torch.nn, of ours or of the networks' packages."""
+    modules = {type(module).__module__ for network in networks for module in network.modules()}
+    packages = {name.partition(".")[0] for name in modules} - {"torch", "builtins"}
+    known = {"torch.nn", "dreamstill"} | modules | packages
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    return [name for name in names if not any(name.startswith(f"{root}.") for root in known)]
 
 
 def _run(
@@ -389,11 +439,9 @@ def _run(
             _save(model, stem)
             write_json(finished, record)
         networks.append((link.task, model, record))
-    export(model, teacher.spec, folder / "network.onnx")
     summary: dict[str, Any] = {
         "teacher": _measured(teacher.module, teacher, shown),
         "links": [record for _, _, record in networks],
-        "network": str(folder / "network.onnx"),
     }
     if test is not None and real is not None:
         summary["images"] = real.name
@@ -405,6 +453,10 @@ def _run(
         f"{index + 1}-{task}": network for index, (task, network, _) in enumerate(networks)
     }
     write_json(folder / "weights.json", {name: weights_in(net) for name, net in seen.items()})
+    try:
+        summary["network"] = export(model, teacher.spec, folder / "network.onnx").path
+    except ExportError as error:  # what the links made is worth its summary
+        summary["not_exported"] = str(error)
     write_json(folder / "summary.json", summary)
     return summary
 
@@ -435,8 +487,8 @@ def _answers(
     """Logits for uint8 images: of an int8 file in its own runtime, else of the network."""
     if record.get("task") != "int8":
         return predict(network, teacher.spec, images)
-    run = load_exported(links / Path(record["files"][0]["path"]).name)  # the folder may have moved
-    return torch.cat([run(teacher.spec.encode(part)) for part in images.split(500)])
+    path = links / Path(record["files"][0]["path"]).name  # the folder may have moved
+    return _answers_of_file(path, teacher, images)
 
 
 def _measured(
@@ -460,11 +512,9 @@ def _read(stem: Path, chain: Chain, teacher: Teacher) -> nn.Module:
     path = stem.with_suffix(".pt")
     networks = [teacher.module]
     networks += [build(link.settings.student) for link in chain.links if link.task == "distill"]
-    known = {"torch.nn", "dreamstill"}
-    known |= {type(module).__module__ for network in networks for module in network.modules()}
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if odd := [n for n in names if not any(n.startswith(f"{root}.") for root in known)]:
+        if odd := _strangers(path, networks):
             raise RunError(f"{path} holds {odd[0]}, which is neither ours nor of a named factory")
         found = [resolve_name(name) for name in names]
         for name, value in zip(names, found, strict=True):
@@ -476,4 +526,4 @@ def _read(stem: Path, chain: Chain, teacher: Teacher) -> nn.Module:
     except RunError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        raise RunError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"cannot read {path}: {first_line(error)}") from error

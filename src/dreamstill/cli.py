@@ -6,12 +6,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -50,8 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace()
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
-        result = arguments.run(arguments)
+        with ExitStack() as stack:
+            if arguments.json:  # the result alone goes to stdout, whatever a factory prints
+                stack.enter_context(redirect_stdout(sys.stderr))
+            arguments.bars = stack.enter_context(_Bars(quiet=arguments.json))
+            result = arguments.run(arguments)
     except DreamstillError as error:
+        print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that may not be read, a name that is too long
         print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -89,7 +98,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     config = _early(argv, "--config")
     table = read_toml(Path(config)) if config else {}
     method = _early(argv, "--method") or table.get("method") or "structured_noise"
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise SettingsError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     _add_synthesis(command, method)
     _add_tasks(command)
@@ -193,7 +202,7 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
     """`--range -1,1` -> `--range=-1,1`: argparse takes a list that starts with - for a flag."""
     joined: list[str] = []
     for this in argv:
-        if joined and joined[-1].startswith("--") and re.match(r"-[\d.]+,", this):
+        if joined and joined[-1].startswith("--") and re.match(r"-[\d.]+(e[+-]?\d+)?,", this):
             joined[-1] += "=" + this
         else:
             joined.append(this)
@@ -222,6 +231,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _teacher_file(plain: dict[str, Any]) -> TeacherFile:
     table = plain.get("teacher", {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"teacher must be a table of settings; got {table!r}")
     if "weights" not in table:
         raise SettingsError("no teacher: give --teacher.weights FILE")
     file: TeacherFile = from_plain(TeacherFile, table, "teacher")
@@ -233,15 +244,19 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
     _teacher_file(plain)
     if "student" not in plain:
         raise SettingsError("no student: give --student module:function")
+    if "reconstruct" in plain and not plain.get("inherit"):
+        raise SettingsError(
+            "reconstruct is of a student that inherits: add inherit, or leave it out"
+        )
     method = METHODS[arguments.method_name]
     given = plain.get("synthesis", {})
-    if arguments.preset:
-        if arguments.preset not in method.presets:
+    preset = arguments.preset or plain.pop("preset", None)
+    plain.pop("preset", None)
+    if preset:
+        if preset not in method.presets:
             known = ", ".join(method.presets) or "none"
-            raise SettingsError(
-                f"{arguments.method_name} has no preset {arguments.preset!r}; known: {known}"
-            )
-        given = merge(to_plain(method.presets[arguments.preset]), given)
+            raise SettingsError(f"{arguments.method_name} has no preset {preset!r}; known: {known}")
+        given = merge(to_plain(method.presets[preset]), given)
     plain["synthesis"] = from_plain(method.settings, given, "synthesis")
     job: Job = from_plain(Job, plain)
     return job
@@ -279,7 +294,7 @@ def _metadata(arguments: argparse.Namespace) -> Any:
 def _synthesize(arguments: argparse.Namespace) -> Any:
     """Make synthetic images and keep them as images.npz, with a picture."""
     job = _job(arguments, student="none:none")
-    result = main_job.synthesize(_out(arguments), job, arguments.num_images, _progress(arguments))
+    result = main_job.synthesize(_out(arguments), job, arguments.num_images, arguments.bars)
     if not arguments.json:
         _print_rows("synthetic images", result)
     return result
@@ -297,7 +312,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
     else:
         folder, job = _out(arguments), _job(arguments)
     result = main_job.distill_and_report(
-        folder, job, resume=bool(arguments.resume), on_progress=_progress(arguments)
+        folder, job, resume=bool(arguments.resume), on_progress=arguments.bars
     )
     if not arguments.json:
         _print_summary(result, folder)
@@ -325,7 +340,7 @@ def _continual(arguments: argparse.Namespace) -> Any:
         from_plain(Learning, plain),
         resume=arguments.resume,
         real=Path(arguments.real) if arguments.real else None,
-        on_progress=_progress(arguments),
+        on_progress=arguments.bars,
     )
     if not arguments.json:
         _print_rows("continual", result)
@@ -335,6 +350,8 @@ def _continual(arguments: argparse.Namespace) -> Any:
 def _source(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags, and where the images come from: a plain dict."""
     named = {name: getattr(arguments, name) for name in ("images", "num_images", "seed")}
+    if arguments.images and arguments.num_images is not None:
+        raise SettingsError("num_images is of images that are synthesized: leave it or images out")
     return given_flags(arguments) | {k: v for k, v in named.items() if v is not None}
 
 
@@ -346,7 +363,7 @@ def _run_chain(arguments: argparse.Namespace, plain: dict[str, Any]) -> Any:
         read_chain(plain),
         resume=arguments.resume,
         real=Path(arguments.real) if arguments.real else None,
-        on_progress=_progress(arguments),
+        on_progress=arguments.bars,
     )
     write_chain_report(folder)
     if not arguments.json:
@@ -371,7 +388,7 @@ def _print_chain(summary: dict[str, Any], folder: Path) -> None:
     Console().print(table)
     for file in [f for link in summary["links"] for f in link.get("files", [])]:
         print(f"{file['path']}, {file['bytes']:,} bytes")
-    print(summary["network"])
+    print(summary.get("network") or summary["not_exported"])
     print(folder / "report.html")
 
 
@@ -392,6 +409,7 @@ def _export(arguments: argparse.Namespace) -> Any:
     """Write a run's student as ONNX and .pt2, run each, and compare."""
     folder = Path(arguments.folder)
     records = export_run(folder, formats=tuple(arguments.formats.split(",")))
+    write_report(folder)
     if not arguments.json:
         for record in records:
             _print_rows(record.format, asdict(record))
@@ -411,7 +429,7 @@ def _demo(arguments: argparse.Namespace) -> Any:
     """Run the main job on the embedded teacher and measure it on embedded digits."""
     folder = Path(arguments.out)
     result = main_job.demo(
-        folder, seed=arguments.seed, resume=arguments.resume, on_progress=_progress(arguments)
+        folder, seed=arguments.seed, resume=arguments.resume, on_progress=arguments.bars
     )
     if not arguments.json:
         _print_summary(result, folder)
@@ -424,41 +442,48 @@ def _out(arguments: argparse.Namespace) -> Path:
     return Path(arguments.out)
 
 
-def _progress(arguments: argparse.Namespace) -> Callable[[Step], None]:
-    """A progress bar on stderr with the time left, a new one for each stage."""
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    bars: list[tuple[Progress, Any]] = []  # the one that is under way
+class _Bars:
+    """Progress bars on stderr with the time left, a new one for each stage; stopped on leaving."""
 
-    def show(step: Step) -> None:
-        if arguments.json:
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.under_way: tuple[Progress, Any] | None = None
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self.under_way:
+            self.under_way[0].stop()
+
+    def __call__(self, step: Step) -> None:
+        if self.quiet:
             return
-        if not bars:
-            bar = Progress(*columns, console=console)
+        if not self.under_way:
+            columns = (
+                TextColumn("{task.description:<24}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            bar = Progress(*columns, console=Console(stderr=True))
             bar.start()
-            bars.append((bar, bar.add_task(step.stage, total=step.total)))
-        bar, task = bars[0]
+            self.under_way = bar, bar.add_task(step.stage, total=step.total)
+        bar, task = self.under_way
         text = step.stage
         if "loss" in step.record:
             text += f"  loss {step.record['loss']:.3f}"
         bar.update(task, completed=step.done, description=text)
         if step.done >= step.total:
             bar.stop()
-            bars.clear()
-
-    return show
+            self.under_way = None
 
 
 def _print_rows(title: str, rows: dict[str, Any]) -> None:
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row(name.replace("_", " "), escape(shown))
     Console().print(table)
 
 
@@ -488,7 +513,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         console.print(f"{share:.2%} agreement on synthetic images that were held out")
     for record in summary.get("exports", []):
         console.print(
-            f"{record['format']}: {record['path']}, {record['bytes']:,} bytes, "
+            f"{record['format']}: {escape(record['path'])}, {record['bytes']:,} bytes, "
             f"max abs difference {record['max_abs_difference']:.1e}"
         )
     print(folder / "report.html")

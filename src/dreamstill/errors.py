@@ -1,5 +1,7 @@
 """Every mistake of a user has one typed error here; the command line prints it in one line."""
 
+import re
+
 __all__ = [
     "DataError",
     "DreamstillError",
@@ -8,6 +10,7 @@ __all__ = [
     "RunError",
     "SettingsError",
     "TeacherError",
+    "first_line",
 ]
 
 
@@ -37,3 +40,15 @@ class ExportError(DreamstillError):
 
 class NonFiniteError(DreamstillError):
     """A loss became NaN or infinite; the step was stopped before the update."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error of somebody else's says, in a line: the first that says anything, uncolored.
+
+    >>> first_line(ValueError("\n \x1b[96mstep 1\x1b[0m failed\nmore"))
+    'step 1 failed'
+    >>> first_line(AssertionError())
+    'AssertionError()'
+    """
+    lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", str(error)).splitlines()]
+    return next(filter(None, lines), repr(error))

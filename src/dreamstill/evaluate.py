@@ -4,7 +4,9 @@ The one room that opens real images, and only the file that the user hands over.
 """
 
 import time
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamstill.errors import DataError
-from dreamstill.probe import eval_mode
+from dreamstill.probe import eval_mode, probed_at_once
 from dreamstill.teacher import InputSpec
 
 __all__ = [
@@ -43,8 +45,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def predict(module: nn.Module, spec: InputSpec, images: Tensor, *, batch_size: int = 500) -> Tensor:
+def predict(module: nn.Module, spec: InputSpec, images: Tensor) -> Tensor:
     """uint8 images (N, C, H, W) -> logits (N, K) on the CPU."""
+    batch_size = min(500, 8 * probed_at_once(spec.shape))  # no activation is kept
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     with evaluating(module):
@@ -101,7 +104,7 @@ class Cost:
 
     parameters: int
     macs: int
-    """Multiply-accumulates of convolutions and linear layers."""
+    """Multiply-accumulates of convolutions, linear and recurrent layers."""
     bytes: int
     """Of parameters and buffers as stored."""
     latency_ms: Latency
@@ -112,7 +115,7 @@ def measure_cost(module: nn.Module, spec: InputSpec, *, num_runs: int = 50) -> C
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     image = torch.zeros(1, *spec.shape, device=device)
-    with evaluating(module), FlopCounterMode(display=False) as counter:
+    with evaluating(module), _no_fused_kernels(), FlopCounterMode(display=False) as counter:
         module(image)
     with evaluating(module):
         latency = measure_latency(module, spec, device=device, num_runs=num_runs)
@@ -123,6 +126,22 @@ def measure_cost(module: nn.Module, spec: InputSpec, *, num_runs: int = 50) -> C
         bytes=sum(t.numel() * t.element_size() for t in stored),
         latency_ms=latency,
     )
+
+
+@contextmanager
+def _no_fused_kernels() -> Iterator[None]:
+    """Attention and LSTM in operations that can be counted: what runs in one kernel counts as 0."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of settings of other devices that are looked at on the way
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def measure_latency(
@@ -154,13 +173,14 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             arrays = {name: archive[name] for name in archive.files if name in _NAMES}
     except FileNotFoundError as error:
         raise DataError(f"no images at {path}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not an .npz of plain arrays: {error}") from error
     suffix = "" if "x" in arrays else "_test"
     return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}
 
 
 _NAMES = ("x", "y", "x_test", "y_test")
+_UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError)
 
 
 def load_unlabelled(path: Path, spec: InputSpec) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError
+from dreamstill.errors import ExportError, first_line
 from dreamstill.evaluate import evaluating
 from dreamstill.teacher import InputSpec
 
@@ -56,8 +56,10 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
     except Exception as error:  # exporters raise many kinds of their own
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise ExportError(f"cannot export to {path.suffix}: {reason}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ExportError(f"cannot export to {path.suffix}: {first_line(cause)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

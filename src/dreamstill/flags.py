@@ -48,8 +48,11 @@ class _Typed(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type, name: str) -> None:
-    """Add --NAME.FIELD for every field of the dataclass `kind`, nested ones too."""
+def add_flags(parser: argparse.ArgumentParser, kind: type, name: str, default: Any = None) -> None:
+    """Add --NAME.FIELD for every field of the dataclass `kind`, nested ones too.
+
+    The defaults shown are those of `default`, an instance of it, where there is one.
+    """
     group = parser.add_argument_group(name, (kind.__doc__ or "").splitlines()[0])
     docs, hints = field_docs(kind), typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -59,11 +62,11 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, name: str) -> None:
         nested = parts[0] if isinstance(hint, types.UnionType) else hint
         if dataclasses.is_dataclass(nested):  # where it may be none, any of its flags makes it
             assert isinstance(nested, type)
-            add_flags(parser, nested, flag)
+            add_flags(parser, nested, flag, _default(field, default))
             continue
-        text = docs.get(field.name, "")
-        if field.default is not dataclasses.MISSING:
-            text += f" [{show(field.default)}]"
+        text, value = docs.get(field.name, ""), _default(field, default)
+        if value is not dataclasses.MISSING:
+            text += f" [{show(value)}]"
         group.add_argument(
             f"--{flag}",
             dest=PREFIX + flag,
@@ -73,6 +76,15 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, name: str) -> None:
             action=_Typed,
             const=hint,
         )
+
+
+def _default(field: Any, of: Any) -> Any:
+    """A field's default: that of the instance `of`, else the field's own; MISSING: none."""
+    if dataclasses.is_dataclass(of) and hasattr(of, field.name):
+        return getattr(of, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def show(value: Any) -> str:

@@ -1,7 +1,6 @@
 """The main job from end to end, as the command line and the demo run it."""
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -13,7 +12,7 @@ import torch
 
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.evaluate import load_images, load_unlabelled
-from dreamstill.report import write_report
+from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
 from dreamstill.run import (
     Job,
@@ -22,7 +21,6 @@ from dreamstill.run import (
     draw_images,
     open_from,
     write_atomically,
-    write_json,
 )
 from dreamstill.summarize import export_run, summarize
 from dreamstill.synthesis import METHODS, missing_offers
@@ -69,27 +67,28 @@ def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress)
     if folder.exists():
         raise RunError(f"{folder} exists: choose another folder")
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    x, out = draw_images(
-        teacher, job.method, job.synthesis, num_images, seed=job.seed, on_progress=on_progress
-    )
-    classes = out.argmax(1)
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise RunError(f"cannot make {folder}: {error.strerror}") from error
-
-    def save(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, x=x.numpy(), y=classes.numpy(), logits=out.numpy())
-
-    rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in classes.unique()]
-    picture = class_rows(rows, [str(k) for k in classes.unique().tolist()])
     try:
+        x, out = draw_images(
+            teacher, job.method, job.synthesis, num_images, seed=job.seed, on_progress=on_progress
+        )
+        classes = out.argmax(1)
+
+        def save(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, x=x.numpy(), y=classes.numpy(), logits=out.numpy())
+
         write_atomically(folder / "images.npz", save)
-        write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
-    except RunError:
+    except BaseException:
         shutil.rmtree(folder)
         raise
+    present = classes.unique()[:MOST_CLASSES]
+    rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in present]
+    picture = class_rows(rows, [str(k) for k in present.tolist()])
+    write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
     counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
     return {
         "images": str(folder / "images.npz"),
@@ -136,7 +135,6 @@ def demo(
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """The embedded LeNet-5 to LeNet-5-Half, its noise floor, real digits, exports and report."""
-    start = time.monotonic()
     with as_file(files("dreamstill") / "assets") as assets:
         job, floor = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)
         floor_folder = folder / "noise_floor"
@@ -150,7 +148,5 @@ def demo(
         export_run(folder)
         source = "2,000 real MNIST digits, unseen by the teacher"
         summary = summarize(folder, real=real, source=source, floor=floor_folder)
-    summary["seconds"] = round(time.monotonic() - start, 1)
-    write_json(folder / "summary.json", summary)
     write_report(folder)
     return summary

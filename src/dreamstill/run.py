@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError, SettingsError
+from dreamstill.errors import RunError, SettingsError, first_line
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.settings import at_least, to_plain
@@ -141,6 +141,9 @@ def open_from(
         raise SettingsError(
             f"no factory for {weights}: give one as module:function, or a card beside the weights"
         )
+    for name, kind in (("factory", str), ("num_classes", int)):
+        if not isinstance(card.get(name, kind()), kind):
+            raise SettingsError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
     module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
     spec = spec_from_card(card)
     return open_teacher(
@@ -154,10 +157,9 @@ def open_from(
 
 def _device(name: str) -> str:
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"device {name!r} is not available: {reason}") from error
+        raise SettingsError(f"device {name!r} is not available: {first_line(error)}") from error
     return name
 
 
@@ -209,10 +211,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise RunError(f"cannot write {path}: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -316,7 +319,10 @@ def _follow(
     """Take a distillation from its checkpoint, if there is one, to its end."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=job.device, weights_only=True)
+        try:
+            state = torch.load(checkpoint, map_location=job.device, weights_only=True)
+        except Exception as error:  # a damaged file fails in many ways
+            raise RunError(f"cannot read {checkpoint}: {first_line(error)}") from error
         spent = state["seconds"]
         work.load_state_dict(state["work"])
         _set_process_rng(state["process_rng"], job.device)
@@ -357,7 +363,8 @@ def _follow(
 
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
     """Write student.safetensors and its card, so that a student opens as a teacher does."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
+    # copies: the format has no tensors that share their values
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in student.state_dict().items()}
     write_atomically(folder / "student.safetensors", lambda path: save_file(weights, path))
     spec = to_plain(teacher.spec)
     write_json(
@@ -380,6 +387,8 @@ def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) 
             found = json.loads(settings.read_text())
         except ValueError as error:
             raise RunError(f"{settings} cannot be read: {error}") from error
+        if not isinstance(found, dict):
+            raise RunError(f"{settings} holds no settings")
         if changed := [key for key in plain if found.get(key) != plain[key]]:
             raise RunError(f"{folder} was started with another {changed[0]}; it cannot be resumed")
         return

@@ -38,9 +38,11 @@ def read_job(folder: Path) -> Job:
     """The job of a run's folder; RunError where there is none."""
     try:
         plain = json.loads((folder / "settings.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{folder} holds no run: settings.json cannot be read") from error
-    method = plain.get("method")
+    if not isinstance(plain, dict) or not {"method", "student", "synthesis"} <= plain.keys():
+        raise RunError(f"{folder} holds no run of distill")
+    method = plain["method"]
     if method not in METHODS:
         raise RunError(f"{folder} names the method {method!r}; known: {', '.join(METHODS)}")
     plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
@@ -49,13 +51,37 @@ def read_job(folder: Path) -> Job:
 
 
 def open_run(folder: Path) -> tuple[Job, Teacher, nn.Module]:
-    """Job, teacher and chosen student of a finished run; RunError if it is not finished."""
+    """Job, teacher and chosen student of a finished run.
+
+    RunError if it is not finished, or the teacher's file has changed since.
+    """
     job = read_job(folder)
-    if not (folder / "student.safetensors").is_file():
+    if not (folder / "result.json").is_file():  # the last file that a run writes
         raise RunError(f"{folder} has no student yet: resume the run first")
     card = read_card(folder / "student.json")
     student = load_module(card["factory"], folder / "student.safetensors").eval()
-    return job, open_from(job.teacher), student.requires_grad_(False)
+    teacher = open_from(job.teacher)
+    made_with = read_card(folder / "pool" / "pool.json").get("teacher")
+    if made_with != teacher.fingerprint:
+        raise RunError(
+            f"{folder} was run with the teacher {made_with}; {job.teacher.weights} is "
+            f"{teacher.fingerprint} now"
+        )
+    return job, teacher, student.requires_grad_(False)
+
+
+def open_floor(folder: Path, job: Job, teacher: Teacher) -> nn.Module:
+    """The student of a job's noise floor; RunError if it is not the same job on noise."""
+    floor, its_teacher, student = open_run(folder)
+    if floor.method != "noise":
+        raise RunError(f"{folder} is a run of {floor.method}, not of noise")
+    same = {name: getattr(job, name) for name in ("student", "inherit", "reconstruct")}
+    same |= {"teacher": teacher.fingerprint, "steps": job.distill.steps}
+    its = {name: getattr(floor, name) for name in ("student", "inherit", "reconstruct")}
+    its |= {"teacher": its_teacher.fingerprint, "steps": floor.distill.steps}
+    if odd := [name for name in same if same[name] != its[name]]:
+        raise RunError(f"the noise floor in {folder} has another {odd[0]}: {its[odd[0]]}")
+    return student
 
 
 def describe(module: nn.Module, teacher: Teacher, real: Labeled | None) -> dict[str, Any]:
@@ -86,6 +112,10 @@ def summarize(
     """
     job, teacher, student = open_run(folder)
     result = json.loads((folder / "result.json").read_text())
+    known = read_summary(folder)
+    same_student = known.get("chosen_at_step") == result["chosen_at_step"]
+    if real is None and known.get("images") and same_student:  # a resume of what was measured
+        return known
     summary: dict[str, Any] = {
         "method": job.method,
         "teacher": describe(teacher.module, teacher, real),
@@ -93,16 +123,15 @@ def summarize(
         **result,
         "images": source if real is not None else "",
     }
-    if (folder / "summary.json").is_file():
-        summary["exports"] = json.loads((folder / "summary.json").read_text()).get("exports", [])
+    if "exports" in known:
+        summary["exports"] = known["exports"]
     if real is not None:
         answers = predict(teacher.module, teacher.spec, real[0])
         summary["student"]["agreement"] = agreement(
             predict(student, teacher.spec, real[0]), answers
         )
         if floor is not None:
-            _, _, low = open_run(floor)
-            logits = predict(low, teacher.spec, real[0])
+            logits = predict(open_floor(floor, job, teacher), teacher.spec, real[0])
             summary["noise_floor"] = {
                 "accuracy": accuracy(logits, real[1]),
                 "agreement": agreement(logits, answers),
@@ -122,12 +151,18 @@ def export_run(folder: Path, *, formats: tuple[str, ...] = ("onnx", "pt2")) -> l
     """Export the run's student to folder/student.FORMAT, each verified, and note it."""
     _, teacher, student = open_run(folder)
     records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary = read_summary(folder)
     kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
     summary["exports"] = kept + [asdict(record) for record in records]
-    write_json(path, summary)
+    write_json(folder / "summary.json", summary)
     return records
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What summary.json says; nothing where there is none yet."""
+    path = folder / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return summary
 
 
 def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:
@@ -138,7 +173,8 @@ def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:
 def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray[Any, Any]:
     """Mean image of each class in [0, 1], (K, C, H, W); an empty class is black."""
     sums = torch.zeros(num_classes, *images.shape[1:])
-    sums.index_add_(0, classes, images.float() / 255)
+    for part, of in zip(images.split(500), classes.split(500), strict=True):
+        sums.index_add_(0, of, part.float() / 255)
     counts = torch.bincount(classes, minlength=num_classes).clamp_min(1)
     means: np.ndarray[Any, Any] = (sums / counts.view(-1, 1, 1, 1)).numpy()
     return means
@@ -154,7 +190,7 @@ def _pictures(
         images = pool.images()
         classes = predict(teacher.module, teacher.spec, images).argmax(1)
         order = torch.argsort(classes, stable=True)
-        shown = [order[classes[order] == k][:12] for k in range(min(teacher.num_classes, 20))]
+        shown = [order[classes[order] == k][:12] for k in classes.unique()[:20]]
         pictures["synthetic_images"] = images[torch.cat(shown)].numpy()
         pictures["synthetic_classes"] = classes[torch.cat(shown)].numpy()
         pictures["synthetic_mean"] = class_means(images, classes, teacher.num_classes)

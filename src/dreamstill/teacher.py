@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamstill.errors import TeacherError
+from dreamstill.errors import TeacherError, first_line
 from dreamstill.probe import Probe, batch_norm_layers
 
 __all__ = [
@@ -246,8 +246,8 @@ def build(factory: str) -> nn.Module:
         raise TeacherError(f"a factory is written module:function; got {factory!r}")
     try:
         function = pkgutil.resolve_name(factory)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TeacherError(f"cannot import the factory {factory!r}: {error}") from error
+    except Exception as error:  # importing runs the user's own code
+        raise TeacherError(f"cannot import the factory {factory!r}: {first_line(error)}") from error
     try:
         module = function()
     except Exception as error:  # the user's own code: anything can come out of it
@@ -272,14 +272,13 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError) as error:
             raise TeacherError(f"{path} is not a whole safetensors file: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except Exception as error:  # torch.load raises whatever the bytes provoke
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise TeacherError(
-            f"{path} does not load as plain weights ({reason}); "
+            f"{path} does not load as plain weights ({first_line(error)}); "
             "save a state dict, or consent to run its code with allow_pickle"
         ) from error
     if isinstance(state, nn.Module):
@@ -311,7 +310,7 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
                 f"{name} is {tuple(value.shape)} in {weights} and "
                 f"{tuple(expected[name].shape)} in {factory}"
             )
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise TeacherError(f"{name} in {weights} has values that are not finite")
     module.load_state_dict(state)
     return module
@@ -348,10 +347,9 @@ def open_teacher(
     with Probe({**linears, **norms}) as probe:
         try:
             logits = module(inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # the user's own code: anything can come out of it
             raise TeacherError(
-                f"the teacher does not run on inputs of shape {spec.shape}: "
-                f"{str(error).splitlines()[0]}"
+                f"the teacher does not run on inputs of shape {spec.shape}: {first_line(error)}"
             ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

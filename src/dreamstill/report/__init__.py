@@ -1,6 +1,7 @@
 """One self-contained HTML page from a run's records. It imports no torch."""
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dreamstill.errors import RunError
 from dreamstill.report import figures
 
-__all__ = ["write_report"]
+__all__ = ["MOST_CLASSES", "write_report"]
 
 MOST_CLASSES = 20
 """Rows shown in pictures of classes; a thousand would not be looked at."""
@@ -31,6 +32,8 @@ def write_report(run: Path) -> Path:
     settings = read_json(run / "settings.json")
     if settings is None:
         raise RunError(f"{run} holds no run: settings.json cannot be read")
+    if not isinstance(settings, dict) or "student" not in settings:
+        raise RunError(f"{run} holds no run of distill")
     environment = Environment(
         loader=PackageLoader("dreamstill.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -58,7 +61,8 @@ def write_page(target: Path, page: str) -> Path:
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return target
 
 
@@ -145,7 +149,7 @@ def _figures(run: Path) -> list[dict[str, str]]:
 
     if "synthetic_images" in pictures:
         images, classes = pictures["synthetic_images"] / 255, pictures["synthetic_classes"]
-        present = [k for k in np.unique(classes) if k < MOST_CLASSES]
+        present = list(np.unique(classes))[:MOST_CLASSES]
         rows = [list(images[classes == k][:12]) for k in present]
         labels = names(int(classes.max()) + 1)
         add(

@@ -106,6 +106,9 @@ def check_new_classes(teacher: Teacher, images: Tensor, labels: Tensor) -> None:
         raise DataError(f"new classes need images and labels; got {len(images)}, {len(labels)}")
     if int(labels.min()) < old:
         raise DataError(f"labels of new classes must be {old} or more; got {int(labels.min())}")
+    wanted = range(old, min(int(labels.max()), old + len(labels)))
+    if missing := sorted(set(wanted) - set(labels.tolist())):
+        raise DataError(f"new classes are numbered on from {old}: no image is of {missing[0]}")
 
 
 def learn(

@@ -232,7 +232,7 @@ class Distillation:
         value = loss.item()
         if not torch.isfinite(loss):
             raise NonFiniteError(
-                f"the student's loss became {value} at step {self.step}; lower distill.lr"
+                f"the student's loss became {value} at step {self.step}; lower its lr"
             )
         self.optimizer.zero_grad()
         loss.backward()

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from dreamstill.errors import TeacherError
+from dreamstill.errors import TeacherError, first_line
 
 __all__ = ["Pair", "Space", "channel_spaces", "fold_batch_norm", "is_padding", "pairs", "trace"]
 
@@ -72,7 +72,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         return fx.symbolic_trace(model.eval())
     except Exception as error:  # tracing runs the user's own code
         raise TeacherError(
-            f"{type(model).__name__} cannot be traced to a graph: {str(error).splitlines()[0]}"
+            f"{type(model).__name__} cannot be traced to a graph: {first_line(error)}"
         ) from error
 
 
