@@ -1,5 +1,7 @@
 """The command line as a user meets it: a network of their own, and every mistake in one line."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 import toys
-from dreamstill import cli
+from dreamstill import cli, main_job
+from dreamstill.run import Job, TeacherFile
+from dreamstill.synthesis import METHODS
+from dreamstill.tasks.distill import Progress
 
 OWN_NETWORK = """
 import torch
@@ -150,6 +155,48 @@ def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
     settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
     assert settings["synthesis"]["latent"] == 7
     assert settings["synthesis"]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("method", ["structured_noise", "rdskd", "deepinversion"])
+def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> None:
+    sizes = {"batch_size": 16, "steps": 3, "generator_steps": 5, "widths": (8, 4), "memory": 40}
+    kind = METHODS[method].settings
+    known = {field.name for field in dataclasses.fields(kind)}
+    job = Job(
+        teacher=TeacherFile(weights=str(teacher)),
+        student="none:none",
+        method=method,
+        synthesis=kind(**{k: v for k, v in sizes.items() if k in known}),
+        checkpoint_every=0.0,
+    )
+    whole, stopped = teacher.parent / "whole", teacher.parent / "stopped"
+    main_job.synthesize(whole, job, 60)
+    done = 0
+
+    def stop(progress: Progress) -> None:
+        nonlocal done
+        done += 1
+        if done in (3, 7):
+            raise KeyboardInterrupt
+
+    for resume in (False, True):
+        with contextlib.suppress(KeyboardInterrupt):
+            main_job.synthesize(stopped, job, 60, resume=resume, on_progress=stop)
+    assert done == 7 or method != "rdskd"
+    if not (stopped / "images.npz").is_file():
+        main_job.synthesize(stopped, job, 60, resume=True)
+    arrays = [np.load(folder / "images.npz") for folder in (whole, stopped)]
+    for name in ("x", "y", "logits"):
+        assert np.array_equal(arrays[0][name], arrays[1][name])
+    assert not (stopped / "images.pt").exists()
+
+
+def test_a_preset_may_stand_in_the_file(teacher: Path) -> None:
+    config = teacher.parent / "run.toml"
+    config.write_text('preset = "scenes"\n')
+    assert cli.main(distill(teacher, "--config", str(config))) == 0
+    settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
+    assert settings["synthesis"]["drawing"]["scene_share"] == 1.0
 
 
 def test_help_shows_the_settings_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:

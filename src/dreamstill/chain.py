@@ -358,7 +358,7 @@ def run_chain(
     try:
         return _run(folder, chain, teacher, images, test, real, on_progress)
     except DreamstillError:
-        worth = [folder / "images.npz", *(folder / "links").glob("*.json")]
+        worth = [folder / "images.npz", folder / "images.pt", *(folder / "links").glob("*.json")]
         if not existed and not any(path.is_file() for path in worth):
             shutil.rmtree(folder)  # a mistake in the first link leaves nothing half-written
         raise

@@ -128,6 +128,7 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
         add_flags(sub, METHODS[method].settings, "synthesis")
     inspect.add_argument("--images", help=".npz with x: are they like the training images?")
     synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
+    synthesize.add_argument("--resume", action="store_true", help="take up what is in --out")
     distill.add_argument("--student", help="module:function that builds the student")
     distill.add_argument(
         "--inherit",
@@ -294,7 +295,13 @@ def _metadata(arguments: argparse.Namespace) -> Any:
 def _synthesize(arguments: argparse.Namespace) -> Any:
     """Make synthetic images and keep them as images.npz, with a picture."""
     job = _job(arguments, student="none:none")
-    result = main_job.synthesize(_out(arguments), job, arguments.num_images, arguments.bars)
+    result = main_job.synthesize(
+        _out(arguments),
+        job,
+        arguments.num_images,
+        resume=arguments.resume,
+        on_progress=arguments.bars,
+    )
     if not arguments.json:
         _print_rows("synthetic images", result)
     return result

@@ -60,20 +60,40 @@ def inspect(teacher: Teacher, images: Path | None = None) -> dict[str, Any]:
     }
 
 
-def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress) -> dict[str, Any]:
-    """Make `num_images` images: folder/images.npz with x, y, logits, and images.png."""
+def synthesize(
+    folder: Path,
+    job: Job,
+    num_images: int,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+) -> dict[str, Any]:
+    """Make `num_images` images: folder/images.npz with x, y, logits, and images.png.
+
+    With `resume` what is finished in the folder is taken up: the settings must be the same.
+    """
     if num_images < 1:
         raise SettingsError(f"num_images must be at least 1; got {num_images}")
-    if folder.exists():
-        raise RunError(f"{folder} exists: choose another folder")
+    checkpoint = folder / "images.pt"
+    if folder.exists() and not resume:
+        raise RunError(f"{folder} exists: choose another folder, or resume what is in it")
+    if resume and not checkpoint.is_file():
+        raise RunError(f"{folder} holds nothing to resume: images.pt is missing")
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {folder}: {error.strerror}") from error
     try:
         x, out = draw_images(
-            teacher, job.method, job.synthesis, num_images, seed=job.seed, on_progress=on_progress
+            teacher,
+            job.method,
+            job.synthesis,
+            num_images,
+            seed=job.seed,
+            checkpoint=checkpoint,
+            checkpoint_every=job.checkpoint_every,
+            on_progress=on_progress,
         )
         classes = out.argmax(1)
 
@@ -82,8 +102,10 @@ def synthesize(folder: Path, job: Job, num_images: int, on_progress: OnProgress)
                 np.savez_compressed(file, x=x.numpy(), y=classes.numpy(), logits=out.numpy())
 
         write_atomically(folder / "images.npz", save)
+        checkpoint.unlink(missing_ok=True)
     except BaseException:
-        shutil.rmtree(folder)
+        if not checkpoint.is_file():
+            shutil.rmtree(folder)
         raise
     present = classes.unique()[:MOST_CLASSES]
     rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in present]

@@ -319,10 +319,7 @@ def _follow(
     """Take a distillation from its checkpoint, if there is one, to its end."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, map_location=job.device, weights_only=True)
-        except Exception as error:  # a damaged file fails in many ways
-            raise RunError(f"cannot read {checkpoint}: {first_line(error)}") from error
+        state = _load_checkpoint(checkpoint, job.device)
         spent = state["seconds"]
         work.load_state_dict(state["work"])
         _set_process_rng(state["process_rng"], job.device)
@@ -414,29 +411,84 @@ def draw_images(
     num_images: int,
     *,
     seed: int,
+    checkpoint: Path,
+    checkpoint_every: float = 20.0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
     """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
 
+    Args:
+        teacher: of the images.
+        method, settings, seed: what makes them.
+        num_images: how many.
+        checkpoint: a file that what is finished goes to, and is taken up from, if it is there. To
+            be deleted when the images are kept.
+        checkpoint_every: seconds.
+        on_progress: called after every batch.
+
     Raises:
         SettingsError: the method plays against a student with these settings.
+        RunError: the checkpoint is of another teacher or of other settings.
 
     """
     if needs_student(method, settings):
         raise SettingsError(f"{method} plays against a student: use it with distill")
+    device = str(teacher.device)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
-    for done in range(synthesizer.warm_up):
+    origin = {
+        "method": method,
+        "settings": to_plain(settings),
+        "seed": seed,
+        "teacher": teacher.fingerprint,
+    }
+    images, logits, warmed_up = list[Tensor](), list[Tensor](), 0
+    if checkpoint.is_file():
+        state = _load_checkpoint(checkpoint, device)
+        if changed := [name for name in origin if state["origin"][name] != origin[name]]:
+            raise RunError(f"{checkpoint} was made with another {changed[0]}")
+        synthesizer.load_state_dict(state["synthesizer"])
+        rng.set_state(state["rng"].cpu())
+        images, logits = [i.cpu() for i in state["images"]], [i.cpu() for i in state["logits"]]
+        warmed_up = state["warmed_up"]
+    saved = time.monotonic()
+
+    def save_now_and_then() -> None:
+        nonlocal saved
+        if time.monotonic() - saved < checkpoint_every:
+            return
+        state = {
+            "origin": origin,
+            "synthesizer": synthesizer.state_dict(),
+            "rng": rng.get_state(),
+            "images": images,
+            "logits": logits,
+            "warmed_up": warmed_up,
+        }
+        write_atomically(checkpoint, lambda temporary: torch.save(state, temporary))
+        saved = time.monotonic()
+
+    while warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
-        on_progress(Progress("warm up", done + 1, synthesizer.warm_up, {}))
-    images, logits, have = list[Tensor](), list[Tensor](), 0
-    while have < num_images:
+        warmed_up += 1
+        save_now_and_then()
+        on_progress(Progress("warm up", warmed_up, synthesizer.warm_up, {}))
+    while (have := sum(map(len, images))) < num_images:
         batch = synthesizer.next_batch()
         images.append(teacher.spec.decode(batch.images).cpu())
         logits.append(batch.logits.cpu())
-        have += len(batch.images)
-        on_progress(Progress("synthesize", min(have, num_images), num_images, {}))
+        save_now_and_then()
+        done = min(have + len(batch.images), num_images)
+        on_progress(Progress("synthesize", done, num_images, {}))
     return torch.cat(images)[:num_images], torch.cat(logits)[:num_images]
+
+
+def _load_checkpoint(path: Path, device: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        raise RunError(f"cannot read {path}: {first_line(error)}") from error
+    return state
 
 
 class _Log:

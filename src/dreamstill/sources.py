@@ -57,8 +57,15 @@ def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgres
 def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> None:
     """Synthesize them."""
     settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
+    checkpoint = path.with_suffix(".pt")
     images, _ = draw_images(
-        teacher, job.method, settings, job.num_images, seed=job.seed, on_progress=on_progress
+        teacher,
+        job.method,
+        settings,
+        job.num_images,
+        seed=job.seed,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
     )
 
     def save(temporary: Path) -> None:
@@ -66,3 +73,4 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
             np.savez_compressed(file, x=images.numpy())
 
     write_atomically(path, save)
+    checkpoint.unlink(missing_ok=True)

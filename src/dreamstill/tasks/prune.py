@@ -102,11 +102,16 @@ def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> Laye
     seconds: LayerSeconds = {}
     started: LayerSeconds = {}
 
+    def now() -> float:
+        if image.is_cuda:
+            torch.cuda.synchronize()  # launches alone are no time
+        return time.perf_counter()
+
     def start(module: Any, args: Any) -> None:
-        started[module] = time.perf_counter()
+        started[module] = now()
 
     def stop(module: Any, args: Any, output: Any) -> None:
-        took = time.perf_counter() - started[module]
+        took = now() - started[module]
         seconds[module] = min(seconds.get(module, float("inf")), took)
 
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
