@@ -342,6 +342,7 @@ BAD: dict[str, tuple[Break, str]] = {
         lambda t: ["synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--synthesis.mine", "true"],
         "structured_noise plays against a student",
     ),
+    "augment without replay": (flags("--distill.augment.shift", "0.1"), "distill.fresh_every"),
     "reconstruct without inherit": (flags("--reconstruct", "7"), "add inherit, or leave it out"),
     "images and how many to synthesize": (
         lambda t: [

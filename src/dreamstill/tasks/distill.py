@@ -137,6 +137,11 @@ class Distillation:
         self.fresh_every = default_fresh if settings.fresh_every is None else settings.fresh_every
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
+        if self.fresh_every == 1 and settings.augment != Augmentation():
+            raise SettingsError(
+                "augment changes replayed images, and with a fresh batch at every step none is: "
+                "set distill.fresh_every, or leave augment alone"
+            )
         if settings.steps == 0:  # the rest would be looked at by nobody
             self.prefill = min(self.prefill, self.reconstruct)
         self.judge = Judge(settings.held_out, teacher.spec)
