@@ -2,8 +2,9 @@
 
 Every convolution and linear layer gets a quantized weight and a quantized input. Sources: DFQ
 (Nagel et al. 2019) for ranges and bias correction without inputs; LSQ (Esser et al. 2020) for step
-sizes that learn, here as logarithms and without its scaling of their gradients; ZeroQ (Cai et al. 2020) for the sensitivity of a layer: KL(whole precision || that
-layer alone at low bits) on the images. The fine-tuning is distillation from the network itself.
+sizes that learn, here as logarithms and without its scaling of their gradients; ZeroQ (Cai et al.
+2020) for the sensitivity of a layer: KL(whole precision || that layer alone at low bits) on the
+images. The fine-tuning is distillation from the network itself.
 """
 
 import copy
