@@ -23,7 +23,7 @@ from torch import nn
 
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
 from dreamstill.metadata import Kind, record_metadata
-from dreamstill.pool import Pool, StoredImages
+from dreamstill.pool import Augmentation, Pool, StoredImages
 from dreamstill.run import TeacherFile, environment, open_from, open_student, settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import Synthesizer, open_synthesizer
@@ -122,7 +122,9 @@ def train(
         synthesizer = open_row(row, teacher, data, folder, rng)
         start, teacher.queries = time.monotonic(), 0
         if row.after:
-            first = replace(row.distill, steps=row.after, prefill=0, fresh_every=1)
+            first = replace(
+                row.distill, steps=row.after, prefill=0, fresh_every=1, augment=Augmentation()
+            )
             warm = replace(benchmark.rows["structured_noise"], distill=first)
             structured = open_row(warm, teacher, data, folder, rng)
             pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size, {})
