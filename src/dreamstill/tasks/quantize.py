@@ -15,6 +15,7 @@ from enum import StrEnum
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import kl_divergence
@@ -126,24 +127,22 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.layer, self.weight_bits, self.activation_bits = layer, weight_bits, activation_bits
         step = best_step(layer.weight.detach(), weight_bits, per_channel=per_channel)
-        # learned as logarithms: a step stays above 0, and Adam changes it by a share of itself
-        self.log_weight_step = nn.Parameter(step.log())
+        self.weight_step = nn.Parameter(step)
         low, high = min(low, 0.0), max(high, 1e-6)
         levels = 2**activation_bits - 1
-        input_step = torch.tensor((high - low) / levels, device=step.device)
-        self.log_input_step = nn.Parameter(input_step.log())
+        self.input_step = nn.Parameter(torch.tensor((high - low) / levels, device=step.device))
         # whole steps below zero, so that zero, which padding puts in, is on the grid
         self.zero_point = round(-low / (high - low) * levels)
 
     def quantized_weight(self) -> Tensor:
         """The weight on its grid."""
         high = 2 ** (self.weight_bits - 1) - 1
-        return fake_quantize(self.layer.weight, self.log_weight_step.exp(), -high - 1, high)
+        return fake_quantize(self.layer.weight, self.weight_step, -high - 1, high)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As the layer, on the grids."""
-        levels, step = 2**self.activation_bits - 1, self.log_input_step.exp()
-        inputs = fake_quantize(inputs, step, -self.zero_point, levels - self.zero_point)
+        levels = 2**self.activation_bits - 1
+        inputs = fake_quantize(inputs, self.input_step, -self.zero_point, levels - self.zero_point)
         layer, weight = self.layer, self.quantized_weight()
         if isinstance(layer, nn.Linear):
             return F.linear(inputs, weight, layer.bias)
@@ -346,6 +345,7 @@ def quantize(
         bits = mixed_bits(table, sizes, settings.size)
     model = _with_bits(model, settings, ranges, bits)
     if settings.finetune is not None:
+        _change_steps(model, lambda *step: parametrize.register_parametrization(*step, Logarithm()))
         model = finetune(
             teacher,
             model.requires_grad_(True),
@@ -354,4 +354,23 @@ def quantize(
             rng=rng,
             on_progress=on_progress,
         )
+        _change_steps(model, parametrize.remove_parametrizations)
     return model.eval().requires_grad_(False)
+
+
+class Logarithm(nn.Module):
+    """Learn a step as its logarithm: it stays above 0, and Adam changes it by a share of itself."""
+
+    def forward(self, logarithm: Tensor) -> Tensor:
+        """The step."""
+        return logarithm.exp()
+
+    def right_inverse(self, step: Tensor) -> Tensor:
+        """What is learned."""
+        return step.log()
+
+
+def _change_steps(model: nn.Module, change: Callable[[nn.Module, str], object]) -> None:
+    for layer in [m for m in model.modules() if isinstance(m, QuantizedLayer)]:
+        for name in ("weight_step", "input_step"):
+            change(layer, name)
