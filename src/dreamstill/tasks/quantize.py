@@ -345,7 +345,8 @@ def quantize(
         bits = mixed_bits(table, sizes, settings.size)
     model = _with_bits(model, settings, ranges, bits)
     if settings.finetune is not None:
-        _change_steps(model, lambda *step: parametrize.register_parametrization(*step, Logarithm()))
+        for layer, name in _steps(model):
+            parametrize.register_parametrization(layer, name, Logarithm())
         model = finetune(
             teacher,
             model.requires_grad_(True),
@@ -354,7 +355,8 @@ def quantize(
             rng=rng,
             on_progress=on_progress,
         )
-        _change_steps(model, parametrize.remove_parametrizations)
+        for layer, name in _steps(model):
+            parametrize.remove_parametrizations(layer, name)
     return model.eval().requires_grad_(False)
 
 
@@ -370,7 +372,7 @@ class Logarithm(nn.Module):
         return step.log()
 
 
-def _change_steps(model: nn.Module, change: Callable[[nn.Module, str], object]) -> None:
-    for layer in [m for m in model.modules() if isinstance(m, QuantizedLayer)]:
-        for name in ("weight_step", "input_step"):
-            change(layer, name)
+def _steps(model: nn.Module) -> list[tuple[QuantizedLayer, str]]:
+    """Every quantized layer with the names of its two steps."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return [(layer, name) for layer in layers for name in ("weight_step", "input_step")]
