@@ -26,7 +26,7 @@ from dreamstill.errors import RunError, SettingsError, first_line
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.settings import at_least, to_plain
-from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
+from dreamstill.synthesis import METHODS, Synthesizer, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import (
@@ -433,7 +433,6 @@ def draw_images(
     """
     if needs_student(method, settings):
         raise SettingsError(f"{method} plays against a student: use it with distill")
-    device = str(teacher.device)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
     origin = {
@@ -442,45 +441,61 @@ def draw_images(
         "seed": seed,
         "teacher": teacher.fingerprint,
     }
-    images, logits, warmed_up = list[Tensor](), list[Tensor](), 0
-    if checkpoint.is_file():
-        state = _load_checkpoint(checkpoint, device)
-        if changed := [name for name in origin if state["origin"][name] != origin[name]]:
-            raise RunError(f"{checkpoint} was made with another {changed[0]}")
-        synthesizer.load_state_dict(state["synthesizer"])
-        rng.set_state(state["rng"].cpu())
-        images, logits = [i.cpu() for i in state["images"]], [i.cpu() for i in state["logits"]]
-        warmed_up = state["warmed_up"]
-    saved = time.monotonic()
-
-    def save_now_and_then() -> None:
-        nonlocal saved
-        if time.monotonic() - saved < checkpoint_every:
-            return
-        state = {
-            "origin": origin,
-            "synthesizer": synthesizer.state_dict(),
-            "rng": rng.get_state(),
-            "images": images,
-            "logits": logits,
-            "warmed_up": warmed_up,
-        }
-        write_atomically(checkpoint, lambda temporary: torch.save(state, temporary))
-        saved = time.monotonic()
-
-    while warmed_up < synthesizer.warm_up:
+    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
-        warmed_up += 1
-        save_now_and_then()
-        on_progress(Progress("warm up", warmed_up, synthesizer.warm_up, {}))
-    while (have := sum(map(len, images))) < num_images:
+        drawn.warmed_up += 1
+        drawn.save_now_and_then()
+        on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
+    while (have := sum(map(len, drawn.images))) < num_images:
         batch = synthesizer.next_batch()
-        images.append(teacher.spec.decode(batch.images).cpu())
-        logits.append(batch.logits.cpu())
-        save_now_and_then()
+        drawn.images.append(teacher.spec.decode(batch.images).cpu())
+        drawn.logits.append(batch.logits.cpu())
+        drawn.save_now_and_then()
         done = min(have + len(batch.images), num_images)
         on_progress(Progress("synthesize", done, num_images, {}))
-    return torch.cat(images)[:num_images], torch.cat(logits)[:num_images]
+    return torch.cat(drawn.images)[:num_images], torch.cat(drawn.logits)[:num_images]
+
+
+class _Drawn:
+    """What is drawn so far, also in a file, from which it is taken up again."""
+
+    def __init__(
+        self,
+        path: Path,
+        every: float,
+        origin: dict[str, Any],
+        synthesizer: Synthesizer,
+        rng: torch.Generator,
+    ) -> None:
+        self.path, self.every, self.origin = path, every, origin
+        self.synthesizer, self.rng = synthesizer, rng
+        self.images, self.logits, self.warmed_up = list[Tensor](), list[Tensor](), 0
+        self.saved = time.monotonic()
+        if path.is_file():
+            state = _load_checkpoint(path, str(rng.device))
+            if changed := [name for name in origin if state["origin"][name] != origin[name]]:
+                raise RunError(f"{path} was made with another {changed[0]}")
+            synthesizer.load_state_dict(state["synthesizer"])
+            rng.set_state(state["rng"].cpu())
+            self.images = [part.cpu() for part in state["images"]]
+            self.logits = [part.cpu() for part in state["logits"]]
+            self.warmed_up = state["warmed_up"]
+
+    def save_now_and_then(self) -> None:
+        """Write the file, if it is older than `every` seconds."""
+        if time.monotonic() - self.saved < self.every:
+            return
+        state = {
+            "origin": self.origin,
+            "synthesizer": self.synthesizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "images": self.images,
+            "logits": self.logits,
+            "warmed_up": self.warmed_up,
+        }
+        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
+        self.saved = time.monotonic()
 
 
 def _load_checkpoint(path: Path, device: str) -> dict[str, Any]:
