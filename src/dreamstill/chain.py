@@ -1,10 +1,10 @@
 """Chain tasks on one set of images: distill, prune, merge, factorize, quantize, int8, pack.
 
 A chain's folder holds settings.json, environment.json, origin.json (fingerprints of teacher and
-given images), images.npz, weights.json, and for every link
-its network (links/N-TASK.pt), its record (links/N-TASK.json) and its files; a resume does not do
-finished links again. Networks are read back as weights, with the classes of torch.nn, of this
-package and of the user's own factories alone.
+given images), images.npz, weights.json, and for every link its network (links/N-TASK.pt), its
+record (links/N-TASK.json) and its files; a resume does not do finished links again. Networks are
+read back as weights, with the classes of torch.nn, of this package and of the packages of the
+user's factories alone.
 """
 
 import copy
@@ -39,6 +39,7 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import export, load_exported
+from dreamstill.probe import shown_at_once
 from dreamstill.run import (
     RANDOM_START,
     claim,
@@ -245,7 +246,9 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
 def _answers_of_file(path: Path, teacher: Teacher, images: Tensor) -> Tensor:
     """Logits for uint8 images of an exported file in its own runtime."""
     run = load_exported(path)
-    return torch.cat([run(teacher.spec.encode(part)) for part in images.split(500)])
+    return torch.cat(
+        [run(teacher.spec.encode(part)) for part in images.split(shown_at_once(teacher.spec.shape))]
+    )
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:

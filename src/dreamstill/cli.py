@@ -57,10 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stack.enter_context(redirect_stdout(sys.stderr))
             arguments.bars = stack.enter_context(_Bars(quiet=arguments.json))
             result = arguments.run(arguments)
-    except DreamstillError as error:
-        print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that may not be read, a name that is too long
+    except (DreamstillError, OSError) as error:  # a folder that may not be read is the user's too
         print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -251,10 +248,9 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
         )
     method = METHODS[arguments.method_name]
     given = plain.get("synthesis", {})
-    preset = arguments.preset or plain.pop("preset", None)
-    plain.pop("preset", None)
-    if preset:
-        if preset not in method.presets:
+    in_file = plain.pop("preset", None)
+    if preset := arguments.preset or in_file:
+        if not isinstance(preset, str) or preset not in method.presets:
             known = ", ".join(method.presets) or "none"
             raise SettingsError(f"{arguments.method_name} has no preset {preset!r}; known: {known}")
         given = merge(to_plain(method.presets[preset]), given)

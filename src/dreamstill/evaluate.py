@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamstill.errors import DataError
-from dreamstill.probe import eval_mode, probed_at_once
+from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.teacher import InputSpec
 
 __all__ = [
@@ -47,11 +47,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def predict(module: nn.Module, spec: InputSpec, images: Tensor) -> Tensor:
     """uint8 images (N, C, H, W) -> logits (N, K) on the CPU."""
-    batch_size = min(500, 8 * probed_at_once(spec.shape))  # no activation is kept
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     with evaluating(module):
-        batches = [module(spec.encode(b.to(device))).cpu() for b in images.split(batch_size)]
+        batches = [
+            module(spec.encode(b.to(device))).cpu() for b in images.split(shown_at_once(spec.shape))
+        ]
     return torch.cat(batches)
 
 
@@ -133,9 +134,7 @@ def _no_fused_kernels() -> Iterator[None]:
     """Attention and LSTM in operations that can be counted: what runs in one kernel counts as 0."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of settings of other devices that are looked at on the way
+        warnings.simplefilter("ignore")  # torch looks at settings of other devices on the way
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             with torch.backends.mkldnn.flags(enabled=False):

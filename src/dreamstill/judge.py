@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.losses.logits import kl_divergence
-from dreamstill.probe import eval_mode, probed_at_once
+from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import InputSpec
 
@@ -88,7 +88,7 @@ class Judge:
     @torch.no_grad()
     def ask(self, student: nn.Module) -> tuple[float, float]:
         """Agreement with the teacher, and mean KL from it, on the held-out images."""
-        at_once = min(500, 8 * probed_at_once(self.spec.shape))  # no activation is kept
+        at_once = shown_at_once(self.spec.shape)
         with eval_mode(student):
             logits = torch.cat(
                 [student(self.spec.encode(part)) for part in self.images.split(at_once)]

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from dreamstill.evaluate import accuracy, load_images, load_unlabelled, predict
 from dreamstill.export import export
-from dreamstill.run import claim, open_from, seeded_process, write_atomically, write_json
+from dreamstill.run import claim, open_from, save_weights, seeded_process, write_json
 from dreamstill.sources import Images, OnProgress, own_images
 from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
 
@@ -57,8 +56,7 @@ def learn_classes(
         network = learn(
             teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
         )
-    weights = {k: v.detach().cpu().clone() for k, v in network.module.state_dict().items()}
-    write_atomically(folder / "network.safetensors", lambda path: save_file(weights, path))
+    save_weights(folder / "network.safetensors", network.module)
     summary: dict[str, Any] = {
         "old_classes": teacher.num_classes,
         "classes": network.num_classes,

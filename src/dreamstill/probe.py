@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Probe", "batch_norm_layers", "eval_mode", "probed_at_once"]
+__all__ = ["Probe", "batch_norm_layers", "eval_mode", "probed_at_once", "shown_at_once"]
 
 
 class Probe:
@@ -99,3 +99,12 @@ def probed_at_once(shape: tuple[int, int, int]) -> int:
     """
     channels, height, width = shape
     return max(1, min(256, 256 * 3 * 32 * 32 // (channels * height * width)))
+
+
+def shown_at_once(shape: tuple[int, int, int]) -> int:
+    """Images (C, H, W) to show at once where no activation is kept.
+
+    >>> shown_at_once((1, 28, 28)), shown_at_once((3, 224, 224))
+    (500, 40)
+    """
+    return min(500, 8 * probed_at_once(shape))

@@ -48,6 +48,7 @@ __all__ = [
     "draw_images",
     "open_from",
     "open_student",
+    "save_weights",
     "seeded_process",
     "settle_process",
     "write_atomically",
@@ -358,11 +359,16 @@ def _follow(
     return work.chosen
 
 
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write a network's state dict as .safetensors."""
+    # copies: the format has no tensors that share their values
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(weights, temporary))
+
+
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
     """Write student.safetensors and its card, so that a student opens as a teacher does."""
-    # copies: the format has no tensors that share their values
-    weights = {k: v.detach().cpu().contiguous().clone() for k, v in student.state_dict().items()}
-    write_atomically(folder / "student.safetensors", lambda path: save_file(weights, path))
+    save_weights(folder / "student.safetensors", student)
     spec = to_plain(teacher.spec)
     write_json(
         folder / "student.json", {"factory": factory, **spec, "num_classes": teacher.num_classes}
