@@ -8,7 +8,6 @@ user's factories alone.
 """
 
 import copy
-import hashlib
 import io
 import json
 import shutil
@@ -50,7 +49,7 @@ from dreamstill.run import (
     write_json,
 )
 from dreamstill.settings import at_least, from_plain, to_plain
-from dreamstill.sources import Images, OnProgress, own_images
+from dreamstill.sources import Images, OnProgress, own_images, same_origin
 from dreamstill.synthesis import METHODS
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize_to
@@ -357,7 +356,7 @@ def run_chain(
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
     existed = folder.exists()
     claim(folder, chain, resume=resume)
-    _same_origin(folder, teacher, images)
+    same_origin(folder, teacher, images)
     try:
         return _run(folder, chain, teacher, images, test, real, on_progress)
     except DreamstillError:
@@ -365,19 +364,6 @@ def run_chain(
         if not existed and not any(path.is_file() for path in worth):
             shutil.rmtree(folder)  # a mistake in the first link leaves nothing half-written
         raise
-
-
-def _same_origin(folder: Path, teacher: Teacher, images: Tensor | None) -> None:
-    """Note of which teacher and images a folder is; RunError if it is of others."""
-    origin = {"teacher": teacher.fingerprint}
-    if images is not None:
-        origin["images"] = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]
-    path = folder / "origin.json"
-    if not path.is_file():
-        write_json(path, origin)
-    found = json.loads(path.read_text())
-    if changed := [name for name in origin if found.get(name) != origin[name]]:
-        raise RunError(f"{folder} was started with another {changed[0]}: the file has changed")
 
 
 def _check_links(chain: Chain, teacher: Teacher) -> None:

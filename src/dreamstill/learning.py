@@ -9,7 +9,7 @@ import torch
 from dreamstill.evaluate import accuracy, load_images, load_unlabelled, predict
 from dreamstill.export import export
 from dreamstill.run import claim, open_from, save_weights, seeded_process, write_json
-from dreamstill.sources import Images, OnProgress, own_images
+from dreamstill.sources import Images, OnProgress, own_images, same_origin
 from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
 
 __all__ = ["Learning", "learn_classes"]
@@ -49,6 +49,7 @@ def learn_classes(
     test = load_images(real, teacher.spec, num_classes) if real is not None else None
     dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
     claim(folder, job, resume=resume)
+    same_origin(folder, teacher, dreams if job.images else None)
     if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
         dreams = own_images(folder / "images.npz", job, teacher, on_progress)
     rng = torch.Generator().manual_seed(job.seed)

@@ -1,5 +1,7 @@
 """The images that a chain or a new class works with: given, or synthesized from the teacher."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +10,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dreamstill.errors import SettingsError
+from dreamstill.errors import RunError, SettingsError
 from dreamstill.evaluate import load_unlabelled
-from dreamstill.run import TeacherFile, draw_images, write_atomically
+from dreamstill.run import TeacherFile, draw_images, write_atomically, write_json
 from dreamstill.synthesis import METHODS, needs_student
 from dreamstill.tasks.distill import Progress
 from dreamstill.teacher import Teacher
 
-__all__ = ["Images", "OnProgress", "own_images"]
+__all__ = ["Images", "OnProgress", "own_images", "same_origin"]
 
 OnProgress = Callable[[Progress], None]
 
@@ -74,3 +76,16 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
 
     write_atomically(path, save)
     checkpoint.unlink(missing_ok=True)
+
+
+def same_origin(folder: Path, teacher: Teacher, images: Tensor | None) -> None:
+    """Note of which teacher and images a folder is; RunError if it is of others."""
+    origin = {"teacher": teacher.fingerprint}
+    if images is not None:
+        origin["images"] = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]
+    path = folder / "origin.json"
+    if not path.is_file():
+        write_json(path, origin)
+    found = json.loads(path.read_text())
+    if changed := [name for name in origin if found.get(name) != origin[name]]:
+        raise RunError(f"{folder} was started with another {changed[0]}: the file has changed")
