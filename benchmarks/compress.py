@@ -4,12 +4,14 @@
     python -m benchmarks.compress lenet5_fashion_mnist --data FOLDER
 
 Every row is a chain of one task, run on the same number of images of each source with the same
-settings. The network is the teacher itself; the test set is read once for each row, at the end.
+settings; the seeds are of the images and of the chain. The network is the teacher itself; the test
+set is read once for each run, at the end.
 """
 
 import argparse
 import json
 import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.protocol import made_rows, training_images
+from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.chain import read_chain, run_chain
 from dreamstill.run import TeacherFile, environment, open_from, settle_process
 from dreamstill.synthesis import open_synthesizer
@@ -27,6 +29,7 @@ from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import Teacher
 
 DATA = {"lenet5_mnist": "mnist", "lenet5_fashion_mnist": "fashion_mnist"}
+SOURCES = ("real", "noise", "ours")
 NUM_IMAGES = 8000
 TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "held_out": 500}
 SHAKE = {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True}
@@ -76,9 +79,9 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def source_images(source: str, teacher: Teacher, data: Path, num: int) -> torch.Tensor:
+def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int) -> torch.Tensor:
     """uint8 (num, C, H, W) of a source: real, noise or synthesized."""
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     if source == "real":
         images = training_images(data, teacher.spec)
         return images[torch.randperm(len(images), generator=rng)[:num]]
@@ -92,9 +95,14 @@ def source_images(source: str, teacher: Teacher, data: Path, num: int) -> torch.
     return torch.cat(parts)[:num]
 
 
-def run(weights: Path, data: Path, link: dict[str, Any], images: Path) -> dict[str, Any]:
+def run(weights: Path, data: Path, link: dict[str, Any], images: Path, seed: int) -> dict[str, Any]:
     """One chain of one task; its record."""
-    plain = {"teacher": {"weights": str(weights)}, "images": str(images), "link": [link]}
+    plain = {
+        "teacher": {"weights": str(weights)},
+        "images": str(images),
+        "link": [link],
+        "seed": seed,
+    }
     with tempfile.TemporaryDirectory() as folder:
         summary = run_chain(Path(folder) / "run", read_chain(plain), real=data)
     record = summary["links"][0]
@@ -108,6 +116,15 @@ def run(weights: Path, data: Path, link: dict[str, Any], images: Path) -> dict[s
     }
 
 
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of a source's runs, how much smaller the file is, and the runs themselves."""
+    return {
+        **mean_and_std([run["accuracy"] for run in runs]),
+        "smaller": round(statistics.mean(run["smaller"] for run in runs), 1),
+        "runs": runs,
+    }
+
+
 def main() -> None:
     settle_process()
     parser = argparse.ArgumentParser(description="Compression on real, noise and ours.")
@@ -115,7 +132,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true", help="keep the rows the record has")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
     parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
     args = parser.parse_args()
     if args.data is None:
@@ -137,24 +155,26 @@ def main() -> None:
     }
     if args.resume:
         record["rows"] = made_rows(out, record)
-    with tempfile.TemporaryDirectory() as temporary:
-        files = {}
-        for source in ("real", "noise", "ours"):
-            files[source] = Path(temporary) / f"{source}.npz"
-            num = 64 if args.tiny else NUM_IMAGES
-            np.savez(files[source], x=source_images(source, teacher, data, num).numpy())
-        for row, link in ROWS.items():
-            if row in record["rows"]:
-                continue
-            if args.tiny and "finetune" in link:
-                link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
-            sources = ("ours",) if link.get("without_inputs") else tuple(files)
-            found = {source: run(weights, data, link, files[source]) for source in sources}
-            record["rows"][row] = found
-            print(row, {k: (v["accuracy"], v["smaller"]) for k, v in found.items()}, flush=True)
-            if not args.tiny:
-                out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(record, indent=2) + "\n")
+    for seed in range(1 if args.tiny else args.seeds):
+        with tempfile.TemporaryDirectory() as temporary:
+            files = {source: Path(temporary) / f"{source}.npz" for source in SOURCES}
+            for source, file in files.items():
+                num = 64 if args.tiny else NUM_IMAGES
+                np.savez(file, x=source_images(source, teacher, data, num, seed).numpy())
+            for row, link in ROWS.items():
+                cells = record["rows"].setdefault(row, {})
+                if args.tiny and "finetune" in link:
+                    link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
+                for source in ("ours",) if link.get("without_inputs") else SOURCES:
+                    runs = cells[source]["runs"] if source in cells else []
+                    if len(runs) > seed:
+                        continue
+                    runs.append(run(weights, data, link, files[source], seed))
+                    cells[source] = summary(runs)
+                    print(row, source, "seed", seed, runs[-1], flush=True)
+                    if not args.tiny:
+                        out.parent.mkdir(parents=True, exist_ok=True)
+                        out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

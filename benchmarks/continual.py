@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.protocol import mean_and_std
 from dreamstill.evaluate import accuracy, load_images, predict
 from dreamstill.nets.lenet import LeNet5
 from dreamstill.nets.seeded import seeded
@@ -139,8 +140,7 @@ def main() -> None:
 def summarized(averages: list[float], forgetting: list[float]) -> dict[str, Any]:
     """Means and sample standard deviation over the seeds."""
     return {
-        "accuracy_mean": round(statistics.mean(averages), 2),
-        "accuracy_std": round(statistics.stdev(averages), 2) if len(averages) > 1 else None,
+        **mean_and_std(averages),
         "forgetting_mean": round(statistics.mean(forgetting), 2),
         "runs": [round(a, 2) for a in averages],
     }

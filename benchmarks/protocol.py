@@ -33,7 +33,7 @@ from dreamstill.tasks.distill import Distillation, DistillSettings
 from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import InputSpec, Precision, Teacher
 
-__all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "training_images"]
+__all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "mean_and_std", "training_images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +169,19 @@ def measure(
     return record
 
 
+def mean_and_std(accuracies: list[float]) -> dict[str, float | None]:
+    """Over the seeds; the sample standard deviation is None where there is one."""
+    return {
+        "accuracy_mean": round(statistics.mean(accuracies), 2),
+        "accuracy_std": round(statistics.stdev(accuracies), 2) if len(accuracies) > 1 else None,
+    }
+
+
 def summary(row: Row, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Settings, mean, spread (sample standard deviation) and the runs themselves."""
-    values = [run["accuracy"] for run in runs]
+    """Settings, mean, spread and the runs themselves."""
     return {
         "settings": to_plain(row),
-        "accuracy_mean": round(statistics.mean(values), 2),
-        "accuracy_std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
+        **mean_and_std([run["accuracy"] for run in runs]),
         "agreement_mean": round(statistics.mean(run["agreement"] for run in runs), 2),
         "seconds_mean": round(statistics.mean(run["seconds"] for run in runs), 1),
         "queries": runs[0]["queries"],

@@ -52,7 +52,7 @@ def plain_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
 def shown(value: Any) -> str:
     """A cell: a number, or accuracy and how much smaller."""
     if isinstance(value, dict):
-        return f"{value['accuracy']:.2f} ({value['smaller']:g}x)"
+        return f"{mean_and_spread(value)}, {value['smaller']:g}x"
     return "" if value is None else f"{value}"
 
 

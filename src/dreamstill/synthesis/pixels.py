@@ -69,7 +69,7 @@ def optimize_pixels(
 
     """
     unit = spec.to_unit(images).clone().requires_grad_()
-    optimizer = torch.optim.Adam([unit], lr=lr)
+    optimizer = torch.optim.Adam([unit], lr=lr, fused=True)
     best, best_loss = None, float("inf")
     for step in range(steps):
         images = spec.from_unit(unit)

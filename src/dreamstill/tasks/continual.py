@@ -141,7 +141,7 @@ def learn(
     model = grow(teacher, int(labels.max()) + 1, rng)
     student = open_teacher(model, teacher.spec, device=str(teacher.device))
     model.requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     dreaming = settings.recipe in (Recipe.INVERSION, Recipe.ABD)
     if dreaming and len(dreams) == 0:

@@ -155,7 +155,7 @@ class Distillation:
             kept=inherited,
         )
         parameters = [*student.parameters(), *self.loss.connectors.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=settings.lr)
+        self.optimizer = torch.optim.Adam(parameters, lr=settings.lr, fused=True)
         boundary = Transfer.BOUNDARY in settings.transfer
         self.boundary_steps = int(settings.boundary_share * settings.steps) if boundary else 0
         self.warmed_up = 0
