@@ -8,6 +8,7 @@ the whole network's layers make or, `by logits`, its answers. Networks run in bf
 """
 
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -43,25 +44,26 @@ def main() -> None:
         parameters = sum(p.numel() for p in model.parameters())
         study.add(row, predict(model, SPEC, study.x), parameters=parameters)
 
-    def pruned(row: str, images: Tensor, settings: PruneSettings) -> None:
-        if study.lacks(row):
-            rng = torch.Generator().manual_seed(0)
+    def pruned(row: str, images: Tensor, settings: PruneSettings, seed: int = 0) -> None:
+        if study.lacks(row, seed):
+            rng = torch.Generator().manual_seed(seed)
             measured(row, prune(study.teacher, images, settings, rng=rng)[0])
 
-    measured("ResNet-56", study.teacher.module)
+    if study.lacks("ResNet-56"):
+        measured("ResNet-56", study.teacher.module)
     solved = replace(TUNED, finetune=None)
     logits = replace(TUNED, finetune=replace(TUNE, transfer=BY_LOGITS))
     nothing = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
     for keep in (0.5, 0.7):
         pruned(f"{off(keep)}, cut", nothing, replace(solved, keep=keep, reconstruct=0))
-    for source in ("real", *SOURCES):
+    for seed, source in product(range(study.seeds), ("real", *SOURCES)):
         rows = {f"{off(keep)}, reconstructed, {source}": (keep, solved) for keep in (0.5, 0.7)}
         rows |= {f"{off(keep)}, {source}": (keep, TUNED) for keep in (0.5, 0.7)}
         rows |= {f"{off(keep)}, by logits, {source}": (keep, logits) for keep in (0.5, 0.7)}
-        if any(study.lacks(row) for row in rows):
-            images = source_images(source, study.teacher, study.data, NUM_IMAGES)
+        if any(study.lacks(row, seed) for row in rows):
+            images = source_images(source, study.teacher, study.data, NUM_IMAGES, seed)
             for row, (keep, settings) in rows.items():
-                pruned(row, images, replace(settings, keep=keep))
+                pruned(row, images, replace(settings, keep=keep), seed)
 
 
 def off(keep: float) -> str:

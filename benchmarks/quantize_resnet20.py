@@ -38,17 +38,17 @@ def main() -> None:
     study = open_study("quantize_resnet20", 20, settings)
     teacher = study.teacher
 
-    def measured(row: str, make: Callable[[], nn.Module]) -> None:
-        if study.lacks(row):
+    def measured(row: str, make: Callable[[], nn.Module], seed: int = 0) -> None:
+        if study.lacks(row, seed):
             study.add(row, predict(make(), SPEC, study.x))
 
     @cache
-    def images_of(source: str) -> Tensor:
-        return source_images(source, teacher, study.data, NUM_IMAGES)
+    def images_of(source: str, seed: int) -> Tensor:
+        return source_images(source, teacher, study.data, NUM_IMAGES, seed)
 
-    def quantized(source: str, settings: QuantizeSettings) -> nn.Module:
-        rng = torch.Generator().manual_seed(0)
-        return quantize(teacher, images_of(source), settings, rng=rng)
+    def quantized(source: str, settings: QuantizeSettings, seed: int) -> nn.Module:
+        rng = torch.Generator().manual_seed(seed)
+        return quantize(teacher, images_of(source, seed), settings, rng=rng)
 
     measured("FP32", lambda: teacher.module)
     eight = QuantizeSettings()
@@ -61,9 +61,10 @@ def main() -> None:
         "W4A4 fine-tuned": tuned,
         "W4A4 fine-tuned by logits": by_logits,
     }
-    for name, wanted in rows.items():
-        for source in ("real", *SOURCES):
-            measured(f"{name}, {source}", partial(quantized, source, wanted))
+    for seed in range(study.seeds):
+        for name, wanted in rows.items():
+            for source in ("real", *SOURCES):
+                measured(f"{name}, {source}", partial(quantized, source, wanted, seed), seed)
 
 
 if __name__ == "__main__":

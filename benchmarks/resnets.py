@@ -10,6 +10,7 @@ the statistics at the BatchNorm layers near those of the training set.
 import argparse
 import json
 import os
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.protocol import made_rows, training_images
+from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
 from dreamstill.run import environment, settle_process
 from dreamstill.settings import to_plain
@@ -66,9 +67,9 @@ def open_resnet(path: Path, depth: int) -> Teacher:
     return open_teacher(load_module(f"dreamstill.nets.resnet_cifar:resnet{depth}", path), SPEC)
 
 
-def source_images(source: str, teacher: Teacher, data: Path, num_images: int) -> Tensor:
+def source_images(source: str, teacher: Teacher, data: Path, num_images: int, seed: int) -> Tensor:
     """uint8 (num_images, 3, 32, 32); `real` ones come from the training half of `data`."""
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     if source == "real":
         images = training_images(data, SPEC)
         return images[torch.randperm(len(images), generator=rng)[:num_images]]
@@ -90,20 +91,36 @@ class Study:
     """The teacher's logits."""
     out: Path
     record: dict[str, Any]
+    seeds: int
 
-    def lacks(self, row: str) -> bool:
-        """The record has no such row yet."""
-        return row not in self.record["rows"]
+    def lacks(self, row: str, seed: int = 0) -> bool:
+        """The record has no run of this row and seed yet."""
+        return len(self._runs(row)) <= seed
 
     def add(self, row: str, logits: Tensor, **more: Any) -> None:
-        """Measure logits on the test set and write the record."""
-        self.record["rows"][row] = {
+        """Measure the logits of the row's next run on the test set and write the record."""
+        run = {
             "accuracy": round(100 * accuracy(logits, self.y), 2),
             "agreement": round(100 * agreement(logits, self.whole), 2),
             **more,
         }
-        print(row, self.record["rows"][row], flush=True)
+        self.record["rows"][row] = summary([*self._runs(row), run])
+        print(row, run, flush=True)
         self.out.write_text(json.dumps(self.record, indent=2) + "\n")
+
+    def _runs(self, row: str) -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = self.record["rows"].get(row, {"runs": []})["runs"]
+        return runs
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over the seeds, what else the first run has, and the runs themselves."""
+    return {
+        **mean_and_std([run["accuracy"] for run in runs]),
+        "agreement_mean": round(statistics.mean(run["agreement"] for run in runs), 2),
+        **{key: value for key, value in runs[0].items() if key not in ("accuracy", "agreement")},
+        "runs": runs,
+    }
 
 
 def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
@@ -113,7 +130,8 @@ def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--weights", type=Path, required=True, help="of the independent ResNet")
     parser.add_argument("--out", type=Path, default=Path(f"benchmarks/records/{name}.json"))
-    parser.add_argument("--resume", action="store_true", help="keep the rows the record has")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
@@ -129,4 +147,5 @@ def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
     if args.resume:
         record["rows"] = made_rows(args.out, record)
     x, y = load_images(data, SPEC, 10)
-    return Study(teacher, data, x, y, predict(teacher.module, SPEC, x), args.out, record)
+    whole = predict(teacher.module, SPEC, x)
+    return Study(teacher, data, x, y, whole, args.out, record, args.seeds)

@@ -40,6 +40,7 @@ def mean_and_spread(row: dict[str, Any]) -> str:
 
 def plain_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Any other record: its rows as they stand, a column for each name; nested ones by source."""
+    rows = {name: with_spread(row) for name, row in rows.items()}
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "runs"))
     lines = [f"| | {' | '.join(c.replace('_', ' ') for c in columns)} |"]
     lines.append("|---" * (len(columns) + 1) + "|")
@@ -47,6 +48,14 @@ def plain_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
         cells = [shown(row[column]) if column in row else "" for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def with_spread(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its accuracy over the seeds in one cell, where it has seeds."""
+    if "accuracy_mean" not in row:
+        return row
+    rest = {key: row[key] for key in row if key not in ("accuracy_mean", "accuracy_std")}
+    return {"accuracy": mean_and_spread(row), **rest}
 
 
 def shown(value: Any) -> str:
