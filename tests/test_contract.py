@@ -44,10 +44,14 @@ methods = pytest.mark.parametrize("name", METHODS)
 @pytest.fixture(autouse=True, scope="session")
 def statistics(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the teacher's owner records for the method `metadata`."""
-    teacher, path = toys.cnn_teacher(), tmp_path_factory.mktemp("owner") / "m.safetensors"
+    path = tmp_path_factory.mktemp("owner") / "m.safetensors"
+    record(toys.cnn_teacher(), path)
+    FAST["metadata"]["file"] = str(path)
+
+
+def record(teacher: Teacher, path: Path) -> None:
     images = make("structured_noise", teacher, batch_size=400, oversample=10).next_batch().images
     record_metadata(teacher, teacher.spec.decode(images), path)
-    FAST["metadata"]["file"] = str(path)
 
 
 def make(name: str, teacher: Teacher, seed: int = 0, **changes: Any) -> Synthesizer:
@@ -88,6 +92,27 @@ def test_in_bfloat16_only_what_runs_inside_a_network_is_rounded(name: str) -> No
     torch.testing.assert_close(batch.logits, teacher.module(batch.images), atol=0.2, rtol=0.05)
     if name == "noise":  # its pixels come from no network
         assert torch.equal(batch.images, exact)
+
+
+class Viewing(toys.SmallCnn):
+    """It takes its color images for contiguous, as many networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(len(x), -1).view(x.shape))
+
+
+@methods
+def test_a_network_may_view_its_color_images(name: str, tmp_path: Path) -> None:
+    spec = InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    with seeded(torch.Generator().manual_seed(3)):
+        teacher = open_teacher(toys.balanced(Viewing(channels=3)), spec)
+        rival = Viewing(channels=3)
+    changes: dict[str, Any] = {}
+    if name == "metadata":
+        changes["file"] = str(tmp_path / "color.safetensors")
+        record(teacher, Path(changes["file"]))
+    images = draw(make(name, teacher, **changes), rival).images
+    assert rival(images).shape == (16, 4)
 
 
 @methods

@@ -50,9 +50,15 @@ def small_cnn() -> SmallCnn:
     with seeded(torch.Generator().manual_seed(3)):
         model = SmallCnn()
     model.norm.running_mean.copy_(torch.linspace(-0.5, 0.5, 6))  # type: ignore[union-attr]
-    with torch.no_grad():  # every class is named by some images
-        noise = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(4))
-        model.head.bias.sub_(model.eval()(noise).mean(0))
+    return balanced(model)
+
+
+@torch.no_grad()
+def balanced(model: SmallCnn) -> SmallCnn:
+    """Every class is named by some images."""
+    size = (256, model.conv.in_channels, 8, 8)
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(4))
+    model.head.bias.sub_(model.eval()(noise).mean(0))
     return model.train()
 
 

@@ -1,6 +1,5 @@
 """Generators of images from a latent vector, for any (C, H, W)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,9 +49,6 @@ class Generator(nn.Module):
             nn.Tanh() if bounded else nn.Identity(),
             nn.BatchNorm2d(channels, affine=not bounded),
         )
-        for weight in self.parameters():
-            if weight.dim() == 4:  # convolutions compute in this layout: 1.5 times faster on a CPU
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, latent) -> (N, C, H, W) of about zero mean and unit variance per channel."""
