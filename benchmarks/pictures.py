@@ -10,6 +10,7 @@ mean of the real images that the teacher takes for that class.
 
 import argparse
 import os
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,8 @@ ROWS = (
     "rdskd",
     "knowledge within (bns+i)",
     "metadata (all)",
+    "zskd, smoothed",
+    "metadata (all), smoothed",
     "real",
 )
 
@@ -105,7 +108,7 @@ def main() -> None:
     for name in [name for name in args.rows if name in benchmark.rows]:
         teacher = open_from(TeacherFile(weights=weights), precision=benchmark.precision)
         images, classes = drawn(benchmark.rows[name], teacher, benchmark.student, data)
-        short = name.partition(" (")[0].replace(" ", "_")
+        short = re.sub(r" \(.*?\)|,", "", name).replace(" ", "_")
         path = folder / f"{args.data_set}_{short}.png"
         path.write_bytes(grid(images, classes, means))
         print(path, torch.bincount(classes, minlength=teacher.num_classes).tolist(), flush=True)
