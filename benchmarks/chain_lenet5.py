@@ -16,7 +16,8 @@ from typing import Any
 
 from dreamstill.chain import read_chain, run_chain
 from dreamstill.flags import read_toml
-from dreamstill.run import environment, settle_process
+from dreamstill.folder import environment
+from dreamstill.run import settle_process
 
 CHAIN = Path(__file__).with_suffix(".toml")
 

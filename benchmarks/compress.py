@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.run import TeacherFile, environment, open_from, settle_process
+from dreamstill.folder import environment
+from dreamstill.run import TeacherFile, open_from, settle_process
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
 from dreamstill.synthesis.noise import NoiseSettings

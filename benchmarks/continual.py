@@ -22,9 +22,10 @@ from torch import Tensor
 
 from benchmarks.protocol import mean_and_std
 from dreamstill.evaluate import accuracy, load_images, predict
+from dreamstill.folder import environment
 from dreamstill.nets.lenet import LeNet5
 from dreamstill.nets.seeded import seeded
-from dreamstill.run import environment, settle_process
+from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, Drawing

@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
+from dreamstill.folder import environment
 from dreamstill.losses import logits as losses
-from dreamstill.run import TeacherFile, environment, open_from, open_student, settle_process
+from dreamstill.run import TeacherFile, open_from, open_student, settle_process
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings

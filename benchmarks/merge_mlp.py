@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from dreamstill.evaluate import accuracy, load_images, predict
+from dreamstill.folder import environment
 from dreamstill.nets.mlp import HintonNet, hinton_net
 from dreamstill.nets.seeded import seeded
-from dreamstill.run import environment, settle_process
+from dreamstill.run import settle_process
 from dreamstill.tasks.merge import MergeSettings, merge
 from dreamstill.teacher import InputSpec
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
+from dreamstill.folder import environment
 from dreamstill.nets.lenet import lenet5_bn
 from dreamstill.nets.resnet_cifar import resnet20, resnet56
 from dreamstill.pool import Pool, StoredImages
-from dreamstill.run import environment, open_student, settle_process
+from dreamstill.run import open_student, settle_process
 from dreamstill.synthesis.drawings import Drawing, structured_images
 from dreamstill.tasks.distill import Distillation, DistillSettings
 from dreamstill.teacher import InputSpec, Precision, open_teacher

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
+from dreamstill.folder import environment
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.pool import Augmentation, Pool, StoredImages
-from dreamstill.run import TeacherFile, environment, open_from, open_student, settle_process
+from dreamstill.run import TeacherFile, open_from, open_student, settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import Synthesizer, open_synthesizer
 from dreamstill.synthesis.noise import NoiseSettings

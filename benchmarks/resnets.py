@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.evaluate import accuracy, agreement, load_images, predict
-from dreamstill.run import environment, settle_process
+from dreamstill.folder import environment
+from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.deepinversion import CIFAR10

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamstill.evaluate import accuracy, load_images
-from dreamstill.run import TeacherFile, environment, open_from, settle_process
+from dreamstill.folder import environment
+from dreamstill.run import TeacherFile, open_from, settle_process
 from dreamstill.teacher import Teacher
 
 NUM_IMAGES = 2000

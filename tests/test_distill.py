@@ -16,9 +16,10 @@ from torch import nn
 
 import toys
 from dreamstill.errors import NonFiniteError, RunError, SettingsError
+from dreamstill.folder import environment
 from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
-from dreamstill.run import Job, TeacherFile, distill, environment
+from dreamstill.run import Job, TeacherFile, distill
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import Batch, Synthesizer
 from dreamstill.synthesis.noise import Noise, NoiseSettings
@@ -425,5 +426,5 @@ def test_a_commit_of_another_project_is_not_ours(
     git("init", "-q")
     git("add", "theirs.txt")
     git("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-q", "-m", "theirs")
-    monkeypatch.setattr("dreamstill.run.__file__", str(tmp_path / "run.py"))
+    monkeypatch.setattr("dreamstill.folder.__file__", str(tmp_path / "folder.py"))
     assert environment("cpu")["commit"] == "not a checkout"

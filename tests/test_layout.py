@@ -11,6 +11,7 @@ SOURCE = Path(dreamstill.__file__).parent
 ORDER = (
     ("errors",),
     ("settings", "losses", "nets", "probe"),
+    ("folder",),
     ("teacher",),
     ("metadata",),
     ("synthesis",),

@@ -38,16 +38,9 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import export, load_exported
+from dreamstill.folder import claim, write_atomically, write_json
 from dreamstill.probe import shown_at_once
-from dreamstill.run import (
-    RANDOM_START,
-    claim,
-    open_from,
-    open_student,
-    seeded_process,
-    write_atomically,
-    write_json,
-)
+from dreamstill.run import RANDOM_START, open_from, open_student, seeded_process
 from dreamstill.settings import at_least, from_plain, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
 from dreamstill.synthesis import METHODS

@@ -8,7 +8,8 @@ import torch
 
 from dreamstill.evaluate import accuracy, load_images, load_unlabelled, predict
 from dreamstill.export import export
-from dreamstill.run import claim, open_from, save_weights, seeded_process, write_json
+from dreamstill.folder import claim, save_weights, write_json
+from dreamstill.run import open_from, seeded_process
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
 from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
 

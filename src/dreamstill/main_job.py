@@ -12,16 +12,11 @@ import torch
 
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.evaluate import load_images, load_unlabelled
+from dreamstill.folder import write_atomically
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
-from dreamstill.run import (
-    Job,
-    TeacherFile,
-    distill,
-    draw_images,
-    open_from,
-    write_atomically,
-)
+from dreamstill.run import Job, TeacherFile, distill, open_from
+from dreamstill.sources import draw_images
 from dreamstill.summarize import export_run, summarize
 from dreamstill.synthesis import METHODS, missing_offers
 from dreamstill.synthesis.knowledge_within import data_similarity

@@ -1,32 +1,27 @@
 """A run's folder: settings, environment, log, checkpoint, pool, student; kill it and resume it.
 
-The one place that owns seeds and devices. Files are written under a temporary name and renamed,
-so that a reader, or a resume, never sees half of one.
+The one place that owns seeds and devices.
 """
 
 import json
-import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError, first_line
+from dreamstill.folder import claim, load_checkpoint, save_weights, write_atomically, write_json
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.settings import at_least, to_plain
-from dreamstill.synthesis import METHODS, Synthesizer, needs_student, open_synthesizer
+from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import (
@@ -43,15 +38,11 @@ __all__ = [
     "RANDOM_START",
     "Job",
     "TeacherFile",
-    "claim",
     "distill",
-    "draw_images",
     "open_from",
     "open_student",
-    "save_weights",
     "seeded_process",
     "settle_process",
-    "write_atomically",
 ]
 
 
@@ -205,55 +196,6 @@ def settle_process() -> None:
     torch.set_flush_denormal(True)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a temporary file beside `path`, then rename it; RunError if it cannot."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise RunError(f"cannot write {path}: {reason}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions, hardware, threads and commit, for the record."""
-    here = Path(__file__).parent
-    try:
-        tracked = subprocess.run(  # a folder that lies in another project's is none of its commits
-            ["git", "ls-files", "--error-unmatch", "run.py"], cwd=here, capture_output=True
-        )
-        head = ["git", "rev-parse", "--short", "HEAD"]
-        found = subprocess.run(head, cwd=here, capture_output=True, text=True)
-        commit = "" if tracked.returncode else found.stdout.strip()
-    except OSError:
-        commit = ""
-    model = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((ln.split(":")[1].strip() for ln in lines if ln.startswith("model name")), "")
-    return {
-        "dreamstill": version("dreamstill"),
-        "commit": commit or "not a checkout",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-    }
-
-
 def distill(
     folder: Path,
     job: Job,
@@ -320,7 +262,7 @@ def _follow(
     """Take a distillation from its checkpoint, if there is one, to its end."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
-        state = _load_checkpoint(checkpoint, job.device)
+        state = load_checkpoint(checkpoint, job.device)
         spent = state["seconds"]
         work.load_state_dict(state["work"])
         _set_process_rng(state["process_rng"], job.device)
@@ -359,13 +301,6 @@ def _follow(
     return work.chosen
 
 
-def save_weights(path: Path, module: nn.Module) -> None:
-    """Write a network's state dict as .safetensors."""
-    # copies: the format has no tensors that share their values
-    weights = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(weights, temporary))
-
-
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
     """Write student.safetensors and its card, so that a student opens as a teacher does."""
     save_weights(folder / "student.safetensors", student)
@@ -373,143 +308,6 @@ def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teache
     write_json(
         folder / "student.json", {"factory": factory, **spec, "num_classes": teacher.num_classes}
     )
-
-
-def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) -> None:
-    """Make the folder of a job, or with `resume` check that it holds the same one.
-
-    Raises:
-        RunError: there is something else in it, or it cannot be made.
-
-    """
-    settings, plain = folder / "settings.json", to_plain(job)
-    if resume:
-        if not settings.is_file():
-            raise RunError(f"{folder} holds no run to resume: settings.json is missing")
-        try:
-            found = json.loads(settings.read_text())
-        except ValueError as error:
-            raise RunError(f"{settings} cannot be read: {error}") from error
-        if not isinstance(found, dict):
-            raise RunError(f"{settings} holds no settings")
-        if changed := [key for key in plain if found.get(key) != plain[key]]:
-            raise RunError(f"{folder} was started with another {changed[0]}; it cannot be resumed")
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty: choose another folder, or resume the run in it")
-    existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(settings, plain)
-        write_json(folder / "environment.json", environment(device))
-    except (OSError, RunError) as error:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
-
-
-def draw_images(
-    teacher: Teacher,
-    method: str,
-    settings: Any,
-    num_images: int,
-    *,
-    seed: int,
-    checkpoint: Path,
-    checkpoint_every: float = 20.0,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> tuple[Tensor, Tensor]:
-    """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
-
-    Args:
-        teacher: of the images.
-        method, settings, seed: what makes them.
-        num_images: how many.
-        checkpoint: a file that what is finished goes to, and is taken up from, if it is there. To
-            be deleted when the images are kept.
-        checkpoint_every: seconds.
-        on_progress: called after every batch.
-
-    Raises:
-        SettingsError: the method plays against a student with these settings.
-        RunError: the checkpoint is of another teacher or of other settings.
-
-    """
-    if needs_student(method, settings):
-        raise SettingsError(f"{method} plays against a student: use it with distill")
-    rng = torch.Generator(device=teacher.device).manual_seed(seed)
-    synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
-    origin = {
-        "method": method,
-        "settings": to_plain(settings),
-        "seed": seed,
-        "teacher": teacher.fingerprint,
-    }
-    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
-    while drawn.warmed_up < synthesizer.warm_up:
-        synthesizer.next_batch()
-        drawn.warmed_up += 1
-        drawn.save_now_and_then()
-        on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
-    while (have := sum(map(len, drawn.images))) < num_images:
-        batch = synthesizer.next_batch()
-        drawn.images.append(teacher.spec.decode(batch.images).cpu())
-        drawn.logits.append(batch.logits.cpu())
-        drawn.save_now_and_then()
-        done = min(have + len(batch.images), num_images)
-        on_progress(Progress("synthesize", done, num_images, {}))
-    return torch.cat(drawn.images)[:num_images], torch.cat(drawn.logits)[:num_images]
-
-
-class _Drawn:
-    """What is drawn so far, also in a file, from which it is taken up again."""
-
-    def __init__(
-        self,
-        path: Path,
-        every: float,
-        origin: dict[str, Any],
-        synthesizer: Synthesizer,
-        rng: torch.Generator,
-    ) -> None:
-        self.path, self.every, self.origin = path, every, origin
-        self.synthesizer, self.rng = synthesizer, rng
-        self.images, self.logits, self.warmed_up = list[Tensor](), list[Tensor](), 0
-        self.saved = time.monotonic()
-        if path.is_file():
-            state = _load_checkpoint(path, str(rng.device))
-            if changed := [name for name in origin if state["origin"][name] != origin[name]]:
-                raise RunError(f"{path} was made with another {changed[0]}")
-            synthesizer.load_state_dict(state["synthesizer"])
-            rng.set_state(state["rng"].cpu())
-            self.images = [part.cpu() for part in state["images"]]
-            self.logits = [part.cpu() for part in state["logits"]]
-            self.warmed_up = state["warmed_up"]
-
-    def save_now_and_then(self) -> None:
-        """Write the file, if it is older than `every` seconds."""
-        if time.monotonic() - self.saved < self.every:
-            return
-        state = {
-            "origin": self.origin,
-            "synthesizer": self.synthesizer.state_dict(),
-            "rng": self.rng.get_state(),
-            "images": self.images,
-            "logits": self.logits,
-            "warmed_up": self.warmed_up,
-        }
-        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
-        self.saved = time.monotonic()
-
-
-def _load_checkpoint(path: Path, device: str) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise RunError(f"cannot read {path}: {first_line(error)}") from error
-    return state
 
 
 class _Log:

@@ -1,23 +1,27 @@
-"""The images that a chain or a new class works with: given, or synthesized from the teacher."""
+"""Images of a method without a student, and those that a chain or a new class works with."""
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.evaluate import load_unlabelled
-from dreamstill.run import TeacherFile, draw_images, write_atomically, write_json
-from dreamstill.synthesis import METHODS, needs_student
+from dreamstill.folder import load_checkpoint, write_atomically, write_json
+from dreamstill.run import TeacherFile
+from dreamstill.settings import to_plain
+from dreamstill.synthesis import METHODS, Synthesizer, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Progress
 from dreamstill.teacher import Teacher
 
-__all__ = ["Images", "OnProgress", "own_images", "same_origin"]
+__all__ = ["Images", "OnProgress", "draw_images", "own_images", "same_origin"]
 
 OnProgress = Callable[[Progress], None]
 
@@ -47,6 +51,100 @@ class Images:
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
         if needs_student(self.method, self.synthesis):
             raise SettingsError(f"there is no student for {self.method} to play against here")
+
+
+def draw_images(
+    teacher: Teacher,
+    method: str,
+    settings: Any,
+    num_images: int,
+    *,
+    seed: int,
+    checkpoint: Path,
+    checkpoint_every: float = 20.0,
+    on_progress: OnProgress = lambda progress: None,
+) -> tuple[Tensor, Tensor]:
+    """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
+
+    Args:
+        teacher: of the images.
+        method, settings, seed: what makes them.
+        num_images: how many.
+        checkpoint: a file that what is finished goes to, and is taken up from, if it is there. To
+            be deleted when the images are kept.
+        checkpoint_every: seconds.
+        on_progress: called after every batch.
+
+    Raises:
+        SettingsError: the method plays against a student with these settings.
+        RunError: the checkpoint is of another teacher or of other settings.
+
+    """
+    if needs_student(method, settings):
+        raise SettingsError(f"{method} plays against a student: use it with distill")
+    rng = torch.Generator(device=teacher.device).manual_seed(seed)
+    synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
+    origin = {
+        "method": method,
+        "settings": to_plain(settings),
+        "seed": seed,
+        "teacher": teacher.fingerprint,
+    }
+    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    while drawn.warmed_up < synthesizer.warm_up:
+        synthesizer.next_batch()
+        drawn.warmed_up += 1
+        drawn.save_now_and_then()
+        on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
+    while (have := sum(map(len, drawn.images))) < num_images:
+        batch = synthesizer.next_batch()
+        drawn.images.append(teacher.spec.decode(batch.images).cpu())
+        drawn.logits.append(batch.logits.cpu())
+        drawn.save_now_and_then()
+        done = min(have + len(batch.images), num_images)
+        on_progress(Progress("synthesize", done, num_images, {}))
+    return torch.cat(drawn.images)[:num_images], torch.cat(drawn.logits)[:num_images]
+
+
+class _Drawn:
+    """What is drawn so far, also in a file, from which it is taken up again."""
+
+    def __init__(
+        self,
+        path: Path,
+        every: float,
+        origin: dict[str, Any],
+        synthesizer: Synthesizer,
+        rng: torch.Generator,
+    ) -> None:
+        self.path, self.every, self.origin = path, every, origin
+        self.synthesizer, self.rng = synthesizer, rng
+        self.images, self.logits, self.warmed_up = list[Tensor](), list[Tensor](), 0
+        self.saved = time.monotonic()
+        if path.is_file():
+            state = load_checkpoint(path, str(rng.device))
+            if changed := [name for name in origin if state["origin"][name] != origin[name]]:
+                raise RunError(f"{path} was made with another {changed[0]}")
+            synthesizer.load_state_dict(state["synthesizer"])
+            rng.set_state(state["rng"].cpu())
+            self.images = [part.cpu() for part in state["images"]]
+            self.logits = [part.cpu() for part in state["logits"]]
+            self.warmed_up = state["warmed_up"]
+
+    def save_now_and_then(self) -> None:
+        """Write the file, if it is older than `every` seconds."""
+        if time.monotonic() - self.saved < self.every:
+            return
+        state = {
+            "origin": self.origin,
+            "synthesizer": self.synthesizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "images": self.images,
+            "logits": self.logits,
+            "warmed_up": self.warmed_up,
+        }
+        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
+        self.saved = time.monotonic()
 
 
 def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:

@@ -23,8 +23,9 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import ExportRecord, export
+from dreamstill.folder import write_atomically, write_json
 from dreamstill.pool import Pool
-from dreamstill.run import Job, open_from, write_atomically, write_json
+from dreamstill.run import Job, open_from
 from dreamstill.settings import from_plain
 from dreamstill.synthesis import METHODS
 from dreamstill.teacher import Teacher, load_module, read_card
