@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.protocol import mean_and_std
-from dreamstill.evaluate import accuracy, load_images, predict
+from dreamstill.evaluate import accuracy, predict
 from dreamstill.folder import environment
+from dreamstill.images import load_images
 from dreamstill.nets.lenet import LeNet5
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import settle_process

@@ -14,7 +14,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from benchmarks.resnets import SPEC, open_resnet
-from dreamstill.evaluate import accuracy, load_images, predict
+from dreamstill.evaluate import accuracy, predict
+from dreamstill.images import load_images
 
 
 def main() -> None:

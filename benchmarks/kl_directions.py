@@ -20,8 +20,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dreamstill.evaluate import accuracy, agreement, load_images, predict
+from dreamstill.evaluate import accuracy, agreement, predict
 from dreamstill.folder import environment
+from dreamstill.images import load_images
 from dreamstill.losses import logits as losses
 from dreamstill.run import TeacherFile, open_from, open_student, settle_process
 from dreamstill.synthesis import open_synthesizer

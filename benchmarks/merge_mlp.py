@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dreamstill.evaluate import accuracy, load_images, predict
+from dreamstill.evaluate import accuracy, predict
 from dreamstill.folder import environment
+from dreamstill.images import load_images
 from dreamstill.nets.mlp import HintonNet, hinton_net
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import settle_process

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dreamstill.evaluate import accuracy, agreement, load_images, predict
+from dreamstill.evaluate import accuracy, agreement, predict
 from dreamstill.folder import environment
+from dreamstill.images import load_images
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.pool import Augmentation, Pool, StoredImages
 from dreamstill.run import TeacherFile, open_from, open_student, settle_process

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
-from dreamstill.evaluate import accuracy, agreement, load_images, predict
+from dreamstill.evaluate import accuracy, agreement, predict
 from dreamstill.folder import environment
+from dreamstill.images import load_images
 from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamstill.evaluate import accuracy, load_images
+from dreamstill.evaluate import accuracy
 from dreamstill.folder import environment
+from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from, settle_process
 from dreamstill.teacher import Teacher
 

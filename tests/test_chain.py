@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import toys
@@ -243,6 +244,26 @@ def test_new_classes_by_command(
     assert cli.main([*arguments[:-1], str(tmp_path / "other")]) == 2
     assert "labels of new classes must be 4 or more; got 3" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_new_classes_from_pictures_become_what_an_archive_of_them_does(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
+    y = 4 + np.arange(40) // 20
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    for i in range(40):
+        folder = tmp_path / "new" / ("cat" if y[i] == 4 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[i, 0]).save(folder / f"{i:02}.png")
+    arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+    arguments += ["--continual.steps", "3", "--num-images", "64"]
+    weights = []
+    for new in ("new", "new.npz"):
+        out = tmp_path / f"from {new}"
+        assert cli.main([*arguments, "--new", str(tmp_path / new), "--out", str(out)]) == 0
+        weights.append((out / "network.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_new_classes_need_a_head_before_any_image_is_made(

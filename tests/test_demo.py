@@ -6,7 +6,8 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from dreamstill.evaluate import accuracy, load_images
+from dreamstill.evaluate import accuracy
+from dreamstill.images import load_images
 from dreamstill.main_job import demo
 from dreamstill.summarize import open_run
 

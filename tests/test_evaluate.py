@@ -1,22 +1,17 @@
 """Measures against numbers worked out by hand."""
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import toys
-from dreamstill.errors import DataError
 from dreamstill.evaluate import (
     accuracy,
     agreement,
     confusion_matrix,
     expected_calibration_error,
-    load_images,
-    load_unlabelled,
     measure_cost,
     predict,
 )
@@ -88,46 +83,3 @@ def test_attention_and_recurrent_layers_are_counted() -> None:
 def test_a_network_without_parameters_is_measured() -> None:
     cost = measure_cost(nn.Flatten(), toys.SPEC, num_runs=2)
     assert (cost.parameters, cost.macs) == (0, 0)
-
-
-IMAGES = np.zeros((3, 1, 8, 8), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"x": IMAGES}, "must hold x and y"),
-        ({"x": IMAGES.astype(float), "y": [0, 1, 2]}, "must be uint8; got float64"),
-        ({"x": IMAGES[:, :, 1:], "y": [0, 1, 2]}, r"must be \(N, \*\(1, 8, 8\)\)"),
-        ({"x": IMAGES[:0], "y": []}, "holds 0 images"),
-        ({"x": IMAGES, "y": [0, 1]}, "3 images and 2 labels"),
-        ({"x": IMAGES, "y": [0, 1, 4]}, "must be 0 to 3; got 0 to 4"),
-        ({"x": IMAGES, "y": [0.5, 1.0, 2.0]}, "must be integers"),
-    ],
-)
-def test_wrong_images_are_named(arrays: dict[str, object], message: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "d.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=message):
-        load_images(tmp_path / "d.npz", toys.SPEC, 4)
-
-
-def test_no_file_or_not_an_archive(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no images at"):
-        load_images(tmp_path / "absent.npz", toys.SPEC, 4)
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(DataError, match=r"not an \.npz"):
-        load_images(tmp_path / "text.npz", toys.SPEC, 4)
-
-
-def test_unlabelled_images_lose_the_order_of_their_file(tmp_path: Path) -> None:
-    """Sorted by class, the first half would be one class."""
-    spec = InputSpec(shape=(1, 2, 2), mean=(0.5,), std=(0.25,))
-    x = np.zeros((100, 1, 2, 2), np.uint8)
-    x[50:] = 255
-    np.savez(tmp_path / "sorted.npz", x=x, y=np.arange(100) // 50)
-    images = load_unlabelled(tmp_path / "sorted.npz", spec)
-    assert 15 < (images[:50] == 255).flatten(1).all(1).sum() < 35
-    assert (images == 255).float().mean() == 0.5
-    assert torch.equal(images, load_unlabelled(tmp_path / "sorted.npz", spec))
-    labelled, labels = load_images(tmp_path / "sorted.npz", spec, 2)
-    assert torch.equal((labelled == 255).flatten(1).all(1), labels == 1)

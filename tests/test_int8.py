@@ -8,8 +8,9 @@ import torch
 
 import toys
 from dreamstill.errors import ExportError
-from dreamstill.evaluate import accuracy, load_images
+from dreamstill.evaluate import accuracy
 from dreamstill.export import load_exported
+from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings

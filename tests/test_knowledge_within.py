@@ -9,7 +9,7 @@ import torch
 
 import toys
 from dreamstill.errors import TeacherError
-from dreamstill.evaluate import load_images
+from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.deepinversion import DeepInversionSettings

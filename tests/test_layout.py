@@ -13,7 +13,7 @@ ORDER = (
     ("settings", "losses", "nets", "probe"),
     ("folder",),
     ("teacher",),
-    ("metadata",),
+    ("metadata", "images"),
     ("synthesis",),
     ("pool", "evaluate"),
     ("export",),

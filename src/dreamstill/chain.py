@@ -28,17 +28,10 @@ from dreamstill.errors import (
     TeacherError,
     first_line,
 )
-from dreamstill.evaluate import (
-    accuracy,
-    agreement,
-    load_images,
-    load_unlabelled,
-    measure_cost,
-    measure_latency,
-    predict,
-)
+from dreamstill.evaluate import accuracy, agreement, measure_cost, measure_latency, predict
 from dreamstill.export import export, load_exported
 from dreamstill.folder import claim, write_atomically, write_json
+from dreamstill.images import load_images, load_unlabelled
 from dreamstill.probe import shown_at_once
 from dreamstill.run import RANDOM_START, open_from, open_student, seeded_process
 from dreamstill.settings import at_least, from_plain, to_plain

@@ -20,8 +20,8 @@ from rich.table import Table
 from dreamstill import main_job
 from dreamstill.chain import TASKS, read_chain, run_chain
 from dreamstill.errors import DreamstillError, RunError, SettingsError
-from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.flags import PREFIX, add_flags, given_flags, merge, read_toml
+from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
@@ -123,7 +123,9 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")
         add_flags(sub, METHODS[method].settings, "synthesis")
-    inspect.add_argument("--images", help=".npz with x: are they like the training images?")
+    inspect.add_argument(
+        "--images", help=".npz with x, or pictures: are they like the training images?"
+    )
     synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
     synthesize.add_argument("--resume", action="store_true", help="take up what is in --out")
     distill.add_argument("--student", help="module:function that builds the student")
@@ -141,7 +143,9 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     add_flags(distill, DistillSettings, "distill")
 
     metadata = command("metadata", _metadata)
-    metadata.add_argument("--images", required=True, help=".npz with x, the training images")
+    metadata.add_argument(
+        "--images", required=True, help="the training images: .npz with x, or a folder of pictures"
+    )
     metadata.add_argument("--kind", default="all", help=f"one of {', '.join(Kind)} [all]")
     metadata.add_argument("--out", help="file to write (.safetensors)")
     add_flags(metadata, TeacherFile, "teacher")
@@ -156,15 +160,23 @@ def _add_tasks(command: AddCommand) -> None:
     for task, sub in singles.items():
         sub.set_defaults(task=task)
         add_flags(sub, TASKS[task][0], task)
-    continual.add_argument("--new", required=True, help=".npz with x, y of the new classes")
+    continual.add_argument(
+        "--new",
+        required=True,
+        help="the new classes: .npz with x, y, or a folder of pictures for each",
+    )
     add_flags(continual, ContinualSettings, "continual")
     for sub in (*singles.values(), continual):
-        sub.add_argument("--images", help=".npz with x; default: structured noise")
+        sub.add_argument(
+            "--images", help=".npz with x, or a folder of pictures; default: structured noise"
+        )
         sub.add_argument("--num-images", type=int, help="how many to synthesize [4000]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         add_flags(sub, TeacherFile, "teacher")
     for sub in (chain, *singles.values(), continual):
-        sub.add_argument("--real", help=".npz with x, y: measure every network on it at the end")
+        sub.add_argument(
+            "--real", help="measure every network at the end on .npz with x, y, or a folder a class"
+        )
         sub.add_argument("--out", help="folder to make")
         sub.add_argument("--resume", action="store_true", help="take up what is in --out")
 
@@ -176,7 +188,9 @@ def _add_results(command: AddCommand) -> None:
     report = command("report", _report)
     for sub in (evaluate, export, report):
         sub.add_argument("folder", metavar="RUN", help="folder of a finished run")
-    evaluate.add_argument("--images", required=True, help=".npz with x, y (or x_test, y_test)")
+    evaluate.add_argument(
+        "--images", required=True, help=".npz with x, y (or x_test, y_test), or a folder a class"
+    )
     evaluate.add_argument("--floor", help="folder of the noise-floor run")
     export.add_argument("--formats", default="onnx,pt2", help="of onnx, pt2 [onnx,pt2]")
 

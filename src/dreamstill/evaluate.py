@@ -1,26 +1,17 @@
-"""Measure a network: accuracy, agreement, calibration; parameters, MACs, bytes, latency.
-
-The one room that opens real images, and only the file that the user hands over.
-"""
+"""Measure a network: accuracy, agreement, calibration; parameters, MACs, bytes, latency."""
 
 import time
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamstill.errors import DataError
 from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.teacher import InputSpec
 
@@ -31,7 +22,6 @@ __all__ = [
     "agreement",
     "confusion_matrix",
     "expected_calibration_error",
-    "load_images",
     "measure_cost",
     "measure_latency",
     "predict",
@@ -163,63 +153,3 @@ def _time_once(run: Callable[[Tensor], Tensor], image: Tensor) -> float:
     if image.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays x and y of an .npz, or x_test and y_test under those names."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in _NAMES}
-    except FileNotFoundError as error:
-        raise DataError(f"no images at {path}") from error
-    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not an .npz of plain arrays: {error}") from error
-    suffix = "" if "x" in arrays else "_test"
-    return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}
-
-
-_NAMES = ("x", "y", "x_test", "y_test")
-_UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError)
-
-
-def load_unlabelled(path: Path, spec: InputSpec) -> Tensor:
-    """Read uint8 images (N, C, H, W) of an .npz: x or x_test; labels are not looked at.
-
-    In an order of chance, always the same: files are often sorted by class, and tasks look at the
-    first images of a set. Raises DataError that names what is wrong with the file.
-    """
-    images = _images(path, _read(path), spec)
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-
-
-def _images(path: Path, arrays: dict[str, NDArray[Any]], spec: InputSpec) -> Tensor:
-    if "x" not in arrays:
-        raise DataError(f"{path} must hold x or x_test")
-    x = arrays["x"]
-    if x.dtype != np.uint8:
-        raise DataError(f"images in {path} must be uint8; got {x.dtype}")
-    if x.ndim != 4 or x.shape[1:] != spec.shape:
-        raise DataError(f"images in {path} must be (N, *{spec.shape}); got {x.shape}")
-    if len(x) == 0:
-        raise DataError(f"{path} holds 0 images")
-    return torch.from_numpy(x)
-
-
-def load_images(path: Path, spec: InputSpec, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Read uint8 images (N, C, H, W) and labels (N,) of an .npz: x, y or x_test, y_test.
-
-    Raises DataError that names what is wrong with the file.
-    """
-    arrays = _read(path)
-    if set(arrays) != {"x", "y"}:
-        raise DataError(f"{path} must hold x and y, or x_test and y_test")
-    x, y = _images(path, arrays, spec), arrays["y"]
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise DataError(f"labels in {path} must be integers (N,); got {y.dtype} {y.shape}")
-    if len(x) != len(y):
-        raise DataError(f"{path} holds {len(x)} images and {len(y)} labels")
-    if y.min() < 0 or y.max() >= num_classes:
-        raise DataError(
-            f"labels in {path} must be 0 to {num_classes - 1}; got {y.min()} to {y.max()}"
-        )
-    return x, torch.from_numpy(y.astype(np.int64))

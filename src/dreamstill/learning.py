@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from dreamstill.evaluate import accuracy, load_images, load_unlabelled, predict
+from dreamstill.evaluate import accuracy, predict
 from dreamstill.export import export
 from dreamstill.folder import claim, save_weights, write_json
+from dreamstill.images import load_images, load_unlabelled
 from dreamstill.run import open_from, seeded_process
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
 from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
@@ -21,7 +22,8 @@ class Learning(Images):
     """All that decides what a network that learns new classes becomes."""
 
     new: str
-    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on."""
+    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
+    pictures for each class, numbered in the order of their names."""
     continual: ContinualSettings = field(default_factory=ContinualSettings)
 
 
@@ -44,7 +46,7 @@ def learn_classes(
 
     """
     teacher = open_from(job.teacher)
-    new, labels = load_images(Path(job.new), teacher.spec, 2**31)
+    new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)
     num_classes = int(labels.max()) + 1
     test = load_images(real, teacher.spec, num_classes) if real is not None else None

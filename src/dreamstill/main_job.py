@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.evaluate import load_images, load_unlabelled
 from dreamstill.folder import write_atomically
+from dreamstill.images import load_images, load_unlabelled
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
 from dreamstill.run import Job, TeacherFile, distill, open_from

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.evaluate import load_unlabelled
 from dreamstill.folder import load_checkpoint, write_atomically, write_json
+from dreamstill.images import load_unlabelled
 from dreamstill.run import TeacherFile
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import METHODS, Synthesizer, needs_student, open_synthesizer
