@@ -117,7 +117,8 @@ def reference(
         row = rows[name_of]
         start = replace(row.synthesis, start=Start.STRUCTURED, drawing=drawing)
         rows[f"{name_of} from structured noise"] = replace(row, synthesis=start)
-        smooth = 1.0 if name_of == "metadata (all)" else 0.5
+    for name_of, smooth in (("zskd", 0.5), ("metadata (all)", 1.0)):
+        row = rows[name_of]
         rows[f"{name_of}, smoothed"] = replace(row, synthesis=replace(row.synthesis, smooth=smooth))
     for name_of in ("dafl", "zskt", "dfad", "rdskd"):
         after = SCHEDULE.steps // 2

@@ -93,7 +93,6 @@ BENCHMARK = Benchmark(
         "deepinversion from structured noise": optimized(
             "deepinversion", replace(INVERSION, **SHAPES)
         ),
-        "deepinversion, smoothed": optimized("deepinversion", replace(INVERSION, smooth=0.3)),
         "dafl": DAFL,
         "dafl after structured noise": replace(DAFL, after=500),
         "dfad": DFAD,

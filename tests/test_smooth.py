@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
-from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.synthesis.pixels import smoothed
+from dreamstill.synthesis.zskd import Zskd, ZskdSettings
 from dreamstill.teacher import InputSpec, open_teacher
 
 
@@ -16,7 +16,6 @@ class Brittle(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(1)
         self.head = nn.Linear(4 + 64, 4)
         with torch.no_grad():
             sway = 0.3 * torch.randn(4, 64, generator=rng())
@@ -24,7 +23,6 @@ class Brittle(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
         waves = torch.sin(12 * x.flatten(1))
         logits: Tensor = self.head(torch.cat([F.avg_pool2d(x, 4).flatten(1), waves], 1))
         return logits
@@ -43,18 +41,12 @@ def test_noise_has_the_deviation_in_units_that_fit_any_range() -> None:
         assert smoothed(images, spec, 0.0, rng()) is images
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [("zskd", {}), ("knowledge_within", {}), ("deepinversion", {"jitter": 0, "flip": False})],
-)
-def test_a_smoothed_teacher_draws_what_others_see(name: str, changes: dict[str, int]) -> None:
+def test_a_smoothed_teacher_draws_what_others_see() -> None:
     brittle, calm = open_teacher(Brittle(), toys.SPEC), toys.quadrant_teacher()
     seen = []
     for smooth in (0.0, 0.5):
-        settings = METHODS[name].settings(
-            batch_size=80, steps=100, lr=0.2, smooth=smooth, **changes
-        )
-        batch = open_synthesizer(name, brittle, settings, rng=rng()).next_batch()
+        settings = ZskdSettings(batch_size=80, steps=100, lr=0.2, smooth=smooth)
+        batch = Zskd(brittle, settings, rng=rng()).next_batch()
         agree = calm(batch.images).argmax(1) == batch.logits.argmax(1)
         seen.append(agree.float().mean().item())
-    assert seen[1] > seen[0] + 0.15
+    assert seen[1] > seen[0] + 0.2

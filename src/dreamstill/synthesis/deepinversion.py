@@ -26,7 +26,7 @@ from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.balance import turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
-from dreamstill.synthesis.pixels import Start, optimize_pixels, smoothed, start_images
+from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["CIFAR10", "IMAGENET", "DeepInversion", "DeepInversionSettings", "inversion_loss"]
@@ -64,10 +64,6 @@ class DeepInversionSettings:
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
     drawing: Drawing = field(default_factory=Drawing)
     """Of a structured start."""
-    smooth: float = 0.0
-    """Standard deviation of fresh Gaussian noise on the images, in the teacher's input space, at
-    each look at the teacher; at least 0. 0 is the paper's; 0.5 to 1 draws what means something to
-    other networks too, of brittle teachers above all: see docs/smooth.md."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "batch_size")
@@ -75,7 +71,7 @@ class DeepInversionSettings:
         within(self, 0, self.steps, "low_resolution_steps")
         above(self, 0, "lr")
         at_least(self, 0, "batch_norm", "first_batch_norm", "total_variation", "l2")
-        at_least(self, 0, "jitter", "competition", "smooth")
+        at_least(self, 0, "jitter", "competition")
 
     @property
     def adversarial(self) -> bool:
@@ -158,7 +154,7 @@ class DeepInversion:
         def objective(images: Tensor, step: int) -> Tensor:
             shown = self._augment(images, low_resolution=step < settings.low_resolution_steps)
             with Probe(self.norms) as probe:
-                logits = teacher(smoothed(shown, teacher.spec, settings.smooth, self.rng))
+                logits = teacher(shown)
             loss = inversion_loss(shown, logits, targets, probe.inputs, self.norms, settings)
             if student is not None and settings.competition:
                 with eval_mode(student):

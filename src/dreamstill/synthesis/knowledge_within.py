@@ -22,7 +22,7 @@ from dreamstill.settings import above, at_least
 from dreamstill.synthesis.balance import turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
-from dreamstill.synthesis.pixels import Start, optimize_pixels, smoothed, start_images
+from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["KnowledgeWithin", "KnowledgeWithinSettings", "Scheme", "data_similarity"]
@@ -57,16 +57,12 @@ class KnowledgeWithinSettings:
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
     drawing: Drawing = field(default_factory=Drawing)
     """Of a structured start."""
-    smooth: float = 0.0
-    """Standard deviation of fresh Gaussian noise on the images, in the teacher's input space, at
-    each look at the teacher; at least 0. 0 is the paper's; 0.5 to 1 draws what means something to
-    other networks too, of brittle teachers above all: see docs/smooth.md."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "batch_size")
         at_least(self, 1, "steps")
         above(self, 0, "lr")
-        at_least(self, 0, "inception", "prior", "smooth")
+        at_least(self, 0, "inception", "prior")
 
 
 def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,11 +155,10 @@ class KnowledgeWithin:
         )
 
         def objective(images: Tensor, step: int) -> Tensor:
-            shown = smoothed(images, teacher.spec, settings.smooth, self.rng)
             if settings.scheme is Scheme.INCEPTION:
-                divergence, logits = images.new_zeros(()), teacher(shown)
+                divergence, logits = images.new_zeros(()), teacher(images)
             else:
-                divergence, logits = batch_norm_divergence(teacher, shown)
+                divergence, logits = batch_norm_divergence(teacher, images)
             if settings.scheme is Scheme.BNS:
                 return divergence
             inception = -settings.inception * logits.gather(1, classes[:, None]).mean()
