@@ -157,6 +157,13 @@ def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
     assert settings["synthesis"]["lr"] == 1e-3
 
 
+@pytest.mark.parametrize("flag", ["--transfer", "--distill.transfer"])
+def test_the_transfer_losses_have_a_short_flag(teacher: Path, flag: str) -> None:
+    assert cli.main(distill(teacher, flag, "reverse-kl,mse")) == 0
+    settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
+    assert settings["distill"]["transfer"] == ["reverse-kl", "mse"]
+
+
 @pytest.mark.parametrize("method", ["structured_noise", "rdskd", "deepinversion"])
 def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> None:
     sizes = {"batch_size": 16, "steps": 3, "generator_steps": 5, "widths": (8, 4), "memory": 40}

@@ -140,7 +140,7 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     )
     distill.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
     distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
-    add_flags(distill, DistillSettings, "distill")
+    add_flags(distill, DistillSettings, "distill", short=("transfer",))
 
     metadata = command("metadata", _metadata)
     metadata.add_argument(

@@ -48,10 +48,18 @@ class _Typed(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type, name: str, default: Any = None) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    kind: type,
+    name: str,
+    default: Any = None,
+    *,
+    short: tuple[str, ...] = (),
+) -> None:
     """Add --NAME.FIELD for every field of the dataclass `kind`, nested ones too.
 
-    The defaults shown are those of `default`, an instance of it, where there is one.
+    The defaults shown are those of `default`, an instance of it, where there is one; a field in
+    `short` is also --FIELD.
     """
     group = parser.add_argument_group(name, (kind.__doc__ or "").splitlines()[0])
     docs, hints = field_docs(kind), typing.get_type_hints(kind)
@@ -68,6 +76,7 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, name: str, default: A
         if value is not dataclasses.MISSING:
             text += f" [{show(value)}]"
         group.add_argument(
+            *([f"--{field.name}"] if field.name in short else []),
             f"--{flag}",
             dest=PREFIX + flag,
             metavar=field.name.upper(),
