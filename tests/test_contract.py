@@ -1,6 +1,7 @@
 """The one contract, run over every method of the table."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dreamstill.metadata import load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import InputSpec, Precision, Teacher, open_teacher
 
@@ -274,6 +276,73 @@ def test_an_optimized_method_is_better_than_noise_at_its_own_objective(name: str
     for _ in range(1 if name in PIXELS else 41):
         batch = draw(synthesizer)
     assert objective(name, batch, teacher) < noise - 0.01
+
+
+class Slope(Exception):  # noqa: N818  (it is no error, it only ends the step)
+    """What an objective is, and its gradient along the direction in which its images were moved."""
+
+    def __init__(self, loss: Tensor, moved: list[Tensor], along: list[Tensor]) -> None:
+        self.loss = loss.item()
+        gradients = torch.autograd.grad(loss, moved)
+        self.slope = sum((g * d).sum().item() for g, d in zip(gradients, along, strict=True))
+
+
+def first_slope(name: str, shift: float, monkeypatch: pytest.MonkeyPatch) -> Slope:
+    """Of a method's first step, its pixels or its generator's weights moved by `shift`."""
+    wide = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.05,))  # no pixel comes near its bounds
+    synthesizer = make(name, open_teacher(toys.small_cnn(), wide))
+    rng = torch.Generator().manual_seed(9)
+
+    def pixels(images: Tensor, objective: Any, **settings: Any) -> None:
+        along = torch.randn(images.shape, generator=rng)
+        moved = (0.2 * images + shift * along).requires_grad_()
+        raise Slope(objective(moved, 0), [moved], [along])
+
+    def step(generator: LatentGenerator, loss: Tensor, clip: float = 0.0) -> None:
+        raise Slope(loss, list(generator.module.parameters()), along)
+
+    monkeypatch.setattr(LatentGenerator, "step", step)
+    if name in PIXELS:
+        monkeypatch.setattr(f"dreamstill.synthesis.{name}.optimize_pixels", pixels)
+    else:
+        weights = list(synthesizer.generator.module.parameters())  # type: ignore[attr-defined]
+        along = [0.1 * torch.randn(w.shape, generator=rng) for w in weights]
+        for weight, direction in zip(weights, along, strict=True):
+            weight.data += shift * direction
+    with pytest.raises(Slope) as caught:
+        draw(synthesizer)
+    return caught.value
+
+
+@pytest.fixture
+def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, also what is recorded of layers."""
+    monkeypatch.setattr("dreamstill.probe._float32", lambda value: value)
+    single = load_metadata(Path(FAST["metadata"]["file"]), toys.cnn_teacher())
+    double = [
+        dataclasses.replace(
+            view,
+            mean=view.mean.double(),
+            root=None if view.root is None else view.root.double(),
+            std=view.std.double(),
+        )
+        for view in single.views
+    ]
+    metadata = dataclasses.replace(single, views=tuple(double))
+    monkeypatch.setattr("dreamstill.synthesis.metadata.load_metadata", lambda *_: metadata)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("name", OPTIMIZED)
+def test_the_gradient_of_an_objective_is_its_finite_difference(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below, here, above = (first_slope(name, h, monkeypatch) for h in (-1e-6, 0.0, 1e-6))
+    assert abs(here.slope) > 1e-4
+    assert (above.loss - below.loss) / 2e-6 == pytest.approx(here.slope, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
