@@ -350,6 +350,10 @@ BAD: dict[str, tuple[Break, str]] = {
         "structured_noise plays against a student",
     ),
     "augment without replay": (flags("--distill.augment.shift", "0.1"), "distill.fresh_every"),
+    "a size of replayed batches without replay": (
+        flags("--distill.batch_size", "9"),
+        "set synthesis.batch_size, or distill.fresh_every",
+    ),
     "reconstruct without inherit": (flags("--reconstruct", "7"), "add inherit, or leave it out"),
     "images and how many to synthesize": (
         lambda t: [

@@ -103,10 +103,23 @@ class Job:
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
         at_least(self, 0, "reconstruct")
+        self._check_batch_size()
         if self.distill.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
         if not self.checkpoint_every >= 0:
             raise SettingsError(f"checkpoint_every must be at least 0; got {self.checkpoint_every}")
+
+    def _check_batch_size(self) -> None:
+        """A size of replayed batches must not be asked for where none is replayed."""
+        fresh_every = self.distill.fresh_every
+        if fresh_every is None:
+            fresh_every = 1 if METHODS[self.method].synthesizer.streams else 0
+        asked, fresh = self.distill.batch_size, self.synthesis.batch_size
+        if fresh_every == 1 and asked not in (DistillSettings().batch_size, fresh):
+            raise SettingsError(
+                f"distill.batch_size {asked} is of replayed images, and with a fresh batch of "
+                f"{fresh} at every step none is: set synthesis.batch_size, or distill.fresh_every"
+            )
 
 
 def open_from(

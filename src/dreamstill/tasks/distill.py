@@ -28,7 +28,7 @@ class DistillSettings:
     steps: int = 2000
     """Student steps; at least 0: the student stays as it starts."""
     batch_size: int = 256
-    """Images of a replayed batch; fresh batches have the synthesizer's size. At least 2."""
+    """Images of a replayed batch; fresh ones have synthesis.batch_size. At least 2."""
     prefill: int | None = None
     """Images put into the pool before the first step; default: 0 for methods that stream, else
     the pool's capacity."""
