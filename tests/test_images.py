@@ -100,6 +100,8 @@ def test_pictures_are_scaled_and_cropped_around_their_center(tmp_path: Path) -> 
 
 
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must hold a folder of pictures for each class"):
+        load_images(tmp_path, color_spec(), 1)
     (tmp_path / "cat").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
         load_unlabelled(tmp_path, color_spec())

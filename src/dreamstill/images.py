@@ -83,6 +83,8 @@ def _labelled_pictures(
     path: Path, spec: InputSpec, num_classes: int | None, first: int
 ) -> tuple[Tensor, Tensor]:
     folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not folders:
+        raise DataError(f"{path} must hold a folder of pictures for each class")
     numbered = all(folder.name.isdecimal() for folder in folders)
     if not numbered and num_classes is not None and len(folders) != num_classes:
         raise DataError(
