@@ -44,8 +44,6 @@ ROWS = (
     "rdskd",
     "knowledge within (bns+i)",
     "metadata (all)",
-    "zskd, smoothed",
-    "metadata (all), smoothed",
     "real",
 )
 

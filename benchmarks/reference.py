@@ -9,8 +9,7 @@ LeNet-5 with BatchNorm to its half, so that every method can take part; and, on 
 LeNet-5 and Hinton's MLP to theirs, with the methods that can do without BatchNorm. Each method is
 sized to a CPU: generators of (32, 16) channels, 2,048 optimized images at 100 steps. The rows
 "after structured noise" spend the first half of the steps there; those "from structured noise"
-start their pixels there: what is gained by optimizing on top of a free start. Those "smoothed"
-take the teacher's gradient under Gaussian noise.
+start their pixels there: what is gained by optimizing on top of a free start.
 """
 
 from dataclasses import replace
@@ -117,9 +116,6 @@ def reference(
         row = rows[name_of]
         start = replace(row.synthesis, start=Start.STRUCTURED, drawing=drawing)
         rows[f"{name_of} from structured noise"] = replace(row, synthesis=start)
-    for name_of, smooth in (("zskd", 0.5), ("metadata (all)", 1.0)):
-        row = rows[name_of]
-        rows[f"{name_of}, smoothed"] = replace(row, synthesis=replace(row.synthesis, smooth=smooth))
     for name_of in ("dafl", "zskt", "dfad", "rdskd"):
         after = SCHEDULE.steps // 2
         rows[f"{name_of} after structured noise"] = replace(rows[name_of], after=after)

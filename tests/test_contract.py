@@ -30,7 +30,7 @@ FAST: dict[str, dict[str, Any]] = {
     "dfad": GENERATOR | {"student_steps": 2},
     "rdskd": GENERATOR | {"generator_steps": 2},
     "knowledge_within": {"batch_size": 16, "steps": 12},
-    "metadata": {"batch_size": 16, "steps": 12, "smooth": 0.1},
+    "metadata": {"batch_size": 16, "steps": 12},
 }
 PIXELS = ("deepinversion", "zskd", "knowledge_within", "metadata")
 OPTIMIZED = ("dafl", "zskt", "dfad", "rdskd", *PIXELS)

@@ -21,7 +21,7 @@ from dreamstill.settings import above, at_least
 from dreamstill.synthesis.balance import turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
-from dreamstill.synthesis.pixels import Start, optimize_pixels, smoothed, start_images
+from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["MetadataImages", "MetadataSettings"]
@@ -43,15 +43,10 @@ class MetadataSettings:
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
     drawing: Drawing = field(default_factory=Drawing)
     """Of a structured start."""
-    smooth: float = 0.0
-    """Standard deviation of fresh Gaussian noise on the images, in the teacher's input space, at
-    each look at the teacher; at least 0. 0 is the paper's; 0.5 to 1 draws what means something to
-    other networks too, of brittle teachers above all: see docs/smooth.md."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "steps")
         above(self, 0, "lr")
-        at_least(self, 0, "smooth")
 
 
 class MetadataImages:
@@ -83,8 +78,7 @@ class MetadataImages:
         wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
 
         def objective(images: Tensor, step: int) -> Tensor:
-            shown = smoothed(images, teacher.spec, settings.smooth, self.rng)
-            recorded = activations(teacher, shown)
+            recorded = activations(teacher, images)
             loss = images.new_zeros(())
             for view, target in wanted:
                 loss = loss + F.mse_loss(view.project(recorded), target)

@@ -1,9 +1,4 @@
-"""Optimize pixels: what every method without a generator is built on.
-
-A brittle teacher, and BatchNorm makes them so, is soon satisfied by noise that means nothing to any
-other network. `smoothed` takes its gradient where noise has washed that out (Cohen et al., ICML
-2019): gradients of a smoothed network are seen to draw shapes (Kaur, Cohen & Lipton 2019).
-"""
+"""Optimize pixels: what every method without a generator is built on."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -16,7 +11,7 @@ from dreamstill.synthesis.balance import matched
 from dreamstill.synthesis.drawings import Drawing, structured_images
 from dreamstill.teacher import InputSpec, Teacher
 
-__all__ = ["Start", "optimize_pixels", "smoothed", "start_images"]
+__all__ = ["Start", "optimize_pixels", "start_images"]
 
 
 class Start(StrEnum):
@@ -46,18 +41,6 @@ def start_images(
     images = spec.normalize(structured_images(4 * num, spec, drawing, rng))
     named = teacher(images).argmax(1)
     return images[matched(classes, named, teacher.num_classes)]
-
-
-def smoothed(images: Tensor, spec: InputSpec, std: float, rng: torch.Generator) -> Tensor:
-    """Images (N, C, H, W) in the input space under fresh Gaussian noise.
-
-    A teacher's gradient there is one sample of the smoothed teacher's. `std` is in units of
-    `InputSpec.from_unit`; 0 leaves the images as they are.
-    """
-    if std == 0:
-        return images
-    noise = torch.randn(images.shape, generator=rng, device=images.device)
-    return spec.from_unit(spec.to_unit(images) + std * noise)
 
 
 def optimize_pixels(

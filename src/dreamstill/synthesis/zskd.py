@@ -19,7 +19,7 @@ from dreamstill.nets.seeded import seeded
 from dreamstill.settings import above, at_least
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
-from dreamstill.synthesis.pixels import Start, optimize_pixels, smoothed, start_images
+from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["Zskd", "ZskdSettings", "class_similarity", "concentration"]
@@ -46,15 +46,10 @@ class ZskdSettings:
     """Pixels before the first step: uniform (the paper's), gaussian or structured."""
     drawing: Drawing = field(default_factory=Drawing)
     """Of a structured start."""
-    smooth: float = 0.0
-    """Standard deviation of fresh Gaussian noise on the images, in the teacher's input space, at
-    each look at the teacher; at least 0. 0 is the paper's; 0.5 to 1 draws what means something to
-    other networks too, of brittle teachers above all: see docs/smooth.md."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "steps")
         above(self, 0, "lr", "temperature", "betas")
-        at_least(self, 0, "smooth")
         if not self.betas:
             raise SettingsError("betas must not be empty; got ()")
 
@@ -123,8 +118,7 @@ class Zskd:
         targets = self.draw_targets(settings.batch_size)
 
         def objective(images: Tensor, step: int) -> Tensor:
-            shown = smoothed(images, teacher.spec, settings.smooth, self.rng)
-            loss = soft_cross_entropy(teacher(shown), targets, settings.temperature)
+            loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
             # the sum over the batch: an image's steps must not depend on how many go beside it
             return loss * len(images)
 
