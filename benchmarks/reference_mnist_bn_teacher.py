@@ -1,18 +1,14 @@
 """Methods on MNIST from a LeNet-5 with BatchNorm to a half without: see `reference`."""
 
-from benchmarks.protocol import main
-from benchmarks.reference import reference
-from dreamstill.synthesis.drawings import Drawing
+from dataclasses import replace
 
-BENCHMARK = reference(
-    "reference_mnist_bn_teacher",
-    "mnist",
-    "lenet5_bn_mnist",
-    "dreamstill.nets.lenet:lenet5_half",
-    unrelated="usps",
-    drawing=Drawing(),
-    flip=False,
-    batch_norm=False,
+from benchmarks import reference_mnist_lenet5
+from benchmarks.protocol import main
+
+BENCHMARK = replace(
+    reference_mnist_lenet5.BENCHMARK,
+    name="reference_mnist_bn_teacher",
+    teacher="lenet5_bn_mnist",
 )
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Learning(Images):
 
     new: str
     """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
-    pictures for each class, numbered in the order of their names."""
+    pictures for each class, named by its number or numbered in the order of their names."""
     continual: ContinualSettings = field(default_factory=ContinualSettings)
 
 

@@ -111,11 +111,9 @@ class Job:
 
     def _check_batch_size(self) -> None:
         """A size of replayed batches must not be asked for where none is replayed."""
-        fresh_every = self.distill.fresh_every
-        if fresh_every is None:
-            fresh_every = 1 if METHODS[self.method].synthesizer.streams else 0
+        period = self.distill.fresh_period(streams=METHODS[self.method].synthesizer.streams)
         asked, fresh = self.distill.batch_size, self.synthesis.batch_size
-        if fresh_every == 1 and asked not in (DistillSettings().batch_size, fresh):
+        if period == 1 and asked not in (DistillSettings().batch_size, fresh):
             raise SettingsError(
                 f"distill.batch_size {asked} is of replayed images, and with a fresh batch of "
                 f"{fresh} at every step none is: set synthesis.batch_size, or distill.fresh_every"

@@ -63,6 +63,11 @@ class DistillSettings:
     clip_gradient: float = 0.0
     """Largest norm of the student's gradient; 0: none."""
 
+    def fresh_period(self, *, streams: bool) -> int:
+        """Steps from one fresh batch to the next, where a method streams or not; 0: none."""
+        default = 1 if streams else 0
+        return default if self.fresh_every is None else self.fresh_every
+
     def __post_init__(self) -> None:
         at_least(self, 0, "steps")
         at_least(self, 1, "pool", "judge_every")
@@ -133,8 +138,7 @@ class Distillation:
         streams = synthesizer.streams
         default_prefill = 0 if streams else settings.pool
         self.prefill = default_prefill if settings.prefill is None else settings.prefill
-        default_fresh = 1 if streams else 0
-        self.fresh_every = default_fresh if settings.fresh_every is None else settings.fresh_every
+        self.fresh_every = settings.fresh_period(streams=streams)
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
         if self.fresh_every == 1 and settings.augment != Augmentation():
