@@ -296,7 +296,7 @@ def first_slope(name: str, shift: float, monkeypatch: pytest.MonkeyPatch) -> Slo
     def pixels(images: Tensor, objective: Any, **settings: Any) -> None:
         along = torch.randn(images.shape, generator=rng)
         moved = (0.2 * images + shift * along).requires_grad_()
-        raise Slope(objective(moved, 0), [moved], [along])
+        raise Slope(objective(moved), [moved], [along])
 
     def step(generator: LatentGenerator, loss: Tensor, clip: float = 0.0) -> None:
         raise Slope(loss, list(generator.module.parameters()), along)

@@ -1,5 +1,7 @@
 """What each method does beyond the contract, against answers known by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,12 @@ from torch import nn
 import toys
 from dreamstill.nets.generators import Generator
 from dreamstill.synthesis.dafl import MNIST, Dafl, DaflSettings, dafl_loss
-from dreamstill.synthesis.deepinversion import DeepInversion, DeepInversionSettings, inversion_loss
+from dreamstill.synthesis.deepinversion import (
+    IMAGENET,
+    DeepInversion,
+    DeepInversionSettings,
+    inversion_loss,
+)
 from dreamstill.synthesis.drawings import (
     Drawing,
     interpolation,
@@ -165,6 +172,27 @@ def test_low_resolution_steps_see_pooled_images() -> None:
     images = torch.randn(2, 1, 8, 8, generator=rng())
     pooled = synthesizer._augment(images, low_resolution=True)
     assert torch.equal(pooled[:, :, ::2, ::2], pooled[:, :, 1::2, 1::2])
+
+
+def test_each_resolution_has_its_own_steps_and_climb(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(IMAGENET, batch_size=2, steps=5, low_resolution_steps=2, lr_warm_up=2)
+    synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
+    augment, shares, pooled = synthesizer._augment, [], []
+
+    def watched(images: torch.Tensor, *, low_resolution: bool) -> torch.Tensor:
+        pooled.append(low_resolution)
+        return augment(images, low_resolution=low_resolution)
+
+    def step(optimizer: torch.optim.Adam) -> None:
+        (group,) = optimizer.param_groups
+        assert group["betas"] == (0.5, 0.9)
+        shares.append(group["lr"] / settings.lr)
+
+    monkeypatch.setattr(synthesizer, "_augment", watched)
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    synthesizer.next_batch()
+    assert pooled == [True, True, False, False, False]
+    assert shares == [0.5, 1.0, 0.5, 1.0, 1.0]
 
 
 def test_interpolation_rows_have_unit_norm_and_no_denormals() -> None:

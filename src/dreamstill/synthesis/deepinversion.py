@@ -5,12 +5,13 @@ code. `competition` above 0 is Adaptive DeepInversion: equations 6 and 7, agains
 Where this differs: the best iterate is a true copy (theirs aliases the last one); low resolution is
 the pooled image enlarged again, so that networks of fixed input size have it too; the competition's
 KL runs from P and Q to their mean M, as in the paper (the code has it the other way round); half
-of the steps flip by default, which the CIFAR-10 code never does; the learning rate is constant and
-Adam the usual one, where the ImageNet code warms up, follows a cosine and has betas of 0.5 and 0.9.
+of the steps flip by default, which the CIFAR-10 code never does.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -41,9 +42,16 @@ class DeepInversionSettings:
     steps: int = 2000
     """Adam steps a batch; at least 1."""
     low_resolution_steps: int = 0
-    """The first of `steps`, done at half resolution. 0 to `steps`."""
+    """The first of `steps`, done at half resolution; then Adam and its schedule begin again. 0 to
+    `steps`."""
     lr: float = 0.05
     """Learning rate of Adam, in the teacher's input space; above 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two averages; each in [0, 0.9999]."""
+    lr_warm_up: int = 0
+    """Steps over which the learning rate climbs to `lr` at each resolution; at least 0."""
+    cosine: bool = False
+    """After them the learning rate falls to 0 by a cosine."""
     batch_norm: float = 10.0
     """Weight of the BatchNorm-statistics distance; at least 0."""
     first_batch_norm: float = 1.0
@@ -70,7 +78,8 @@ class DeepInversionSettings:
         at_least(self, 1, "steps")
         within(self, 0, self.steps, "low_resolution_steps")
         above(self, 0, "lr")
-        at_least(self, 0, "batch_norm", "first_batch_norm", "total_variation", "l2")
+        within(self, 0, 0.9999, "betas")
+        at_least(self, 0, "lr_warm_up", "batch_norm", "first_batch_norm", "total_variation", "l2")
         at_least(self, 0, "jitter", "competition")
 
     @property
@@ -85,6 +94,9 @@ IMAGENET = DeepInversionSettings(
     steps=3000,
     low_resolution_steps=2000,
     lr=0.25,
+    betas=(0.5, 0.9),
+    lr_warm_up=100,
+    cosine=True,
     batch_norm=0.01,
     first_batch_norm=10.0,
     total_variation=1e-4,
@@ -123,6 +135,22 @@ def inversion_loss(
     )
 
 
+def lr_share(step: int, steps: int, settings: DeepInversionSettings) -> float:
+    """Of the learning rate, at a step from 0 on of `steps`: a climb, then a cosine or all of it.
+
+    >>> settings = DeepInversionSettings(lr_warm_up=2, cosine=True)
+    >>> [round(lr_share(step, 6, settings), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+
+    """
+    climb = settings.lr_warm_up
+    if step < climb:
+        return (step + 1) / climb
+    if not settings.cosine:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - climb) / (steps - climb)))
+
+
 class DeepInversion:
     """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
 
@@ -151,8 +179,8 @@ class DeepInversion:
             self.next_class, settings.batch_size, teacher.num_classes, device
         )
 
-        def objective(images: Tensor, step: int) -> Tensor:
-            shown = self._augment(images, low_resolution=step < settings.low_resolution_steps)
+        def objective(images: Tensor, *, low_resolution: bool) -> Tensor:
+            shown = self._augment(images, low_resolution=low_resolution)
             with Probe(self.norms) as probe:
                 logits = teacher(shown)
             loss = inversion_loss(shown, logits, targets, probe.inputs, self.norms, settings)
@@ -162,14 +190,21 @@ class DeepInversion:
                 loss = loss + settings.competition * (1 - js_divergence(rival, logits, 3.0))
             return loss
 
-        images = optimize_pixels(
-            start_images(targets, teacher, settings.start, settings.drawing, self.rng),
-            objective,
-            spec=teacher.spec,
-            steps=settings.steps,
-            lr=settings.lr,
-            best_from=settings.low_resolution_steps,
-        )
+        images = start_images(targets, teacher, settings.start, settings.drawing, self.rng)
+        low = settings.low_resolution_steps
+        for low_resolution, steps in ((True, low), (False, settings.steps - low)):
+            if not steps:
+                continue
+            images = optimize_pixels(
+                images,
+                partial(objective, low_resolution=low_resolution),
+                spec=teacher.spec,
+                steps=steps,
+                lr=settings.lr,
+                schedule=partial(lr_share, steps=steps, settings=settings),
+                betas=settings.betas,
+                best=not low_resolution,
+            )
         return answered(teacher, images)
 
     def _augment(self, images: Tensor, *, low_resolution: bool) -> Tensor:

@@ -154,7 +154,7 @@ class KnowledgeWithin:
             self.next_class, size, teacher.num_classes, self.rng.device
         )
 
-        def objective(images: Tensor, step: int) -> Tensor:
+        def objective(images: Tensor) -> Tensor:
             if settings.scheme is Scheme.INCEPTION:
                 divergence, logits = images.new_zeros(()), teacher(images)
             else:

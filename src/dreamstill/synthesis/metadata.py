@@ -77,7 +77,7 @@ class MetadataImages:
         )
         wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
 
-        def objective(images: Tensor, step: int) -> Tensor:
+        def objective(images: Tensor) -> Tensor:
             recorded = activations(teacher, images)
             loss = images.new_zeros(())
             for view, target in wanted:

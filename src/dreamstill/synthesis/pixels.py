@@ -45,42 +45,46 @@ def start_images(
 
 def optimize_pixels(
     images: Tensor,
-    objective: Callable[[Tensor, int], Tensor],
+    objective: Callable[[Tensor], Tensor],
     *,
     spec: InputSpec,
     steps: int,
     lr: float,
-    best_from: int | None = None,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    best: bool = False,
 ) -> Tensor:
     """Adam on images (N, C, H, W) in the input space, clipped to the valid range at each step.
 
     Args:
         images: where to start; not changed.
-        objective: (images, step) -> scalar.
+        objective: images -> scalar.
         spec: the teacher's input.
         steps: at least 1.
         lr: in units of `InputSpec.from_unit`; for a learning rate in pixels divide by the spec's
             std.
-        best_from: return the iterate of the lowest objective from this step on, a true copy;
-            None: the last iterate.
+        schedule: what share of lr a step has, from step 0 on.
+        betas: Adam's.
+        best: return the iterate of the lowest objective, a true copy, in place of the last.
 
     Raises:
         NonFiniteError: the objective is not finite; before the update.
 
     """
     unit = spec.to_unit(images).clone().requires_grad_()
-    optimizer = torch.optim.Adam([unit], lr=lr, fused=True)
-    best, best_loss = None, float("inf")
+    optimizer = torch.optim.Adam([unit], lr=lr, betas=betas, fused=True)
+    kept, kept_loss = None, float("inf")
     for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * schedule(step)
         images = spec.from_unit(unit)
-        loss = objective(images, step)
+        loss = objective(images)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss of the images became {value}; lower synthesis.lr")
-        if best_from is not None and step >= best_from and value < best_loss:
-            best, best_loss = images.detach().clone(), value
+        if best and value < kept_loss:
+            kept, kept_loss = images.detach().clone(), value
         (unit.grad,) = torch.autograd.grad(loss, unit)
         optimizer.step()
         with torch.no_grad():
             unit.copy_(spec.to_unit(spec.clip(spec.from_unit(unit))))
-    return spec.from_unit(unit).detach() if best is None else best
+    return spec.from_unit(unit).detach() if kept is None else kept

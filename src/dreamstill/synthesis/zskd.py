@@ -117,7 +117,7 @@ class Zskd:
         settings, teacher = self.settings, self.teacher
         targets = self.draw_targets(settings.batch_size)
 
-        def objective(images: Tensor, step: int) -> Tensor:
+        def objective(images: Tensor) -> Tensor:
             loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
             # the sum over the batch: an image's steps must not depend on how many go beside it
             return loss * len(images)
