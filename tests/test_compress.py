@@ -1,6 +1,7 @@
 """Folding, merging, factorizing, pruning and packing, against answers known by hand."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from dreamstill.tasks.pack import (
     save_packed,
 )
 from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
+from dreamstill.tasks.quantize import QuantizedLayer, QuantizeSettings, quantize
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
@@ -175,7 +177,8 @@ def test_full_rank_keeps_the_function_and_low_rank_the_best_error() -> None:
         s[3:] *= 1e-4
         linear.weight.copy_(u * s @ v)
     model = nn.Sequential(nn.Linear(40, 40), linear)
-    small, (record,) = factorize(model, FactorizeSettings(energy=0.999))
+    row = InputSpec(shape=(1, 1, 40), mean=(0.5,), std=(0.5,))
+    small, (record,) = factorize(model, row, FactorizeSettings(energy=0.999))
     assert (record.layer, record.full, record.ranks) == ("1", (30,), (3,))
     x = torch.randn(8, 40, generator=rng())
     torch.testing.assert_close(small(x), model(x), atol=1e-3, rtol=1e-3)
@@ -190,9 +193,71 @@ def test_tucker_of_a_low_rank_convolution_is_exact() -> None:
     weight = torch.einsum("op,pqkl,qi->oikl", outer[:, :, 0, 0], core, inner[:, :, 0, 0])
     layer.weight = nn.Parameter(weight)
     model = nn.Sequential(nn.Conv2d(1, 8, 1), layer)
-    small, (record,) = factorize(model, FactorizeSettings(energy=1 - 1e-6))
+    small, (record,) = factorize(model, SPEC, FactorizeSettings(energy=1 - 1e-6))
     assert record.ranks == (2, 3)
     torch.testing.assert_close(small(shown()), model(shown()), atol=1e-4, rtol=1e-3)
+
+
+class OutOfOrder(nn.Module):
+    """The head is defined first and called last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 4)
+        self.first = nn.Conv2d(1, 16, 3)
+        self.inner = nn.Conv2d(16, 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.inner(torch.relu(self.first(x))))
+        logits: Tensor = self.head(out.mean((2, 3)))
+        return logits
+
+
+def test_the_first_layer_is_the_one_that_is_called_first() -> None:
+    with seeded(rng()):
+        model = OutOfOrder()
+    _, records = factorize(model, SPEC, FactorizeSettings(energy=0.3))
+    assert [record.layer for record in records] == ["head", "inner"]
+    teacher = open_teacher(model, SPEC)
+    settings = QuantizeSettings(weight_bits=2, activation_bits=3)
+    quantized = quantize(teacher, images(8), settings, rng=rng())
+    bits = {
+        name: (layer.weight_bits, layer.activation_bits)
+        for name, layer in quantized.named_modules()
+        if isinstance(layer, QuantizedLayer)
+    }
+    assert bits == {"head": (8, 8), "first": (8, 8), "inner": (2, 3)}
+
+
+class Attention(nn.Module):
+    """Four patches, a transformer layer, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, 16, 14, 14)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        logits: Tensor = self.head(self.layer(tokens).mean(1))
+        return logits
+
+
+def test_layers_inside_attention_are_left_whole() -> None:
+    with seeded(rng()):
+        teacher = open_teacher(Attention(), SPEC)
+    small, records = factorize(teacher.module, SPEC, FactorizeSettings(energy=0.3))
+    assert [record.layer for record in records] == ["head"]
+    assert small(shown()).shape == (len(shown()), 4)
+    settings = PruneSettings(keep=0.9, rounds=1, target=Target.PARAMETERS, finetune=None)
+    pruned, _ = prune(teacher, images(16), settings, rng=rng())
+    assert weight(pruned, "layer.linear1").shape[0] < 32
+    assert weight(pruned, "layer.linear1").shape[1] == 16
+    assert pruned(shown()).shape == (len(shown()), 4)
+    settings = replace(settings, keep=0.1)
+    with pytest.raises(SettingsError, match=r"keep 0\.1 of parameters cannot be met"):
+        prune(teacher, images(16), settings, rng=rng())
 
 
 def test_a_target_of_macs_is_met_and_an_absurd_one_refused() -> None:

@@ -201,12 +201,14 @@ class Equalized:
 def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]:
     """Moments of what enters every convolution and linear layer, by name.
 
-    The network's own input is taken as normal with mean 0 and variance 1 in its input space, within
-    the valid range. TeacherError where something but a layer, BatchNorm, ReLU, ReLU6, sum, pooling
+    The network's own input is taken as normal with mean 0 and variance 1 in its normalized space
+    (`InputSpec.from_unit`), within the valid range. TeacherError where something but a layer, BatchNorm, ReLU, ReLU6, sum, pooling
     or move stands between.
     """
     zeros = torch.zeros(1, *spec.shape)
-    inputs = Moments(zeros, zeros + 1, spec.clip(zeros - 1e9), spec.clip(zeros + 1e9))
+    mean = spec.from_unit(zeros)
+    variance = (spec.from_unit(zeros + 1) - mean) ** 2
+    inputs = Moments(mean, variance, spec.clip(zeros - 1e9), spec.clip(zeros + 1e9))
     run = _Propagate(trace(equalized.model), equalized.statistics)
     run.run(inputs)
     return run.inputs

@@ -3,7 +3,8 @@
 Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks for Efficient
 Evaluation", 2014 (SVD of linear layers); Kim et al., "Compression of Deep Convolutional Neural
 Networks for Fast and Low Power Mobile Applications", 2016 (Tucker-2 of convolutions: 1x1, k x k,
-1x1). A layer is left whole where its factors would not be smaller.
+1x1). A layer is left whole where its factors would not be smaller, and inside torch's attention,
+which reads its weights itself.
 """
 
 import copy
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import measure_cost
+from dreamstill.probe import Probe
 from dreamstill.settings import within
-from dreamstill.tasks.graph import map_modules
+from dreamstill.tasks.graph import map_modules, plain_layers
 from dreamstill.teacher import InputSpec
 
 __all__ = ["FactorizeSettings", "RankRecord", "factorize", "factorize_to"]
@@ -109,30 +111,33 @@ def split_convolution(layer: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential
 
 @torch.no_grad()
 def factorize(
-    model: nn.Module, settings: FactorizeSettings, *, energy: float | None = None
+    model: nn.Module, spec: InputSpec, settings: FactorizeSettings, *, energy: float | None = None
 ) -> tuple[nn.Module, list[RankRecord]]:
     """A new network whose layers are factorized by energy, and the ranks of those that were.
 
     Args:
         model: left as it was.
+        spec: its input.
         settings: see FactorizeSettings; targets are `factorize_to`'s.
         energy: in place of the settings'.
 
     """
     keep = settings.energy if energy is None else energy
-    kinds = (nn.Conv2d, nn.Linear)
-    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    skipped = () if settings.first_layer else layers[:1]
+    layers = plain_layers(model)
+    with Probe(layers) as probe:
+        model.eval()(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
+    called = list(probe.inputs)  # in order, whatever the order of their definition
+    skipped = () if settings.first_layer else called[:1]
     records = []
 
     def change(name: str, module: nn.Module) -> nn.Module | None:
-        if name in skipped or not isinstance(module, kinds):
+        if name in skipped or name not in layers:
             return None
         if isinstance(module, nn.Linear):
             ranks: tuple[int, ...] = (rank_of(torch.linalg.svdvals(module.weight), keep),)
             full: tuple[int, ...] = (min(module.weight.shape),)
             new = split_linear(module, ranks[0])
-        elif module.groups == 1:
+        elif isinstance(module, nn.Conv2d) and module.groups == 1:
             inputs, outputs = (
                 rank_of(torch.linalg.svdvals(unfold(module.weight, mode)), keep) for mode in (1, 0)
             )
@@ -160,12 +165,12 @@ def factorize_to(
     name = "macs" if settings.macs is not None else "parameters"
     share = getattr(settings, name)
     if share is None:
-        return factorize(model, settings)
+        return factorize(model, spec, settings)
     whole = getattr(measure_cost(model, spec, num_runs=1), name)
     low, high, found = 0, 1000, None
     while low <= high:
         middle = (low + high) // 2
-        candidate = factorize(model, settings, energy=max(middle / 1000, 1e-6))
+        candidate = factorize(model, spec, settings, energy=max(middle / 1000, 1e-6))
         if getattr(measure_cost(candidate[0], spec, num_runs=1), name) <= share * whole:
             found, low = candidate, middle + 1
         else:

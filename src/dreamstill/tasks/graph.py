@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dreamstill.errors import TeacherError, first_line
 
-__all__ = ["Pair", "Space", "channel_spaces", "fold_batch_norm", "is_padding", "pairs", "trace"]
+__all__ = [
+    "Pair",
+    "Space",
+    "channel_spaces",
+    "fold_batch_norm",
+    "is_padding",
+    "pairs",
+    "plain_layers",
+    "trace",
+]
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 POSITIVE: tuple[Any, ...] = (
@@ -63,7 +73,6 @@ JOIN: tuple[Any, ...] = (
     *(operator.mul, operator.imul, torch.mul, "mul", "mul_"),
 )
 """What brings two tensors together channel by channel."""
-FLATTEN: tuple[Any, ...] = (nn.Flatten, torch.flatten, "flatten", "view", "reshape")
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -96,15 +105,40 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
 def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
     """By layer, the BatchNorm with running statistics that alone takes what it puts out."""
-    modules = dict(graph.named_modules())
+    modules, calls = dict(graph.named_modules()), _calls(graph)
     found = {}
     for node in graph.graph.nodes:
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+        name = str(node.target)
+        norm = modules.get(name) if node.op == "call_module" else None
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and calls[name] == 1:
             before = node.args[0]
             layer = modules.get(str(before.target)) if before.op == "call_module" else None
-            if isinstance(layer, nn.Conv2d | nn.Linear) and len(before.users) == 1:
-                found[str(before.target)] = str(node.target)
+            alone = len(before.users) == 1 and calls[str(before.target)] == 1
+            if isinstance(layer, nn.Conv2d | nn.Linear) and alone:
+                found[str(before.target)] = name
+    return found
+
+
+def _calls(graph: fx.GraphModule) -> Counter[str]:
+    """How often each module is called: weights that are used twice belong to no one place."""
+    return Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+
+
+def plain_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """By name, convolutions and linear layers that another module may stand in for.
+
+    Not those of torch's attention and transformer layers, which read their weights themselves, nor
+    of subclasses, which may compute something else.
+    """
+    modules = dict(model.named_modules())
+    found = {}
+    for name, module in modules.items():
+        parent = modules[name.rpartition(".")[0]]
+        inside = type(parent).__module__.startswith("torch.nn.modules") and parent is not module
+        if type(module) in (nn.Conv2d, nn.Linear) and (
+            not inside or isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        ):
+            found[name] = module
     return found
 
 
@@ -141,24 +175,46 @@ def pairs(graph: fx.GraphModule) -> list[Pair]:
 
 
 def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
-    modules = dict(graph.named_modules())
-    calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
+    modules, calls = dict(graph.named_modules()), _calls(graph)
     for node in graph.graph.nodes:
         first = _layer(node, modules)
-        if first is None or calls.count(str(node.target)) > 1:
+        if first is None or calls[str(node.target)] > 1:
             continue
-        here, relu = node, False
-        while len(here.users) == 1:
-            (here,) = here.users
+        here, relu, flat = node, False, isinstance(first, nn.Linear)
+        while len(users := [user for user in here.users if not _is_size(user)]) == 1:
+            (here,) = users
             relu = relu or is_one_of(here, modules, RELU)
-            if not is_one_of(here, modules, POSITIVE + FLATTEN) and not _is_size(here):
+            flattens = _flattens(here, modules)
+            flat = flat or flattens
+            if not flattens and not is_one_of(here, modules, POSITIVE):
                 break
         second = _layer(here, modules)
-        if second is None or here is node or calls.count(str(here.target)) > 1:
+        if second is None or here is node or calls[str(here.target)] > 1:
             continue
         width, inputs = first.weight.shape[0], second.weight.shape[1]
-        if inputs % width == 0:
-            yield Pair(str(node.target), str(here.target), relu, inputs // width)
+        spread = isinstance(first, nn.Conv2d) and isinstance(second, nn.Linear)
+        if flat == isinstance(second, nn.Linear) and inputs % width == 0:
+            if inputs == width or spread:
+                yield Pair(str(node.target), str(here.target), relu, inputs // width)
+
+
+def _flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """(N, C, ...) -> (N, everything): x.flatten(1), x.view(x.size(0), -1), x.reshape(-1, 400)."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+    if node.target in (torch.flatten, "flatten"):
+        names = ("start_dim", "end_dim")
+        dims = dict(zip(names, node.args[1:], strict=False)) | {
+            name: node.kwargs[name] for name in names if name in node.kwargs
+        }
+        return dims.get("start_dim", 0) == 1 and dims.get("end_dim", -1) == -1
+    if node.target in ("view", "reshape", torch.reshape):
+        shape = node.args[1:]
+        if len(shape) == 1 and isinstance(shape[0], tuple | list):
+            shape = tuple(shape[0])
+        return len(shape) == 2
+    return False
 
 
 @dataclass(eq=False)
@@ -241,7 +297,7 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
         if node.op == "placeholder":
             found.append(images)
             at[node] = images
-        elif not here or (_is_size(node) and not _takes_pixels(node)):
+        elif not here or _is_size(node):
             continue
         elif again is not None or node.op == "output":
             at[node] = again or here[0]
@@ -269,7 +325,8 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
             else:  # one side is spread over the channels of the other
                 mark(node, *here)
         elif (
-            is_one_of(node, modules, ELEMENTWISE + FLATTEN)
+            is_one_of(node, modules, ELEMENTWISE)
+            or _flattens(node, modules)
             or _takes_pixels(node)
             or _averages_pixels(node)
             or _pads_pixels(node)
@@ -332,7 +389,9 @@ def _averages_pixels(node: fx.Node) -> bool:
 
 def _is_size(node: fx.Node) -> bool:
     """x.size(0) and x.shape[0], which only serve a view."""
-    return node.target in ("size", getattr, operator.getitem) and node.op != "call_module"
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _is_size(node.args[0])
+    return node.target == "size" or (node.target is getattr and node.args[1] == "shape")
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -264,7 +264,12 @@ def _narrow(
         pruning_ratio=0.99,
         max_pruning_ratio=0.95,
         iterative_steps=100,
-        ignored_layers=[model.get_submodule(name) for name in (last, *padded_layers(model))],
+        ignored_layers=[
+            *(model.get_submodule(name) for name in (last, *padded_layers(model))),
+            *(
+                m for m in model.modules() if isinstance(m, nn.MultiheadAttention)
+            ),  # heads divide it
+        ],
     )
     for _ in range(100):
         if settings.importance is Importance.TAYLOR:

@@ -1,6 +1,7 @@
 """Quantize to 2 to 8 bits by simulation: with no input at all, or calibrated and fine-tuned.
 
-Every convolution and linear layer gets a quantized weight and a quantized input. Sources: DFQ
+Every convolution and linear layer gets a quantized weight and a quantized input, but those inside
+torch's attention, which reads their weights itself. Sources: DFQ
 (Nagel et al. 2019) for ranges and bias correction without inputs; LSQ (Esser et al. 2020) for step
 sizes that learn, here as logarithms and without its scaling of their gradients; ZeroQ (Cai et al.
 2020) for the sensitivity of a layer: KL(whole precision || that layer alone at low bits) on the
@@ -8,7 +9,7 @@ images. The fine-tuning is distillation from the network itself.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,14 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dreamstill.errors import SettingsError
+from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.evaluate import predict
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import Probe, probed_at_once
 from dreamstill.settings import within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
 from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import fold_batch_norm, map_modules
+from dreamstill.tasks.graph import fold_batch_norm, map_modules, plain_layers
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = [
@@ -161,19 +163,15 @@ def quantized_bytes(model: nn.Module) -> int:
 Ranges = dict[str, tuple[float, float]]
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-
-
 @torch.no_grad()
 def observed_ranges(
     model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration
 ) -> Ranges:
-    """Range of what enters each layer over images uint8 (N, C, H, W)."""
+    """Range of what enters each layer over images uint8 (N, C, H, W), in the order of the calls."""
     chunks: dict[str, list[tuple[float, float]]] = {}
     device = next(model.parameters()).device
     for part in images.split(probed_at_once(spec.shape)):
-        with Probe(_layers(model)) as probe:
+        with Probe(plain_layers(model)) as probe:
             model(spec.encode(part.to(device)))
         for name, values in probe.inputs.items():
             flat = values.flatten()
@@ -194,12 +192,13 @@ def observed_ranges(
 def _with_bits(
     model: nn.Module, settings: QuantizeSettings, ranges: Ranges, bits: dict[str, int] | None = None
 ) -> nn.Module:
-    """A copy with every layer quantized."""
-    names = list(_layers(model))
+    """A copy with every layer quantized that has a range."""
+    names = list(ranges)
 
     def change(name: str, module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, nn.Conv2d | nn.Linear) or name not in ranges:
+        if name not in ranges:
             return None
+        assert isinstance(module, nn.Conv2d | nn.Linear)
         weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
         if bits is not None:
             weight_bits = bits[name]  # of the first and last layer too
@@ -262,20 +261,33 @@ def sensitivities(
     spec: InputSpec,
     images: Tensor,
     settings: QuantizeSettings,
+    names: Iterable[str],
     candidates: tuple[int, ...] = (2, 3, 4, 6, 8),
 ) -> dict[str, dict[int, float]]:
-    """By layer and bits, mean KL(model || model with this layer's weight alone at these bits)."""
-    shown = spec.encode(images[:512].to(next(model.parameters()).device))
-    whole = model(shown)
+    """By layer and bits, mean KL(model || model with this layer's weight alone at these bits).
+
+    Args:
+        model: its layers `names` are changed one at a time, and brought back.
+        spec: its input.
+        images: uint8 (N, C, H, W); the first 512 are shown.
+        settings: whether steps are of channels.
+        names: of layers.
+        candidates: bits.
+
+    """
+    shown = images[:512]
+    whole = predict(model, spec, shown)
     table: dict[str, dict[int, float]] = {}
-    for name, layer in _layers(model).items():
+    for name in names:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight = layer.weight.detach().clone()
         table[name] = {}
         for bits in candidates:
             high = 2 ** (bits - 1) - 1
             step = best_step(weight, bits, per_channel=settings.per_channel)
             layer.weight.copy_(fake_quantize(weight, step, -high - 1, high))
-            table[name][bits] = kl_divergence(model(shown), whole).item()
+            table[name][bits] = kl_divergence(predict(model, spec, shown), whole).item()
         layer.weight.copy_(weight)
     return table
 
@@ -332,16 +344,22 @@ def quantize(
             folded, so it must be traceable.
         on_progress: called after each step of it.
 
+    Raises:
+        TeacherError: the network cannot be traced, or has no layer that can be quantized.
+        SettingsError: a size that the fewest bits do not meet.
+
     """
     model = fold_batch_norm(teacher.module if model is None else model)
     ranges = observed_ranges(model, teacher.spec, images[:2048], settings.calibration)
+    if not ranges:
+        raise TeacherError("there is no convolution or linear layer that can be quantized")
     bits = None
     if settings.size is not None:
-        table = sensitivities(model, teacher.spec, images, settings)
+        names, layers = list(ranges), plain_layers(model)
+        table = sensitivities(model, teacher.spec, images, settings, names)
         if fixed := settings.first_last_bits:  # they count in the size and have no choice
-            names = list(table)
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
-        sizes = {name: layer.weight.numel() for name, layer in _layers(model).items()}
+        sizes = {name: layers[name].weight.numel() for name in names}
         bits = mixed_bits(table, sizes, settings.size)
     model = _with_bits(model, settings, ranges, bits)
     if settings.finetune is not None:

@@ -1,0 +1,135 @@
+"""What a graph says of layers that feed one another, and what it must not say."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.nets.seeded import seeded
+from dreamstill.tasks.equalize import equalize
+from dreamstill.tasks.graph import channel_spaces, fold_batch_norm, pairs, plain_layers, trace
+
+
+class Net(nn.Module):
+    """Layers by name, called by a function."""
+
+    def __init__(self, run: Callable[["Net", Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def net(run: Callable[[Net, Tensor], Tensor], **layers: Callable[[], nn.Module]) -> Net:
+    with seeded(rng()):
+        made = {name: layer() for name, layer in layers.items()}
+        for norm in (layer for layer in made.values() if isinstance(layer, nn.BatchNorm2d)):
+            nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.running_var, 0.3, 3)  # type: ignore[arg-type]
+    return Net(run, **made).eval()
+
+
+def convolution() -> nn.Module:
+    return nn.Conv2d(1, 8, 3, padding=1)
+
+
+def inner() -> nn.Module:
+    return nn.Conv2d(8, 8, 3, padding=1)
+
+
+def pooled(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+TWICE = {
+    "one norm of two convolutions": net(
+        lambda m, x: m.out(pooled(m.norm(m.b(F.relu(m.norm(m.a(x))))))),
+        **{"a": convolution, "b": inner, "norm": lambda: nn.BatchNorm2d(8)},
+        out=lambda: nn.Linear(8, 4),
+    ),
+    "one convolution of two norms": net(
+        lambda m, x: m.out(pooled(m.n2(m.b(F.relu(m.n1(m.b(m.a(x)))))))),
+        **{"a": convolution, "b": inner, "out": lambda: nn.Linear(8, 4)},
+        **{"n1": lambda: nn.BatchNorm2d(8), "n2": lambda: nn.BatchNorm2d(8)},
+    ),
+    "a norm again behind a ReLU": net(
+        lambda m, x: m.out(pooled(m.norm(F.relu(m.norm(m.a(x)))))),
+        **{"a": convolution, "norm": lambda: nn.BatchNorm2d(8), "out": lambda: nn.Linear(8, 4)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_what_is_called_twice_is_not_folded(name: str) -> None:
+    model, x = TWICE[name], torch.randn(5, 1, 8, 8, generator=rng())
+    torch.testing.assert_close(fold_batch_norm(model)(x), model(x), atol=1e-6, rtol=1e-5)
+
+
+FLATTENINGS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "flatten": lambda m, x: x.flatten(1),
+    "torch.flatten": lambda m, x: torch.flatten(x, start_dim=1),
+    "module": lambda m, x: m.flat(x),
+    "view by size": lambda m, x: x.view(x.size(0), -1),
+    "view by shape": lambda m, x: x.view(x.shape[0], -1),
+    "reshape to numbers": lambda m, x: x.reshape(-1, 128),
+    "reshape to a tuple": lambda m, x: x.reshape((x.shape[0], 128)),
+}
+
+
+@pytest.mark.parametrize("name", FLATTENINGS)
+def test_every_way_to_flatten_leads_on(name: str) -> None:
+    flatten = FLATTENINGS[name]
+    model = net(
+        lambda m, x: m.out(F.relu(m.fc(flatten(m, F.max_pool2d(F.relu(m.c(x)), 2))))),
+        **{"c": convolution, "fc": lambda: nn.Linear(128, 6), "out": lambda: nn.Linear(6, 4)},
+        flat=nn.Flatten,
+    )
+    found = pairs(trace(model))
+    assert [(p.first, p.second, p.positions) for p in found] == [("c", "fc", 16), ("fc", "out", 1)]
+    x = torch.randn(5, 1, 8, 8, generator=rng())
+    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+STRANGE = {
+    "channels in another order": net(
+        lambda m, x: m.out(pooled(F.relu(m.b(F.relu(m.a(x))[:, [7, 6, 5, 4, 3, 2, 1, 0]])))),
+        **{"a": convolution, "b": inner, "out": lambda: nn.Linear(8, 4)},
+    ),
+    "a linear layer over positions": net(
+        lambda m, x: m.out(F.relu(m.token(F.relu(m.a(x)).flatten(2))).mean(1)),
+        **{"a": convolution, "token": lambda: nn.Linear(64, 6), "out": lambda: nn.Linear(6, 4)},
+    ),
+    "a linear layer over columns": net(
+        lambda m, x: m.out(F.relu(m.token(F.relu(m.a(x)))).flatten(1)),
+        **{"a": convolution, "token": lambda: nn.Linear(8, 4), "out": lambda: nn.Linear(256, 4)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_equalization_leaves_what_it_cannot_follow(name: str) -> None:
+    model, x = STRANGE[name], torch.randn(5, 1, 8, 8, generator=rng())
+    assert "a" not in {pair.first for pair in pairs(trace(model))}
+    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_channels_are_lost_where_they_change_places() -> None:
+    for name in ("channels in another order", "a linear layer over positions"):
+        (space,) = (s for s in channel_spaces(trace(STRANGE[name])) if "a" in s.makers)
+        assert space.unclear
+
+
+def test_layers_inside_torchs_attention_are_not_plain() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 8), layer, nn.ModuleList([nn.Linear(8, 3)]))
+    assert list(plain_layers(model)) == ["0", "2.0"]
+    assert list(plain_layers(nn.Linear(8, 3))) == [""]
