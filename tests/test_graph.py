@@ -1,6 +1,7 @@
 """What a graph says of layers that feed one another, and what it must not say."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dreamstill.tasks.graph import channel_spaces, fold_batch_norm, pairs, plain
 class Net(nn.Module):
     """Layers by name, called by a function."""
 
-    def __init__(self, run: Callable[["Net", Tensor], Tensor], **layers: nn.Module) -> None:
+    def __init__(self, run: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
         super().__init__()
         self.run = run
         for name, layer in layers.items():
@@ -29,7 +30,7 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def net(run: Callable[[Net, Tensor], Tensor], **layers: Callable[[], nn.Module]) -> Net:
+def net(run: Callable[[Any, Tensor], Tensor], **layers: Callable[[], nn.Module]) -> Net:
     with seeded(rng()):
         made = {name: layer() for name, layer in layers.items()}
         for norm in (layer for layer in made.values() if isinstance(layer, nn.BatchNorm2d)):
@@ -74,7 +75,7 @@ def test_what_is_called_twice_is_not_folded(name: str) -> None:
     torch.testing.assert_close(fold_batch_norm(model)(x), model(x), atol=1e-6, rtol=1e-5)
 
 
-FLATTENINGS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+FLATTENINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "flatten": lambda m, x: x.flatten(1),
     "torch.flatten": lambda m, x: torch.flatten(x, start_dim=1),
     "module": lambda m, x: m.flat(x),

@@ -205,10 +205,11 @@ def test_expected_inputs_are_near_the_measured_ones(make) -> None:  # type: igno
 
 
 def test_moments_pass_through_a_layer_by_its_weights() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.Linear(2, 1))
+    layer = nn.Linear(2, 2)
     with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([[2.0, 0.0], [1.0, -3.0]]))
-        model[1].bias.copy_(torch.tensor([0.5, 0.0]))
+        layer.weight.copy_(torch.tensor([[2.0, 0.0], [1.0, -3.0]]))
+        layer.bias.copy_(torch.tensor([0.5, 0.0]))
+    model = nn.Sequential(nn.Flatten(), layer, nn.Linear(2, 1))
     spec = InputSpec(shape=(1, 1, 2), mean=(0.5,), std=(0.25,))  # N(0, 1) where the network looks
     moments = expected_inputs(equalize(model, iterations=0), spec)["2"]
     torch.testing.assert_close(moments.mean, torch.tensor([[0.5, 0.0]]))

@@ -202,8 +202,8 @@ def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]
     """Moments of what enters every convolution and linear layer, by name.
 
     The network's own input is taken as normal with mean 0 and variance 1 in its normalized space
-    (`InputSpec.from_unit`), within the valid range. TeacherError where something but a layer, BatchNorm, ReLU, ReLU6, sum, pooling
-    or move stands between.
+    (`InputSpec.from_unit`), within the valid range. TeacherError where something but a layer,
+    BatchNorm, ReLU, ReLU6, sum, pooling or move stands between.
     """
     zeros = torch.zeros(1, *spec.shape)
     mean = spec.from_unit(zeros)

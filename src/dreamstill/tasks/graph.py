@@ -193,22 +193,19 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
             continue
         width, inputs = first.weight.shape[0], second.weight.shape[1]
         spread = isinstance(first, nn.Conv2d) and isinstance(second, nn.Linear)
-        if flat == isinstance(second, nn.Linear) and inputs % width == 0:
-            if inputs == width or spread:
-                yield Pair(str(node.target), str(here.target), relu, inputs // width)
+        fits = inputs % width == 0 if spread else inputs == width
+        if fits and flat == isinstance(second, nn.Linear):
+            yield Pair(str(node.target), str(here.target), relu, inputs // width)
 
 
 def _flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """(N, C, ...) -> (N, everything): x.flatten(1), x.view(x.size(0), -1), x.reshape(-1, 400)."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+        return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
     if node.target in (torch.flatten, "flatten"):
-        names = ("start_dim", "end_dim")
-        dims = dict(zip(names, node.args[1:], strict=False)) | {
-            name: node.kwargs[name] for name in names if name in node.kwargs
-        }
-        return dims.get("start_dim", 0) == 1 and dims.get("end_dim", -1) == -1
+        dims = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        return bool(dims.get("start_dim") == 1 and dims.get("end_dim", -1) == -1)
     if node.target in ("view", "reshape", torch.reshape):
         shape = node.args[1:]
         if len(shape) == 1 and isinstance(shape[0], tuple | list):
