@@ -21,7 +21,7 @@ from dreamstill.synthesis.drawings import (
     random_fields,
     structured_images,
 )
-from dreamstill.synthesis.pixels import Start, start_images
+from dreamstill.synthesis.pixels import Start, halved, start_images
 from dreamstill.synthesis.structured_noise import (
     StructuredNoise,
     StructuredNoiseSettings,
@@ -166,29 +166,27 @@ def test_deepinversion_classes_take_turns() -> None:
     assert synthesizer.next_class == 2
 
 
-def test_low_resolution_steps_see_pooled_images() -> None:
-    settings = DeepInversionSettings(batch_size=2, steps=2, low_resolution_steps=1, jitter=0)
-    synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
+def test_half_the_resolution_is_one_value_for_four_pixels() -> None:
     images = torch.randn(2, 1, 8, 8, generator=rng())
-    pooled = synthesizer._augment(images, low_resolution=True)
+    pooled = halved(images)
     assert torch.equal(pooled[:, :, ::2, ::2], pooled[:, :, 1::2, 1::2])
 
 
 def test_each_resolution_has_its_own_steps_and_climb(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(IMAGENET, batch_size=2, steps=5, low_resolution_steps=2, lr_warm_up=2)
     synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
-    augment, shares, pooled = synthesizer._augment, [], []
+    shares, pooled = [], []
 
-    def watched(images: torch.Tensor, *, low_resolution: bool) -> torch.Tensor:
-        pooled.append(low_resolution)
-        return augment(images, low_resolution=low_resolution)
+    def shown(images: torch.Tensor, *rest: object, **others: object) -> torch.Tensor:
+        pooled.append(torch.equal(images, halved(images)))
+        return images
 
     def step(optimizer: torch.optim.Adam) -> None:
         (group,) = optimizer.param_groups
         assert group["betas"] == (0.5, 0.9)
         shares.append(group["lr"] / settings.lr)
 
-    monkeypatch.setattr(synthesizer, "_augment", watched)
+    monkeypatch.setattr("dreamstill.synthesis.deepinversion.jittered", shown)
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     synthesizer.next_batch()
     assert pooled == [True, True, False, False, False]

@@ -8,7 +8,6 @@ KL runs from P and Q to their mean M, as in the paper (the code has it the other
 of the steps flip by default, which the CIFAR-10 code never does.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +26,7 @@ from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.balance import turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
-from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
+from dreamstill.synthesis.pixels import Start, halved, jittered, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["CIFAR10", "IMAGENET", "DeepInversion", "DeepInversionSettings", "inversion_loss"]
@@ -135,22 +134,6 @@ def inversion_loss(
     )
 
 
-def lr_share(step: int, steps: int, settings: DeepInversionSettings) -> float:
-    """Of the learning rate, at a step from 0 on of `steps`: a climb, then a cosine or all of it.
-
-    >>> settings = DeepInversionSettings(lr_warm_up=2, cosine=True)
-    >>> [round(lr_share(step, 6, settings), 2) for step in range(6)]
-    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
-
-    """
-    climb = settings.lr_warm_up
-    if step < climb:
-        return (step + 1) / climb
-    if not settings.cosine:
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - climb) / (steps - climb)))
-
-
 class DeepInversion:
     """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
 
@@ -180,7 +163,8 @@ class DeepInversion:
         )
 
         def objective(images: Tensor, *, low_resolution: bool) -> Tensor:
-            shown = self._augment(images, low_resolution=low_resolution)
+            images = halved(images) if low_resolution else images
+            shown = jittered(images, settings.jitter, flip=settings.flip, rng=self.rng)
             with Probe(self.norms) as probe:
                 logits = teacher(shown)
             loss = inversion_loss(shown, logits, targets, probe.inputs, self.norms, settings)
@@ -192,35 +176,20 @@ class DeepInversion:
 
         images = start_images(targets, teacher, settings.start, settings.drawing, self.rng)
         low = settings.low_resolution_steps
-        for low_resolution, steps in ((True, low), (False, settings.steps - low)):
-            if not steps:
-                continue
+        stages = ((True, low), (False, settings.steps - low))
+        for low_resolution, steps in (stage for stage in stages if stage[1]):
             images = optimize_pixels(
                 images,
                 partial(objective, low_resolution=low_resolution),
                 spec=teacher.spec,
                 steps=steps,
                 lr=settings.lr,
-                schedule=partial(lr_share, steps=steps, settings=settings),
+                warm_up=settings.lr_warm_up,
+                cosine=settings.cosine,
                 betas=settings.betas,
                 best=not low_resolution,
             )
         return answered(teacher, images)
-
-    def _augment(self, images: Tensor, *, low_resolution: bool) -> Tensor:
-        """Jitter, flip and, at low resolution, pool and enlarge again."""
-        settings = self.settings
-        if low_resolution:
-            pooled = F.avg_pool2d(images, 2, ceil_mode=True)
-            images = F.interpolate(pooled, size=images.shape[2:], mode="nearest")
-        if settings.jitter:
-            low, high = -settings.jitter, settings.jitter + 1
-            size, device = (2,), self.rng.device
-            dy, dx = torch.randint(low, high, size, generator=self.rng, device=device).tolist()
-            images = images.roll((dy, dx), dims=(2, 3))
-        if settings.flip and torch.rand((), generator=self.rng, device=self.rng.device) < 0.5:
-            images = images.flip(3)
-        return images
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is; each batch starts from fresh noise."""

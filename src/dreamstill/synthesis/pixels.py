@@ -1,9 +1,11 @@
 """Optimize pixels: what every method without a generator is built on."""
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dreamstill.errors import NonFiniteError
@@ -11,7 +13,7 @@ from dreamstill.synthesis.balance import matched
 from dreamstill.synthesis.drawings import Drawing, structured_images
 from dreamstill.teacher import InputSpec, Teacher
 
-__all__ = ["Start", "optimize_pixels", "start_images"]
+__all__ = ["Start", "halved", "jittered", "lr_share", "optimize_pixels", "start_images"]
 
 
 class Start(StrEnum):
@@ -43,6 +45,33 @@ def start_images(
     return images[matched(classes, named, teacher.num_classes)]
 
 
+def halved(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) at half their resolution, pooled and enlarged again."""
+    pooled = F.avg_pool2d(images, 2, ceil_mode=True)
+    return F.interpolate(pooled, size=images.shape[2:], mode="nearest")
+
+
+def jittered(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> Tensor:
+    """Images (N, C, H, W), all rolled by up to `most` pixels and mirrored half of the time."""
+    if most:
+        by = torch.randint(-most, most + 1, (2,), generator=rng, device=rng.device).tolist()
+        images = images.roll(by, dims=(2, 3))
+    if flip and torch.rand((), generator=rng, device=rng.device) < 0.5:
+        images = images.flip(3)
+    return images
+
+
+def lr_share(step: int, steps: int, *, warm_up: int, cosine: bool) -> float:
+    """What a step, from 0 on, of `steps` has of the learning rate: a climb, then all or a cosine.
+
+    >>> [round(lr_share(step, 6, warm_up=2, cosine=True), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) if cosine else 1.0
+
+
 def optimize_pixels(
     images: Tensor,
     objective: Callable[[Tensor], Tensor],
@@ -50,7 +79,8 @@ def optimize_pixels(
     spec: InputSpec,
     steps: int,
     lr: float,
-    schedule: Callable[[int], float] = lambda step: 1.0,
+    warm_up: int = 0,
+    cosine: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     best: bool = False,
 ) -> Tensor:
@@ -63,7 +93,7 @@ def optimize_pixels(
         steps: at least 1.
         lr: in units of `InputSpec.from_unit`; for a learning rate in pixels divide by the spec's
             std.
-        schedule: what share of lr a step has, from step 0 on.
+        warm_up, cosine: see `lr_share`.
         betas: Adam's.
         best: return the iterate of the lowest objective, a true copy, in place of the last.
 
@@ -75,7 +105,7 @@ def optimize_pixels(
     optimizer = torch.optim.Adam([unit], lr=lr, betas=betas, fused=True)
     kept, kept_loss = None, float("inf")
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * schedule(step)
+        optimizer.param_groups[0]["lr"] = lr * lr_share(step, steps, warm_up=warm_up, cosine=cosine)
         images = spec.from_unit(unit)
         loss = objective(images)
         value = loss.item()
