@@ -79,7 +79,7 @@ def run(
             network = fit(model, spec, x, y, SETTINGS.steps, rng)
         else:
             dreams = x[:0]
-            if recipe in (Recipe.INVERSION, Recipe.ABD):
+            if settings.dreaming:
                 dreams = dreams_of(network, drawing, rng)
             network = learn(network, dreams, x, y, settings, rng=rng)
         logits = predict(network.module, spec, data["x_test"])

@@ -64,12 +64,24 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
 def test_the_page_shows_what_each_link_did_to_the_layers(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    plain["link"] = [LINKS[0], {"task": "quantize", "weight_bits": 3}, {"task": "factorize"}]
+    plain["link"] = [LINKS[0], {"task": "factorize"}, {"task": "quantize", "weight_bits": 3}]
     run_chain(tmp_path / "run", read_chain(plain))
     page = write_chain_report(tmp_path / "run").read_text()
     for title in ("channels and neurons kept", "bits of weights", "values of the weights"):
         assert title in page
     assert "latency is the simulation's" in page
+
+
+def test_none_is_a_word_in_a_file_too(plain: dict[str, object]) -> None:
+    plain["link"] = [{"task": "quantize", "first_last_bits": "none"}]
+    assert read_chain(plain).links[0].settings.first_last_bits is None
+
+
+def test_a_quantized_network_goes_on_to_its_files(plain: dict[str, object], tmp_path: Path) -> None:
+    tasks = [{"task": "quantize"}, {"task": "int8"}, LINKS[-1]]
+    links = run_chain(tmp_path / "run", read_chain(plain | {"link": tasks}))["links"]
+    assert [link["task"] for link in links] == ["quantize", "int8", "pack"]
+    assert min(link["agreement"] for link in links[:2]) > 0.9
 
 
 def test_weights_are_counted_as_they_compute() -> None:
@@ -161,6 +173,19 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
         ({"method": "magic"}, "method must be one of noise"),
         ({"synthesis": {"mine": True}}, "no student for structured_noise to play against"),
         ({"color": 1}, "unknown setting chain.color"),
+        ({"method": ["noise"], "synthesis": {}}, "chain.method must be of type str"),
+        ({"images": "x.npz"}, "num_images 64 has no effect beside images"),
+        (
+            {"link": [{"task": "quantize"}, {"task": "factorize"}]},
+            "only int8 and pack can follow quantize; got factorize",
+        ),
+        (
+            {"link": [{"task": "distill", "student": "toys:student", "reconstruct": 9}]},
+            "add inherit, or leave it out",
+        ),
+        ({"link": [{"task": "quantize", "size": 0.5, "weight_bits": 4}]}, "4 has no effect beside"),
+        ({"link": [{"task": "int8", "backend": "xnnpack"}]}, "no effect on formats without pt2"),
+        ({"link": [{"task": "merge", "layers": ["a", "a"]}]}, "layers names one twice: a, a"),
     ],
 )
 def test_wrong_chains_are_named(

@@ -360,7 +360,7 @@ BAD: dict[str, tuple[Break, str]] = {
             *("merge", *distill(t)[1:3], "--out", f"{t}.d"),
             *("--images", "x.npz", "--num-images", "9"),
         ],
-        "leave it or images out",
+        "num_images 9 has no effect beside images: leave it out",
     ),
     "no device of that name": (flags("--device", "meta"), "device 'meta' is not available"),
     "a number that is a text in the card": (with_card(num_classes="4"), "num_classes must be of"),
@@ -433,6 +433,44 @@ BAD: dict[str, tuple[Break, str]] = {
     "unknown setting in TOML": (with_toml("[distill]\nstepz = 1\n"), "distill.stepz"),
     "unknown table in TOML": (with_toml("[distil]\nsteps = 1\n"), "settings.distil"),
     "wrong type in TOML": (with_toml('[distill]\nlr = "fast"\n'), "distill.lr"),
+    "a setting of the method in place of a table": (
+        lambda t: [
+            *("synthesize", *distill(t)[1:3], "--out", f"{t}.d"),
+            *with_toml('synthesis = 3\npreset = "clothes"\n')(t)[-2:],
+        ],
+        "synthesis must be a table of settings; got 3",
+    ),
+    "a device that is no text": (
+        lambda t: [
+            "inspect",
+            *with_toml("device = [1]\n")(t)[1:3],
+            "--config",
+            f"{t.parent}/settings.toml",
+        ],
+        "device must be of type str",
+    ),
+    "one image at a time for a student with BatchNorm": (
+        flags("--student", "toys:small_cnn", "--synthesis.batch_size", "1"),
+        "needs two images or more at once",
+    ),
+    "a temperature without a use": (
+        flags("--transfer", "l1", "--distill.temperature", "2"),
+        "temperature 2.0 has no effect without kl, reverse-kl or js",
+    ),
+    "more images than any machine holds": (
+        lambda t: [
+            *("synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--method", "noise"),
+            *("--synthesis.batch_size", "1000000000000"),
+        ],
+        "out of memory",
+    ),
+    "images for a recipe that looks at none": (
+        lambda t: [
+            *("continual", *distill(t)[1:3], "--out", f"{t}.d", "--new", "x.npz"),
+            *("--continual.recipe", "lwf", "--images", "x.npz"),
+        ],
+        "images x.npz has no effect on lwf, which looks at none",
+    ),
     "deepinversion without BatchNorm": (
         lambda t: [
             *("distill", "--method", "deepinversion", "--student", "toys:quadrants"),

@@ -260,6 +260,17 @@ def test_layers_inside_attention_are_left_whole() -> None:
         prune(teacher, images(16), settings, rng=rng())
 
 
+def test_factors_have_fewer_multiply_accumulates_too() -> None:
+    """A stride is taken by the second factor: the first works on four times as many pixels."""
+    with seeded(rng()):
+        model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 32, 3, stride=2), nn.Flatten())
+    whole = measure_cost(model, SPEC, num_runs=1).macs
+    for energy in (0.3, 0.6, 0.9, 0.95):
+        small, _ = factorize(model, SPEC, FactorizeSettings(energy=energy))
+        assert measure_cost(small, SPEC, num_runs=1).macs <= whole
+    assert isinstance(small.get_submodule("1"), nn.Conv2d)
+
+
 def test_a_target_of_macs_is_met_and_an_absurd_one_refused() -> None:
     model = lenet()
     small, _ = factorize_to(model, SPEC, FactorizeSettings(macs=0.5))

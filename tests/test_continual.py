@@ -2,12 +2,20 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import toys
 from dreamstill.errors import DataError, TeacherError
 from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.continual import ContinualSettings, Recipe, grow, learn
+from dreamstill.tasks.continual import (
+    ContinualSettings,
+    Recipe,
+    _abd_loss,
+    _class_weights,
+    grow,
+    learn,
+)
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = toys.SPEC
@@ -60,6 +68,49 @@ def test_new_classes_are_learned_and_old_ones_kept_by_dreams(recipe: Recipe, old
         assert kept > 0.9
     if recipe is Recipe.FINETUNE:
         assert kept < 0.6
+
+
+def trained(old: Teacher, **settings: object) -> Teacher:
+    new = 3 + torch.arange(200) % 2
+    given: dict[str, object] = {"steps": 100, "batch_size": 32, "lr": 5e-3}
+    dreams = bars(torch.arange(300) % 3)
+    made = ContinualSettings(**given | settings)  # type: ignore[arg-type]
+    return learn(old, dreams, bars(new), new, made, rng=rng())
+
+
+def test_lwf_keeps_the_old_answers_on_new_images(old: Teacher) -> None:
+    images = SPEC.encode(bars(3 + torch.arange(40) % 2))
+    moved = {
+        recipe: (trained(old, recipe=recipe)(images)[:, :3].softmax(1) - old(images).softmax(1))
+        for recipe in (Recipe.LWF, Recipe.FINETUNE)
+    }
+    assert moved[Recipe.LWF].abs().mean() < 0.5 * moved[Recipe.FINETUNE].abs().mean()
+
+
+def test_abd_keeps_features_where_the_old_head_looks(old: Teacher) -> None:
+    images = SPEC.encode(bars(torch.arange(40) % 3))
+    moved = []
+    for keep in (0.0, 100.0):
+        network = trained(old, keep=keep)
+        change = network.with_features(images)[1] - old.with_features(images)[1]
+        moved.append((change @ old.last_linear.weight.T).abs().mean().item())
+    assert moved[1] < 0.2 * moved[0]
+
+
+def test_abd_weighs_classes_by_how_rare_they_are(old: Teacher) -> None:
+    dreams, new = bars(torch.arange(300) % 3), 3 + torch.arange(200) % 2
+    weights = _class_weights(old, dreams, new)
+    # a third of the dreams each, half of the new images each; their mean is 0.4
+    torch.testing.assert_close(weights, torch.tensor([1.2, 1.2, 1.2, 0.8, 0.8]), atol=0.05, rtol=0)
+    student = open_teacher(grow(old, 5, rng()), SPEC)
+    both = SPEC.encode(torch.cat([bars(new[:4]), dreams[:3]]))
+    settings = ContinualSettings()
+    logits = student(both)
+    # features have not moved yet; with no weight on new classes only the dreams are left of (2)
+    loss = _abd_loss(student, old, both, new[:4], settings, torch.tensor([1.0, 1, 1, 0, 0]))
+    local = F.cross_entropy(logits[:4, 3:], new[:4] - 3)
+    overall = F.cross_entropy(logits[4:], old(both[4:]).argmax(1))
+    torch.testing.assert_close(loss, local + overall)
 
 
 def test_growing_keeps_the_old_answers(old: Teacher) -> None:

@@ -33,8 +33,8 @@ from dreamstill.export import export, load_exported
 from dreamstill.folder import claim, write_atomically, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.probe import shown_at_once
-from dreamstill.run import RANDOM_START, open_from, open_student, seeded_process
-from dreamstill.settings import at_least, from_plain, to_plain
+from dreamstill.run import RANDOM_START, check_reconstruct, open_from, open_student, seeded_process
+from dreamstill.settings import at_least, from_plain, no_effect, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
 from dreamstill.synthesis import METHODS
 from dreamstill.tasks.distill import DistillSettings
@@ -122,6 +122,9 @@ class Int8Link:
         if not self.formats or (odd := set(self.formats) - {"onnx", "pt2"}):
             got = sorted(odd)[0] if self.formats else "none"
             raise SettingsError(f"formats must be of onnx, pt2; got {got}")
+        for kind, name in (("onnx", "method"), ("pt2", "backend")):
+            if kind not in self.formats:
+                no_effect(self, f"on formats without {kind}", name)
 
 
 @dataclass
@@ -290,6 +293,10 @@ class Chain(Images):
             raise SettingsError("a chain needs at least one link")
         if any(link.task == "distill" for link in self.links[1:]):
             raise SettingsError("distill starts a student afresh: it can only be the first link")
+        tasks = [link.task for link in self.links]
+        after = tasks[tasks.index("quantize") + 1 :] if "quantize" in tasks else []
+        if odd := [task for task in after if task not in ("int8", "pack")]:
+            raise SettingsError(f"only int8 and pack can follow quantize; got {odd[0]}")
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
@@ -304,9 +311,11 @@ def read_chain(plain: dict[str, Any]) -> Chain:
         task = settings.pop("task", "")
         if not isinstance(task, str) or task not in TASKS:
             raise SettingsError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+        if task == "distill":
+            check_reconstruct(settings)
         links.append(Link(task=task, settings=from_plain(TASKS[task][0], settings, task)))
     method = plain.get("method", "structured_noise")
-    if "synthesis" in plain and method in METHODS:
+    if "synthesis" in plain and isinstance(method, str) and method in METHODS:
         plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
     if "teacher" not in plain:
         raise SettingsError("no teacher: give weights in a table [teacher]")

@@ -19,14 +19,20 @@ from rich.table import Table
 
 from dreamstill import main_job
 from dreamstill.chain import TASKS, read_chain, run_chain
-from dreamstill.errors import DreamstillError, RunError, SettingsError
+from dreamstill.errors import (
+    DreamstillError,
+    RunError,
+    SettingsError,
+    first_line,
+    is_out_of_memory,
+)
 from dreamstill.flags import PREFIX, add_flags, given_flags, merge, read_toml
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
 from dreamstill.report.chain import write_chain_report
-from dreamstill.run import Job, TeacherFile, open_from, settle_process
+from dreamstill.run import Job, TeacherFile, check_reconstruct, open_from, settle_process
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import METHODS
@@ -59,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = arguments.run(arguments)
     except (DreamstillError, OSError) as error:  # a folder that may not be read is the user's too
         print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"dreamstill: out of memory: {first_line(error)}; lower sizes", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         more = "; a run goes on with --resume" if hasattr(arguments, "resume") else ""
@@ -256,12 +267,11 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
     _teacher_file(plain)
     if "student" not in plain:
         raise SettingsError("no student: give --student module:function")
-    if "reconstruct" in plain and not plain.get("inherit"):
-        raise SettingsError(
-            "reconstruct is of a student that inherits: add inherit, or leave it out"
-        )
+    check_reconstruct(plain)
     method = METHODS[arguments.method_name]
     given = plain.get("synthesis", {})
+    if not isinstance(given, dict):
+        raise SettingsError(f"synthesis must be a table of settings; got {given!r}")
     in_file = plain.pop("preset", None)
     if preset := arguments.preset or in_file:
         if not isinstance(preset, str) or preset not in method.presets:
@@ -276,7 +286,8 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
 def _inspect(arguments: argparse.Namespace) -> Any:
     """Say what a teacher offers, and which methods can use it."""
     plain = _settings(arguments)
-    teacher = open_from(_teacher_file(plain), device=plain.get("device", "cpu"))
+    device = from_plain(str, plain.get("device", "cpu"), "device")
+    teacher = open_from(_teacher_file(plain), device=device)
     images = Path(arguments.images) if arguments.images else None
     result = main_job.inspect(teacher, images)
     if not arguments.json:
@@ -367,8 +378,6 @@ def _continual(arguments: argparse.Namespace) -> Any:
 def _source(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags, and where the images come from: a plain dict."""
     named = {name: getattr(arguments, name) for name in ("images", "num_images", "seed")}
-    if arguments.images and arguments.num_images is not None:
-        raise SettingsError("num_images is of images that are synthesized: leave it or images out")
     return given_flags(arguments) | {k: v for k, v in named.items() if v is not None}
 
 

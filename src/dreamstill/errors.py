@@ -11,6 +11,7 @@ __all__ = [
     "SettingsError",
     "TeacherError",
     "first_line",
+    "is_out_of_memory",
 ]
 
 
@@ -52,3 +53,13 @@ def first_line(error: BaseException) -> str:
     """
     lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", str(error)).splitlines()]
     return next(filter(None, lines), repr(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, torch's on a CPU, torch's on a GPU, or a size that no machine has.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    signs = ("DefaultCPUAllocator", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)

@@ -22,6 +22,7 @@ from dreamstill.errors import RunError, first_line
 from dreamstill.settings import to_plain
 
 __all__ = [
+    "check_empty",
     "claim",
     "environment",
     "load_checkpoint",
@@ -51,8 +52,7 @@ def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) 
         if changed := [key for key in plain if found.get(key) != plain[key]]:
             raise RunError(f"{folder} was started with another {changed[0]}; it cannot be resumed")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty: choose another folder, or resume the run in it")
+    check_empty(folder)
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,12 @@ def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) 
         if isinstance(error, RunError):
             raise
         raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+
+
+def check_empty(folder: Path) -> None:
+    """RunError unless a folder is absent or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty: choose another folder, or resume the run in it")
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from dreamstill.export import export
 from dreamstill.folder import claim, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.run import open_from, seeded_process
+from dreamstill.settings import no_effect
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
-from dreamstill.tasks.continual import ContinualSettings, Recipe, check_new_classes, learn
+from dreamstill.tasks.continual import ContinualSettings, check_new_classes, learn
 
 __all__ = ["Learning", "learn_classes"]
 
@@ -25,6 +26,12 @@ class Learning(Images):
     """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
     pictures for each class, named by its number or numbered in the order of their names."""
     continual: ContinualSettings = field(default_factory=ContinualSettings)
+
+    def __post_init__(self) -> None:
+        Images.__post_init__(self)  # slots and super() do not go together
+        if not self.continual.dreaming:
+            where = f"on {self.continual.recipe.value}, which looks at none"
+            no_effect(self, where, "images", "method", "synthesis", "num_images")
 
 
 def learn_classes(
@@ -53,7 +60,7 @@ def learn_classes(
     dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
     claim(folder, job, resume=resume)
     same_origin(folder, teacher, dreams if job.images else None)
-    if not job.images and job.continual.recipe in (Recipe.INVERSION, Recipe.ABD):
+    if not job.images and job.continual.dreaming:
         dreams = own_images(folder / "images.npz", job, teacher, on_progress)
     rng = torch.Generator().manual_seed(job.seed)
     with seeded_process(job.seed):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import write_atomically
+from dreamstill.folder import check_empty, write_atomically
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
@@ -70,8 +70,8 @@ def synthesize(
     if num_images < 1:
         raise SettingsError(f"num_images must be at least 1; got {num_images}")
     checkpoint = folder / "images.pt"
-    if folder.exists() and not resume:
-        raise RunError(f"{folder} exists: choose another folder, or resume what is in it")
+    if not resume:
+        check_empty(folder)
     if resume and not checkpoint.is_file():
         raise RunError(f"{folder} holds nothing to resume: images.pt is missing")
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)

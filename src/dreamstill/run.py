@@ -20,6 +20,7 @@ from dreamstill.errors import RunError, SettingsError, first_line
 from dreamstill.folder import claim, load_checkpoint, save_weights, write_atomically, write_json
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
+from dreamstill.probe import batch_norm_layers
 from dreamstill.settings import at_least, to_plain
 from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
@@ -166,6 +167,14 @@ def _device(name: str) -> str:
     return name
 
 
+def check_reconstruct(plain: dict[str, Any]) -> None:
+    """SettingsError for plain settings with a reconstruction and no student that inherits."""
+    if "reconstruct" in plain and not plain.get("inherit"):
+        raise SettingsError(
+            "reconstruct is of a student that inherits: add inherit, or leave it out"
+        )
+
+
 def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:
     """Build a student with weights drawn from `rng` and check that it answers as the teacher."""
     with seeded(rng):
@@ -249,6 +258,12 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
     student = open_student(job.student, teacher, rng)
     kept = inherit(teacher.module, student) if job.inherit else None
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
+    fresh = job.distill.fresh_period(streams=method.streams)
+    normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
+    if fresh and normed and job.synthesis.batch_size == 1:
+        raise SettingsError(
+            "a student with BatchNorm needs two images or more at once: synthesis.batch_size is 1"
+        )
     origin = {
         "method": job.method,
         "settings": to_plain(job.synthesis),

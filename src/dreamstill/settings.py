@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamstill.errors import SettingsError
 
-__all__ = ["above", "at_least", "from_plain", "to_plain", "within"]
+__all__ = ["above", "at_least", "from_plain", "no_effect", "to_plain", "within"]
 
 
 def at_least(settings: Any, low: float, *names: str) -> None:
@@ -30,6 +30,16 @@ def within(settings: Any, low: float, high: float, *names: str) -> None:
     for name in names:
         if not all(low <= value <= high for value in _numbers(getattr(settings, name))):
             raise SettingsError(f"{name} must be in [{low}, {high}]; got {getattr(settings, name)}")
+
+
+def no_effect(settings: Any, where: str, *names: str) -> None:
+    """SettingsError for a named setting that is not at its default where it does nothing."""
+    for part in dataclasses.fields(settings):
+        value = getattr(settings, part.name)
+        if part.name in names and value != part.default:
+            raise SettingsError(
+                f"{part.name} {to_plain(value)} has no effect {where}: leave it out"
+            )
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -59,7 +69,8 @@ def from_plain(kind: Any, plain: Any, name: str = "settings") -> Any:
         return plain
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if plain is None and type(None) in parts:
+        absent = plain is None or (isinstance(plain, str) and plain.lower() == "none")
+        if absent and type(None) in parts:  # TOML has no word of its own for it
             return None
         return from_plain(next(p for p in parts if p is not type(None)), plain, name)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(plain, kind):

@@ -16,7 +16,7 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import load_checkpoint, write_atomically, write_json
 from dreamstill.images import load_unlabelled
 from dreamstill.run import TeacherFile
-from dreamstill.settings import to_plain
+from dreamstill.settings import no_effect, to_plain
 from dreamstill.synthesis import METHODS, Synthesizer, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Progress
 from dreamstill.teacher import Teacher
@@ -49,6 +49,8 @@ class Images:
         able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
         if self.method not in able:
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
+        if self.images is not None:
+            no_effect(self, "beside images", "method", "synthesis", "num_images")
         if needs_student(self.method, self.synthesis):
             raise SettingsError(f"there is no student for {self.method} to play against here")
 

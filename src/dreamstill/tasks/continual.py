@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dreamstill.errors import DataError, NonFiniteError, TeacherError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nets.seeded import seeded
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, no_effect
 from dreamstill.tasks.distill import Progress
 from dreamstill.tasks.graph import replace_module
 from dreamstill.teacher import Teacher, open_teacher
@@ -69,6 +69,16 @@ class ContinualSettings:
         at_least(self, 2, "batch_size")
         above(self, 0, "lr", "temperature")
         at_least(self, 0, "keep")
+        where = f"on {self.recipe.value}"
+        if self.recipe is Recipe.FINETUNE:
+            no_effect(self, where, "keep")
+        if self.recipe in (Recipe.FINETUNE, Recipe.ABD):
+            no_effect(self, where, "temperature")
+
+    @property
+    def dreaming(self) -> bool:
+        """Synthetic images stand in for the old classes."""
+        return self.recipe in (Recipe.INVERSION, Recipe.ABD)
 
 
 def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
@@ -143,8 +153,7 @@ def learn(
     model.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    dreaming = settings.recipe in (Recipe.INVERSION, Recipe.ABD)
-    if dreaming and len(dreams) == 0:
+    if settings.dreaming and len(dreams) == 0:
         raise DataError(f"{settings.recipe.value} needs synthetic images of the old classes; got 0")
     weights = _class_weights(teacher, dreams, labels) if settings.recipe is Recipe.ABD else None
 
@@ -157,7 +166,7 @@ def learn(
         new = teacher.spec.encode(images[index].to(teacher.device))
         target = labels[index].to(teacher.device)
         dreamt = new[:0]
-        if dreaming:
+        if settings.dreaming:
             index = draw(len(dreams))
             dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
         model.train()

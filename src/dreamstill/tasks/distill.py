@@ -12,7 +12,7 @@ from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import above, at_least, within
+from dreamstill.settings import above, at_least, no_effect, within
 from dreamstill.synthesis.contract import Batch, Synthesizer
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
@@ -83,6 +83,10 @@ class DistillSettings:
             raise SettingsError(f"transfer names a loss twice: {', '.join(self.transfer)}")
         if self.transfer == (Transfer.BOUNDARY,):
             raise SettingsError("boundary only initializes the student: name a loss beside it")
+        if not {Transfer.KL, Transfer.REVERSE_KL, Transfer.JS} & {*self.transfer}:
+            no_effect(self, "without kl, reverse-kl or js", "temperature")
+        if Transfer.BOUNDARY not in self.transfer:
+            no_effect(self, "without boundary", "boundary_share")
         weights = self.transfer_weights
         if weights is not None and len(weights) != len(self.transfer):
             raise SettingsError(

@@ -3,8 +3,8 @@
 Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks for Efficient
 Evaluation", 2014 (SVD of linear layers); Kim et al., "Compression of Deep Convolutional Neural
 Networks for Fast and Low Power Mobile Applications", 2016 (Tucker-2 of convolutions: 1x1, k x k,
-1x1). A layer is left whole where its factors would not be smaller, and inside torch's attention,
-which reads its weights itself.
+1x1). A layer is left whole where its factors would not be smaller or have no fewer multiply-
+accumulates, and inside torch's attention, which reads its weights itself.
 """
 
 import copy
@@ -77,6 +77,11 @@ def split_linear(layer: nn.Linear, rank: int) -> nn.Sequential:
     return nn.Sequential(first, second).to(layer.weight.device)
 
 
+def weights_of(layers: nn.Sequential) -> list[Tensor]:
+    """Weights in order, no biases."""
+    return [value for name, value in layers.named_parameters() if name.endswith("weight")]
+
+
 def unfold(weight: Tensor, mode: int) -> Tensor:
     """Matrix whose rows run over one mode of a tensor."""
     return weight.movedim(mode, 0).flatten(1)
@@ -147,6 +152,12 @@ def factorize(
             return None
         if sum(p.numel() for p in new.parameters()) >= sum(p.numel() for p in module.parameters()):
             return None
+        if isinstance(module, nn.Conv2d) and name in probe.inputs:
+            before, after = (x[name].shape[2:].numel() for x in (probe.inputs, probe.outputs))
+            # the first of the three works before any stride
+            work = [p.numel() * (after if i else before) for i, p in enumerate(weights_of(new))]
+            if sum(work) >= module.weight.numel() * after:
+                return None
         records.append(RankRecord(name, full, ranks))
         return new
 

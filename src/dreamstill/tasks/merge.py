@@ -33,7 +33,9 @@ class MergeSettings:
     """Off: cut neurons and give nothing to those that stay; what merging is measured against."""
 
     def __post_init__(self) -> None:
-        within(self, 0, 0.999, *(["remove"] if self.remove is not None else []))
+        within(self, 0, 0.999, "remove")
+        if len(set(self.layers)) < len(self.layers):
+            raise SettingsError(f"layers names one twice: {', '.join(self.layers)}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,15 @@ def _filter_order(
     return list(zip(partners.tolist(), gone.tolist(), strict=True)), factors
 
 
+def _count(share: float, width: int) -> int:
+    """How many a share is, at most.
+
+    >>> _count(0.29, 100)
+    29
+    """
+    return int(share * width + 1e-9)
+
+
 def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> LayerRecord:
     """Make one layer narrower, in place."""
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
@@ -129,11 +140,11 @@ def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> LayerRecor
         flat = outgoing.transpose(1, 2).reshape(-1, width)
         order, saliencies = merge_order(first.weight.detach(), bias, flat)
         share = settings.remove
-        remove = turning_point(saliencies) if share is None else int(share * width)
+        remove = turning_point(saliencies) if share is None else _count(share, width)
         order, factors = order[:remove], torch.ones(remove)
     else:
         share = 0.5 if settings.remove is None else settings.remove
-        order, factors = _filter_order(first.weight.detach(), bias, int(share * width))
+        order, factors = _filter_order(first.weight.detach(), bias, _count(share, width))
     stay = torch.ones(width, dtype=torch.bool)
     for (kept, removed), factor in zip(order, factors.tolist(), strict=True):
         stay[removed] = False

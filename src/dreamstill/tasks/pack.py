@@ -4,11 +4,12 @@ Source: Han, Mao and Dally, "Deep Compression", ICLR 2016. Where this differs: t
 pruning and after sharing is distillation from the network itself on images that need not be real;
 densities are chosen over all layers together by LAMP (Lee et al. 2021), not by hand.
 
-The file, little endian: the magic `DSPACK1\n`; the length of a JSON header (uint32) and the header;
-then one stream of bits. The header holds what decoding needs: each tensor's name and shape, and for
-a shared one its number of weights, its codebook's size and the Huffman code lengths of codes and
-gaps. Tensors that are not shared (biases, BatchNorm) are stored as float32; codebooks too. All of
-it is counted in the size.
+The file, little endian: the magic `DSPACK1\n`; two lengths in bytes (uint32), of header and
+numbers; the header, JSON within zlib; the numbers, float32: the codebooks in order, then the
+tensors that are not shared (biases, BatchNorm); then one stream of bits, the codes and the gaps of
+each shared tensor. The header holds what decoding needs: each tensor's name and shape, and for a
+shared one its number of weights, its codebook's size and the canonical Huffman code lengths of
+codes and gaps. All of it is counted in the size.
 """
 
 import copy

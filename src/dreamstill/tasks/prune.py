@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.evaluate import measure_cost
+from dreamstill.probe import probed_at_once
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
@@ -293,8 +294,10 @@ def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
 
     Not of the divergence from the teacher: that is flat where the network is still the teacher.
     """
-    shown = teacher.spec.encode(images[:256].to(teacher.device))
-    with torch.no_grad():
-        classes = teacher(shown).argmax(1)
     model.zero_grad()
-    nn.functional.cross_entropy(model(shown), classes).backward()
+    for part in images[:256].split(probed_at_once(teacher.spec.shape)):
+        shown = teacher.spec.encode(part.to(teacher.device))
+        with torch.no_grad():
+            classes = teacher(shown).argmax(1)
+        loss = nn.functional.cross_entropy(model(shown), classes, reduction="sum")
+        (loss / len(images[:256])).backward()

@@ -22,7 +22,7 @@ from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.evaluate import predict
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import Probe, probed_at_once
-from dreamstill.settings import within
+from dreamstill.settings import no_effect, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
 from dreamstill.tasks.finetune import finetune
@@ -65,13 +65,15 @@ class QuantizeSettings:
     """Of activations, on images: min-max, or percentile (99.99 %)."""
     size: float | None = None
     """Mixed precision: bring the weights to this share of their size at 8 bits, at most, layer by
-    layer, the least sensitive first; in (0.25, 1]. Then `weight_bits` has no effect."""
+    layer, the least sensitive first; in (0.25, 1]. In place of `weight_bits`."""
     finetune: DistillSettings | None = None
     """Fine-tuning of weights and step sizes on the images; none: calibration alone."""
 
     def __post_init__(self) -> None:
         within(self, 2, 8, "weight_bits", "activation_bits", "first_last_bits")
         within(self, 0.25, 1, "size")
+        if self.size is not None:
+            no_effect(self, "beside size", "weight_bits")
 
 
 def round_through(values: Tensor) -> Tensor:
