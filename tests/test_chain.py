@@ -18,6 +18,10 @@ from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherE
 from dreamstill.export import load_exported
 from dreamstill.nets.seeded import seeded
 from dreamstill.report.chain import write_chain_report
+from dreamstill.settings import to_plain
+from dreamstill.synthesis.drawings import CLOTHES
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.pack import load_packed
 from dreamstill.tasks.quantize import QuantizedLayer
 from dreamstill.teacher import build
@@ -171,6 +175,7 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
         ({"num_images": 3}, "at least 8; got 3"),
         ({"method": "dfad"}, "method must be one of noise"),
         ({"method": "magic"}, "method must be one of noise"),
+        ({"preset": "mars"}, "structured_noise has no preset 'mars'; known: clothes, scenes"),
         ({"synthesis": {"mine": True}}, "no student for structured_noise to play against"),
         ({"color": 1}, "unknown setting chain.color"),
         ({"method": ["noise"], "synthesis": {}}, "chain.method must be of type str"),
@@ -228,6 +233,17 @@ def test_each_task_is_a_command_with_a_page(
     assert cli.main([task, *common, *options]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert cli.main([task, *common, *options, "--resume"]) == 0
+
+
+def test_a_task_takes_a_method_with_its_settings(plain: dict[str, object], tmp_path: Path) -> None:
+    command = ["quantize", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+    command += ["--num-images", "64", "--method", "zskd", "--synthesis.steps", "2"]
+    assert cli.main([*command, "--out", str(tmp_path / "run")]) == 0
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["method"] == "zskd"
+    assert settings["synthesis"] == to_plain(ZskdSettings(steps=2))
+    chain = read_chain(plain | {"preset": "clothes", "synthesis": {"oversample": 2}})
+    assert chain.synthesis == StructuredNoiseSettings(drawing=CLOTHES, oversample=2)
 
 
 def deep_cnn() -> torch.nn.Module:

@@ -35,8 +35,7 @@ from dreamstill.images import load_images, load_unlabelled
 from dreamstill.probe import shown_at_once
 from dreamstill.run import RANDOM_START, check_reconstruct, open_from, open_student, seeded_process
 from dreamstill.settings import at_least, from_plain, no_effect, to_plain
-from dreamstill.sources import Images, OnProgress, own_images, same_origin
-from dreamstill.synthesis import METHODS
+from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize_to
 from dreamstill.tasks.finetune import check_finetuning, finetune
@@ -314,9 +313,7 @@ def read_chain(plain: dict[str, Any]) -> Chain:
         if task == "distill":
             check_reconstruct(settings)
         links.append(Link(task=task, settings=from_plain(TASKS[task][0], settings, task)))
-    method = plain.get("method", "structured_noise")
-    if "synthesis" in plain and isinstance(method, str) and method in METHODS:
-        plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
+    read_synthesis(plain)
     if "teacher" not in plain:
         raise SettingsError("no teacher: give weights in a table [teacher]")
     chain: Chain = from_plain(Chain, plain | {"links": links}, "chain")

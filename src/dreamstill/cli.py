@@ -26,16 +26,17 @@ from dreamstill.errors import (
     first_line,
     is_out_of_memory,
 )
-from dreamstill.flags import PREFIX, add_flags, given_flags, merge, read_toml
+from dreamstill.flags import PREFIX, add_flags, given_flags, read_toml
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
 from dreamstill.report.chain import write_chain_report
 from dreamstill.run import Job, TeacherFile, check_reconstruct, open_from, settle_process
-from dreamstill.settings import from_plain, to_plain
+from dreamstill.settings import from_plain, merge
+from dreamstill.sources import read_synthesis
 from dreamstill.summarize import export_run, open_run, read_job, summarize
-from dreamstill.synthesis import METHODS
+from dreamstill.synthesis import METHODS, method_settings
 from dreamstill.tasks.continual import ContinualSettings
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.distill import Progress as Step
@@ -109,7 +110,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if not isinstance(method, str) or method not in METHODS:
         raise SettingsError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     _add_synthesis(command, method)
-    _add_tasks(command)
+    _add_tasks(command, method)
     _add_results(command)
     arguments = parser.parse_args(_join_negative(argv))
     arguments.table = table
@@ -126,14 +127,11 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
         sub.add_argument("--config", help="TOML file of settings; flags win over it")
         sub.add_argument("--device", help="cpu, cuda, cuda:1 [cpu]")
         add_flags(sub, TeacherFile, "teacher")
-    presets = ", ".join(METHODS[method].presets) or "this method has none"
     for sub in (synthesize, distill):
-        sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
-        sub.add_argument("--preset", help=f"settings by data set, the paper's or ours: {presets}")
+        _add_method(sub, method)
         sub.add_argument("--precision", help=f"{' or '.join(Precision)} [float32]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")
-        add_flags(sub, METHODS[method].settings, "synthesis")
     inspect.add_argument(
         "--images", help=".npz with x, or pictures: are they like the training images?"
     )
@@ -162,7 +160,15 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     add_flags(metadata, TeacherFile, "teacher")
 
 
-def _add_tasks(command: AddCommand) -> None:
+def _add_method(sub: argparse.ArgumentParser, method: str) -> None:
+    """What makes the images, and its settings."""
+    presets = ", ".join(METHODS[method].presets) or "this method has none"
+    sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
+    sub.add_argument("--preset", help=f"settings by data set, the paper's or ours: {presets}")
+    add_flags(sub, METHODS[method].settings, "synthesis")
+
+
+def _add_tasks(command: AddCommand, method: str) -> None:
     """What works on a set of images: chain, each task alone, continual."""
     chain = command("chain", _chain)
     chain.add_argument("config", metavar="FILE", help="TOML file: [teacher] and [[link]] tables")
@@ -179,8 +185,9 @@ def _add_tasks(command: AddCommand) -> None:
     add_flags(continual, ContinualSettings, "continual")
     for sub in (*singles.values(), continual):
         sub.add_argument(
-            "--images", help=".npz with x, or a folder of pictures; default: structured noise"
+            "--images", help=".npz with x, or a folder of pictures; default: synthesize them"
         )
+        _add_method(sub, method)
         sub.add_argument("--num-images", type=int, help="how many to synthesize [4000]")
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         add_flags(sub, TeacherFile, "teacher")
@@ -232,13 +239,16 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-OPTIONS = ("device", "precision", "seed", "student", "inherit", "reconstruct", "checkpoint_every")
+OPTIONS = (
+    *("device", "precision", "seed", "student", "inherit", "reconstruct", "checkpoint_every"),
+    "preset",
+)
 """Settings of a job that are no table."""
 
 
 def _typed(arguments: argparse.Namespace) -> list[str]:
     """Names of the flags that were typed and decide a run."""
-    names = (*OPTIONS, "config", "method", "preset", "out")
+    names = (*OPTIONS, "config", "method", "out")
     plain = [n.replace("_", "-") for n in names if getattr(arguments, n, None) is not None]
     return plain + [n.removeprefix(PREFIX) for n in vars(arguments) if n.startswith(PREFIX)]
 
@@ -268,17 +278,9 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
     if "student" not in plain:
         raise SettingsError("no student: give --student module:function")
     check_reconstruct(plain)
-    method = METHODS[arguments.method_name]
-    given = plain.get("synthesis", {})
-    if not isinstance(given, dict):
-        raise SettingsError(f"synthesis must be a table of settings; got {given!r}")
-    in_file = plain.pop("preset", None)
-    if preset := arguments.preset or in_file:
-        if not isinstance(preset, str) or preset not in method.presets:
-            known = ", ".join(method.presets) or "none"
-            raise SettingsError(f"{arguments.method_name} has no preset {preset!r}; known: {known}")
-        given = merge(to_plain(method.presets[preset]), given)
-    plain["synthesis"] = from_plain(method.settings, given, "synthesis")
+    plain["synthesis"] = method_settings(
+        arguments.method_name, plain.get("synthesis"), plain.pop("preset", None)
+    )
     job: Job = from_plain(Job, plain)
     return job
 
@@ -363,6 +365,7 @@ def _continual(arguments: argparse.Namespace) -> Any:
     """Learn new classes without the data of the old ones."""
     plain = _source(arguments) | {"new": arguments.new}
     _teacher_file(plain)
+    read_synthesis(plain)
     result = learn_classes(
         _out(arguments),
         from_plain(Learning, plain),
@@ -377,7 +380,8 @@ def _continual(arguments: argparse.Namespace) -> Any:
 
 def _source(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags, and where the images come from: a plain dict."""
-    named = {name: getattr(arguments, name) for name in ("images", "num_images", "seed")}
+    names = ("images", "num_images", "seed", "method", "preset")
+    named = {name: getattr(arguments, name) for name in names}
     return given_flags(arguments) | {k: v for k, v in named.items() if v is not None}
 
 

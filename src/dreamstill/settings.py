@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamstill.errors import SettingsError
 
-__all__ = ["above", "at_least", "from_plain", "no_effect", "to_plain", "within"]
+__all__ = ["above", "at_least", "from_plain", "merge", "no_effect", "to_plain", "within"]
 
 
 def at_least(settings: Any, low: float, *names: str) -> None:
@@ -97,13 +97,17 @@ def from_plain(kind: Any, plain: Any, name: str = "settings") -> Any:
     return plain
 
 
-def _over(base: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
-    """What was given, over a default: of nested settings the rest stays."""
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, table by table.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
     return base | {
-        key: _over(base[key], value)
+        key: merge(base[key], value)
         if isinstance(value, dict) and isinstance(base.get(key), dict)
         else value
-        for key, value in plain.items()
+        for key, value in over.items()
     }
 
 
@@ -118,7 +122,7 @@ def _dataclass_from_plain(kind: Any, plain: Any, name: str) -> Any:
     needed = set()
     for field in dataclasses.fields(kind):
         if field.default_factory is not dataclasses.MISSING:
-            plain = _over({field.name: to_plain(field.default_factory())}, plain)
+            plain = merge({field.name: to_plain(field.default_factory())}, plain)
         elif field.default is dataclasses.MISSING:
             needed.add(field.name)
     if missing := sorted(needed - plain.keys()):

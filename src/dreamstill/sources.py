@@ -17,11 +17,17 @@ from dreamstill.folder import load_checkpoint, write_atomically, write_json
 from dreamstill.images import load_unlabelled
 from dreamstill.run import TeacherFile
 from dreamstill.settings import no_effect, to_plain
-from dreamstill.synthesis import METHODS, Synthesizer, needs_student, open_synthesizer
+from dreamstill.synthesis import (
+    METHODS,
+    Synthesizer,
+    method_settings,
+    needs_student,
+    open_synthesizer,
+)
 from dreamstill.tasks.distill import Progress
 from dreamstill.teacher import Teacher
 
-__all__ = ["Images", "OnProgress", "draw_images", "own_images", "same_origin"]
+__all__ = ["Images", "OnProgress", "draw_images", "own_images", "read_synthesis", "same_origin"]
 
 OnProgress = Callable[[Progress], None]
 
@@ -53,6 +59,16 @@ class Images:
             no_effect(self, "beside images", "method", "synthesis", "num_images")
         if needs_student(self.method, self.synthesis):
             raise SettingsError(f"there is no student for {self.method} to play against here")
+
+
+def read_synthesis(plain: dict[str, Any]) -> None:
+    """In place, a job's `synthesis` and `preset` become the settings of its `method`."""
+    method = plain.get("method", "structured_noise")
+    given, preset = plain.pop("synthesis", None), plain.pop("preset", None)
+    if not isinstance(method, str) or method not in METHODS:
+        return  # which is said of the job as a whole
+    if given is not None or preset is not None:
+        plain["synthesis"] = method_settings(method, given, preset)
 
 
 def draw_images(

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dreamstill.errors import TeacherError
+from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.settings import from_plain, merge, to_plain
 from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
 from dreamstill.synthesis.contract import Batch, Synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, SCENES
@@ -20,6 +21,7 @@ __all__ = [
     "Batch",
     "Method",
     "Synthesizer",
+    "method_settings",
     "missing_offers",
     "needs_student",
     "open_synthesizer",
@@ -73,6 +75,26 @@ def missing_offers(name: str, teacher: Teacher) -> list[str]:
 def needs_student(name: str, settings: Any) -> bool:
     """The method, or what its settings ask of it, plays against a live student."""
     return METHODS[name].synthesizer.adversarial or getattr(settings, "adversarial", False)
+
+
+def method_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
+    """Settings of a method from plain values, laid upon those of a preset or the defaults.
+
+    Raises:
+        SettingsError: the method has no such preset or setting.
+
+    """
+    method, given = METHODS[name], {} if plain is None else plain
+    if isinstance(given, method.settings) and preset is None:
+        return given
+    if not isinstance(given, dict):
+        raise SettingsError(f"synthesis must be a table of settings; got {given!r}")
+    if preset is not None:
+        if not isinstance(preset, str) or preset not in method.presets:
+            known = ", ".join(method.presets) or "none"
+            raise SettingsError(f"{name} has no preset {preset!r}; known: {known}")
+        given = merge(to_plain(method.presets[preset]), given)
+    return from_plain(method.settings, given, "synthesis")
 
 
 def open_synthesizer(
