@@ -117,6 +117,12 @@ def run(weights: Path, data: Path, link: dict[str, Any], images: Path, seed: int
     }
 
 
+def made_runs(record: dict[str, Any], row: str, source: str) -> list[dict[str, Any]]:
+    """A row's runs on a source, by seed."""
+    runs: list[dict[str, Any]] = record["rows"].get(row, {}).get(source, {"runs": []})["runs"]
+    return runs
+
+
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and spread of a source's runs, how much smaller the file is, and the runs themselves."""
     return {
@@ -157,25 +163,27 @@ def main() -> None:
     if args.resume:
         record["rows"] = made_rows(out, record)
     for seed in range(1 if args.tiny else args.seeds):
+        todo = [
+            (row, source)
+            for row, link in ROWS.items()
+            for source in (("ours",) if link.get("without_inputs") else SOURCES)
+            if len(made_runs(record, row, source)) <= seed
+        ]
         with tempfile.TemporaryDirectory() as temporary:
-            files = {source: Path(temporary) / f"{source}.npz" for source in SOURCES}
-            for source, file in files.items():
+            for source in {source for _, source in todo}:
                 num = 64 if args.tiny else NUM_IMAGES
-                np.savez(file, x=source_images(source, teacher, data, num, seed).numpy())
-            for row, link in ROWS.items():
-                cells = record["rows"].setdefault(row, {})
+                x = source_images(source, teacher, data, num, seed).numpy()
+                np.savez(Path(temporary) / f"{source}.npz", x=x)
+            for row, source in todo:
+                link, runs = ROWS[row], made_runs(record, row, source)
                 if args.tiny and "finetune" in link:
                     link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
-                for source in ("ours",) if link.get("without_inputs") else SOURCES:
-                    runs = cells[source]["runs"] if source in cells else []
-                    if len(runs) > seed:
-                        continue
-                    runs.append(run(weights, data, link, files[source], seed))
-                    cells[source] = summary(runs)
-                    print(row, source, "seed", seed, runs[-1], flush=True)
-                    if not args.tiny:
-                        out.parent.mkdir(parents=True, exist_ok=True)
-                        out.write_text(json.dumps(record, indent=2) + "\n")
+                runs.append(run(weights, data, link, Path(temporary) / f"{source}.npz", seed))
+                record["rows"].setdefault(row, {})[source] = summary(runs)
+                print(row, source, "seed", seed, runs[-1], flush=True)
+                if not args.tiny:
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
