@@ -260,6 +260,27 @@ def test_layers_inside_attention_are_left_whole() -> None:
         prune(teacher, images(16), settings, rng=rng())
 
 
+class Columns(nn.Module):
+    """A linear layer over columns, where one expects channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Conv2d(1, 8, 3, padding=1)
+        self.columns = nn.Linear(28, 4)
+        self.head = nn.Linear(8 * 28 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.columns(self.rows(x))).flatten(1))
+        return logits
+
+
+def test_a_network_that_cannot_be_cut_is_named() -> None:
+    with seeded(rng()):
+        teacher = open_teacher(Columns(), SPEC)
+    with pytest.raises(TeacherError, match="Columns does not run with channels cut: mat1 and mat2"):
+        prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
+
+
 def test_factors_have_fewer_multiply_accumulates_too() -> None:
     """A stride is taken by the second factor: the first works on four times as many pixels."""
     with seeded(rng()):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.errors import SettingsError, TeacherError, first_line
 from dreamstill.evaluate import measure_cost
 from dreamstill.probe import probed_at_once
 from dreamstill.settings import at_least, within
@@ -177,7 +177,8 @@ def prune(
 
     Raises:
         SettingsError: the target cannot be met, or torch-pruning is absent.
-        TeacherError: the network has no last linear layer to leave alone.
+        TeacherError: the network has no last linear layer to leave alone, or does not run with
+            channels cut.
 
     """
     tp = library()
@@ -284,7 +285,13 @@ def _narrow(
                     kept[name] = kept[name][left]
             group.prune()
         model.zero_grad()
-        if _cost(model, teacher, settings.target) <= goal:
+        try:
+            cost = _cost(model, teacher, settings.target)
+        except Exception as error:  # the library does not follow every operation
+            raise TeacherError(
+                f"{type(model).__name__} does not run with channels cut: {first_line(error)}"
+            ) from error
+        if cost <= goal:
             return kept
     raise SettingsError(f"keep {settings.keep} of {settings.target.value} cannot be met")
 
