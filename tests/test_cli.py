@@ -244,7 +244,12 @@ def test_a_run_is_measured_with_its_own_teacher_and_floor(
     assert cli.main(distill(teacher, *noise, out="floor")) == 0
     assert cli.main(distill(teacher, *noise, "--distill.steps", "3", out="short")) == 0
     evaluate = ["evaluate", str(folder / "run"), "--images", str(real), "--floor"]
-    for wrong, why in (("run", "is a run of structured_noise"), ("short", "has another steps: 3")):
+    assert cli.main(distill(teacher, *noise, "--distill.lr", "1e-9", out="slow")) == 0
+    for wrong, why in (
+        ("run", "is a run of structured_noise"),
+        ("short", "has another steps: 3"),
+        ("slow", "has another lr: 1e-09"),
+    ):
         assert cli.main([*evaluate, str(folder / wrong)]) == 2
         assert why in capsys.readouterr().err
     assert cli.main([*evaluate, str(folder / "floor")]) == 0
@@ -256,6 +261,27 @@ def test_a_run_is_measured_with_its_own_teacher_and_floor(
     save_file({name: value + 1 for name, value in state.items()}, teacher)
     assert cli.main(evaluate[:-1]) == 2
     assert "was run with the teacher" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_there_is_empty_again_after_a_mistake(teacher: Path) -> None:
+    folder = teacher.parent / "mine"
+    folder.mkdir()
+    weights = quadrants(teacher)  # without BatchNorm
+    common = ["--teacher.weights", str(weights), "--method", "deepinversion", "--out", str(folder)]
+    for command in (["distill", "--student", "toys:quadrants"], ["synthesize"]):
+        assert cli.main([*command, *common]) == 2
+        assert folder.is_dir()
+        assert not any(folder.iterdir())
+
+
+def test_unknown_formats_are_met_before_a_file_is_written(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(distill(teacher)) == 0
+    folder = teacher.parent / "run"
+    assert cli.main(["export", str(folder), "--formats", "onnx, tflite"]) == 2
+    assert "unknown format 'tflite'; known: onnx, pt2" in capsys.readouterr().err
+    assert not list(folder.glob("student.onnx"))
 
 
 class Tied(toys.SmallCnn):
@@ -353,6 +379,10 @@ BAD: dict[str, tuple[Break, str]] = {
     "a size of replayed batches without replay": (
         flags("--distill.batch_size", "9"),
         "set synthesis.batch_size, or distill.fresh_every",
+    ),
+    "images to replay without replay": (
+        flags("--distill.prefill", "9"),
+        "distill.prefill 9 makes images to replay",
     ),
     "reconstruct without inherit": (flags("--reconstruct", "7"), "add inherit, or leave it out"),
     "images and how many to synthesize": (

@@ -1,5 +1,6 @@
 """The one contract, run over every method of the table."""
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from torch import Tensor
 
 import toys
 from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
+from dreamstill.losses.diversity import sample_diversity
+from dreamstill.losses.logits import js_divergence
 from dreamstill.metadata import load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
@@ -82,6 +85,26 @@ def test_a_batch_is_detached_in_range_and_answered_by_the_teacher(name: str) -> 
     torch.testing.assert_close(batch.logits, teacher.module(batch.images))
 
 
+class Turning(toys.SmallCnn):
+    """It views what a convolution leaves, which in the layout of channels last is refused."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.relu(self.conv(x))
+        return super().forward(x) + out.view(len(x), -1).mean(1, keepdim=True)
+
+
+def test_in_bfloat16_networks_may_view_too() -> None:
+    spec = InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    with seeded(torch.Generator().manual_seed(3)):
+        networks = [Turning(channels=3), toys.SmallCnn(channels=3)]
+    teacher = open_teacher(networks[0], spec, precision=Precision.BFLOAT16)
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for network, layout in zip(networks, ("contiguous", "channels_last"), strict=True):
+        answers = teacher.run(network.eval(), images)
+        torch.testing.assert_close(answers, network(images), atol=0.2, rtol=0.05)
+        assert str(teacher._layouts[network]).startswith(f"torch.{layout}")
+
+
 @methods
 def test_in_bfloat16_only_what_runs_inside_a_network_is_rounded(name: str) -> None:
     teacher = toys.cnn_teacher()
@@ -97,18 +120,19 @@ def test_in_bfloat16_only_what_runs_inside_a_network_is_rounded(name: str) -> No
 
 
 class Viewing(toys.SmallCnn):
-    """It takes its color images for contiguous, as many networks do."""
+    """It takes its images for contiguous, as many networks do."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.view(len(x), -1).view(x.shape))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @methods
-def test_a_network_may_view_its_color_images(name: str, tmp_path: Path) -> None:
-    spec = InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+def test_a_network_may_view_its_images(name: str, channels: int, tmp_path: Path) -> None:
+    spec = InputSpec(shape=(channels, 8, 8), mean=(0.5,) * channels, std=(0.25,) * channels)
     with seeded(torch.Generator().manual_seed(3)):
-        teacher = open_teacher(toys.balanced(Viewing(channels=3)), spec)
-        rival = Viewing(channels=3)
+        teacher = open_teacher(toys.balanced(Viewing(channels=channels)), spec)
+        rival = Viewing(channels=channels)
     changes: dict[str, Any] = {}
     if name == "metadata":
         changes["file"] = str(tmp_path / "color.safetensors")
@@ -312,6 +336,49 @@ def first_slope(name: str, shift: float, monkeypatch: pytest.MonkeyPatch) -> Slo
     with pytest.raises(Slope) as caught:
         draw(synthesizer)
     return caught.value
+
+
+def test_adaptive_deepinversion_gains_where_the_student_disagrees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher, found = toys.cnn_teacher(), []
+
+    def once(images: Tensor, objective: Any, **settings: Any) -> Tensor:
+        found.append(objective(images).item())
+        return images
+
+    monkeypatch.setattr("dreamstill.synthesis.deepinversion.optimize_pixels", once)
+    other = toys.seeded_student().eval()
+    for rival in (copy.deepcopy(teacher.module), other):
+        batch = draw(make("deepinversion", teacher, competition=9e3, jitter=0, flip=False), rival)
+    disagreement = js_divergence(other(batch.images), teacher.module(batch.images), 3.0)
+    assert found[0] - found[1] == pytest.approx(9e3 * disagreement.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["zskt", "rdskd"])
+def test_a_generator_plays_for_what_its_paper_says(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, played = toys.cnn_teacher(), {}
+
+    def step(generator: LatentGenerator, loss: Tensor, clip: float = 0.0) -> None:
+        played["loss"], played["clip"] = loss.item(), clip
+
+    monkeypatch.setattr(LatentGenerator, "step", step)
+    rival = toys.seeded_student().eval()
+    batch = draw(make(name, teacher), rival)
+    answers, wrong = teacher.module(batch.images), rival(batch.images)
+    if name == "zskt":  # -KL(teacher || student), on the z that the student then learns
+        divergence = (answers.softmax(1) * (answers.log_softmax(1) - wrong.log_softmax(1))).sum(1)
+        assert played["loss"] == pytest.approx(-divergence.mean().item(), rel=1e-3)
+        assert played["clip"] == 5.0
+    if name == "rdskd":  # e^authenticity + e^-entropy of the mean answer + diversity, from base 0
+        answer = answers.softmax(1)
+        authenticity = -answer.amax(1).log().mean()
+        evenness = (answer.mean(0) * answer.mean(0).log()).sum()
+        diversity = sample_diversity(batch.images, answer)
+        expected = authenticity.exp() + evenness.exp() + diversity
+        assert played["loss"] == pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Distillation, judge and pool; runs killed and resumed."""
 
 import hashlib
+import itertools
 import json
 import signal
 import subprocess
@@ -38,6 +39,13 @@ def batch_of(value: int, num: int) -> Batch:
 
 
 class TestPool:
+    @pytest.mark.parametrize("name", ["shift", "rotate", "scale", "mix"])
+    def test_each_augmentation_changes_images(self, name: str) -> None:
+        images = torch.randn(8, 1, 8, 8, generator=rng()).clamp(-2, 2)
+        degree: Any = {"shift": 0.3, "rotate": 40.0, "scale": 0.4, "mix": True}[name]
+        changed = augment(images, toys.SPEC, Augmentation(**{name: degree}), rng())
+        assert (changed - images).abs().mean() > 0.1
+
     def test_a_new_image_replaces_the_oldest(self, tmp_path: Path) -> None:
         pool = Pool(tmp_path, toys.SPEC, 5, {})
         for value in (1, 2, 3):
@@ -267,6 +275,86 @@ def test_prefill_and_replay(tmp_path: Path) -> None:
     for _ in work.run():
         pass
     assert work.pool.added == 256 + 2 * 64
+
+
+def weights_after(folder: Path, **changes: object) -> torch.Tensor:
+    """Of the student, all in one row, after six steps."""
+    torch.manual_seed(0)
+    work = work_in(folder, **{"steps": 6, "lr": 0.02, **changes})  # type: ignore[arg-type]
+    for _ in work.run():
+        pass
+    return torch.cat([p.detach().flatten() for p in work.student.parameters()])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr": 0.03},
+        {"anneal": False},
+        {"clip_gradient": 1e-3},
+        {"temperature": 1.0},
+        {"transfer": (Transfer.L1,)},
+        {"transfer_weights": (1.0, 9.0)},
+        {"fresh_every": 2},
+        {"fresh_every": 2, "batch_size": 7},
+        {"fresh_every": 2, "augment": Augmentation(shift=0.2)},
+    ],
+)
+def test_every_setting_reaches_the_student(tmp_path: Path, changes: dict[str, object]) -> None:
+    plain = weights_after(tmp_path / "plain")
+    assert torch.equal(weights_after(tmp_path / "again"), plain)
+    assert not torch.allclose(weights_after(tmp_path / "other", **changes), plain, atol=1e-5)
+
+
+def test_the_learning_rate_falls_to_zero_by_a_cosine(tmp_path: Path) -> None:
+    work, rates = work_in(tmp_path, steps=4, lr=0.02), []
+    for progress in work.run():
+        if progress.stage == "distill":
+            rates.append(work.optimizer.param_groups[0]["lr"] / 0.02)
+    assert rates == pytest.approx([0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0.0])
+
+
+def test_the_judge_sits_also_at_the_last_step(tmp_path: Path) -> None:
+    work = work_in(tmp_path, steps=7, judge_every=5)
+    sittings = [progress.done for progress in work.run() if "agreement" in progress.record]
+    assert sittings == [5, 7]
+
+
+def test_a_batch_is_trained_on_as_often_as_its_method_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, seen = work_in(tmp_path, steps=7), []
+    monkeypatch.setattr(work.synthesizer, "repeat", 3, raising=False)
+    work.student.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0]) if module.training else None
+    )
+    for _ in work.run():
+        pass
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(seen)]
+    assert same == [True, True, False, True, True, False]
+
+
+def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) -> None:
+    teacher, generator = toys.cnn_teacher(), rng()
+    student = toys.SmallCnn()
+    settings = DistillSettings(
+        steps=8, held_out=16, pool=64, transfer=(Transfer.KL, Transfer.BOUNDARY), boundary_share=0.5
+    )
+    method = Noise(teacher, NoiseSettings(batch_size=16), rng=generator)
+    pool = Pool(tmp_path, teacher.spec, 64, {})
+    work = Distillation(teacher, student, method, pool, settings, rng=generator)
+    head, connectors = [], []
+    for progress in work.run():
+        if progress.stage == "distill":
+            head.append(student.head.weight.detach().clone())
+            connectors.append(next(work.loss.connectors.parameters()).detach().clone())
+    moved = [
+        [not torch.equal(a, b) for a, b in itertools.pairwise(values)]
+        for values in (head, connectors)
+    ]
+    assert moved[0][:3] == [False] * 3  # nothing beyond the last convolution is initialized
+    assert all(moved[0][3:])
+    assert all(moved[1][:3])
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:

@@ -110,5 +110,10 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "cat" / "torn.png").write_bytes(b"\x89PNG torn")
     with pytest.raises(DataError, match=r"torn\.png is not a whole picture"):
         load_images(tmp_path, color_spec(), 1)
+    deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    (tmp_path / "deep").mkdir()
+    deep.save(tmp_path / "deep" / "a.png")
+    with pytest.raises(DataError, match="has more than 8 bits a channel"):
+        load_unlabelled(tmp_path / "deep", color_spec())
     with pytest.raises(DataError, match="the network takes 2"):
         load_unlabelled(tmp_path, color_spec(2))

@@ -1,12 +1,15 @@
 """What each method does beyond the contract, against answers known by hand."""
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import toys
+from dreamstill.errors import SettingsError
 from dreamstill.nets.generators import Generator
 from dreamstill.synthesis.dafl import MNIST, Dafl, DaflSettings, dafl_loss
 from dreamstill.synthesis.deepinversion import (
@@ -16,11 +19,13 @@ from dreamstill.synthesis.deepinversion import (
     inversion_loss,
 )
 from dreamstill.synthesis.drawings import (
+    CLOTHES,
     Drawing,
     interpolation,
     random_fields,
     structured_images,
 )
+from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
 from dreamstill.synthesis.pixels import Start, halved, start_images
 from dreamstill.synthesis.structured_noise import (
     StructuredNoise,
@@ -138,25 +143,45 @@ def test_inversion_loss_weighs_the_first_layer() -> None:
     assert loss.item() == 2 * (10 * 3 + 3)
 
 
-def test_deepinversion_keeps_the_best_iterate_not_the_last() -> None:
-    # a learning rate that overshoots at every step: the best is among the first
-    losses = []
-    for steps in (1, 30):
-        settings = DeepInversionSettings(
-            batch_size=8, steps=steps, lr=100.0, jitter=0, flip=False, total_variation=0.0
-        )
-        synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
-        batch = synthesizer.next_batch()
-        teacher = synthesizer.teacher
-        norm = synthesizer.norms["norm"]
-        seen = {"norm": teacher.module.conv(batch.images)}  # type: ignore[operator]
-        targets = torch.arange(8) % 4
-        losses.append(
-            inversion_loss(
-                batch.images, batch.logits, targets, seen, {"norm": norm}, settings
-            ).item()
-        )
-    assert losses[1] <= losses[0]
+def test_deepinversion_keeps_the_best_iterate_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DeepInversionSettings(batch_size=8, steps=30, jitter=0, flip=False)
+    shown: list[torch.Tensor] = []
+
+    def worse_and_worse(images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        shown.append(images.detach().clone())
+        return inversion_loss(images, *rest) + 1000.0 * abs(len(shown) - 11)
+
+    monkeypatch.setattr("dreamstill.synthesis.deepinversion.inversion_loss", worse_and_worse)
+    batch = DeepInversion(toys.cnn_teacher(), settings, rng=rng()).next_batch()
+    assert torch.equal(batch.images, shown[10])
+    assert not torch.equal(batch.images, shown[-1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16), (1, 16, 1), (3, 1, 16)])
+def test_images_of_one_row_or_column_can_be_drawn(shape: tuple[int, int, int]) -> None:
+    spec = InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
+    images = structured_images(20, spec, Drawing(), rng())
+    assert images.shape == (20, *shape)
+    assert images.std() > 0.1
+
+
+def test_empty_slots_of_a_memory_are_not_saved() -> None:
+    method = StructuredNoise(toys.cnn_teacher(), StructuredNoiseSettings(batch_size=8), rng=rng())
+    assert method.state_dict()["memory"]["images"].shape[1] == 0
+    method.next_batch()
+    state = copy.deepcopy(method.state_dict())
+    assert 0 < state["memory"]["images"].shape[1] < 16
+    other = StructuredNoise(method.teacher, method.settings, rng=rng())
+    other.load_state_dict(state)
+    method.rng.manual_seed(1), other.rng.manual_seed(1)
+    assert torch.equal(method.next_batch().images, other.next_batch().images)
+
+
+def test_a_drawing_needs_a_structured_start() -> None:
+    with pytest.raises(SettingsError, match=r"drawing .* has no effect with start uniform"):
+        ZskdSettings(drawing=CLOTHES)
+    with pytest.raises(SettingsError, match=r"prior 9\.0 has no effect with scheme bns"):
+        KnowledgeWithinSettings(scheme=Scheme.BNS, prior=9.0)
 
 
 def test_deepinversion_classes_take_turns() -> None:

@@ -10,7 +10,6 @@ user's factories alone.
 import copy
 import io
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,7 +29,7 @@ from dreamstill.errors import (
 )
 from dreamstill.evaluate import accuracy, agreement, measure_cost, measure_latency, predict
 from dreamstill.export import export, load_exported
-from dreamstill.folder import claim, write_atomically, write_json
+from dreamstill.folder import claim, discard, write_atomically, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.probe import shown_at_once
 from dreamstill.run import RANDOM_START, check_reconstruct, open_from, open_student, seeded_process
@@ -353,8 +352,10 @@ def run_chain(
         return _run(folder, chain, teacher, images, test, real, on_progress)
     except DreamstillError:
         worth = [folder / "images.npz", folder / "images.pt", *(folder / "links").glob("*.json")]
-        if not existed and not any(path.is_file() for path in worth):
-            shutil.rmtree(folder)  # a mistake in the first link leaves nothing half-written
+        if not resume and not any(path.is_file() for path in worth):
+            discard(
+                folder, existed=existed
+            )  # a mistake in the first link leaves nothing half-written
         raise
 
 

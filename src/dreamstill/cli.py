@@ -73,12 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dreamstill: out of memory: {first_line(error)}; lower sizes", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        more = "; a run goes on with --resume" if hasattr(arguments, "resume") else ""
+        more = "; it goes on with --resume" if _can_resume(arguments) else ""
         print(f"dreamstill: stopped{more}", file=sys.stderr)
         return 130
     if arguments.json:
         print(json.dumps(result, indent=2))
     return 0
+
+
+def _can_resume(arguments: argparse.Namespace) -> bool:
+    """There is something in the folder of a command that takes up what it left."""
+    resume, out = (getattr(arguments, name, None) for name in ("resume", "out"))
+    folder = Path(resume if isinstance(resume, str) else out or "")
+    return resume is not None and folder.is_dir() and any(folder.iterdir())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -438,7 +445,8 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
 def _export(arguments: argparse.Namespace) -> Any:
     """Write a run's student as ONNX and .pt2, run each, and compare."""
     folder = Path(arguments.folder)
-    records = export_run(folder, formats=tuple(arguments.formats.split(",")))
+    formats = tuple(name.strip() for name in arguments.formats.split(","))
+    records = export_run(folder, formats=formats)
     write_report(folder)
     if not arguments.json:
         for record in records:

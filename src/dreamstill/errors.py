@@ -15,6 +15,10 @@ __all__ = [
 ]
 
 
+MOST_SHOWN = 300
+"""Characters of somebody else's error: torch's name every backend that it knows."""
+
+
 class DreamstillError(ValueError):
     """Base of every error that names a value of the user's and what would be right."""
 
@@ -52,7 +56,8 @@ def first_line(error: BaseException) -> str:
     'AssertionError()'
     """
     lines = [line.strip() for line in re.sub("\x1b\\[[0-9;]*m", "", str(error)).splitlines()]
-    return next(filter(None, lines), repr(error))
+    line = next(filter(None, lines), repr(error))
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ from dreamstill.settings import to_plain
 __all__ = [
     "check_empty",
     "claim",
+    "discard",
     "environment",
     "load_checkpoint",
     "save_weights",
@@ -70,6 +71,13 @@ def check_empty(folder: Path) -> None:
     """RunError unless a folder is absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty: choose another folder, or resume the run in it")
+
+
+def discard(folder: Path, *, existed: bool) -> None:
+    """Undo a claim: the folder is empty again where it was there before, else gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if existed:
+        folder.mkdir(exist_ok=True)
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -113,7 +113,11 @@ def _pictures(path: Path, files: list[Path], spec: InputSpec) -> Tensor:
     for image, file in zip(images, files, strict=True):
         try:
             with Image.open(file) as picture:
+                if picture.mode.startswith(("I", "F")):
+                    raise DataError(f"{file} has more than 8 bits a channel: save it with 8")
                 upright = ImageOps.exif_transpose(picture).convert(MODES[channels])
+        except DataError:
+            raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{file} is not a whole picture: {first_line(error)}") from error
         fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)

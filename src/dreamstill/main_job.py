@@ -1,6 +1,5 @@
 """The main job from end to end, as the command line and the demo run it."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import check_empty, write_atomically
+from dreamstill.folder import check_empty, discard, write_atomically
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
@@ -70,6 +69,7 @@ def synthesize(
     if num_images < 1:
         raise SettingsError(f"num_images must be at least 1; got {num_images}")
     checkpoint = folder / "images.pt"
+    existed = folder.exists()
     if not resume:
         check_empty(folder)
     if resume and not checkpoint.is_file():
@@ -100,7 +100,7 @@ def synthesize(
         checkpoint.unlink(missing_ok=True)
     except BaseException:
         if not checkpoint.is_file():
-            shutil.rmtree(folder)
+            discard(folder, existed=existed)
         raise
     present = classes.unique()[:MOST_CLASSES]
     rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in present]

@@ -4,7 +4,6 @@ The one place that owns seeds and devices.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError, first_line
-from dreamstill.folder import claim, load_checkpoint, save_weights, write_atomically, write_json
+from dreamstill.folder import (
+    claim,
+    discard,
+    load_checkpoint,
+    save_weights,
+    write_atomically,
+    write_json,
+)
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
@@ -88,8 +94,9 @@ class Job:
     inherit: bool = False
     """Start the student, a narrower copy of the teacher, from the teacher's channels."""
     reconstruct: int = 2048
-    """Images on which the layers of a student that inherits are solved, by least squares, for what
-    they make in the teacher, before the first step; at least 0: it starts as it was cut."""
+    """Images, at most the pool's, on which the layers of a student that inherits are solved, by
+    least squares, for what they make in the teacher, before the first step; at least 0: it starts
+    as it was cut."""
     distill: DistillSettings = field(default_factory=DistillSettings)
     seed: int = 0
     device: str = "cpu"
@@ -111,13 +118,18 @@ class Job:
             raise SettingsError(f"checkpoint_every must be at least 0; got {self.checkpoint_every}")
 
     def _check_batch_size(self) -> None:
-        """A size of replayed batches must not be asked for where none is replayed."""
+        """A size of replayed batches, or a pool, is not to be asked for where none is replayed."""
         period = self.distill.fresh_period(streams=METHODS[self.method].synthesizer.streams)
         asked, fresh = self.distill.batch_size, self.synthesis.batch_size
         if period == 1 and asked not in (DistillSettings().batch_size, fresh):
             raise SettingsError(
                 f"distill.batch_size {asked} is of replayed images, and with a fresh batch of "
                 f"{fresh} at every step none is: set synthesis.batch_size, or distill.fresh_every"
+            )
+        if period == 1 and self.distill.prefill:
+            raise SettingsError(
+                f"distill.prefill {self.distill.prefill} makes images to replay, and with a fresh "
+                "batch at every step none is: set distill.fresh_every too"
             )
 
 
@@ -246,8 +258,8 @@ def distill(
         try:
             work = _distillation(folder, job, teacher)
         except BaseException:
-            if not existed:
-                shutil.rmtree(folder, ignore_errors=True)
+            if not resume:
+                discard(folder, existed=existed)
             raise
         return _follow(folder, job, work, on_progress)
 

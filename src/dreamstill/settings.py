@@ -35,8 +35,10 @@ def within(settings: Any, low: float, high: float, *names: str) -> None:
 def no_effect(settings: Any, where: str, *names: str) -> None:
     """SettingsError for a named setting that is not at its default where it does nothing."""
     for part in dataclasses.fields(settings):
-        value = getattr(settings, part.name)
-        if part.name in names and value != part.default:
+        value, default = getattr(settings, part.name), part.default
+        if part.default_factory is not dataclasses.MISSING:
+            default = part.default_factory()
+        if part.name in names and value != default:
             raise SettingsError(
                 f"{part.name} {to_plain(value)} has no effect {where}: leave it out"
             )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError
+from dreamstill.errors import ExportError, RunError
 from dreamstill.evaluate import (
     accuracy,
     agreement,
@@ -29,6 +29,9 @@ from dreamstill.run import Job, open_from
 from dreamstill.settings import from_plain
 from dreamstill.synthesis import METHODS
 from dreamstill.teacher import Teacher, load_module, read_card
+
+MOST_SHOWN = 2000
+"""Images of the pool that the report's pictures are of."""
 
 __all__ = ["describe", "export_run", "open_run", "summarize"]
 
@@ -76,13 +79,24 @@ def open_floor(folder: Path, job: Job, teacher: Teacher) -> nn.Module:
     floor, its_teacher, student = open_run(folder)
     if floor.method != "noise":
         raise RunError(f"{folder} is a run of {floor.method}, not of noise")
-    same = {name: getattr(job, name) for name in ("student", "inherit", "reconstruct")}
-    same |= {"teacher": teacher.fingerprint, "steps": job.distill.steps}
-    its = {name: getattr(floor, name) for name in ("student", "inherit", "reconstruct")}
-    its |= {"teacher": its_teacher.fingerprint, "steps": floor.distill.steps}
+    same, its = _training_of(job, teacher), _training_of(floor, its_teacher)
     if odd := [name for name in same if same[name] != its[name]]:
         raise RunError(f"the noise floor in {folder} has another {odd[0]}: {its[odd[0]]}")
     return student
+
+
+def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
+    """What a job and its noise floor share: all but the images and when they come."""
+    names = ("student", "inherit", "reconstruct", "precision")
+    course = (
+        *("steps", "lr", "anneal", "transfer", "transfer_weights", "temperature"),
+        *("boundary_share", "freeze_batch_norm", "clip_gradient"),
+    )
+    return (
+        {"teacher": teacher.fingerprint}
+        | {name: getattr(job, name) for name in names}
+        | {name: getattr(job.distill, name) for name in course}
+    )
 
 
 def describe(module: nn.Module, teacher: Teacher, real: Labeled | None) -> dict[str, Any]:
@@ -149,7 +163,12 @@ def summarize(
 
 
 def export_run(folder: Path, *, formats: tuple[str, ...] = ("onnx", "pt2")) -> list[ExportRecord]:
-    """Export the run's student to folder/student.FORMAT, each verified, and note it."""
+    """Export the run's student to folder/student.FORMAT, each verified, and note it.
+
+    ExportError for a format that is not onnx or pt2, before any file is written.
+    """
+    if odd := [name for name in formats if name not in ("onnx", "pt2")]:
+        raise ExportError(f"unknown format {odd[0]!r}; known: onnx, pt2")
     _, teacher, student = open_run(folder)
     records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
     summary = read_summary(folder)
@@ -188,7 +207,7 @@ def _pictures(
     pictures: dict[str, Any] = {}
     pool = Pool.reopen(folder / "pool", teacher.spec)
     if len(pool):
-        images = pool.images()
+        images = pool.images(MOST_SHOWN)
         classes = predict(teacher.module, teacher.spec, images).argmax(1)
         order = torch.argsort(classes, stable=True)
         shown = [order[classes[order] == k][:12] for k in classes.unique()[:20]]

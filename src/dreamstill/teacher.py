@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreamstill.errors import TeacherError, first_line
-from dreamstill.probe import Probe, batch_norm_layers
+from dreamstill.probe import Probe, batch_norm_layers, eval_mode
 
 __all__ = [
     "InputSpec",
@@ -150,6 +151,9 @@ class Teacher:
     queries: int = field(default=0)
     precision: Precision = Precision.FLOAT32
     """Of the teacher and of whatever else it runs."""
+    _layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
@@ -161,11 +165,27 @@ class Teacher:
         if self.precision is Precision.FLOAT32:
             output: Tensor = network(inputs)
             return output
-        if inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if inputs.dim() == 4:  # a generator takes vectors
+            inputs = inputs.contiguous(memory_format=self._layout(network, inputs))
         with torch.autocast(inputs.device.type, torch.bfloat16):
             output = network(inputs)
         return output.float()
+
+    def _layout(self, network: nn.Module, inputs: Tensor) -> torch.memory_format:
+        """Channels last is the fast one, and not for networks that `view` what they are given."""
+        if network not in self._layouts:
+            shown = inputs[:2].detach().contiguous(memory_format=torch.channels_last)
+            with (
+                torch.no_grad(),
+                eval_mode(network),
+                torch.autocast(inputs.device.type, torch.bfloat16),
+            ):
+                try:
+                    network(shown)
+                    self._layouts[network] = torch.channels_last
+                except RuntimeError:  # what else is wrong, the plain layout shows
+                    self._layouts[network] = torch.contiguous_format
+        return self._layouts[network]
 
     def with_features(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> logits (N, num_classes) and penultimate features (N, num_features).

@@ -109,10 +109,17 @@ class ClassMemory:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is remembered."""
-        return {"images": self.images, "logits": self.logits, "counts": self.counts}
+        """All that is remembered, without the empty slots."""
+        filled = int(self.counts.max().clamp_max(self.per_class))
+        return {
+            "images": self.images[:, :filled].clone(),
+            "logits": self.logits[:, :filled].clone(),
+            "counts": self.counts.clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up."""
-        self.images, self.logits = state["images"].clone(), state["logits"].clone()
-        self.counts = state["counts"].clone()
+        filled = state["images"].shape[1]
+        self.images[:, :filled] = state["images"]
+        self.logits[:, :filled] = state["logits"]
+        self.counts.copy_(state["counts"])

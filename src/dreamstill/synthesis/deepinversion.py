@@ -80,6 +80,7 @@ class DeepInversionSettings:
         within(self, 0, 0.9999, "betas")
         at_least(self, 0, "lr_warm_up", "batch_norm", "first_batch_norm", "total_variation", "l2")
         at_least(self, 0, "jitter", "competition")
+        self.start.check(self)
 
     @property
     def adversarial(self) -> bool:

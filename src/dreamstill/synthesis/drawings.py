@@ -90,6 +90,11 @@ def random_fields(
     return total.transpose(1, 2)
 
 
+def slope_along(level: Tensor, axis: int) -> Tensor:
+    """How a field rises from pixel to pixel; not at all where there is only one."""
+    return torch.gradient(level, dim=axis)[0] if level.shape[axis] > 1 else torch.zeros_like(level)
+
+
 def uniform(
     num: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0, channels: int = 1
 ) -> Tensor:
@@ -115,7 +120,7 @@ def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.G
     share = settings.scene_share
     share = (0.5 if spec.shape[0] > 1 else 0.0) if share is None else share
     if share == 0:
-        return figures(num, spec, settings, rng)
+        return figures(num, spec, settings, rng).contiguous()
     scene = torch.rand(num, generator=rng, device=rng.device) < share
     num_scenes = int(scene.sum())
     images = torch.empty(num, *spec.shape, device=rng.device)
@@ -178,7 +183,7 @@ def figures(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) 
         level = torch.where(mirrored, (level + level.flip(3)) / 2**0.5, level)
         texture = torch.where(mirrored, (texture + texture.flip(3)) / 2**0.5, texture)
     # over its slope a field is the distance, in pixels, to its level line: strokes of even width
-    slope = torch.hypot(*torch.gradient(level, dim=(2, 3))).clamp_min(0.02)
+    slope = torch.hypot(*(slope_along(level, axis) for axis in (2, 3))).clamp_min(0.02)
     half_width = between(0.018, 0.08) * max(height, width)
     stroke = torch.sigmoid(between(1, 4) * (half_width - level.abs() / slope))
     window = torch.sigmoid(2 * 20 ** between() * (field(settings.cells[:2]) - between(-1, 0.7)))

@@ -18,7 +18,7 @@ from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
 from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.probe import Probe, batch_norm_layers, probed_at_once
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, no_effect
 from dreamstill.synthesis.balance import turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
@@ -63,6 +63,9 @@ class KnowledgeWithinSettings:
         at_least(self, 1, "steps")
         above(self, 0, "lr")
         at_least(self, 0, "inception", "prior")
+        self.start.check(self)
+        if self.scheme is Scheme.BNS:
+            no_effect(self, "with scheme bns", "inception", "prior")
 
 
 def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:

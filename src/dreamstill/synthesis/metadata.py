@@ -47,6 +47,7 @@ class MetadataSettings:
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "steps")
         above(self, 0, "lr")
+        self.start.check(self)
 
 
 class MetadataImages:

@@ -3,17 +3,26 @@
 import math
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dreamstill.errors import NonFiniteError
+from dreamstill.settings import no_effect
 from dreamstill.synthesis.balance import matched
 from dreamstill.synthesis.drawings import Drawing, structured_images
 from dreamstill.teacher import InputSpec, Teacher
 
-__all__ = ["Start", "halved", "jittered", "lr_share", "optimize_pixels", "start_images"]
+__all__ = [
+    "Start",
+    "halved",
+    "jittered",
+    "lr_share",
+    "optimize_pixels",
+    "start_images",
+]
 
 
 class Start(StrEnum):
@@ -22,6 +31,11 @@ class Start(StrEnum):
     UNIFORM = "uniform"
     GAUSSIAN = "gaussian"
     STRUCTURED = "structured"
+
+    def check(self, settings: Any) -> None:
+        """SettingsError for settings with a drawing that another start has no use for."""
+        if self is not Start.STRUCTURED:
+            no_effect(settings, f"with start {self.value}", "drawing")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ Source: ours; the shapes are those of `drawings`. Of a large draw as many images
 kept alike for every class the teacher names. It is a strong floor and a good start for any method.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ from dreamstill.teacher import Teacher
 
 __all__ = ["StructuredNoise", "StructuredNoiseSettings"]
 
+MEMORY_BYTES = 2**26
+"""Checkpoints hold what is remembered three times over."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredNoiseSettings:
@@ -31,7 +35,8 @@ class StructuredNoiseSettings:
     oversample: int = 2
     """Images drawn for each one kept, to balance the classes; at least 1."""
     memory: int = 5000
-    """Images remembered, evenly over the classes, to fill up classes rare in a draw; at least 1."""
+    """Images remembered, evenly over the classes, to fill up classes rare in a draw; at least 1. Of
+    large images no more than 64 MiB."""
     mine: bool = False
     """Of a draw prefer what the live student gets most wrong, by KL: adversarial without a step."""
     drawing: Drawing = field(default_factory=Drawing)
@@ -70,10 +75,8 @@ class StructuredNoise:
         self, teacher: Teacher, settings: StructuredNoiseSettings, *, rng: torch.Generator
     ) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng
-
-        self.memory = ClassMemory(
-            settings.memory, teacher.num_classes, teacher.spec.shape, rng.device
-        )
+        most = min(settings.memory, MEMORY_BYTES // math.prod(teacher.spec.shape))
+        self.memory = ClassMemory(most, teacher.num_classes, teacher.spec.shape, rng.device)
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:

@@ -52,6 +52,7 @@ class ZskdSettings:
         above(self, 0, "lr", "temperature", "betas")
         if not self.betas:
             raise SettingsError("betas must not be empty; got ()")
+        self.start.check(self)
 
 
 def class_similarity(weight: Tensor) -> Tensor:
