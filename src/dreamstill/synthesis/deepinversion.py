@@ -63,7 +63,6 @@ class DeepInversionSettings:
     """Largest random shift in pixels, rolled around the edges; at least 0."""
     flip: bool = True
     """Flip half of the steps left to right: off for digits and text."""
-
     competition: float = 0.0
     """Weight of the competition against the live student; at least 0. Adaptive DeepInversion: 10
     on CIFAR-10, 0.2 in the authors' ImageNet code; pair it with `distill.fresh_every`."""
