@@ -258,6 +258,8 @@ def main(benchmark: Benchmark) -> None:
         benchmark = replace(benchmark, rows=rows)
     weights = args.teachers / f"{benchmark.teacher}.safetensors"
     data = args.data / f"{benchmark.data}.npz"
+    if not weights.is_file():
+        parser.error(f"no teacher at {weights}: give --teachers FOLDER")
     card = json.loads(weights.with_suffix(".json").read_text())
     out = args.out or Path(f"benchmarks/records/{benchmark.name}.json")
     record: dict[str, Any] = {

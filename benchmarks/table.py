@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 MARK = "<!-- the tables: python -m benchmarks.table -->"
 ROWS = {"structured_noise": "structured floor", "noise": "noise floor", "real": "real-data bound"}
 HEAD = (
-    "| row | student % (3 seeds) | agreement % | seconds | queries |",
+    "| row | student % | agreement % | seconds | queries |",
     "|---|---|---|---|---|",
 )
 
