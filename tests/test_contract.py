@@ -18,7 +18,10 @@ from dreamstill.metadata import load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.drawings import CLOTHES, Drawing, structured_images
+from dreamstill.synthesis.knowledge_within import Scheme
 from dreamstill.synthesis.latent import LatentGenerator
+from dreamstill.synthesis.pixels import Start
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import InputSpec, Precision, Teacher, open_teacher
 
@@ -300,6 +303,74 @@ def test_an_optimized_method_is_better_than_noise_at_its_own_objective(name: str
     for _ in range(1 if name in PIXELS else 41):
         batch = draw(synthesizer)
     assert objective(name, batch, teacher) < noise - 0.01
+
+
+UNLIKE: dict[str, Any] = {  # values that differ enough to be seen within four batches
+    "clip": 1e-4,
+    "cosine_batches": 2,
+    "generator_steps": 1,
+    "low_resolution_steps": 6,
+    "lr_warm_up": 6,
+    "memory": 4,
+    "refresh_every": 1,
+    "start": Start.STRUCTURED,
+    "scheme": Scheme.INCEPTION,
+    "betas": (0.5,),
+    "steps": 3,
+    "oversample": 4,
+    "drawing": CLOTHES,
+}
+
+
+def other_value(name: str, value: Any) -> Any:
+    """Another value of a setting."""
+    if name in UNLIKE:
+        return UNLIKE[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return tuple(2 * v for v in value)
+    return value + 2 if isinstance(value, int) else 0.5 * value + 0.1
+
+
+def stream(name: str, **changes: Any) -> list[Tensor]:
+    """How often a batch is trained on, and four batches beside a student that never learns."""
+    synthesizer, student = make(name, toys.cnn_teacher(), **changes), toys.seeded_student()
+    images = [draw(synthesizer, student).images for _ in range(4)]
+    return [torch.tensor(synthesizer.repeat), *images]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        (name, part.name)
+        for name, method in METHODS.items()
+        for part in dataclasses.fields(method.settings)
+        if part.name != "file"
+    ],
+)
+def test_no_setting_is_ignored(name: str, setting: str) -> None:
+    plain: dict[str, Any] = {}
+    if setting == "drawing" and name in PIXELS:
+        plain = {"start": Start.STRUCTURED}
+    if setting == "refresh_every":
+        plain = {"generator_steps": 4}
+    value = other_value(setting, getattr(METHODS[name].settings(**(FAST[name] | plain)), setting))
+    if setting == "betas" and name == "deepinversion":
+        value = (0.5, 0.9)
+    pairs = zip(stream(name, **plain), stream(name, **plain, **{setting: value}), strict=True)
+    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", [part.name for part in dataclasses.fields(Drawing)])
+def test_no_setting_of_a_drawing_is_ignored(name: str) -> None:
+    spec = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    value: Any = 0.9 if name == "scene_share" else other_value(name, getattr(Drawing(), name))
+    plain, changed = (
+        structured_images(20, spec, drawing, torch.Generator().manual_seed(0))
+        for drawing in (Drawing(), Drawing(**{name: value}))
+    )
+    assert not torch.equal(plain, changed)
 
 
 class Slope(Exception):  # noqa: N818  (it is no error, it only ends the step)
