@@ -36,7 +36,7 @@ from dreamstill.run import RANDOM_START, check_reconstruct, open_from, open_stud
 from dreamstill.settings import at_least, from_plain, no_effect, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.factorize import FactorizeSettings, factorize_to
+from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import check_finetuning, finetune
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, export_int8
@@ -181,7 +181,7 @@ def _merge(model: nn.Module, settings: MergeLink, work: Work) -> Outcome:
 
 
 def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome:
-    factorized, layers = factorize_to(model, work.teacher.spec, settings)
+    factorized, layers = factorize(model, work.teacher.spec, settings)
     record = {"layers": [asdict(record) for record in layers]}
     return work.tune(factorized, settings.finetune), record
 

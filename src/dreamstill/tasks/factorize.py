@@ -4,7 +4,8 @@ Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networ
 Evaluation", 2014 (SVD of linear layers); Kim et al., "Compression of Deep Convolutional Neural
 Networks for Fast and Low Power Mobile Applications", 2016 (Tucker-2 of convolutions: 1x1, k x k,
 1x1). A layer is left whole where its factors would not be smaller or have no fewer multiply-
-accumulates, and inside torch's attention, which reads its weights itself.
+accumulates, and inside torch's attention, which reads its weights itself. Ours is how a target is
+met: each layer loses what is cheapest for what it saves, at one price for all.
 """
 
 import copy
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import measure_cost
 from dreamstill.probe import Probe
-from dreamstill.settings import within
+from dreamstill.settings import no_effect, within
 from dreamstill.tasks.graph import map_modules, plain_layers
 from dreamstill.teacher import InputSpec
 
-__all__ = ["FactorizeSettings", "RankRecord", "factorize", "factorize_to"]
+__all__ = ["FactorizeSettings", "RankRecord", "factorize"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class FactorizeSettings:
     """Settings of factorization."""
 
     energy: float = 0.9
-    """Share of each layer's squared singular values to keep; in (0, 1]. Without a target."""
+    """Share of each layer's squared singular values to keep; in (0, 1]. In place of a target."""
     macs: float | None = None
     """Target: this share of the multiply-accumulates, at most; in (0, 1]."""
     parameters: float | None = None
@@ -43,6 +44,8 @@ class FactorizeSettings:
             raise SettingsError(
                 f"give one target, macs or parameters; got {self.macs} and {self.parameters}"
             )
+        if given:
+            no_effect(self, "beside a target", "energy")
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,6 @@ class RankRecord:
     layer: str
     full: tuple[int, ...]
     ranks: tuple[int, ...]
-
-
-def rank_of(singular_values: Tensor, energy: float) -> int:
-    """The smallest rank that keeps this share of the squared singular values.
-
-    >>> rank_of(torch.tensor([3.0, 1.0, 0.0]), 0.9), rank_of(torch.tensor([3.0, 1.0, 0.0]), 0.95)
-    (1, 2)
-    """
-    kept = singular_values.double().pow(2).cumsum(0)
-    return int((kept < energy * kept[-1] * (1 - 1e-12)).sum()) + 1
 
 
 def split_linear(layer: nn.Linear, rank: int) -> nn.Sequential:
@@ -75,11 +68,6 @@ def split_linear(layer: nn.Linear, rank: int) -> nn.Sequential:
     if layer.bias is not None:
         second.bias.copy_(layer.bias)
     return nn.Sequential(first, second).to(layer.weight.device)
-
-
-def weights_of(layers: nn.Sequential) -> list[Tensor]:
-    """Weights in order, no biases."""
-    return [value for name, value in layers.named_parameters() if name.endswith("weight")]
 
 
 def unfold(weight: Tensor, mode: int) -> Tensor:
@@ -114,78 +102,166 @@ def split_convolution(layer: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential
     return nn.Sequential(first, middle, last).to(weight.device)
 
 
+@dataclass(frozen=True)
+class Choices:
+    """Every way to factorize a layer that makes it smaller and faster."""
+
+    full: tuple[int, ...]
+    whole: dict[str, float]
+    """`parameters` and `macs` of the layer as it is, without its bias."""
+    ranks: Tensor
+    """(n, 1) of a linear layer, (n, 2) of a convolution."""
+    lost: Tensor
+    """(n,), at most this share of the squared weights; a sum over modes for convolutions."""
+    cost: dict[str, Tensor]
+    """(n,) `parameters` and `macs`."""
+
+
+def tail(singular_values: Tensor) -> Tensor:
+    """Share of the squares that is lost with ranks 1, 2, ...
+
+    >>> tail(torch.tensor([3.0, 1.0, 0.0])).tolist()
+    [0.10000000149011612, 0.0, 0.0]
+    """
+    kept = singular_values.double().pow(2).cumsum(0)
+    return (1 - kept / kept[-1].clamp_min(1e-30)).clamp_min(0).float()
+
+
+def choices_of(layer: nn.Conv2d | nn.Linear, before: Tensor, after: Tensor) -> Choices:
+    """Of a layer whose input and output on one image are `before` and `after`."""
+    weight = layer.weight
+    if isinstance(layer, nn.Linear):
+        lost = tail(torch.linalg.svdvals(weight))
+        ranks = torch.arange(1, len(lost) + 1)[:, None]
+        positions = after.numel() // layer.out_features
+        parameters = ranks[:, 0] * sum(weight.shape)
+        macs, work = parameters * positions, weight.numel() * positions
+        full: tuple[int, ...] = (len(lost),)
+    else:
+        inputs, outputs = (tail(torch.linalg.svdvals(unfold(weight, mode))) for mode in (1, 0))
+        ranks = torch.cartesian_prod(
+            torch.arange(1, len(inputs) + 1), torch.arange(1, len(outputs) + 1)
+        ).view(-1, 2)
+        lost = inputs[ranks[:, 0] - 1] + outputs[ranks[:, 1] - 1]
+        first = ranks[:, 0] * layer.in_channels
+        rest = ranks.prod(1) * weight[0, 0].numel() + ranks[:, 1] * layer.out_channels
+        # the first of the three works before any stride
+        pixels, left = before.shape[2:].numel(), after.shape[2:].numel()
+        parameters, macs, work = first + rest, first * pixels + rest * left, weight.numel() * left
+        full = (layer.in_channels, layer.out_channels)
+    better = (parameters < weight.numel()) & (macs < work)
+    return Choices(
+        full,
+        {"parameters": float(weight.numel()), "macs": float(work)},
+        ranks[better],
+        lost.cpu()[better],
+        {"parameters": parameters[better].float(), "macs": macs[better].float()},
+    )
+
+
+def ranks_by_energy(choices: Choices, energy: float) -> int | None:
+    """The cheapest choice that keeps this share, on average over modes; None: the whole layer."""
+    enough = choices.lost <= (1 - energy) * choices.ranks.shape[1] + 1e-6
+    cost = choices.cost["parameters"].masked_fill(~enough, torch.inf)
+    return int(cost.argmin()) if enough.any() else None
+
+
+def ranks_by_price(layers: dict[str, Choices], target: str, budget: float) -> dict[str, int]:
+    """Of the layers to factorize, the choices whose costs, with all others whole, meet a budget.
+
+    At one price for a unit of cost each layer takes what is cheapest, lost weights and price
+    together; the price rises until the budget is met. What is then left of it buys back the
+    largest losses. Empty where no price meets it.
+    """
+    total = sum(choices.whole[target] for choices in layers.values())
+    for exponent in torch.linspace(-8, 4, 601).tolist():
+        price, taken, spent = 10**exponent / total, dict[str, int](), 0.0
+        for name, choices in layers.items():
+            bill = choices.lost + price * choices.cost[target]
+            if len(bill) and bill.min() < price * choices.whole[target]:
+                taken[name] = int(bill.argmin())
+            spent += _cost(choices, target, taken.get(name))
+        if spent <= budget:
+            return _bought_back(layers, target, budget - spent, taken)
+    return {}
+
+
+def _cost(choices: Choices, target: str, index: int | None) -> float:
+    return choices.whole[target] if index is None else float(choices.cost[target][index])
+
+
+def _bought_back(
+    layers: dict[str, Choices], target: str, room: float, taken: dict[str, int]
+) -> dict[str, int]:
+    """Better choices for what is left of a budget, the one that helps most first."""
+    while True:
+        best: tuple[float, str, int] | None = None
+        for name, index in taken.items():
+            choices = layers[name]
+            cost, now = choices.cost[target], choices.lost[index]
+            lost = choices.lost.masked_fill(cost > cost[index] + room, torch.inf)
+            better = int(lost.argmin())
+            gain = float(now - lost[better])
+            if gain > 1e-6 and (best is None or gain > best[0]):
+                best = gain, name, better
+        if best is None:
+            return taken
+        _, name, better = best
+        room -= float(layers[name].cost[target][better] - layers[name].cost[target][taken[name]])
+        taken = taken | {name: better}
+
+
 @torch.no_grad()
 def factorize(
-    model: nn.Module, spec: InputSpec, settings: FactorizeSettings, *, energy: float | None = None
+    model: nn.Module, spec: InputSpec, settings: FactorizeSettings
 ) -> tuple[nn.Module, list[RankRecord]]:
-    """A new network whose layers are factorized by energy, and the ranks of those that were.
+    """A new network whose layers are factorized, and the ranks of those that were.
 
     Args:
         model: left as it was.
         spec: its input.
-        settings: see FactorizeSettings; targets are `factorize_to`'s.
-        energy: in place of the settings'.
-
-    """
-    keep = settings.energy if energy is None else energy
-    layers = plain_layers(model)
-    with Probe(layers) as probe:
-        model.eval()(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
-    called = list(probe.inputs)  # in order, whatever the order of their definition
-    skipped = () if settings.first_layer else called[:1]
-    records = []
-
-    def change(name: str, module: nn.Module) -> nn.Module | None:
-        if name in skipped or name not in layers:
-            return None
-        if isinstance(module, nn.Linear):
-            ranks: tuple[int, ...] = (rank_of(torch.linalg.svdvals(module.weight), keep),)
-            full: tuple[int, ...] = (min(module.weight.shape),)
-            new = split_linear(module, ranks[0])
-        elif isinstance(module, nn.Conv2d) and module.groups == 1:
-            inputs, outputs = (
-                rank_of(torch.linalg.svdvals(unfold(module.weight, mode)), keep) for mode in (1, 0)
-            )
-            ranks, full = (inputs, outputs), (module.in_channels, module.out_channels)
-            new = split_convolution(module, (inputs, outputs))
-        else:
-            return None
-        if sum(p.numel() for p in new.parameters()) >= sum(p.numel() for p in module.parameters()):
-            return None
-        if isinstance(module, nn.Conv2d) and name in probe.inputs:
-            before, after = (x[name].shape[2:].numel() for x in (probe.inputs, probe.outputs))
-            # the first of the three works before any stride
-            work = [p.numel() * (after if i else before) for i, p in enumerate(weights_of(new))]
-            if sum(work) >= module.weight.numel() * after:
-                return None
-        records.append(RankRecord(name, full, ranks))
-        return new
-
-    return map_modules(copy.deepcopy(model), change), records
-
-
-def factorize_to(
-    model: nn.Module, spec: InputSpec, settings: FactorizeSettings
-) -> tuple[nn.Module, list[RankRecord]]:
-    """Factorize to the settings' target: the largest energy that meets it, to 1/1000.
+        settings: see FactorizeSettings.
 
     Raises:
-        SettingsError: no energy meets the target.
+        SettingsError: no ranks meet the target.
 
     """
-    name = "macs" if settings.macs is not None else "parameters"
-    share = getattr(settings, name)
+    plain = {
+        name: layer
+        for name, layer in plain_layers(model).items()
+        if isinstance(layer, nn.Linear) or layer.groups == 1
+    }
+    with Probe(plain_layers(model)) as probe:
+        model.eval()(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
+    called = list(probe.inputs)[0 if settings.first_layer else 1 :]  # in order of the calls
+    layers = {
+        name: choices_of(plain[name], probe.inputs[name], probe.outputs[name])
+        for name in called
+        if name in plain
+    }
+    target = "macs" if settings.macs is not None else "parameters"
+    share = getattr(settings, target)
     if share is None:
-        return factorize(model, spec, settings)
-    whole = getattr(measure_cost(model, spec, num_runs=1), name)
-    low, high, found = 0, 1000, None
-    while low <= high:
-        middle = (low + high) // 2
-        candidate = factorize(model, spec, settings, energy=max(middle / 1000, 1e-6))
-        if getattr(measure_cost(candidate[0], spec, num_runs=1), name) <= share * whole:
-            found, low = candidate, middle + 1
-        else:
-            high = middle - 1
-    if found is None:
-        raise SettingsError(f"no rank brings {name} to {share} of the network's {whole}")
-    return found
+        found = {
+            name: ranks_by_energy(choices, settings.energy) for name, choices in layers.items()
+        }
+        taken = {name: index for name, index in found.items() if index is not None}
+    else:
+        whole = getattr(measure_cost(model, spec, num_runs=1), target)
+        free = sum(choices.whole[target] for choices in layers.values())
+        taken = ranks_by_price(layers, target, free - (1 - share) * whole)
+        if not taken and share < 1:
+            raise SettingsError(f"no rank brings {target} to {share} of the network's {whole}")
+
+    def change(name: str, module: nn.Module) -> nn.Module | None:
+        if name not in taken:
+            return None
+        ranks = tuple(layers[name].ranks[taken[name]].tolist())
+        records.append(RankRecord(name, layers[name].full, ranks))
+        if isinstance(module, nn.Linear):
+            return split_linear(module, ranks[0])
+        assert isinstance(module, nn.Conv2d)
+        return split_convolution(module, (ranks[0], ranks[1]))
+
+    records = list[RankRecord]()
+    return map_modules(copy.deepcopy(model), change), records
