@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import measure_cost
-from dreamstill.probe import Probe
+from dreamstill.probe import Probe, eval_mode
 from dreamstill.settings import no_effect, within
 from dreamstill.tasks.graph import map_modules, plain_layers
 from dreamstill.teacher import InputSpec
@@ -155,7 +155,7 @@ def choices_of(layer: nn.Conv2d | nn.Linear, before: Tensor, after: Tensor) -> C
         {"parameters": float(weight.numel()), "macs": float(work)},
         ranks[better],
         lost.cpu()[better],
-        {"parameters": parameters[better].float(), "macs": macs[better].float()},
+        {"parameters": parameters[better].double(), "macs": macs[better].double()},
     )
 
 
@@ -174,24 +174,37 @@ def ranks_by_price(layers: dict[str, Choices], target: str, budget: float) -> di
     largest losses. Empty where no price meets it.
     """
     total = sum(choices.whole[target] for choices in layers.values())
-    for exponent in torch.linspace(-8, 4, 601).tolist():
-        price, taken, spent = 10**exponent / total, dict[str, int](), 0.0
-        for name, choices in layers.items():
-            bill = choices.lost + price * choices.cost[target]
-            if len(bill) and bill.min() < price * choices.whole[target]:
-                taken[name] = int(bill.argmin())
-            spent += _cost(choices, target, taken.get(name))
-        if spent <= budget:
-            return _bought_back(layers, target, budget - spent, taken)
-    return {}
+    low, high = -8.0, 4.0  # powers of ten: of nothing, and of all that can go
+    taken, spent = _at_price(layers, target, 10**high / total)
+    if spent > budget:
+        return {}
+    for _ in range(40):
+        middle = (low + high) / 2
+        found = _at_price(layers, target, 10**middle / total)
+        if found[1] <= budget:
+            high, (taken, spent) = middle, found
+        else:
+            low = middle
+    return _bought_back(layers, target, taken, budget - spent)
 
 
-def _cost(choices: Choices, target: str, index: int | None) -> float:
-    return choices.whole[target] if index is None else float(choices.cost[target][index])
+def _at_price(
+    layers: dict[str, Choices], target: str, price: float
+) -> tuple[dict[str, int], float]:
+    """What each layer takes, if not itself, and the cost of them all."""
+    taken, spent = dict[str, int](), 0.0
+    for name, choices in layers.items():
+        bill, whole = choices.lost + price * choices.cost[target], choices.whole[target]
+        if len(bill) and bill.min() < price * whole:
+            taken[name] = int(bill.argmin())
+            spent += float(choices.cost[target][taken[name]])
+        else:
+            spent += whole
+    return taken, spent
 
 
 def _bought_back(
-    layers: dict[str, Choices], target: str, room: float, taken: dict[str, int]
+    layers: dict[str, Choices], target: str, taken: dict[str, int], room: float
 ) -> dict[str, int]:
     """Better choices for what is left of a budget, the one that helps most first."""
     while True:
@@ -231,8 +244,8 @@ def factorize(
         for name, layer in plain_layers(model).items()
         if isinstance(layer, nn.Linear) or layer.groups == 1
     }
-    with Probe(plain_layers(model)) as probe:
-        model.eval()(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
+    with Probe(plain_layers(model)) as probe, eval_mode(model):
+        model(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
     called = list(probe.inputs)[0 if settings.first_layer else 1 :]  # in order of the calls
     layers = {
         name: choices_of(plain[name], probe.inputs[name], probe.outputs[name])
