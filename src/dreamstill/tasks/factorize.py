@@ -9,6 +9,7 @@ met: each layer loses what is cheapest for what it saves, at one price for all.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -112,33 +113,35 @@ class Choices:
     ranks: Tensor
     """(n, 1) of a linear layer, (n, 2) of a convolution."""
     lost: Tensor
-    """(n,), at most this share of the squared weights; a sum over modes for convolutions."""
+    """(n,) -log of the share of the squared weights that is kept, a sum over modes."""
     cost: dict[str, Tensor]
     """(n,) `parameters` and `macs`."""
 
 
-def tail(singular_values: Tensor) -> Tensor:
-    """Share of the squares that is lost with ranks 1, 2, ...
+def loss_of_ranks(singular_values: Tensor) -> Tensor:
+    """-log of the share of the squares that ranks 1, 2, ... keep: shares of layers multiply.
 
-    >>> tail(torch.tensor([3.0, 1.0, 0.0])).tolist()
-    [0.10000000149011612, 0.0, 0.0]
+    >>> loss_of_ranks(torch.tensor([3.0, 1.0, 0.0])).exp().reciprocal().tolist()
+    [0.9, 1.0, 1.0]
     """
     kept = singular_values.double().pow(2).cumsum(0)
-    return (1 - kept / kept[-1].clamp_min(1e-30)).clamp_min(0).float()
+    return -(kept / kept[-1].clamp_min(1e-30)).clamp(1e-12, 1).log()
 
 
 def choices_of(layer: nn.Conv2d | nn.Linear, before: Tensor, after: Tensor) -> Choices:
     """Of a layer whose input and output on one image are `before` and `after`."""
     weight = layer.weight
     if isinstance(layer, nn.Linear):
-        lost = tail(torch.linalg.svdvals(weight))
+        lost = loss_of_ranks(torch.linalg.svdvals(weight))
         ranks = torch.arange(1, len(lost) + 1)[:, None]
         positions = after.numel() // layer.out_features
         parameters = ranks[:, 0] * sum(weight.shape)
         macs, work = parameters * positions, weight.numel() * positions
         full: tuple[int, ...] = (len(lost),)
     else:
-        inputs, outputs = (tail(torch.linalg.svdvals(unfold(weight, mode))) for mode in (1, 0))
+        inputs, outputs = (
+            loss_of_ranks(torch.linalg.svdvals(unfold(weight, mode))) for mode in (1, 0)
+        )
         ranks = torch.cartesian_prod(
             torch.arange(1, len(inputs) + 1), torch.arange(1, len(outputs) + 1)
         ).view(-1, 2)
@@ -161,7 +164,7 @@ def choices_of(layer: nn.Conv2d | nn.Linear, before: Tensor, after: Tensor) -> C
 
 def ranks_by_energy(choices: Choices, energy: float) -> int | None:
     """The cheapest choice that keeps this share, on average over modes; None: the whole layer."""
-    enough = choices.lost <= (1 - energy) * choices.ranks.shape[1] + 1e-6
+    enough = choices.lost <= -math.log(energy) * choices.ranks.shape[1] + 1e-6
     cost = choices.cost["parameters"].masked_fill(~enough, torch.inf)
     return int(cost.argmin()) if enough.any() else None
 
