@@ -30,7 +30,8 @@ class FactorizeSettings:
     """Settings of factorization."""
 
     energy: float = 0.9
-    """Share of each layer's squared singular values to keep; in (0, 1]. In place of a target."""
+    """Share of each layer's squared weights to keep in every mode, on average; in (0, 1]. In place
+    of a target."""
     macs: float | None = None
     """Target: this share of the multiply-accumulates, at most; in (0, 1]."""
     parameters: float | None = None
@@ -121,7 +122,7 @@ class Choices:
 def loss_of_ranks(singular_values: Tensor) -> Tensor:
     """-log of the share of the squares that ranks 1, 2, ... keep: shares of layers multiply.
 
-    >>> loss_of_ranks(torch.tensor([3.0, 1.0, 0.0])).exp().reciprocal().tolist()
+    >>> (-loss_of_ranks(torch.tensor([3.0, 1.0, 0.0]))).exp().round(decimals=6).tolist()
     [0.9, 1.0, 1.0]
     """
     kept = singular_values.double().pow(2).cumsum(0)
