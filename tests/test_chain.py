@@ -186,7 +186,7 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
         ),
         (
             {"link": [{"task": "distill", "student": "toys:student", "reconstruct": 9}]},
-            "add inherit, or leave it out",
+            "reconstruct 9 has no effect without inherit",
         ),
         ({"link": [{"task": "quantize", "size": 0.5, "weight_bits": 4}]}, "4 has no effect beside"),
         ({"link": [{"task": "int8", "backend": "xnnpack"}]}, "no effect on formats without pt2"),

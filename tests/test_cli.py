@@ -384,7 +384,7 @@ BAD: dict[str, tuple[Break, str]] = {
         flags("--distill.prefill", "9"),
         "distill.prefill 9 makes images to replay",
     ),
-    "reconstruct without inherit": (flags("--reconstruct", "7"), "add inherit, or leave it out"),
+    "reconstruct without inherit": (flags("--reconstruct", "7"), "7 has no effect without inherit"),
     "images and how many to synthesize": (
         lambda t: [
             *("merge", *distill(t)[1:3], "--out", f"{t}.d"),

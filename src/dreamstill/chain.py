@@ -32,7 +32,7 @@ from dreamstill.export import export, load_exported
 from dreamstill.folder import claim, discard, write_atomically, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.probe import shown_at_once
-from dreamstill.run import RANDOM_START, check_reconstruct, open_from, open_student, seeded_process
+from dreamstill.run import RANDOM_START, open_from, open_student, seeded_process
 from dreamstill.settings import at_least, from_plain, no_effect, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
@@ -72,6 +72,8 @@ class DistillLink:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "reconstruct")
+        if not self.inherit:
+            no_effect(self, "without inherit", "reconstruct")
         if self.training.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
 
@@ -309,8 +311,6 @@ def read_chain(plain: dict[str, Any]) -> Chain:
         task = settings.pop("task", "")
         if not isinstance(task, str) or task not in TASKS:
             raise SettingsError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-        if task == "distill":
-            check_reconstruct(settings)
         links.append(Link(task=task, settings=from_plain(TASKS[task][0], settings, task)))
     read_synthesis(plain)
     if "teacher" not in plain:
@@ -353,9 +353,7 @@ def run_chain(
     except DreamstillError:
         worth = [folder / "images.npz", folder / "images.pt", *(folder / "links").glob("*.json")]
         if not resume and not any(path.is_file() for path in worth):
-            discard(
-                folder, existed=existed
-            )  # a mistake in the first link leaves nothing half-written
+            discard(folder, existed=existed)  # of a mistake in the first link nothing is left
         raise
 
 

@@ -32,7 +32,7 @@ from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
 from dreamstill.report.chain import write_chain_report
-from dreamstill.run import Job, TeacherFile, check_reconstruct, open_from, settle_process
+from dreamstill.run import Job, TeacherFile, open_from, settle_process
 from dreamstill.settings import from_plain, merge
 from dreamstill.sources import read_synthesis
 from dreamstill.summarize import export_run, open_run, read_job, summarize
@@ -247,8 +247,8 @@ def _join_negative(argv: Sequence[str]) -> list[str]:
 
 
 OPTIONS = (
-    *("device", "precision", "seed", "student", "inherit", "reconstruct", "checkpoint_every"),
-    "preset",
+    *("device", "precision", "seed", "checkpoint_every"),
+    *("student", "inherit", "reconstruct", "preset"),
 )
 """Settings of a job that are no table."""
 
@@ -284,7 +284,6 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
     _teacher_file(plain)
     if "student" not in plain:
         raise SettingsError("no student: give --student module:function")
-    check_reconstruct(plain)
     plain["synthesis"] = method_settings(
         arguments.method_name, plain.get("synthesis"), plain.pop("preset", None)
     )

@@ -27,7 +27,7 @@ from dreamstill.folder import (
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import at_least, to_plain
+from dreamstill.settings import at_least, no_effect, to_plain
 from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
@@ -111,6 +111,8 @@ class Job:
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
         at_least(self, 0, "reconstruct")
+        if not self.inherit:
+            no_effect(self, "without inherit", "reconstruct")
         self._check_batch_size()
         if self.distill.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
@@ -177,14 +179,6 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"device {name!r} is not available: {first_line(error)}") from error
     return name
-
-
-def check_reconstruct(plain: dict[str, Any]) -> None:
-    """SettingsError for plain settings with a reconstruction and no student that inherits."""
-    if "reconstruct" in plain and not plain.get("inherit"):
-        raise SettingsError(
-            "reconstruct is of a student that inherits: add inherit, or leave it out"
-        )
 
 
 def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:

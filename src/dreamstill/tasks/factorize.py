@@ -270,6 +270,8 @@ def factorize(
         if not taken and share < 1:
             raise SettingsError(f"no rank brings {target} to {share} of the network's {whole}")
 
+    records = list[RankRecord]()
+
     def change(name: str, module: nn.Module) -> nn.Module | None:
         if name not in taken:
             return None
@@ -280,5 +282,4 @@ def factorize(
         assert isinstance(module, nn.Conv2d)
         return split_convolution(module, (ranks[0], ranks[1]))
 
-    records = list[RankRecord]()
     return map_modules(copy.deepcopy(model), change), records
