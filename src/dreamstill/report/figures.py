@@ -77,6 +77,7 @@ def filters(groups: dict[str, Array]) -> bytes:
         columns = min(16, len(scaled))
         rows = [scaled[i : i + columns] for i in range(0, len(scaled), columns)]
         axes.imshow(tile([[to_picture(f) for f in row] for row in rows], gap=1))
+        axes.set_anchor("W")
         axes.set_title(name, fontsize=9, loc="left")
         axes.axis("off")
     return _png(figure)
