@@ -4,8 +4,9 @@
     python -m benchmarks.continual fashion_mnist --data FOLDER
 
 LeNet-5 learns the first two classes on their real images, then two more at a time with none of the
-old. The dreams of every network are structured noise that it classifies itself. `joint` sees all
-real images at once and bounds the rest.
+old. The dreams of every network are structured noise that it classifies itself; rows "on noise"
+have clipped noise in their place, those "on real" the old classes' own images, which nobody has.
+`joint` sees all real images at once and bounds the rest.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.protocol import mean_and_std
+from benchmarks.protocol import made_rows, mean_and_std
 from dreamstill.evaluate import accuracy, predict
 from dreamstill.folder import environment
 from dreamstill.images import load_images
@@ -30,6 +31,7 @@ from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
+from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.continual import ContinualSettings, Recipe, average_and_forgetting, learn
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
@@ -37,6 +39,17 @@ from dreamstill.teacher import InputSpec, Teacher, open_teacher
 SPECS = {"mnist": (0.1306, 0.3081), "fashion_mnist": (0.286, 0.353)}
 SETTINGS = ContinualSettings(steps=600, batch_size=64, lr=1e-3)
 NUM_DREAMS = 6000
+ROWS = {
+    "inversion": (Recipe.INVERSION, "ours"),
+    "inversion on noise": (Recipe.INVERSION, "noise"),
+    "inversion on real": (Recipe.INVERSION, "real"),
+    "abd": (Recipe.ABD, "ours"),
+    "abd on noise": (Recipe.ABD, "noise"),
+    "abd on real": (Recipe.ABD, "real"),
+    "lwf": (Recipe.LWF, None),
+    "finetune": (Recipe.FINETUNE, None),
+}
+"""What keeps the old classes, and on which images in place of theirs."""
 
 
 def fit(
@@ -55,16 +68,31 @@ def fit(
     return open_teacher(model, spec)
 
 
-def dreams_of(teacher: Teacher, drawing: Drawing, rng: torch.Generator) -> Tensor:
-    """uint8 images that the network spreads evenly over its classes."""
-    settings = StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing)
-    method = open_synthesizer("structured_noise", teacher, settings, rng=rng)
+def dreams_of(
+    teacher: Teacher, source: str | None, drawing: Drawing, old: Tensor, rng: torch.Generator
+) -> Tensor:
+    """uint8 images in place of the old classes' `old` ones: ours, noise, real ones or none."""
+    if source is None:
+        return old[:0]
+    if source == "real":
+        return old[torch.randperm(len(old), generator=rng)[:NUM_DREAMS]]
+    settings = {
+        "ours": StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing),
+        "noise": NoiseSettings(batch_size=500),
+    }
+    name = {"ours": "structured_noise", "noise": "noise"}[source]
+    method = open_synthesizer(name, teacher, settings[source], rng=rng)
     parts = [teacher.spec.decode(method.next_batch().images) for _ in range(NUM_DREAMS // 500)]
     return torch.cat(parts)
 
 
 def run(
-    recipe: Recipe, data: dict[str, Tensor], spec: InputSpec, drawing: Drawing, seed: int
+    recipe: Recipe,
+    source: str | None,
+    data: dict[str, Tensor],
+    spec: InputSpec,
+    drawing: Drawing,
+    seed: int,
 ) -> list[list[float]]:
     """Accuracy on tasks 0 to i after each task i."""
     rng = torch.Generator().manual_seed(seed)
@@ -78,9 +106,8 @@ def run(
                 model = LeNet5(num_classes=2)
             network = fit(model, spec, x, y, SETTINGS.steps, rng)
         else:
-            dreams = x[:0]
-            if settings.dreaming:
-                dreams = dreams_of(network, drawing, rng)
+            old = data["x_train"][data["y_train"] // 2 < task]
+            dreams = dreams_of(network, source, drawing, old, rng)
             network = learn(network, dreams, x, y, settings, rng=rng)
         logits = predict(network.module, spec, data["x_test"])
         accuracies.append(
@@ -92,12 +119,22 @@ def run(
     return accuracies
 
 
+def joint(data: dict[str, Tensor], spec: InputSpec, seed: int) -> list[list[float]]:
+    """Accuracy of a network that saw all classes at once, as if of one task."""
+    rng = torch.Generator().manual_seed(seed)
+    with seeded(rng):
+        model = LeNet5()
+    network = fit(model, spec, data["x_train"], data["y_train"], 5 * SETTINGS.steps, rng)
+    return [[accuracy(predict(network.module, spec, data["x_test"]), data["y_test"])]]
+
+
 def main() -> None:
     settle_process()
     parser = argparse.ArgumentParser(description="Class-incremental learning in five tasks.")
     parser.add_argument("data_set", choices=SPECS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--resume", action="store_true", help="make the rows the record lacks")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
@@ -110,37 +147,34 @@ def main() -> None:
         y_train = torch.from_numpy(archive["y_train"]).long()
     x_test, y_test = load_images(path, spec, 10)
     data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    rows: dict[str, Any] = {}
-    for recipe in Recipe:
-        found = [
-            average_and_forgetting(run(recipe, data, spec, drawing, seed))
-            for seed in range(args.seeds)
-        ]
-        rows[recipe.value] = summarized([100 * a for a, _ in found], [100 * f for _, f in found])
-        print(recipe.value, rows[recipe.value], flush=True)
-    joint = []
-    for seed in range(args.seeds):
-        rng = torch.Generator().manual_seed(seed)
-        with seeded(rng):
-            model = LeNet5()
-        network = fit(model, spec, x_train, y_train, 5 * SETTINGS.steps, rng)
-        logits = predict(network.module, spec, x_test)
-        joint.append(100 * accuracy(logits, y_test))
-    rows["joint"] = summarized(joint, [0.0] * args.seeds)
-    print("joint", rows["joint"])
     name = f"continual_{args.data_set}"
-    record = {
+    out = Path(f"benchmarks/records/{name}.json")
+    record: dict[str, Any] = {
         "name": name,
         "data": args.data_set,
         "settings": to_plain(SETTINGS) | {"dreams": NUM_DREAMS, "drawing": to_plain(drawing)},
         "environment": environment("cpu"),
-        "rows": rows,
+        "rows": {},
     }
-    Path(f"benchmarks/records/{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    made = made_rows(out, record) if args.resume else {}
+    for row in (*ROWS, "joint"):
+        if row not in made:
+            runs = [
+                run(*ROWS[row], data, spec, drawing, seed)
+                if row in ROWS
+                else joint(data, spec, seed)
+                for seed in range(args.seeds)
+            ]
+            made[row] = summarized(runs)
+        record["rows"] = {key: made[key] for key in (*ROWS, "joint") if key in made}
+        out.write_text(json.dumps(record, indent=2) + "\n")
+        print(row, made[row], flush=True)
 
 
-def summarized(averages: list[float], forgetting: list[float]) -> dict[str, Any]:
-    """Means and sample standard deviation over the seeds."""
+def summarized(runs: list[list[list[float]]]) -> dict[str, Any]:
+    """Means and sample standard deviation over the seeds, in percent."""
+    found = [average_and_forgetting(run) for run in runs]
+    averages, forgetting = [100 * a for a, _ in found], [100 * f for _, f in found]
     return {
         **mean_and_std(averages),
         "forgetting_mean": round(statistics.mean(forgetting), 2),
