@@ -22,7 +22,7 @@ ORDER = (
     ("run",),
     ("report", "sources"),
     ("summarize",),
-    ("main_job", "flags", "chain", "learning"),
+    ("main_job", "flags", "chain", "learning", "terminal"),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -12,11 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 from dreamstill import main_job
 from dreamstill.chain import TASKS, read_chain, run_chain
 from dreamstill.errors import (
@@ -39,8 +34,8 @@ from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import METHODS, method_settings
 from dreamstill.tasks.continual import ContinualSettings
 from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.distill import Progress as Step
 from dreamstill.teacher import Precision
+from dreamstill.terminal import Bars, print_chain, print_rows, print_summary
 
 __all__ = ["main"]
 
@@ -62,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             if arguments.json:  # the result alone goes to stdout, whatever a factory prints
                 stack.enter_context(redirect_stdout(sys.stderr))
-            arguments.bars = stack.enter_context(_Bars(quiet=arguments.json))
+            arguments.bars = stack.enter_context(Bars(quiet=arguments.json))
             result = arguments.run(arguments)
     except (DreamstillError, OSError) as error:  # a folder that may not be read is the user's too
         print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
@@ -299,7 +294,7 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     images = Path(arguments.images) if arguments.images else None
     result = main_job.inspect(teacher, images)
     if not arguments.json:
-        _print_rows("teacher", result)
+        print_rows("teacher", result)
     return result
 
 
@@ -317,7 +312,7 @@ def _metadata(arguments: argparse.Namespace) -> Any:
     record_metadata(teacher, images, path, kind=kinds[0])
     result = {"file": str(path), "kind": arguments.kind, "bytes": path.stat().st_size}
     if not arguments.json:
-        _print_rows("metadata", result)
+        print_rows("metadata", result)
     return result
 
 
@@ -332,7 +327,7 @@ def _synthesize(arguments: argparse.Namespace) -> Any:
         on_progress=arguments.bars,
     )
     if not arguments.json:
-        _print_rows("synthetic images", result)
+        print_rows("synthetic images", result)
     return result
 
 
@@ -351,7 +346,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
         folder, job, resume=bool(arguments.resume), on_progress=arguments.bars
     )
     if not arguments.json:
-        _print_summary(result, folder)
+        print_summary(result, folder)
     return result
 
 
@@ -380,7 +375,7 @@ def _continual(arguments: argparse.Namespace) -> Any:
         on_progress=arguments.bars,
     )
     if not arguments.json:
-        _print_rows("continual", result)
+        print_rows("continual", result)
     return result
 
 
@@ -403,29 +398,8 @@ def _run_chain(arguments: argparse.Namespace, plain: dict[str, Any]) -> Any:
     )
     write_chain_report(folder)
     if not arguments.json:
-        _print_chain(result, folder)
+        print_chain(result, folder)
     return result
-
-
-def _print_chain(summary: dict[str, Any], folder: Path) -> None:
-    table = Table(title="chain")
-    for name in ("", "bytes", "parameters", "MACs", "latency, ms", "agreement", "accuracy"):
-        table.add_column(name, justify="right" if name else "left")
-    for record in (summary["teacher"] | {"task": "teacher"}, *summary["links"]):
-        table.add_row(
-            record["task"],
-            f"{record['bytes']:,}",
-            f"{record['parameters']:,}",
-            f"{record['macs']:,}",
-            f"{record['latency_ms']['median']:.3f}",
-            f"{record['agreement']:.2%}",
-            f"{record['accuracy']:.2%}" if "accuracy" in record else "-",
-        )
-    Console().print(table)
-    for file in [f for link in summary["links"] for f in link.get("files", [])]:
-        print(f"{file['path']}, {file['bytes']:,} bytes")
-    print(summary.get("network") or summary["not_exported"])
-    print(folder / "report.html")
 
 
 def _evaluate(arguments: argparse.Namespace) -> Any:
@@ -437,7 +411,7 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
     result = summarize(folder, real=real, source=Path(arguments.images).name, floor=floor)
     write_report(folder)
     if not arguments.json:
-        _print_summary(result, folder)
+        print_summary(result, folder)
     return result
 
 
@@ -449,7 +423,7 @@ def _export(arguments: argparse.Namespace) -> Any:
     write_report(folder)
     if not arguments.json:
         for record in records:
-            _print_rows(record.format, asdict(record))
+            print_rows(record.format, asdict(record))
     return [asdict(record) for record in records]
 
 
@@ -469,7 +443,7 @@ def _demo(arguments: argparse.Namespace) -> Any:
         folder, seed=arguments.seed, resume=arguments.resume, on_progress=arguments.bars
     )
     if not arguments.json:
-        _print_summary(result, folder)
+        print_summary(result, folder)
     return result
 
 
@@ -477,83 +451,6 @@ def _out(arguments: argparse.Namespace) -> Path:
     if not arguments.out:
         raise SettingsError("no folder to write to: give --out FOLDER")
     return Path(arguments.out)
-
-
-class _Bars:
-    """Progress bars on stderr with the time left, a new one for each stage; stopped on leaving."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-        self.under_way: tuple[Progress, Any] | None = None
-
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self.under_way:
-            self.under_way[0].stop()
-
-    def __call__(self, step: Step) -> None:
-        if self.quiet:
-            return
-        if not self.under_way:
-            columns = (
-                TextColumn("{task.description:<24}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            bar = Progress(*columns, console=Console(stderr=True))
-            bar.start()
-            self.under_way = bar, bar.add_task(step.stage, total=step.total)
-        bar, task = self.under_way
-        text = step.stage
-        if "loss" in step.record:
-            text += f"  loss {step.record['loss']:.3f}"
-        bar.update(task, completed=step.done, description=text)
-        if step.done >= step.total:
-            bar.stop()
-            self.under_way = None
-
-
-def _print_rows(title: str, rows: dict[str, Any]) -> None:
-    table = Table(title=title, show_header=False)
-    for name, value in rows.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        table.add_row(name.replace("_", " "), escape(shown))
-    Console().print(table)
-
-
-def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-    teacher, student = summary["teacher"], summary["student"]
-    floor = summary.get("noise_floor", {})
-    table = Table(title=f"{summary['method']} on {summary['images'] or 'no real images'}")
-    for name in ("", "teacher", "student", "noise floor"):
-        table.add_column(name, justify="right" if name else "left")
-
-    def row(label: str, show: Callable[[Any], str], key: str) -> None:
-        values = [show(s[key]) if key in s else "-" for s in (teacher, student, floor)]
-        table.add_row(label, *values)
-
-    row("accuracy", lambda v: f"{v:.2%}", "accuracy")
-    row("agreement with the teacher", lambda v: f"{v:.2%}", "agreement")
-    row("calibration error", lambda v: f"{v:.2%}", "ece")
-    row("parameters", lambda v: f"{v:,}", "parameters")
-    row("multiply-accumulates", lambda v: f"{v:,}", "macs")
-    row("bytes", lambda v: f"{v:,}", "bytes")
-    row("latency, ms", lambda v: f"{v['median']:.3f}", "latency_ms")
-    console = Console()
-    console.print(table)
-    console.print(f"{summary['seconds']:.0f} s, {summary['queries']:,} teacher queries")
-    if "held_out_agreement" in summary:
-        share = summary["held_out_agreement"]
-        console.print(f"{share:.2%} agreement on synthetic images that were held out")
-    for record in summary.get("exports", []):
-        console.print(
-            f"{record['format']}: {escape(record['path'])}, {record['bytes']:,} bytes, "
-            f"max abs difference {record['max_abs_difference']:.1e}"
-        )
-    print(folder / "report.html")
 
 
 if __name__ == "__main__":
