@@ -18,7 +18,13 @@ from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.nets.resnet_cifar import resnet20
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.factorize import FactorizeSettings, factorize
+from dreamstill.tasks.factorize import (
+    FactorizeSettings,
+    factorize,
+    modes_by_responses,
+    modes_of,
+    split_convolution,
+)
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
 from dreamstill.tasks.merge import MergeSettings, merge, merge_order
@@ -196,6 +202,45 @@ def test_tucker_of_a_low_rank_convolution_is_exact() -> None:
     small, (record,) = factorize(model, SPEC, FactorizeSettings(energy=1 - 1e-6))
     assert record.ranks == (2, 3)
     torch.testing.assert_close(small(shown()), model(shown()), atol=1e-4, rtol=1e-3)
+
+
+def half_silent(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """A network in which half of what enters `layer` is always 0, and has the larger weights."""
+    inputs = layer.weight.shape[1]
+    first = nn.Conv2d(1, inputs, 5) if isinstance(layer, nn.Conv2d) else nn.Linear(28, inputs)
+    with torch.no_grad():
+        for part in (first.weight, first.bias):
+            assert part is not None
+            part[inputs // 2 :] = 0
+        layer.weight[:, inputs // 2 :] *= 3
+    return nn.Sequential(first, layer)
+
+
+@pytest.mark.parametrize("kind", ["convolution", "linear"])
+def test_responses_say_what_to_keep(kind: str) -> None:
+    with seeded(rng()):
+        layer = nn.Conv2d(16, 16, 3) if kind == "convolution" else nn.Linear(16, 32)
+        model = half_silent(layer).eval()
+    target = FactorizeSettings(parameters=0.9)
+    missed = []
+    for settings in (target, replace(target, responses=0)):
+        small, _ = factorize(model, SPEC, settings, images(64))
+        missed.append((small(shown()) - model(shown())).pow(2).mean().item())
+    assert missed[0] < 0.05 * missed[1]
+
+
+@torch.no_grad()
+def test_all_directions_together_are_the_layer() -> None:
+    with seeded(rng()):
+        layer = nn.Conv2d(6, 5, 3, stride=2, padding=1)
+    x = torch.randn(4, 6, 9, 9, generator=rng())
+    (modes,) = modes_by_responses(layer, {"": layer}, [x[:3], x[3:]]).values()
+    rows = layer(x).movedim(1, -1).flatten(0, -2).double() - layer.bias
+    squares = torch.linalg.svdvals(rows).pow(2)
+    torch.testing.assert_close(modes[1].energy, squares)  # of the responses, principal directions
+    for found in (modes, modes_of(layer)):
+        factors = split_convolution(layer, found, (6, 5))
+        torch.testing.assert_close(factors(x), layer(x), atol=1e-5, rtol=1e-4)
 
 
 def test_a_target_is_met_where_it_costs_least() -> None:

@@ -183,7 +183,7 @@ def _merge(model: nn.Module, settings: MergeLink, work: Work) -> Outcome:
 
 
 def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome:
-    factorized, layers = factorize(model, work.teacher.spec, settings)
+    factorized, layers = factorize(model, work.teacher.spec, settings, work.images)
     record = {"layers": [asdict(record) for record in layers]}
     return work.tune(factorized, settings.finetune), record
 

@@ -1,15 +1,20 @@
-"""Factorize layers: one of them becomes two or three of low rank, from the weights alone.
+"""Factorize layers: one of them becomes two or three of low rank.
 
 Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks for Efficient
 Evaluation", 2014 (SVD of linear layers); Kim et al., "Compression of Deep Convolutional Neural
 Networks for Fast and Low Power Mobile Applications", 2016 (Tucker-2 of convolutions: 1x1, k x k,
-1x1). A layer is left whole where its factors would not be smaller or have no fewer multiply-
-accumulates, and inside torch's attention, which reads its weights itself. Ours is how a target is
-met: each layer loses what is cheapest for what it saves, at one price for all.
+1x1). These read the weights alone; with images what stays is what they are given and make: of
+outputs the principal directions of the responses, as Zhang et al., "Accelerating Very Deep
+Convolutional Networks for Classification and Detection", 2015, section 3.1, without the mean; of a
+convolution's inputs those of the weights times the root of the inputs' second moments. A layer is
+left whole where its factors would not be smaller or have no fewer multiply-accumulates, and inside
+torch's attention, which reads its weights itself. Ours is how a target is met: each layer loses
+what is cheapest for what it saves, at one price for all.
 """
 
 import copy
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +22,8 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import measure_cost
-from dreamstill.probe import Probe, eval_mode
-from dreamstill.settings import no_effect, within
+from dreamstill.probe import Probe, eval_mode, probed_at_once
+from dreamstill.settings import at_least, no_effect, within
 from dreamstill.tasks.graph import map_modules, plain_layers
 from dreamstill.teacher import InputSpec
 
@@ -29,17 +34,20 @@ __all__ = ["FactorizeSettings", "RankRecord", "factorize"]
 class FactorizeSettings:
     """Settings of factorization."""
 
-    energy: float = 0.9
-    """Share of each layer's squared weights to keep in every mode, on average; in (0, 1]. In place
-    of a target."""
+    energy: float = 0.99
+    """Share of the squares of a layer's responses (`responses` 0: of its weights) to keep in every
+    mode, on average; in (0, 1]. In place of a target."""
     macs: float | None = None
     """Target: this share of the multiply-accumulates, at most; in (0, 1]."""
     parameters: float | None = None
     """Target: this share of the parameters, at most; in (0, 1]."""
     first_layer: bool = False
     """Factorize the first layer too: it is small and its errors reach all others."""
+    responses: int = 2048
+    """Images whose responses say what to keep of a layer; at least 0: its weights alone say it."""
 
     def __post_init__(self) -> None:
+        at_least(self, 0, "responses")
         given = [n for n in ("macs", "parameters") if getattr(self, n) is not None]
         within(self, 1e-6, 1, "energy", *given)
         if len(given) > 1:
@@ -59,17 +67,29 @@ class RankRecord:
     ranks: tuple[int, ...]
 
 
-def split_linear(layer: nn.Linear, rank: int) -> nn.Sequential:
-    """Two linear layers of `rank` between: the best in squared error."""
-    u, s, v = torch.linalg.svd(layer.weight, full_matrices=False)
-    root = s[:rank].sqrt()
-    first = nn.Linear(layer.in_features, rank, bias=False)
-    second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
-    first.weight.copy_(root[:, None] * v[:rank])
-    second.weight.copy_(u[:, :rank] * root)
-    if layer.bias is not None:
-        second.bias.copy_(layer.bias)
-    return nn.Sequential(first, second).to(layer.weight.device)
+@dataclass(frozen=True)
+class Mode:
+    """Directions of a layer's input or output channels C, those of most energy first."""
+
+    energy: Tensor
+    """(n,)"""
+    into: Tensor
+    """(n, C): from channels to directions."""
+    back: Tensor
+    """(C, n): the inverse of `into`."""
+
+
+Modes = tuple[Mode, ...]
+"""(outputs,) of a linear layer, (inputs, outputs) of a convolution."""
+RIDGE = 1e-2
+"""Added to the inputs' second moments, in units of their mean: few images leave some unseen."""
+
+
+def principal(moment: Tensor) -> Mode:
+    """Principal directions of a second moment (C, C)."""
+    energy, vectors = torch.linalg.eigh(moment)
+    vectors = vectors.flip(1)
+    return Mode(energy.flip(0).clamp_min(0), vectors.T, vectors)
 
 
 def unfold(weight: Tensor, mode: int) -> Tensor:
@@ -77,12 +97,55 @@ def unfold(weight: Tensor, mode: int) -> Tensor:
     return weight.movedim(mode, 0).flatten(1)
 
 
-def split_convolution(layer: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential:
+def modes_of(
+    layer: nn.Conv2d | nn.Linear, given: Tensor | None = None, made: Tensor | None = None
+) -> Modes:
+    """By energy in the responses, or in the weights.
+
+    Args:
+        layer: a linear layer, or a convolution without groups.
+        given: second moments (I, I) of a convolution's input channels; None: all count the same.
+        made: second moments (O, O) of the outputs less the bias; None: those of the weights.
+
+    """
+    weight = layer.weight.double()
+    out = unfold(weight, 0)
+    outputs = principal(out @ out.T if made is None else made)
+    if isinstance(layer, nn.Linear):
+        return (outputs,)
+    across = unfold(weight, 1)
+    if given is None:
+        return principal(across @ across.T), outputs
+    raised = given.clone()
+    raised.diagonal().add_(RIDGE * given.diagonal().mean().clamp_min(1e-12))
+    values, vectors = torch.linalg.eigh(raised)
+    root = vectors * values.sqrt() @ vectors.T
+    inputs = principal(root @ across @ across.T @ root)
+    inverse = vectors / values.sqrt() @ vectors.T
+    return Mode(inputs.energy, inputs.into @ inverse, root @ inputs.back), outputs
+
+
+def split_linear(layer: nn.Linear, modes: Modes, rank: int) -> nn.Sequential:
+    """Two linear layers of `rank` between: the best in squared error."""
+    (outputs,) = modes
+    first = nn.Linear(layer.in_features, rank, bias=False)
+    second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+    first.weight.copy_(outputs.into[:rank] @ layer.weight.double())
+    second.weight.copy_(outputs.back[:, :rank])
+    if layer.bias is not None:
+        second.bias.copy_(layer.bias)
+    return nn.Sequential(first, second).to(layer.weight.device)
+
+
+def split_convolution(layer: nn.Conv2d, modes: Modes, ranks: tuple[int, int]) -> nn.Sequential:
     """Tucker-2: 1x1 to ranks[0] channels, the k x k core, 1x1 from ranks[1] channels."""
-    weight = layer.weight
-    outputs = torch.linalg.svd(unfold(weight, 0), full_matrices=False)[0][:, : ranks[1]]
-    inputs = torch.linalg.svd(unfold(weight, 1), full_matrices=False)[0][:, : ranks[0]]
-    core = torch.einsum("oikl,op,iq->pqkl", weight, outputs, inputs)
+    inputs, outputs = modes
+    core = torch.einsum(
+        "oikl,po,iq->pqkl",
+        layer.weight.double(),
+        outputs.into[: ranks[1]],
+        inputs.back[:, : ranks[0]],
+    )
     first = nn.Conv2d(layer.in_channels, ranks[0], 1, bias=False)
     middle = nn.Conv2d(
         ranks[0],
@@ -95,13 +158,13 @@ def split_convolution(layer: nn.Conv2d, ranks: tuple[int, int]) -> nn.Sequential
         padding_mode=layer.padding_mode,
     )
     last = nn.Conv2d(ranks[1], layer.out_channels, 1, bias=layer.bias is not None)
-    first.weight.copy_(inputs.T[:, :, None, None])
+    first.weight.copy_(inputs.into[: ranks[0], :, None, None])
     middle.weight.copy_(core)
-    last.weight.copy_(outputs[:, :, None, None])
+    last.weight.copy_(outputs.back[:, : ranks[1], None, None])
     if layer.bias is not None:
         assert last.bias is not None
         last.bias.copy_(layer.bias)
-    return nn.Sequential(first, middle, last).to(weight.device)
+    return nn.Sequential(first, middle, last).to(layer.weight.device)
 
 
 @dataclass(frozen=True)
@@ -114,35 +177,35 @@ class Choices:
     ranks: Tensor
     """(n, 1) of a linear layer, (n, 2) of a convolution."""
     lost: Tensor
-    """(n,) -log of the share of the squared weights that is kept, a sum over modes."""
+    """(n,) -log of the share of the energy that is kept, a sum over modes."""
     cost: dict[str, Tensor]
     """(n,) `parameters` and `macs`."""
 
 
-def loss_of_ranks(singular_values: Tensor) -> Tensor:
-    """-log of the share of the squares that ranks 1, 2, ... keep: shares of layers multiply.
+def loss_of_ranks(energy: Tensor) -> Tensor:
+    """-log of the share of the energy that ranks 1, 2, ... keep: shares of layers multiply.
 
-    >>> (-loss_of_ranks(torch.tensor([3.0, 1.0, 0.0]))).exp().round(decimals=6).tolist()
+    >>> (-loss_of_ranks(torch.tensor([9.0, 1.0, 0.0]))).exp().round(decimals=6).tolist()
     [0.9, 1.0, 1.0]
     """
-    kept = singular_values.double().pow(2).cumsum(0)
+    kept = energy.double().cumsum(0)
     return -(kept / kept[-1].clamp_min(1e-30)).clamp(1e-12, 1).log()
 
 
-def choices_of(layer: nn.Conv2d | nn.Linear, before: Tensor, after: Tensor) -> Choices:
+def choices_of(
+    layer: nn.Conv2d | nn.Linear, modes: Modes, before: Tensor, after: Tensor
+) -> Choices:
     """Of a layer whose input and output on one image are `before` and `after`."""
     weight = layer.weight
     if isinstance(layer, nn.Linear):
-        lost = loss_of_ranks(torch.linalg.svdvals(weight))
+        lost = loss_of_ranks(modes[0].energy)[: min(weight.shape)]
         ranks = torch.arange(1, len(lost) + 1)[:, None]
         positions = after.numel() // layer.out_features
         parameters = ranks[:, 0] * sum(weight.shape)
         macs, work = parameters * positions, weight.numel() * positions
         full: tuple[int, ...] = (len(lost),)
     else:
-        inputs, outputs = (
-            loss_of_ranks(torch.linalg.svdvals(unfold(weight, mode))) for mode in (1, 0)
-        )
+        inputs, outputs = (loss_of_ranks(mode.energy) for mode in modes)
         ranks = torch.cartesian_prod(
             torch.arange(1, len(inputs) + 1), torch.arange(1, len(outputs) + 1)
         ).view(-1, 2)
@@ -228,9 +291,34 @@ def _bought_back(
         taken = taken | {name: better}
 
 
+def second_moment(values: Tensor, channels: int, less: Tensor | None = None) -> Tensor:
+    """(C, C) summed over all but the axis of the channels, in double precision."""
+    rows = values.movedim(channels, -1).flatten(0, -2).double()
+    rows = rows if less is None else rows - less
+    return rows.T @ rows
+
+
+def modes_by_responses(
+    model: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], batches: Iterable[Tensor]
+) -> dict[str, Modes]:
+    """Of layers on batches (N, C, H, W) in the input space; the model is in its eval mode."""
+    given, made = dict[str, Tensor](), dict[str, Tensor]()
+    for batch in batches:
+        with Probe(layers, copy=True) as probe:  # what follows a layer may work in place
+            model(batch)
+        for name, layer in layers.items():
+            if isinstance(layer, nn.Linear):
+                moment = second_moment(probe.outputs[name], -1, layer.bias)
+            else:
+                moment = second_moment(probe.outputs[name], 1, layer.bias)
+                given[name] = second_moment(probe.inputs[name], 1) + given.get(name, 0)
+            made[name] = moment + made.get(name, 0)
+    return {name: modes_of(layer, given.get(name), made[name]) for name, layer in layers.items()}
+
+
 @torch.no_grad()
 def factorize(
-    model: nn.Module, spec: InputSpec, settings: FactorizeSettings
+    model: nn.Module, spec: InputSpec, settings: FactorizeSettings, images: Tensor | None = None
 ) -> tuple[nn.Module, list[RankRecord]]:
     """A new network whose layers are factorized, and the ranks of those that were.
 
@@ -238,6 +326,8 @@ def factorize(
         model: left as it was.
         spec: its input.
         settings: see FactorizeSettings.
+        images: uint8 (N, C, H, W), synthetic or not, whose responses say what to keep; None: the
+            weights alone say it.
 
     Raises:
         SettingsError: no ranks meet the target.
@@ -248,13 +338,21 @@ def factorize(
         for name, layer in plain_layers(model).items()
         if isinstance(layer, nn.Linear) or layer.groups == 1
     }
+    device = next(model.parameters()).device
     with Probe(plain_layers(model)) as probe, eval_mode(model):
-        model(torch.zeros(1, *spec.shape, device=next(model.parameters()).device))
+        model(torch.zeros(1, *spec.shape, device=device))
     called = list(probe.inputs)[0 if settings.first_layer else 1 :]  # in order of the calls
+    plain = {name: plain[name] for name in called if name in plain}
+    if images is None or settings.responses == 0:
+        modes = {name: modes_of(layer) for name, layer in plain.items()}
+    else:
+        shown = images[:: max(1, len(images) // settings.responses)][: settings.responses]
+        batches = (spec.encode(part.to(device)) for part in shown.split(probed_at_once(spec.shape)))
+        with eval_mode(model):
+            modes = modes_by_responses(model, plain, batches)
     layers = {
-        name: choices_of(plain[name], probe.inputs[name], probe.outputs[name])
-        for name in called
-        if name in plain
+        name: choices_of(layer, modes[name], probe.inputs[name], probe.outputs[name])
+        for name, layer in plain.items()
     }
     target = "macs" if settings.macs is not None else "parameters"
     share = getattr(settings, target)
@@ -278,8 +376,8 @@ def factorize(
         ranks = tuple(layers[name].ranks[taken[name]].tolist())
         records.append(RankRecord(name, layers[name].full, ranks))
         if isinstance(module, nn.Linear):
-            return split_linear(module, ranks[0])
+            return split_linear(module, modes[name], ranks[0])
         assert isinstance(module, nn.Conv2d)
-        return split_convolution(module, (ranks[0], ranks[1]))
+        return split_convolution(module, modes[name], (ranks[0], ranks[1]))
 
     return map_modules(copy.deepcopy(model), change), records
