@@ -239,6 +239,8 @@ def test_all_directions_together_are_the_layer() -> None:
     squares = torch.linalg.svdvals(rows).pow(2)
     torch.testing.assert_close(modes[1].energy, squares)  # of the responses, principal directions
     for found in (modes, modes_of(layer)):
+        for mode in found:  # or training would move one factor much faster than another
+            torch.testing.assert_close(mode.into.norm(dim=1), torch.ones(len(mode.into)).double())
         factors = split_convolution(layer, found, (6, 5))
         torch.testing.assert_close(factors(x), layer(x), atol=1e-5, rtol=1e-4)
 

@@ -121,8 +121,9 @@ def modes_of(
     values, vectors = torch.linalg.eigh(raised)
     root = vectors * values.sqrt() @ vectors.T
     inputs = principal(root @ across @ across.T @ root)
-    inverse = vectors / values.sqrt() @ vectors.T
-    return Mode(inputs.energy, inputs.into @ inverse, root @ inputs.back), outputs
+    into = inputs.into @ (vectors / values.sqrt() @ vectors.T)
+    length = into.norm(dim=1)  # of 1, as of outputs: factors of one size are trained alike
+    return Mode(inputs.energy, into / length[:, None], root @ inputs.back * length), outputs
 
 
 def split_linear(layer: nn.Linear, modes: Modes, rank: int) -> nn.Sequential:
