@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamstill.probe import eval_mode, shown_at_once
@@ -95,7 +96,7 @@ class Cost:
 
     parameters: int
     macs: int
-    """Multiply-accumulates of convolutions, linear and recurrent layers."""
+    """Multiply-accumulates of convolutions, linear and recurrent layers, and of attention."""
     bytes: int
     """Of parameters and buffers as stored."""
     latency_ms: Latency
@@ -127,7 +128,7 @@ def _no_fused_kernels() -> Iterator[None]:
         warnings.simplefilter("ignore")  # torch looks at settings of other devices on the way
         try:
             torch.backends.mha.set_fastpath_enabled(False)
-            with torch.backends.mkldnn.flags(enabled=False):
+            with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
