@@ -97,8 +97,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 def print_chain(summary: dict[str, Any], folder: Path) -> None:
     """A chain's summary.json: a row for each link, and the files."""
     table = Table(title="chain")
-    for name in ("", "bytes", "parameters", "MACs", "latency, ms", "agreement", "accuracy"):
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", "bytes", "parameters", "MACs", "ms", "agreement", "accuracy"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
     for record in (summary["teacher"] | {"task": "teacher"}, *summary["links"]):
         table.add_row(
             record["task"],
