@@ -245,6 +245,32 @@ def test_all_directions_together_are_the_layer() -> None:
         torch.testing.assert_close(factors(x), layer(x), atol=1e-5, rtol=1e-4)
 
 
+class InPlace(nn.Module):
+    """What enters and leaves the layer is changed after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0
+        out = self.layer(x)
+        x.zero_()
+        changed: Tensor = out.relu_()
+        return changed
+
+
+@torch.no_grad()
+def test_responses_are_those_of_the_layer_itself() -> None:
+    with seeded(rng()):
+        model = InPlace()
+    x = torch.randn(4, 3, 9, 9, generator=rng())
+    (found,) = modes_by_responses(model, {"layer": model.layer}, [x]).values()
+    (wanted,) = modes_by_responses(model.layer, {"layer": model.layer}, [x]).values()
+    for here, there in zip(found, wanted, strict=True):
+        torch.testing.assert_close(here.energy, there.energy)
+
+
 def test_a_target_is_met_where_it_costs_least() -> None:
     """Of two layers of one size the one of rank 1 goes first; the rest of the budget is used."""
     row = InputSpec(shape=(1, 1, 40), mean=(0.5,), std=(0.5,))

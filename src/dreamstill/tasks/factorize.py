@@ -15,14 +15,17 @@ what is cheapest for what it saves, at one price for all.
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import measure_cost
-from dreamstill.probe import Probe, eval_mode, probed_at_once
+from dreamstill.probe import Probe, eval_mode, shown_at_once
 from dreamstill.settings import at_least, no_effect, within
 from dreamstill.tasks.graph import map_modules, plain_layers
 from dreamstill.teacher import InputSpec
@@ -304,16 +307,18 @@ def modes_by_responses(
 ) -> dict[str, Modes]:
     """Of layers on batches (N, C, H, W) in the input space; the model is in its eval mode."""
     given, made = dict[str, Tensor](), dict[str, Tensor]()
-    for batch in batches:
-        with Probe(layers, copy=True) as probe:  # what follows a layer may work in place
-            model(batch)
+
+    def look(name: str, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        channels = -1 if isinstance(layer, nn.Linear) else 1
+        made[name] = second_moment(output, channels, layer.bias) + made.get(name, 0)
+        if channels == 1:
+            given[name] = second_moment(args[0], channels) + given.get(name, 0)
+
+    with ExitStack() as stack:  # at once: what follows a layer may change both in place
         for name, layer in layers.items():
-            if isinstance(layer, nn.Linear):
-                moment = second_moment(probe.outputs[name], -1, layer.bias)
-            else:
-                moment = second_moment(probe.outputs[name], 1, layer.bias)
-                given[name] = second_moment(probe.inputs[name], 1) + given.get(name, 0)
-            made[name] = moment + made.get(name, 0)
+            stack.callback(layer.register_forward_hook(partial(look, name)).remove)
+        for batch in batches:
+            model(batch)
     return {name: modes_of(layer, given.get(name), made[name]) for name, layer in layers.items()}
 
 
@@ -348,7 +353,7 @@ def factorize(
         modes = {name: modes_of(layer) for name, layer in plain.items()}
     else:
         shown = images[:: max(1, len(images) // settings.responses)][: settings.responses]
-        batches = (spec.encode(part.to(device)) for part in shown.split(probed_at_once(spec.shape)))
+        batches = (spec.encode(part.to(device)) for part in shown.split(shown_at_once(spec.shape)))
         with eval_mode(model):
             modes = modes_by_responses(model, plain, batches)
     layers = {
