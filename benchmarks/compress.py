@@ -70,6 +70,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "macs": 0.5,
         "finetune": TUNE_SHAKEN,
     },
+    "30 % of the parameters by factorization, no training": {
+        "task": "factorize",
+        "parameters": 0.3,
+    },
     "packed, 10 % of the weights": {"task": "pack", "density": 0.1, "finetune": TUNE_SHAKEN},
     "packed, 9.6 % of the weights, tuned twice as long": {
         "task": "pack",
@@ -86,12 +90,22 @@ def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int
     if source == "real":
         images = training_images(data, teacher.spec)
         return images[torch.randperm(len(images), generator=rng)[:num]]
-    if source == "noise":
-        method = open_synthesizer("noise", teacher, NoiseSettings(batch_size=500), rng=rng)
-    else:
-        drawing = CLOTHES if "fashion" in data.name else Drawing()
-        settings = StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing)
-        method = open_synthesizer("structured_noise", teacher, settings, rng=rng)
+    drawing = CLOTHES if "fashion" in data.name else Drawing()
+    return synthetic_images(source, teacher, drawing, num, rng)
+
+
+def synthetic_images(
+    source: str, teacher: Teacher, drawing: Drawing, num: int, rng: torch.Generator
+) -> torch.Tensor:
+    """uint8 (num, C, H, W): noise, or ours, structured noise that the teacher calls all classes."""
+    name, settings = {
+        "noise": ("noise", NoiseSettings(batch_size=500)),
+        "ours": (
+            "structured_noise",
+            StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing),
+        ),
+    }[source]
+    method = open_synthesizer(name, teacher, settings, rng=rng)
     parts = [teacher.spec.decode(method.next_batch().images) for _ in range(-(-num // 500))]
     return torch.cat(parts)[:num]
 

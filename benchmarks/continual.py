@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.compress import synthetic_images
 from benchmarks.protocol import made_rows, mean_and_std
 from dreamstill.evaluate import accuracy, predict
 from dreamstill.folder import environment
@@ -29,10 +30,7 @@ from dreamstill.nets.lenet import LeNet5
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
-from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.continual import ContinualSettings, Recipe, average_and_forgetting, learn
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
@@ -76,14 +74,7 @@ def dreams_of(
         return old[:0]
     if source == "real":
         return old[torch.randperm(len(old), generator=rng)[:NUM_DREAMS]]
-    settings = {
-        "ours": StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing),
-        "noise": NoiseSettings(batch_size=500),
-    }
-    name = {"ours": "structured_noise", "noise": "noise"}[source]
-    method = open_synthesizer(name, teacher, settings[source], rng=rng)
-    parts = [teacher.spec.decode(method.next_batch().images) for _ in range(NUM_DREAMS // 500)]
-    return torch.cat(parts)
+    return synthetic_images(source, teacher, drawing, NUM_DREAMS, rng)
 
 
 def run(
