@@ -8,10 +8,10 @@ demo: .venv/installed  ## the main job: teacher in, student on a device out, no 
 	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/dreamstill demo --out runs/demo
 
-test: .venv/installed lint  ## the whole test command
+test: .venv/dev lint  ## the whole test command
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-lint: .venv/installed
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -19,6 +19,10 @@ lint: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

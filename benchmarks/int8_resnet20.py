@@ -18,8 +18,8 @@ from dreamstill.export import export, load_exported
 from dreamstill.tasks.int8 import export_int8
 
 NUM_IMAGES = 1024
-FP32 = (("onnx", "onnxruntime"), ("pt2", "PyTorch"))
-INT8 = (("onnx", "onnxruntime"), ("pt2", "PT2E"))
+FP32 = (("onnx", "onnxruntime"), ("pt2", "PyTorch"), ("pte", "ExecuTorch"))
+INT8 = (("onnx", "onnxruntime"), ("pt2", "PT2E"), ("pte", "ExecuTorch"))
 
 
 def main() -> None:

@@ -280,7 +280,7 @@ def test_unknown_formats_are_met_before_a_file_is_written(
     assert cli.main(distill(teacher)) == 0
     folder = teacher.parent / "run"
     assert cli.main(["export", str(folder), "--formats", "onnx, tflite"]) == 2
-    assert "unknown format 'tflite'; known: onnx, pt2" in capsys.readouterr().err
+    assert "unknown format 'tflite'; known: onnx, pt2, pte" in capsys.readouterr().err
     assert not list(folder.glob("student.onnx"))
 
 
@@ -526,7 +526,7 @@ BAD: dict[str, tuple[Break, str]] = {
     ),
     "an unknown format": (
         lambda t: ["int8", *distill(t)[1:3], "--out", f"{t}.d", "--int8.formats", "tflite"],
-        "formats must be of onnx, pt2; got tflite",
+        "unknown format 'tflite'; known: onnx, pt2, pte",
     ),
     "fine-tuning that synthesizes": (
         lambda t: ["prune", *distill(t)[1:3], "--out", f"{t}.d", "--prune.finetune.prefill", "9"],

@@ -16,7 +16,7 @@ from dreamstill.export import export, load_exported
 from dreamstill.teacher import InputSpec
 
 SPEC = InputSpec(shape=(3, 12, 7), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
-formats = pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+formats = pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pte"])
 
 
 @formats
@@ -35,6 +35,7 @@ def test_an_export_computes_what_the_network_does_at_any_batch_size(
         torch.testing.assert_close(
             load_exported(path)(inputs), model.eval()(inputs), atol=1e-5, rtol=1e-5
         )
+    assert b"toys.py" not in path.read_bytes()  # nor any other path of the machine
 
 
 def test_onnx_carries_the_input_spec(tmp_path: Path) -> None:
@@ -71,8 +72,14 @@ def test_a_network_that_cannot_be_exported_is_an_error(suffix: str, tmp_path: Pa
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"unknown format '.tflite'; known: .onnx, .pt2"):
+    with pytest.raises(ExportError, match=r"unknown format 'tflite'; known: onnx, pt2, pte"):
         export(toys.small_cnn(), toys.SPEC, tmp_path / "m.tflite")
+
+
+def test_an_absent_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="no executorch: pip install"):
+        export(toys.small_cnn(), toys.SPEC, tmp_path / "m.pte")
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:

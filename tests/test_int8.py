@@ -9,7 +9,7 @@ import torch
 import toys
 from dreamstill.errors import ExportError
 from dreamstill.evaluate import accuracy
-from dreamstill.export import load_exported
+from dreamstill.export import export, load_exported
 from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from
 from dreamstill.synthesis import open_synthesizer
@@ -43,7 +43,7 @@ def test_an_int8_onnx_keeps_the_accuracy_in_onnxruntime(
 
 
 @pytest.mark.parametrize("backend", Backend)
-def test_an_int8_pt2_agrees(
+def test_an_int8_pt2_agrees_and_is_smaller(
     backend: Backend, lenet: tuple[Teacher, torch.Tensor], tmp_path: Path
 ) -> None:
     teacher, images = lenet
@@ -51,9 +51,24 @@ def test_an_int8_pt2_agrees(
     record = export_int8(teacher.module, teacher.spec, images, path, backend=backend)
     assert record.agreement > 0.95
     assert load_exported(path)(teacher.spec.encode(images[:3])).shape == (3, 10)
+    whole = export(teacher.module, teacher.spec, tmp_path / "whole.pt2")
+    assert record.bytes < 0.6 * whole.bytes
+
+
+def test_an_int8_pte_keeps_the_accuracy_in_executorch(
+    lenet: tuple[Teacher, torch.Tensor], tmp_path: Path
+) -> None:
+    teacher, images = lenet
+    path = tmp_path / "net.pte"
+    record = export_int8(teacher.module, teacher.spec, images, path)
+    assert record.bytes == path.stat().st_size < 0.4 * 4 * 61_706
+    assert record.agreement > 0.95
+    with as_file(files("dreamstill") / "assets" / "digits.npz") as digits:
+        x, y = load_images(digits, teacher.spec, 10)
+    assert accuracy(load_exported(path)(teacher.spec.encode(x)), y) > 0.98
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     teacher = toys.cnn_teacher()
-    with pytest.raises(ExportError, match=r"unknown format '\.tflite'"):
+    with pytest.raises(ExportError, match=r"unknown format 'tflite'"):
         export_int8(teacher.module, teacher.spec, torch.zeros(2), tmp_path / "net.tflite")

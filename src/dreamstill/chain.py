@@ -39,7 +39,7 @@ from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import check_finetuning, finetune
 from dreamstill.tasks.inherit import inherit
-from dreamstill.tasks.int8 import Backend, Method, export_int8
+from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_int8
 from dreamstill.tasks.merge import MergeSettings, merge
 from dreamstill.tasks.pack import PackSettings, load_packed, pack, save_packed
 from dreamstill.tasks.prune import PruneSettings, prune
@@ -112,16 +112,16 @@ class Int8Link:
     """Settings of static int8 files."""
 
     formats: tuple[str, ...] = ("onnx",)
-    """onnx, for onnxruntime; pt2, by torchao."""
+    """onnx, for onnxruntime; pt2, by torchao; pte, for ExecuTorch."""
     method: Method = Method.MIN_MAX
     """How onnxruntime calibrates: MinMax, Percentile or Entropy."""
     backend: Backend = Backend.X86
-    """For which kernels torchao quantizes: x86 or xnnpack."""
+    """For which kernels a pt2 is quantized: x86 or xnnpack."""
 
     def __post_init__(self) -> None:
-        if not self.formats or (odd := set(self.formats) - {"onnx", "pt2"}):
-            got = sorted(odd)[0] if self.formats else "none"
-            raise SettingsError(f"formats must be of onnx, pt2; got {got}")
+        if not self.formats:
+            raise SettingsError("formats must name at least one; got none")
+        check_int8_formats(self.formats)
         for kind, name in (("onnx", "method"), ("pt2", "backend")):
             if kind not in self.formats:
                 no_effect(self, f"on formats without {kind}", name)

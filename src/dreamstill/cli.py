@@ -212,7 +212,7 @@ def _add_results(command: AddCommand) -> None:
         "--images", required=True, help=".npz with x, y (or x_test, y_test), or a folder a class"
     )
     evaluate.add_argument("--floor", help="folder of the noise-floor run")
-    export.add_argument("--formats", default="onnx,pt2", help="of onnx, pt2 [onnx,pt2]")
+    export.add_argument("--formats", default="onnx,pt2", help="of onnx, pt2, pte [onnx,pt2]")
 
     demo = command("demo", _demo)
     demo.add_argument("--out", default="runs/demo", help="folder to make [runs/demo]")
@@ -416,7 +416,7 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
 
 
 def _export(arguments: argparse.Namespace) -> Any:
-    """Write a run's student as ONNX and .pt2, run each, and compare."""
+    """Write a run's student as ONNX, .pt2 or .pte, run each, and compare."""
     folder = Path(arguments.folder)
     formats = tuple(name.strip() for name in arguments.formats.split(","))
     records = export_run(folder, formats=formats)

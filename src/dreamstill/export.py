@@ -1,11 +1,13 @@
 """Write a network in a device's format, re-open it in its own runtime, compare, or fail."""
 
 import contextlib
+import importlib
+import importlib.util
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,15 @@ from dreamstill.errors import ExportError, first_line
 from dreamstill.evaluate import evaluating
 from dreamstill.teacher import InputSpec
 
-__all__ = ["ExportRecord", "export", "load_exported"]
+__all__ = [
+    "ExportRecord",
+    "check_formats",
+    "export",
+    "load_exported",
+    "quiet",
+    "write_pt2",
+    "write_pte",
+]
 
 TOLERANCE = 1e-4
 
@@ -32,23 +42,37 @@ class ExportRecord:
     """Largest difference of a logit, over batches of 1 and 7 random images."""
 
 
+def check_formats(names: Iterable[str]) -> None:
+    """ExportError for a format that is unknown, or whose library is absent."""
+    for name in names:
+        if name not in _WRITERS:
+            raise ExportError(f"unknown format {name!r}; known: {', '.join(_WRITERS)}")
+        if name == "pte" and importlib.util.find_spec("executorch") is None:
+            raise ExportError("no executorch: pip install 'dreamstill[executorch]'")
+
+
 def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
-    """Export by the suffix of `path`, .onnx or .pt2, with a free batch size, and verify.
+    """Export by the suffix of `path` and verify.
+
+    Args:
+        module: the network, left as it was.
+        spec: its input.
+        path: .onnx or .pt2, of a free batch size, or .pte, of one image at a time: ExecuTorch's
+            memory is planned before it runs.
 
     Raises:
-        ExportError: the suffix is unknown, the network cannot be exported, the file cannot be
-            written, or a logit differs by more than 1e-4 of max(1, largest logit). Nothing is
-            left behind then.
+        ExportError: the format is unknown or its library absent, the network cannot be exported,
+            the file cannot be written, or a logit differs by more than 1e-4 of max(1, largest
+            logit). Nothing is left behind then.
 
     """
-    formats = {".onnx": _write_onnx, ".pt2": _write_pt2}
-    if path.suffix not in formats:
-        raise ExportError(f"unknown format {path.suffix or path.name!r}; known: .onnx, .pt2")
+    kind = path.suffix[1:]
+    check_formats([kind])
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with evaluating(module), _quiet():
-            formats[path.suffix](module, spec, temporary)
+        with evaluating(module), quiet():
+            _WRITERS[kind](module, spec, temporary)
             difference = _compare(module, spec, load_exported(temporary))
         temporary.replace(path)
     except ExportError:
@@ -63,7 +87,7 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return ExportRecord(str(path), path.suffix[1:], path.stat().st_size, difference)
+    return ExportRecord(str(path), kind, path.stat().st_size, difference)
 
 
 def _example(spec: InputSpec, num: int) -> Tensor:
@@ -91,17 +115,23 @@ def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters narrate on stdout and warn of their own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Exporters and quantizers narrate, and warn of their own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("", "torch", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
@@ -115,19 +145,44 @@ def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the paths and lines of the source
     for name in ("shape", "mean", "std"):
         program.model.metadata_props[name] = json.dumps(getattr(spec, name))
     program.save(path, external_data=False)
 
 
-def _write_pt2(module: nn.Module, spec: InputSpec, path: Path) -> None:
+def write_pt2(module: nn.Module, spec: InputSpec, path: Path) -> None:
+    """Write PyTorch's own format."""
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the paths and lines of the source
     torch.export.save(program, path)
 
 
+def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
+    """Write ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
+    exir = importlib.import_module("executorch.exir")
+    xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    program = torch.export.export(module, (_example(spec, 1),))
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
+_WRITERS = {"onnx": _write_onnx, "pt2": write_pt2, "pte": write_pte}
+
+
 def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
-    """Open a .onnx or .pt2 file in its runtime: (N, C, H, W) inputs to (N, K) logits."""
+    """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits."""
+    if path.suffix == ".pte":
+        runtime = importlib.import_module("executorch.runtime").Runtime.get()
+        method = runtime.load_program(path).load_method("forward")
+
+        def run_pte(inputs: Tensor) -> Tensor:  # the runtime writes every answer to one place
+            return torch.cat([method.execute((image,))[0].clone() for image in inputs.split(1)])
+
+        return run_pte
     if path.suffix == ".pt2":
         module = torch.export.load(path).module()
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, RunError
+from dreamstill.errors import RunError
 from dreamstill.evaluate import (
     accuracy,
     agreement,
@@ -22,7 +22,7 @@ from dreamstill.evaluate import (
     measure_cost,
     predict,
 )
-from dreamstill.export import ExportRecord, export
+from dreamstill.export import ExportRecord, check_formats, export
 from dreamstill.folder import write_atomically, write_json
 from dreamstill.pool import Pool
 from dreamstill.run import Job, open_from
@@ -165,10 +165,9 @@ def summarize(
 def export_run(folder: Path, *, formats: tuple[str, ...] = ("onnx", "pt2")) -> list[ExportRecord]:
     """Export the run's student to folder/student.FORMAT, each verified, and note it.
 
-    ExportError for a format that is not onnx or pt2, before any file is written.
+    ExportError for a format that cannot be written here, before any file is.
     """
-    if odd := [name for name in formats if name not in ("onnx", "pt2")]:
-        raise ExportError(f"unknown format {odd[0]!r}; known: onnx, pt2")
+    check_formats(formats)
     _, teacher, student = open_run(folder)
     records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
     summary = read_summary(folder)

@@ -1,17 +1,14 @@
 """Static int8 files for a device's runtime, calibrated on images: onnxruntime and torchao PT2E.
 
 What quantizes is the libraries' own: `onnxruntime.quantization.quantize_static` for .onnx,
-torchao's `prepare_pt2e` and `convert_pt2e` for .pt2. Both files are re-opened in their runtime and
-their answers compared with the network's.
+torchao's `prepare_pt2e` and `convert_pt2e` for .pt2 and ExecuTorch's .pte. Files are re-opened in
+their runtime and their answers compared with the network's.
 """
 
-import contextlib
 import importlib
-import io
-import logging
+import importlib.util
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, SettingsError
+from dreamstill.errors import ExportError
 from dreamstill.evaluate import agreement, evaluating, predict
-from dreamstill.export import export, load_exported
+from dreamstill.export import check_formats, export, load_exported, quiet, write_pt2, write_pte
 from dreamstill.teacher import InputSpec
 
-__all__ = ["Backend", "Int8Record", "Method", "export_int8"]
+__all__ = ["Backend", "Int8Record", "Method", "check_int8_formats", "export_int8"]
 
 
 class Backend(StrEnum):
-    """For which kernels a .pt2 is quantized."""
+    """For which kernels a .pt2 is quantized; a .pte is for XNNPACK's."""
 
     X86 = "x86"
     XNNPACK = "xnnpack"
@@ -55,6 +52,14 @@ class Int8Record:
     """Share of the images on which file and network name the same class."""
 
 
+def check_int8_formats(names: Iterable[str]) -> None:
+    """ExportError for a format that is unknown, or whose libraries are absent."""
+    kinds = set(names)
+    check_formats(sorted(kinds))
+    if kinds - {"onnx"} and importlib.util.find_spec("torchao") is None:
+        raise ExportError("no torchao: pip install 'dreamstill[quantize]'")
+
+
 def export_int8(
     model: nn.Module,
     spec: InputSpec,
@@ -64,7 +69,7 @@ def export_int8(
     method: Method = Method.MIN_MAX,
     backend: Backend = Backend.X86,
 ) -> Int8Record:
-    """Write a static int8 file by the suffix of `path`, .onnx or .pt2, and run it.
+    """Write a static int8 file by the suffix of `path`, .onnx, .pt2 or .pte, and run it.
 
     Args:
         model: in whole precision, on the CPU; left as it was.
@@ -75,25 +80,25 @@ def export_int8(
         backend: of .pt2.
 
     Raises:
-        ExportError: the suffix is unknown, a library fails, or the file agrees with the network on
-            fewer than half of the images: then it is not kept.
-        SettingsError: torchao is absent.
+        ExportError: the format is unknown, a library is absent or fails, or the file agrees with
+            the network on fewer than half of the images: then it is not kept.
 
     """
-    if path.suffix not in (".onnx", ".pt2"):
-        raise ExportError(f"unknown format {path.suffix or path.name!r}; known: .onnx, .pt2")
+    check_int8_formats([path.suffix[1:]])
     half = max(1, len(images) // 2)
     calibration, compared = images[:half][:512], images[-half:][:512]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with evaluating(model), _quiet():
+        with evaluating(model), quiet():
             if path.suffix == ".onnx":
                 _write_onnx(model, spec, calibration, path, method)
+            elif path.suffix == ".pt2":
+                write_pt2(_quantized(model, spec, calibration, _quantizer(backend)), spec, path)
             else:
-                _write_pt2(model, spec, calibration, path, backend)
+                write_pte(_quantized(model, spec, calibration, _executorch()), spec, path)
             run = load_exported(path)
             answers = torch.cat([run(spec.encode(part)) for part in compared.split(256)])
-    except (ExportError, SettingsError):
+    except ExportError:
         raise
     except Exception as error:  # quantizers raise many kinds of their own
         reason = (str(error).splitlines() or [repr(error)])[0]
@@ -103,20 +108,6 @@ def export_int8(
         path.unlink()
         raise ExportError(f"the int8 file agrees with the network on {same:.0%} of the images")
     return Int8Record(str(path), path.stat().st_size, same)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizers narrate, and warn of their own deprecations."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
 
 
 class _Reader:
@@ -151,30 +142,34 @@ def _write_onnx(
 
 
 def _quantizer(backend: Backend) -> Any:
-    try:
-        if backend is Backend.X86:
-            x86 = importlib.import_module(
-                "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
-            )
-            config = x86.get_default_x86_inductor_quantization_config()
-            return x86.X86InductorQuantizer().set_global(config)
-        xnnpack = importlib.import_module("torchao.testing.pt2e._xnnpack_quantizer")
-    except ImportError as error:
-        raise SettingsError("no torchao: pip install 'dreamstill[quantize]'") from error
+    if backend is Backend.XNNPACK:
+        return _xnnpack("torchao.testing.pt2e._xnnpack_quantizer")  # without ExecuTorch
+    x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    config = x86.get_default_x86_inductor_quantization_config()
+    return x86.X86InductorQuantizer().set_global(config)
+
+
+def _executorch() -> Any:
+    return _xnnpack("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+
+
+def _xnnpack(module: str) -> Any:
+    xnnpack = importlib.import_module(module)
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
     return xnnpack.XNNPACKQuantizer().set_global(config)
 
 
-def _write_pt2(
-    model: nn.Module, spec: InputSpec, images: Tensor, path: Path, backend: Backend
-) -> None:
-    quantizer = _quantizer(backend)
+def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any) -> nn.Module:
+    """The graph of a network, quantized; of the weights it keeps those that it reads."""
     pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
-    example = (spec.encode(images[:2]),)
     shapes = ({0: torch.export.Dim("batch")},)
-    graph = torch.export.export(model, example, dynamic_shapes=shapes).module()
+    graph = torch.export.export(model, (spec.encode(images[:2]),), dynamic_shapes=shapes).module()
     prepared = pt2e.prepare_pt2e(graph, quantizer)
     for part in images.split(64):
         prepared(spec.encode(part))
-    converted = pt2e.convert_pt2e(prepared)
-    torch.export.save(torch.export.export(converted, example, dynamic_shapes=shapes), path)
+    converted: torch.fx.GraphModule = pt2e.convert_pt2e(prepared)
+    read = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
+    for name in converted.state_dict().keys() - read:
+        owner, _, last = name.rpartition(".")
+        delattr(converted.get_submodule(owner), last)
+    return converted
