@@ -63,16 +63,32 @@ ROWS: dict[str, dict[str, Any]] = {
         "task": "prune",
         "keep": 0.5,
         "importance": "magnitude",
+        "reconstruct": 2048,
         "finetune": TUNE_SHAKEN,
+    },
+    "half the MACs by pruning, no training": {
+        "task": "prune",
+        "keep": 0.5,
+        "importance": "magnitude",
+        "rounds": 1,
+        "reconstruct": 2048,
+        "finetune": None,
     },
     "half the MACs by factorization": {
         "task": "factorize",
         "macs": 0.5,
+        "reconstruct": 2048,
         "finetune": TUNE_SHAKEN,
+    },
+    "half the MACs by factorization, no training": {
+        "task": "factorize",
+        "macs": 0.5,
+        "reconstruct": 2048,
     },
     "30 % of the parameters by factorization, no training": {
         "task": "factorize",
         "parameters": 0.3,
+        "reconstruct": 2048,
     },
     "packed, 10 % of the weights": {"task": "pack", "density": 0.1, "finetune": TUNE_SHAKEN},
     "packed, 9.6 % of the weights, tuned twice as long": {

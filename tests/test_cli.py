@@ -284,6 +284,19 @@ def test_unknown_formats_are_met_before_a_file_is_written(
     assert not list(folder.glob("student.onnx"))
 
 
+@pytest.mark.parametrize("name", ["settings", "result", "summary", "student", "pool/pool"])
+@pytest.mark.parametrize("damage", ["{", "[]"])
+def test_a_damaged_file_of_a_run_is_named(
+    name: str, damage: str, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(distill(teacher)) == 0
+    run = teacher.parent / "run"
+    (run / f"{name}.json").write_text(damage)
+    np.savez(teacher.parent / "real.npz", x=np.zeros((4, 1, 8, 8), np.uint8), y=np.arange(4))
+    assert cli.main(["evaluate", str(run), "--images", str(teacher.parent / "real.npz")]) == 2
+    assert f"{name}.json is damaged" in capsys.readouterr().err
+
+
 class Tied(toys.SmallCnn):
     """One layer under two names."""
 
@@ -482,6 +495,14 @@ BAD: dict[str, tuple[Break, str]] = {
     "one image at a time for a student with BatchNorm": (
         flags("--student", "toys:small_cnn", "--synthesis.batch_size", "1"),
         "needs two images or more at once",
+    ),
+    "an infinite temperature": (
+        flags("--distill.temperature", "inf"),
+        "temperature must be above 0; got inf",
+    ),
+    "one format twice": (
+        lambda t: ["int8", *distill(t)[1:3], "--out", f"{t}.d", "--int8.formats", "onnx,onnx"],
+        "formats names one twice: onnx, onnx",
     ),
     "a temperature without a use": (
         flags("--transfer", "l1", "--distill.temperature", "2"),

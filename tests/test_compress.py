@@ -308,7 +308,7 @@ def test_the_first_layer_is_the_one_that_is_called_first() -> None:
     with seeded(rng()):
         model = OutOfOrder()
     _, records = factorize(model, SPEC, FactorizeSettings(energy=0.3))
-    assert [record.layer for record in records] == ["head", "inner"]
+    assert [record.layer for record in records] == ["inner", "head"]
     teacher = open_teacher(model, SPEC)
     settings = QuantizeSettings(weight_bits=2, activation_bits=3)
     quantized = quantize(teacher, images(8), settings, rng=rng())
@@ -374,6 +374,21 @@ def test_a_network_that_cannot_be_cut_is_named() -> None:
         prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
 
 
+def test_what_the_pruning_library_cannot_follow_is_named() -> None:
+    doubled = nn.Conv2d(16, 32, 3, groups=16)  # two outputs for each input
+    layers = (nn.Conv2d(1, 16, 3), doubled, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+    with seeded(rng()):
+        teacher = open_teacher(nn.Sequential(*layers), SPEC)
+    with pytest.raises(TeacherError, match=r"Sequential does not run with channels cut: "):
+        prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
+
+
+def test_scales_are_not_read_where_there_are_none() -> None:
+    settings = PruneSettings(importance=Importance.BATCH_NORM, finetune=None)
+    with pytest.raises(SettingsError, match="LeNet5 has none: take magnitude or taylor"):
+        prune(open_teacher(lenet(), SPEC), images(16), settings, rng=rng())
+
+
 def test_factors_have_fewer_multiply_accumulates_too() -> None:
     """A stride is taken by the second factor: the first works on four times as many pixels."""
     with seeded(rng()):
@@ -392,6 +407,80 @@ def test_a_target_of_macs_is_met_and_an_absurd_one_refused() -> None:
     assert 0.48 < macs[0] / macs[1] <= 0.5
     with pytest.raises(SettingsError, match=r"no rank brings macs to 0\.001"):
         factorize(model, SPEC, FactorizeSettings(macs=0.001))
+
+
+class Again(nn.Module):
+    """One layer, called three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        for _ in range(3):
+            x = self.again(x).relu()
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def test_every_call_of_a_layer_counts_towards_a_target_of_macs() -> None:
+    with seeded(rng()):
+        model = Again()
+    whole = measure_cost(model, SPEC, num_runs=1).macs
+    for share in (0.9, 0.7, 0.5):
+        small, _ = factorize(model, SPEC, FactorizeSettings(macs=share))
+        assert share - 0.1 < measure_cost(small, SPEC, num_runs=1).macs / whole <= share
+
+
+class Tied(nn.Module):
+    """Two convolutions of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 16, 3)
+        self.one, self.two = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.two.weight = self.one.weight
+        self.wide, self.head = nn.Linear(16, 128), nn.Linear(128, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(self.first(x).relu()).relu()).relu()
+        logits: Tensor = self.head(self.wide(x.mean((2, 3))).relu())
+        return logits
+
+
+def test_a_weight_of_two_layers_stays_one(tmp_path: Path) -> None:
+    with seeded(rng()):
+        teacher = open_teacher(Tied(), SPEC)
+    model = teacher.module
+    small, records = factorize(model, SPEC, FactorizeSettings(parameters=0.7))
+    assert {record.layer for record in records} <= {"wide", "head"}
+    counts = [sum(p.numel() for p in network.parameters()) for network in (small, model)]
+    assert counts[0] <= 0.7 * counts[1]
+    assert [(p.first, p.second) for p in pairs(trace(model))] == [("wide", "head")]
+    packed_model, path = packed(teacher), tmp_path / "tied.packed"
+    save_packed(packed_model, path)
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(load_packed(path)[0])
+    torch.testing.assert_close(plain(shown()), packed_model(shown()))
+
+
+def test_a_network_without_layers_to_factorize_is_named() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
+    with pytest.raises(SettingsError, match=r"no rank brings macs to 0\.5"):
+        factorize(model, SPEC, FactorizeSettings(macs=0.5))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_factors_are_solved_for_what_the_layers_made(*, batch_norm: bool) -> None:
+    model = lenet(batch_norm=batch_norm)
+    errors = []
+    for reconstructed in (0, 256):
+        settings = FactorizeSettings(macs=0.5, reconstruct=reconstructed)
+        small, _ = factorize(model, SPEC, settings, images(256), rng=rng())
+        errors.append((small(shown(400)[-100:]) - model(shown(400)[-100:])).square().mean())
+    assert errors[1] < errors[0]
 
 
 def quick(**changes: Any) -> DistillSettings:
@@ -522,7 +611,7 @@ def test_pruning_says_which_of_the_teachers_channels_are_left(
         return model
 
     monkeypatch.setattr("dreamstill.tasks.prune.finetune", finetune)
-    settings = PruneSettings(keep=0.5, rounds=rounds, finetune=quick())
+    settings = PruneSettings(keep=0.5, rounds=rounds, reconstruct=0, finetune=quick())
     prune(teacher, images(8), settings, rng=rng(), model=teacher.module if given else None)
     assert len(seen) == rounds
     assert "features.1" in seen[-1], "a BatchNorm's channels are followed too"

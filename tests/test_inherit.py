@@ -221,6 +221,27 @@ class Everything(nn.Module):
         return self.last(self.slope(self.layer_norm(self.hidden(x))))  # type: ignore[no-any-return]
 
 
+class Rows(nn.Module):
+    """A linear layer for each row, and one over all of them: features vary faster than rows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.each, self.all = nn.Linear(12, width), nn.Linear(12 * width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.all(self.each(x.squeeze(1)).relu().flatten(1))
+        return logits
+
+
+def test_features_of_flattened_rows_are_not_taken_for_channels() -> None:
+    with pytest.raises(SettingsError, match="channels cannot be followed through all"):
+        inherit(Rows(8).eval(), Rows(7))
+    teacher, student = Rows(8).eval(), Rows(8)
+    inherit(teacher, student)
+    x = torch.randn(3, 1, 12, 12)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
 def test_nothing_of_the_teacher_is_forgotten() -> None:
     torch.manual_seed(0)
     teacher = Everything(5).eval()

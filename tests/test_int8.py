@@ -42,6 +42,14 @@ def test_an_int8_onnx_keeps_the_accuracy_in_onnxruntime(
     assert accuracy(load_exported(path)(teacher.spec.encode(x)), y) > 0.98
 
 
+@pytest.mark.parametrize("method", Method)
+def test_any_number_of_images_calibrates(method: Method, tmp_path: Path) -> None:
+    teacher = toys.cnn_teacher()
+    images = torch.randint(0, 256, (140, *teacher.spec.shape), dtype=torch.uint8)
+    record = export_int8(teacher.module, teacher.spec, images, tmp_path / "net.onnx", method=method)
+    assert record.agreement > 0.5
+
+
 @pytest.mark.parametrize("backend", Backend)
 def test_an_int8_pt2_agrees_and_is_smaller(
     backend: Backend, lenet: tuple[Teacher, torch.Tensor], tmp_path: Path

@@ -142,7 +142,7 @@ def test_moments_are_followed_through_chunks_and_concatenation() -> None:
 
 def test_what_cannot_be_known_without_inputs_is_named() -> None:
     teacher = open_teacher(following(nn.GELU()), GREY)
-    with pytest.raises(TeacherError, match=r"what 1 \(GELU\) puts out cannot be known"):
+    with pytest.raises(TeacherError, match=r"what 1 \(GELU\) puts out.*on images instead$"):
         quantize_without_inputs(teacher, QuantizeSettings())
 
 
@@ -186,6 +186,30 @@ def test_absorbing_high_biases_only_cuts_a_tail() -> None:
     x = torch.randn(500, 1, 4, 4, generator=rng())
     difference = (equalized.model(x) - teacher(x)).abs().mean()
     assert difference < 0.02 * teacher(x).std()
+
+
+@pytest.mark.parametrize(
+    ("pool", "through"),
+    [
+        (nn.AvgPool2d(2), True),
+        (nn.AvgPool2d(3, 2, 1), False),
+        (nn.AvgPool2d(3, 2, 1, count_include_pad=False), True),
+        (nn.MaxPool2d(3, 2, 1), True),
+    ],
+)
+def test_a_bias_is_not_absorbed_through_an_average_of_padding(
+    pool: nn.Module, through: bool
+) -> None:
+    with seeded(rng()):
+        norm, last = nn.BatchNorm2d(4), nn.Linear(16, 3)
+        nn.init.constant_(norm.bias, 6.0)
+        layers = (nn.Conv2d(1, 4, 1), norm, nn.ReLU(), pool, nn.Flatten(), last)
+        model = nn.Sequential(*layers).eval()
+    equalized = equalize(model)
+    x = 0.3 * torch.randn(64, 1, 4, 4, generator=rng())
+    torch.testing.assert_close(equalized.model(x), model(x), atol=1e-4, rtol=1e-3)
+    means = equalized.statistics["0"][0] / equalized.statistics["0"][1]
+    assert bool((means < 3.01).all()) == through
 
 
 @pytest.mark.parametrize("make", [lenet, resnet])

@@ -118,6 +118,15 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     assert len(read_log(tmp_path / "log.jsonl")) == 60
 
 
+@pytest.mark.parametrize("name", ["settings.json", "summary.json", "pictures.npz"])
+@pytest.mark.parametrize("damage", [b"{", b"", b"[3]", b"\xff"])
+def test_a_damaged_file_is_named(name: str, damage: bytes, tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / name).write_bytes(damage)
+    with pytest.raises(RunError, match=f"{name} is damaged"):
+        write_report(tmp_path)
+
+
 def test_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
         write_report(tmp_path)

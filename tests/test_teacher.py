@@ -7,12 +7,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import toys
 from dreamstill.errors import TeacherError
 from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.probe import Probe
-from dreamstill.teacher import InputSpec, load_module, load_weights, open_teacher, spec_from_card
+from dreamstill.teacher import (
+    InputSpec,
+    load_module,
+    load_weights,
+    open_teacher,
+    read_card,
+    spec_from_card,
+)
 
 MNIST = InputSpec(shape=(1, 28, 28), mean=(0.13,), std=(0.31,))
 
@@ -122,6 +130,7 @@ def test_a_wrong_number_of_classes_is_named() -> None:
         ({"shape": [1, 8, 8], "mean": ["x"], "std": [1]}, "lists of numbers"),
         ({"shape": [1, 8, 8], "mean": [float("nan")], "std": [1]}, "finite"),
         ({"shape": [1, 8, 8], "range": [1, 1]}, "low < high"),
+        ({"shape": [1, 8, 8], "range": [0, float("inf")]}, "both finite; got 0.0, inf"),
         ({"shape": [1, 8, 8], "range": [0, 1], "mean": [0]}, "not both"),
         ({"shape": 5, "range": [0, 1]}, "lists of numbers"),
     ],
@@ -179,13 +188,41 @@ def test_a_pickle_runs_no_code_without_consent(tmp_path: Path) -> None:
     assert not hasattr(builtins, "evil_ran")
 
 
-def test_torch_files_load_with_prefixes_and_wrapping(tmp_path: Path) -> None:
+def test_a_misspelt_name_in_a_card_is_named_and_notes_are_left_alone(tmp_path: Path) -> None:
+    card = {"shape": [1, 8, 8], "range": [0, 1], "accuracy": 0.9, "settings": {}, "seed": 1}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert read_card(tmp_path / "card.json") == card
+    (tmp_path / "card.json").write_text(json.dumps(card | {"classes": 7}))
+    with pytest.raises(TeacherError, match="has 'classes': did you mean 'num_classes'"):
+        read_card(tmp_path / "card.json")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_torch_files_load_with_prefixes_and_wrapping(prefix: str, key: str, tmp_path: Path) -> None:
     path = tmp_path / "w.th"
-    state = {f"module.{k}": v for k, v in lenet5().state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 3}, path)
+    state = {f"{prefix}{k}": v for k, v in lenet5().state_dict().items()}
+    torch.save({key: state, "epoch": 3}, path)
     load_module("dreamstill.nets.lenet:lenet5", path)
     save_file(state, tmp_path / "w.safetensors")
     load_module("dreamstill.nets.lenet:lenet5", tmp_path / "w.safetensors")
+
+
+def double() -> nn.Module:
+    """Weights in double precision, the last of them computed."""
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 4)).double()
+    parametrizations.weight_norm(layers[2])
+    return layers
+
+
+def test_weights_are_floats_and_computed_ones_become_plain(tmp_path: Path) -> None:
+    module = double()
+    inputs = torch.randn(3, 1, 8, 8)
+    wanted = module(inputs.double()).float()
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    loaded = load_module("test_teacher:double", tmp_path / "w.pt")
+    torch.testing.assert_close(loaded(inputs), wanted)
+    assert set(loaded.state_dict()) == {"1.weight", "1.bias", "2.weight", "2.bias"}
 
 
 class Wrapper(torch.nn.Module):

@@ -9,7 +9,6 @@ user's factories alone.
 
 import copy
 import io
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -33,7 +32,7 @@ from dreamstill.folder import claim, discard, write_atomically, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.probe import shown_at_once
 from dreamstill.run import RANDOM_START, open_from, open_student, seeded_process
-from dreamstill.settings import at_least, from_plain, no_effect, to_plain
+from dreamstill.settings import at_least, from_plain, no_effect, read_plain, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
@@ -122,6 +121,8 @@ class Int8Link:
         if not self.formats:
             raise SettingsError("formats must name at least one; got none")
         check_int8_formats(self.formats)
+        if len(set(self.formats)) < len(self.formats):
+            raise SettingsError(f"formats names one twice: {', '.join(self.formats)}")
         for kind, name in (("onnx", "method"), ("pt2", "backend")):
             if kind not in self.formats:
                 no_effect(self, f"on formats without {kind}", name)
@@ -183,7 +184,7 @@ def _merge(model: nn.Module, settings: MergeLink, work: Work) -> Outcome:
 
 
 def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome:
-    factorized, layers = factorize(model, work.teacher.spec, settings, work.images)
+    factorized, layers = factorize(model, work.teacher.spec, settings, work.images, rng=work.rng)
     record = {"layers": [asdict(record) for record in layers]}
     return work.tune(factorized, settings.finetune), record
 
@@ -409,7 +410,7 @@ def _run(
         stem = folder / "links" / f"{index + 1}-{link.task}"
         finished = stem.with_suffix(".json")
         if finished.is_file():
-            model, record = _read(stem, chain, teacher), json.loads(finished.read_text())
+            model, record = _read(stem, chain, teacher), read_plain(finished)
         else:
             rng = torch.Generator().manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)

@@ -418,7 +418,7 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
 def _export(arguments: argparse.Namespace) -> Any:
     """Write a run's student as ONNX, .pt2 or .pte, run each, and compare."""
     folder = Path(arguments.folder)
-    formats = tuple(name.strip() for name in arguments.formats.split(","))
+    formats = tuple(dict.fromkeys(name.strip() for name in arguments.formats.split(",")))
     records = export_run(folder, formats=formats)
     write_report(folder)
     if not arguments.json:

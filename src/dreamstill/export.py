@@ -174,7 +174,17 @@ _WRITERS = {"onnx": _write_onnx, "pt2": write_pt2, "pte": write_pte}
 
 
 def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
-    """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits."""
+    """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits.
+
+    ExportError for a file that is absent or damaged.
+    """
+    try:
+        return _open(path)
+    except Exception as error:  # runtimes raise many kinds of their own
+        raise ExportError(f"cannot open {path}: {first_line(error)}") from error
+
+
+def _open(path: Path) -> Callable[[Tensor], Tensor]:
     if path.suffix == ".pte":
         runtime = importlib.import_module("executorch.runtime").Runtime.get()
         method = runtime.load_program(path).load_method("forward")

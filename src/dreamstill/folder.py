@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dreamstill.errors import RunError, first_line
-from dreamstill.settings import to_plain
+from dreamstill.settings import read_plain, to_plain
 
 __all__ = [
     "check_empty",
@@ -44,12 +44,7 @@ def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) 
     if resume:
         if not settings.is_file():
             raise RunError(f"{folder} holds no run to resume: settings.json is missing")
-        try:
-            found = json.loads(settings.read_text())
-        except ValueError as error:
-            raise RunError(f"{settings} cannot be read: {error}") from error
-        if not isinstance(found, dict):
-            raise RunError(f"{settings} holds no settings")
+        found = read_plain(settings)
         if changed := [key for key in plain if found.get(key) != plain[key]]:
             raise RunError(f"{folder} was started with another {changed[0]}; it cannot be resumed")
         return

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError, SettingsError
+from dreamstill.errors import RunError, SettingsError, first_line
+from dreamstill.settings import read_plain
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import InputSpec, Teacher
 
@@ -102,7 +103,7 @@ class Pool:
         self._file = folder / "images.npy"
         card = {"shape": list(spec.shape), "capacity": capacity, **origin}
         if self._file.exists():
-            found = json.loads((folder / "pool.json").read_text())
+            found = read_plain(folder / "pool.json")
             if changed := [key for key in card if found.get(key) != card[key]]:
                 raise RunError(
                     f"the pool at {folder} was made with {changed[0]} = {found.get(changed[0])!r}, "
@@ -137,7 +138,10 @@ class Pool:
 
     def _open(self) -> None:
         # copy-on-write: what is added stays in memory until it is committed
-        self._images = np.load(self._file, mmap_mode="c")
+        try:
+            self._images = np.load(self._file, mmap_mode="c")
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(f"{self._file} is damaged: {first_line(error)}") from error
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)

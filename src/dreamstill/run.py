@@ -32,6 +32,7 @@ from dreamstill.synthesis import METHODS, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import (
+    CARD,
     Precision,
     Teacher,
     build,
@@ -145,11 +146,7 @@ def open_from(
         beside = [weights.with_suffix(s) for s in (".json", ".toml")]
         card_path = next((p for p in beside if p.is_file()), None)
     card = read_card(card_path) if card_path else {}
-    given = {
-        k: v
-        for k in ("factory", "shape", "mean", "std", "range", "num_classes")
-        if (v := getattr(file, k)) is not None
-    }
+    given = {k: v for k in CARD if (v := getattr(file, k)) is not None}
     if "range" in given:
         card = {k: v for k, v in card.items() if k not in ("mean", "std")}
     if "mean" in given or "std" in given:
@@ -185,7 +182,7 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
     """Build a student with weights drawn from `rng` and check that it answers as the teacher."""
     with seeded(rng):
         student = build(factory)
-    probe = open_teacher(student, teacher.spec, device=str(teacher.device))
+    probe = open_teacher(student, teacher.spec, device=str(teacher.device), role="student")
     if probe.num_classes != teacher.num_classes:
         raise SettingsError(
             f"the student {factory!r} has {probe.num_classes} classes, "
@@ -348,7 +345,11 @@ class _Log:
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.lines = path, list[str]()
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in path.read_text(errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             text = "".join(line + "\n" for line in kept)
             write_atomically(path, lambda temporary: temporary.write_text(text))
 
@@ -369,5 +370,5 @@ class _Log:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return np.inf  # torn by a kill

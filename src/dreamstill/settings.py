@@ -1,27 +1,39 @@
 """Settings to plain JSON values and back; unknown names and wrong types are typed errors."""
 
 import dataclasses
+import json
+import math
 import types
 import typing
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from dreamstill.errors import SettingsError
+from dreamstill.errors import RunError, SettingsError
 
-__all__ = ["above", "at_least", "from_plain", "merge", "no_effect", "to_plain", "within"]
+__all__ = [
+    "above",
+    "at_least",
+    "from_plain",
+    "merge",
+    "no_effect",
+    "read_plain",
+    "to_plain",
+    "within",
+]
 
 
 def at_least(settings: Any, low: float, *names: str) -> None:
-    """SettingsError unless every named setting, and every number in it, is at least `low`."""
+    """SettingsError unless every named setting, and every number in it, is in [low, inf)."""
     for name in names:
-        if not all(value >= low for value in _numbers(getattr(settings, name))):
+        if not all(low <= value < math.inf for value in _numbers(getattr(settings, name))):
             raise SettingsError(f"{name} must be at least {low}; got {getattr(settings, name)}")
 
 
 def above(settings: Any, low: float, *names: str) -> None:
-    """SettingsError unless every named setting, and every number in it, is above `low`."""
+    """SettingsError unless every named setting, and every number in it, is in (low, inf)."""
     for name in names:
-        if not all(value > low for value in _numbers(getattr(settings, name))):
+        if not all(low < value < math.inf for value in _numbers(getattr(settings, name))):
             raise SettingsError(f"{name} must be above {low}; got {getattr(settings, name)}")
 
 
@@ -60,6 +72,19 @@ def to_plain(settings: Any) -> Any:
     if isinstance(settings, list | tuple):
         return [to_plain(value) for value in settings]
     return settings
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The table of plain values that a JSON file of a run holds; RunError where it holds none."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    if not isinstance(plain, dict):
+        raise RunError(f"{path} is damaged: it holds {type(plain).__name__}, not a table")
+    return plain
 
 
 def from_plain(kind: Any, plain: Any, name: str = "settings") -> Any:

@@ -1,7 +1,6 @@
 """Images of a method without a student, and those that a chain or a new class works with."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import load_checkpoint, write_atomically, write_json
 from dreamstill.images import load_unlabelled
 from dreamstill.run import TeacherFile
-from dreamstill.settings import no_effect, to_plain
+from dreamstill.settings import no_effect, read_plain, to_plain
 from dreamstill.synthesis import (
     METHODS,
     Synthesizer,
@@ -202,6 +201,6 @@ def same_origin(folder: Path, teacher: Teacher, images: Tensor | None) -> None:
     path = folder / "origin.json"
     if not path.is_file():
         write_json(path, origin)
-    found = json.loads(path.read_text())
+    found = read_plain(path)
     if changed := [name for name in origin if found.get(name) != origin[name]]:
         raise RunError(f"{folder} was started with another {changed[0]}: the file has changed")

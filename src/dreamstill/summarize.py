@@ -4,7 +4,6 @@ Real images come in here alone, and only when the user hands them over; the stud
 before.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from dreamstill.export import ExportRecord, check_formats, export
 from dreamstill.folder import write_atomically, write_json
 from dreamstill.pool import Pool
 from dreamstill.run import Job, open_from
-from dreamstill.settings import from_plain
+from dreamstill.settings import from_plain, read_plain
 from dreamstill.synthesis import METHODS
-from dreamstill.teacher import Teacher, load_module, read_card
+from dreamstill.teacher import Teacher, load_module
 
 MOST_SHOWN = 2000
 """Images of the pool that the report's pictures are of."""
@@ -40,14 +39,13 @@ Labeled = tuple[Tensor, Tensor]
 
 def read_job(folder: Path) -> Job:
     """The job of a run's folder; RunError where there is none."""
-    try:
-        plain = json.loads((folder / "settings.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder} holds no run: settings.json cannot be read") from error
-    if not isinstance(plain, dict) or not {"method", "student", "synthesis"} <= plain.keys():
+    if not (folder / "settings.json").is_file():
+        raise RunError(f"{folder} holds no run: settings.json is missing")
+    plain = read_plain(folder / "settings.json")
+    if not {"method", "student", "synthesis"} <= plain.keys():
         raise RunError(f"{folder} holds no run of distill")
     method = plain["method"]
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise RunError(f"{folder} names the method {method!r}; known: {', '.join(METHODS)}")
     plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
     job: Job = from_plain(Job, plain)
@@ -62,10 +60,10 @@ def open_run(folder: Path) -> tuple[Job, Teacher, nn.Module]:
     job = read_job(folder)
     if not (folder / "result.json").is_file():  # the last file that a run writes
         raise RunError(f"{folder} has no student yet: resume the run first")
-    card = read_card(folder / "student.json")
-    student = load_module(card["factory"], folder / "student.safetensors").eval()
+    factory = read_plain(folder / "student.json").get("factory")
+    student = load_module(str(factory), folder / "student.safetensors").eval()
     teacher = open_from(job.teacher)
-    made_with = read_card(folder / "pool" / "pool.json").get("teacher")
+    made_with = read_plain(folder / "pool" / "pool.json").get("teacher")
     if made_with != teacher.fingerprint:
         raise RunError(
             f"{folder} was run with the teacher {made_with}; {job.teacher.weights} is "
@@ -126,9 +124,8 @@ def summarize(
 
     """
     job, teacher, student = open_run(folder)
-    result = json.loads((folder / "result.json").read_text())
-    known = read_summary(folder)
-    same_student = known.get("chosen_at_step") == result["chosen_at_step"]
+    result, known = read_plain(folder / "result.json"), read_summary(folder)
+    same_student = known.get("chosen_at_step") == result.get("chosen_at_step")
     if real is None and known.get("images") and same_student:  # a resume of what was measured
         return known
     summary: dict[str, Any] = {
@@ -180,8 +177,7 @@ def export_run(folder: Path, *, formats: tuple[str, ...] = ("onnx", "pt2")) -> l
 def read_summary(folder: Path) -> dict[str, Any]:
     """What summary.json says; nothing where there is none yet."""
     path = folder / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return summary
+    return read_plain(path) if path.is_file() else {}
 
 
 def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:

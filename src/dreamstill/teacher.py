@@ -4,6 +4,7 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 .json or .toml) says which factory builds the module and what input it takes.
 """
 
+import difflib
 import hashlib
 import json
 import pkgutil
@@ -19,11 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
 
 __all__ = [
+    "CARD",
     "InputSpec",
     "Offers",
     "Precision",
@@ -68,8 +71,8 @@ class InputSpec:
     @classmethod
     def from_range(cls, shape: tuple[int, int, int], low: float, high: float) -> "InputSpec":
         """The spec of a network whose inputs lie in [low, high]; TeacherError if low >= high."""
-        if not low < high:
-            raise TeacherError(f"range must be low < high; got {low}, {high}")
+        if not -float("inf") < low < high < float("inf"):
+            raise TeacherError(f"range must be low < high, both finite; got {low}, {high}")
         width = high - low
         return cls(shape=shape, mean=(-low / width,) * shape[0], std=(1 / width,) * shape[0])
 
@@ -223,8 +226,12 @@ class Teacher:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
 
+CARD = ("factory", "shape", "mean", "std", "range", "num_classes")
+"""What a card says of a teacher; it may hold other notes."""
+
+
 def read_card(path: Path) -> dict[str, Any]:
-    """Read a teacher's card (.json or .toml): factory, shape, mean, std or range, num_classes."""
+    """Read a teacher's card (.json or .toml): see CARD. TeacherError for a misspelt name."""
     try:
         text = path.read_text(encoding="utf-8")
         card = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -234,6 +241,9 @@ def read_card(path: Path) -> dict[str, Any]:
         raise TeacherError(f"the card {path} is not valid {path.suffix[1:]}: {error}") from error
     if not isinstance(card, dict):
         raise TeacherError(f"the card {path} must hold a table of names; got {type(card).__name__}")
+    for name in card.keys() - {*CARD}:
+        if meant := difflib.get_close_matches(name, CARD, 1, 0.7):
+            raise TeacherError(f"the card {path} has {name!r}: did you mean {meant[0]!r}?")
     return card
 
 
@@ -283,7 +293,8 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
     """Read a state dict from .safetensors, or from a torch file.
 
     Args:
-        path: the file. A torch file may hold the state dict itself or under `state_dict`.
+        path: the file. A torch file may hold the state dict itself, or under `state_dict`, `model`
+            or `model_state_dict`.
         allow_pickle: run the code that a full pickle carries. Never for a file you do not trust.
 
     """
@@ -303,20 +314,26 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
         ) from error
     if isinstance(state, nn.Module):
         state = state.state_dict()
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for name in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise TeacherError(f"{path} must hold a state dict of tensors; got {type(state).__name__}")
     return state
 
 
 def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> nn.Module:
-    """Build by `module:function` and load weights; keys, shapes and finiteness are checked."""
+    """Build by `module:function` and load weights; keys, shapes and finiteness are checked.
+
+    Weights are float32 whatever the file has, and weights that are computed, as by weight_norm,
+    become what they are computed to: tasks change weights.
+    """
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
     expected = module.state_dict()
-    if not state.keys() & expected.keys():  # DataParallel put this before every name
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile, on every name
+        if not state.keys() & expected.keys():
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     for name in expected.keys() - state.keys():
         if name.endswith("num_batches_tracked"):  # files of before torch 0.4.1 have none
             state[name] = expected[name]
@@ -333,7 +350,10 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise TeacherError(f"{name} in {weights} has values that are not finite")
     module.load_state_dict(state)
-    return module
+    for part in list(module.modules()):
+        for name in list(getattr(part, "parametrizations", ())):
+            parametrize.remove_parametrizations(part, name)
+    return module.float()
 
 
 def open_teacher(
@@ -343,6 +363,7 @@ def open_teacher(
     num_classes: int | None = None,
     device: str = "cpu",
     precision: Precision = Precision.FLOAT32,
+    role: str = "teacher",
 ) -> Teacher:
     """Freeze a network, put it in eval mode, check one forward pass and see what it offers.
 
@@ -352,6 +373,7 @@ def open_teacher(
         num_classes: K where it is known; checked. Read from the forward pass where it is None.
         device: where to put it.
         precision: of what it runs, itself among it.
+        role: what messages call it.
 
     Raises:
         TeacherError: the pass fails, or its output is not finite (N, K) logits with K >= 2.
@@ -369,17 +391,17 @@ def open_teacher(
             logits = module(inputs)
         except Exception as error:  # the user's own code: anything can come out of it
             raise TeacherError(
-                f"the teacher does not run on inputs of shape {spec.shape}: {first_line(error)}"
+                f"the {role} does not run on inputs of shape {spec.shape}: {first_line(error)}"
             ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TeacherError(f"the teacher must return (N, K) logits; got {got} for N = 2")
+        raise TeacherError(f"the {role} must return (N, K) logits; got {got} for N = 2")
     if logits.shape[1] < 2:
-        raise TeacherError(f"the teacher must have at least 2 classes; got {logits.shape[1]}")
+        raise TeacherError(f"the {role} must have at least 2 classes; got {logits.shape[1]}")
     if num_classes is not None and logits.shape[1] != num_classes:
         raise TeacherError(f"the teacher has {logits.shape[1]} classes, not {num_classes}")
     if not torch.isfinite(logits).all():
-        raise TeacherError("the teacher's logits are not finite on random pixels")
+        raise TeacherError(f"the {role}'s logits are not finite on random pixels")
     last = _last_linear(linears, probe, logits)
     offers = Offers(
         gradient=logits.requires_grad,

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dreamstill.errors import RunError
+from dreamstill.errors import RunError, first_line
 from dreamstill.report import figures
+from dreamstill.settings import read_plain
 
 __all__ = ["MOST_CLASSES", "write_report"]
 
@@ -29,15 +31,15 @@ def write_report(run: Path) -> Path:
         RunError: there is no run at `run`, or the page cannot be written.
 
     """
-    settings = read_json(run / "settings.json")
-    if settings is None:
-        raise RunError(f"{run} holds no run: settings.json cannot be read")
-    if not isinstance(settings, dict) or "student" not in settings:
+    settings = read_table(run / "settings.json")
+    if not settings:
+        raise RunError(f"{run} holds no run: settings.json is missing")
+    if "student" not in settings:
         raise RunError(f"{run} holds no run of distill")
     environment = Environment(
         loader=PackageLoader("dreamstill.report", "."), autoescape=True, undefined=StrictUndefined
     )
-    summary = read_json(run / "summary.json") or {}
+    summary = read_table(run / "summary.json")
     page = environment.get_template("page.html").render(
         method=settings.get("method", ""),
         inherits=settings.get("inherit", False),
@@ -47,7 +49,7 @@ def write_report(run: Path) -> Path:
         rows=table_rows(summary),
         figures=_figures(run),
         settings=flatten(settings),
-        environment=flatten(read_json(run / "environment.json") or {}),
+        environment=flatten(read_table(run / "environment.json")),
     )
     return write_page(run / "report.html", page)
 
@@ -66,22 +68,24 @@ def write_page(target: Path, page: str) -> Path:
     return target
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
+def read_table(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, nothing where there is none; RunError for a damaged one."""
+    return read_plain(path) if path.is_file() else {}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of log.jsonl; a last line torn by a kill is left out."""
+    """Records of log.jsonl; from a line torn by a kill on they are left out."""
+    if not path.is_file():
+        return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 
@@ -136,8 +140,11 @@ def _figures(run: Path) -> list[dict[str, str]]:
     """Title, caption, alternative text and data URI of every figure that the records allow."""
     pictures: dict[str, Any] = {}
     if (run / "pictures.npz").is_file():
-        with np.load(run / "pictures.npz", allow_pickle=False) as archive:
-            pictures = {name: archive[name] for name in archive.files}
+        try:
+            with np.load(run / "pictures.npz", allow_pickle=False) as archive:
+                pictures = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise RunError(f"{run / 'pictures.npz'} is damaged: {first_line(error)}") from error
     made: list[dict[str, str]] = []
 
     def add(title: str, caption: str, png: bytes) -> None:

@@ -7,19 +7,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dreamstill.errors import RunError
-from dreamstill.report import figures, flatten, read_json, write_page
+from dreamstill.report import figures, flatten, read_table, write_page
 
 __all__ = ["write_chain_report"]
 
 
 def write_chain_report(folder: Path) -> Path:
     """Write FOLDER/report.html from a chain's summary.json; RunError where there is none."""
-    summary = read_json(folder / "summary.json")
-    if summary is None or "links" not in summary:
-        raise RunError(f"{folder} holds no finished chain: summary.json cannot be read")
+    summary = read_table(folder / "summary.json")
+    if "links" not in summary:
+        raise RunError(f"{folder} holds no finished chain: summary.json has no links")
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
     pictures = [("Size against what is kept", figures.tradeoff(networks))]
-    weights = read_json(folder / "weights.json") or {}
+    weights = read_table(folder / "weights.json")
     before = weights.get("teacher", {})
     for number, link in enumerate(summary["links"], 1):
         name = f"{number}-{link['task']}"
@@ -37,14 +37,14 @@ def write_chain_report(folder: Path) -> Path:
         files=[file for link in summary["links"] for file in link.get("files", [])],
         figures=[(title, base64.b64encode(png).decode()) for title, png in pictures],
         settings=flatten(chain_settings(folder)),
-        environment=flatten(read_json(folder / "environment.json") or {}),
+        environment=flatten(read_table(folder / "environment.json")),
     )
     return write_page(folder / "report.html", page)
 
 
 def chain_settings(folder: Path) -> dict[str, Any]:
     """Settings with the links numbered, so that they flatten to rows."""
-    settings = dict(read_json(folder / "settings.json") or {})
+    settings = read_table(folder / "settings.json")
     for number, link in enumerate(settings.pop("links", []), 1):
         settings[f"{number}-{link['task']}"] = link["settings"]
     return settings

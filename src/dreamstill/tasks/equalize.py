@@ -109,6 +109,7 @@ class _Propagate(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, statistics: Statistics) -> None:
         super().__init__(graph)
         self.statistics, self.inputs = statistics, dict[str, Moments]()
+        self.extra_traceback = False  # it would be put into the message of a refusal
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A layer, a ReLU, or something that moves values around."""
@@ -289,7 +290,7 @@ def _absorb(model: nn.Module, pair: Pair, statistics: Statistics) -> None:
     first, second = _layers(model, pair)
     if pair.first not in statistics or first.bias is None or not pair.relu:
         return
-    if not isinstance(second, nn.Linear) and any(second.padding):
+    if pair.fades or (not isinstance(second, nn.Linear) and any(second.padding)):
         return  # padded zeros would not carry the constant: the function would change at the border
     mean, std = statistics[pair.first]
     surplus = (mean - 3 * std).clamp_min(0)

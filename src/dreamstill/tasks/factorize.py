@@ -6,10 +6,12 @@ Networks for Fast and Low Power Mobile Applications", 2016 (Tucker-2 of convolut
 1x1). These read the weights alone; with images what stays is what they are given and make: of
 outputs the principal directions of the responses, as Zhang et al., "Accelerating Very Deep
 Convolutional Networks for Classification and Detection", 2015, section 3.1, without the mean; of a
-convolution's inputs those of the weights times the root of the inputs' second moments. A layer is
-left whole where its factors would not be smaller or have no fewer multiply-accumulates, and inside
-torch's attention, which reads its weights itself. Ours is how a target is met: each layer loses
-what is cheapest for what it saves, at one price for all.
+convolution's inputs those of the weights times the root of the inputs' second moments. Then each
+factor is solved for what it would make at full rank, from what it is given after those before it:
+the asymmetric form of Zhang et al., section 3.3, by `reconstruct`. A layer is left whole where its
+factors would not be smaller or have no fewer multiply-accumulates, where another shares its weight,
+and inside torch's attention, which reads its weights itself. Ours is how a target is met: each
+layer loses what is cheapest for what it saves, at one price for all.
 """
 
 import copy
@@ -25,9 +27,10 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import measure_cost
-from dreamstill.probe import Probe, eval_mode, shown_at_once
+from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.settings import at_least, no_effect, within
-from dreamstill.tasks.graph import map_modules, plain_layers
+from dreamstill.tasks.graph import map_modules, plain_layers, shared_weights
+from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.teacher import InputSpec
 
 __all__ = ["FactorizeSettings", "RankRecord", "factorize"]
@@ -48,9 +51,12 @@ class FactorizeSettings:
     """Factorize the first layer too: it is small and its errors reach all others."""
     responses: int = 2048
     """Images whose responses say what to keep of a layer; at least 0: its weights alone say it."""
+    reconstruct: int = 2048
+    """Images on which the factors are solved, and the layers that stay; at least 0: they are left
+    as they are cut."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "responses")
+        at_least(self, 0, "responses", "reconstruct")
         given = [n for n in ("macs", "parameters") if getattr(self, n) is not None]
         within(self, 1e-6, 1, "energy", *given)
         if len(given) > 1:
@@ -171,6 +177,14 @@ def split_convolution(layer: nn.Conv2d, modes: Modes, ranks: tuple[int, int]) ->
     return nn.Sequential(first, middle, last).to(layer.weight.device)
 
 
+def split(layer: nn.Module, modes: Modes, ranks: tuple[int, ...]) -> nn.Sequential:
+    """The factors of a layer."""
+    if isinstance(layer, nn.Linear):
+        return split_linear(layer, modes, ranks[0])
+    assert isinstance(layer, nn.Conv2d)
+    return split_convolution(layer, modes, (ranks[0], ranks[1]))
+
+
 @dataclass(frozen=True)
 class Choices:
     """Every way to factorize a layer that makes it smaller and faster."""
@@ -196,17 +210,39 @@ def loss_of_ranks(energy: Tensor) -> Tensor:
     return -(kept / kept[-1].clamp_min(1e-30)).clamp(1e-12, 1).log()
 
 
-def choices_of(
-    layer: nn.Conv2d | nn.Linear, modes: Modes, before: Tensor, after: Tensor
-) -> Choices:
-    """Of a layer whose input and output on one image are `before` and `after`."""
+Positions = tuple[int, int]
+"""Of the maps that enter and leave a layer on one image, over all its calls."""
+
+
+def positions_of(
+    model: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], image: Tensor
+) -> dict[str, Positions]:
+    """Of layers in the order in which they are first called."""
+    found: dict[str, Positions] = {}
+
+    def look(name: str, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        entering, leaving = (
+            value.numel() // channels
+            for value, channels in zip((args[0], output), layer.weight.shape[1::-1], strict=True)
+        )
+        before = found.get(name, (0, 0))
+        found[name] = before[0] + entering, before[1] + leaving
+
+    with ExitStack() as stack, eval_mode(model):
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(partial(look, name)).remove)
+        model(image)
+    return found
+
+
+def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions) -> Choices:
+    """Of a layer without groups."""
     weight = layer.weight
     if isinstance(layer, nn.Linear):
         lost = loss_of_ranks(modes[0].energy)[: min(weight.shape)]
         ranks = torch.arange(1, len(lost) + 1)[:, None]
-        positions = after.numel() // layer.out_features
         parameters = ranks[:, 0] * sum(weight.shape)
-        macs, work = parameters * positions, weight.numel() * positions
+        macs, work = parameters * positions[1], weight.numel() * positions[1]
         full: tuple[int, ...] = (len(lost),)
     else:
         inputs, outputs = (loss_of_ranks(mode.energy) for mode in modes)
@@ -217,8 +253,9 @@ def choices_of(
         first = ranks[:, 0] * layer.in_channels
         rest = ranks.prod(1) * weight[0, 0].numel() + ranks[:, 1] * layer.out_channels
         # the first of the three works before any stride
-        pixels, left = before.shape[2:].numel(), after.shape[2:].numel()
-        parameters, macs, work = first + rest, first * pixels + rest * left, weight.numel() * left
+        entering, leaving = positions
+        parameters, macs = first + rest, first * entering + rest * leaving
+        work = weight.numel() * leaving
         full = (layer.in_channels, layer.out_channels)
     better = (parameters < weight.numel()) & (macs < work)
     return Choices(
@@ -244,6 +281,8 @@ def ranks_by_price(layers: dict[str, Choices], target: str, budget: float) -> di
     together; the price rises until the budget is met. What is then left of it buys back the
     largest losses. Empty where no price meets it.
     """
+    if not layers:
+        return {}
     total = sum(choices.whole[target] for choices in layers.values())
     low, high = -8.0, 4.0  # powers of ten: of nothing, and of all that can go
     taken, spent = _at_price(layers, target, 10**high / total)
@@ -322,44 +361,10 @@ def modes_by_responses(
     return {name: modes_of(layer, given.get(name), made[name]) for name, layer in layers.items()}
 
 
-@torch.no_grad()
-def factorize(
-    model: nn.Module, spec: InputSpec, settings: FactorizeSettings, images: Tensor | None = None
-) -> tuple[nn.Module, list[RankRecord]]:
-    """A new network whose layers are factorized, and the ranks of those that were.
-
-    Args:
-        model: left as it was.
-        spec: its input.
-        settings: see FactorizeSettings.
-        images: uint8 (N, C, H, W), synthetic or not, whose responses say what to keep; None: the
-            weights alone say it.
-
-    Raises:
-        SettingsError: no ranks meet the target.
-
-    """
-    plain = {
-        name: layer
-        for name, layer in plain_layers(model).items()
-        if isinstance(layer, nn.Linear) or layer.groups == 1
-    }
-    device = next(model.parameters()).device
-    with Probe(plain_layers(model)) as probe, eval_mode(model):
-        model(torch.zeros(1, *spec.shape, device=device))
-    called = list(probe.inputs)[0 if settings.first_layer else 1 :]  # in order of the calls
-    plain = {name: plain[name] for name in called if name in plain}
-    if images is None or settings.responses == 0:
-        modes = {name: modes_of(layer) for name, layer in plain.items()}
-    else:
-        shown = images[:: max(1, len(images) // settings.responses)][: settings.responses]
-        batches = (spec.encode(part.to(device)) for part in shown.split(shown_at_once(spec.shape)))
-        with eval_mode(model):
-            modes = modes_by_responses(model, plain, batches)
-    layers = {
-        name: choices_of(layer, modes[name], probe.inputs[name], probe.outputs[name])
-        for name, layer in plain.items()
-    }
+def ranks_of(
+    layers: dict[str, Choices], settings: FactorizeSettings, model: nn.Module, spec: InputSpec
+) -> dict[str, tuple[int, ...]]:
+    """Of the layers that are not left whole. SettingsError: no ranks meet the target."""
     target = "macs" if settings.macs is not None else "parameters"
     share = getattr(settings, target)
     if share is None:
@@ -373,17 +378,72 @@ def factorize(
         taken = ranks_by_price(layers, target, free - (1 - share) * whole)
         if not taken and share < 1:
             raise SettingsError(f"no rank brings {target} to {share} of the network's {whole}")
+    return {name: tuple(layers[name].ranks[index].tolist()) for name, index in taken.items()}
 
-    records = list[RankRecord]()
 
-    def change(name: str, module: nn.Module) -> nn.Module | None:
-        if name not in taken:
-            return None
-        ranks = tuple(layers[name].ranks[taken[name]].tolist())
-        records.append(RankRecord(name, layers[name].full, ranks))
-        if isinstance(module, nn.Linear):
-            return split_linear(module, modes[name], ranks[0])
-        assert isinstance(module, nn.Conv2d)
-        return split_convolution(module, modes[name], (ranks[0], ranks[1]))
+def with_factors(
+    model: nn.Module, modes: Mapping[str, Modes], ranks: Mapping[str, tuple[int, ...]]
+) -> nn.Module:
+    """A copy of a network in which the layers of `ranks` are factors."""
 
-    return map_modules(copy.deepcopy(model), change), records
+    def change(name: str, layer: nn.Module) -> nn.Module | None:
+        return split(layer, modes[name], ranks[name]) if name in ranks else None
+
+    return map_modules(copy.deepcopy(model), change)
+
+
+@torch.no_grad()
+def factorize(
+    model: nn.Module,
+    spec: InputSpec,
+    settings: FactorizeSettings,
+    images: Tensor | None = None,
+    *,
+    rng: torch.Generator | None = None,
+) -> tuple[nn.Module, list[RankRecord]]:
+    """A new network whose layers are factorized, and the ranks of those that were.
+
+    Args:
+        model: left as it was.
+        spec: its input.
+        settings: see FactorizeSettings.
+        images: uint8 (N, C, H, W), synthetic or not, whose responses say what to keep, and on which
+            factors are solved; None: the weights alone say it, and nothing is solved.
+        rng: draws the positions in the images at which factors are solved; default: of seed 0.
+
+    Raises:
+        SettingsError: no ranks meet the target.
+
+    """
+    device = next(model.parameters()).device
+    every, tied = plain_layers(model), shared_weights(model)
+    positions = positions_of(model, every, torch.zeros(1, *spec.shape, device=device))
+    called = list(positions)[0 if settings.first_layer else 1 :]
+    plain = {
+        name: layer
+        for name, layer in ((name, every[name]) for name in called)
+        if name not in tied and (isinstance(layer, nn.Linear) or layer.groups == 1)
+    }
+    if images is None or settings.responses == 0:
+        modes = {name: modes_of(layer) for name, layer in plain.items()}
+    else:
+        shown = images[:: max(1, len(images) // settings.responses)][: settings.responses]
+        batches = (spec.encode(part.to(device)) for part in shown.split(shown_at_once(spec.shape)))
+        with eval_mode(model):
+            modes = modes_by_responses(model, plain, batches)
+    layers = {
+        name: choices_of(layer, modes[name], positions[name]) for name, layer in plain.items()
+    }
+    ranks = ranks_of(layers, settings, model, spec)
+    factorized = with_factors(model, modes, ranks)
+    if ranks and images is not None and settings.reconstruct:
+        full = {name: tuple(len(mode.energy) for mode in modes[name]) for name in ranks}
+        kept = {
+            f"{name}.{factor}": torch.arange(rank)
+            for name, of in ranks.items()
+            for factor, rank in enumerate(of)
+        }
+        shown = spec.encode(images[: settings.reconstruct].to(device))
+        rng = rng or torch.Generator().manual_seed(0)
+        reconstruct(with_factors(model, modes, full), factorized, kept, shown, rng=rng)
+    return factorized, [RankRecord(name, layers[name].full, of) for name, of in ranks.items()]

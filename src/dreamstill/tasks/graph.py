@@ -23,6 +23,7 @@ __all__ = [
     "is_padding",
     "pairs",
     "plain_layers",
+    "shared_weights",
     "trace",
 ]
 
@@ -120,8 +121,21 @@ def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
 
 
 def _calls(graph: fx.GraphModule) -> Counter[str]:
-    """How often each module is called: weights that are used twice belong to no one place."""
-    return Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    """How often each module's weight is used: one that is used twice belongs to no one place."""
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    return calls + Counter(shared_weights(graph))
+
+
+def shared_weights(model: nn.Module) -> list[str]:
+    """Names of modules whose weight is another's too, or computed, or that have two names."""
+    every = dict(model.named_modules(remove_duplicate=False))
+    weights = {name: getattr(module, "weight", None) for name, module in every.items()}
+    count = Counter(id(weight) for weight in weights.values() if weight is not None)
+    return [
+        name
+        for name, weight in weights.items()
+        if weight is not None and (count[id(weight)] > 1 or "weight" not in every[name]._parameters)
+    ]
 
 
 def plain_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -160,6 +174,8 @@ class Pair:
     """There is a ReLU between."""
     positions: int
     """Inputs of a linear second layer that belong to each channel of the first; else 1."""
+    fades: bool
+    """An average between them counts zeros at the border: a constant does not come through."""
 
 
 def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Conv2d | nn.Linear | None:
@@ -180,10 +196,11 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
         first = _layer(node, modules)
         if first is None or calls[str(node.target)] > 1:
             continue
-        here, relu, flat = node, False, isinstance(first, nn.Linear)
+        here, relu, flat, fades = node, False, isinstance(first, nn.Linear), False
         while len(users := [user for user in here.users if not _is_size(user)]) == 1:
             (here,) = users
             relu = relu or is_one_of(here, modules, RELU)
+            fades = fades or _averages_zeros(here, modules)
             flattens = _flattens(here, modules)
             flat = flat or flattens
             if not flattens and not is_one_of(here, modules, POSITIVE):
@@ -195,7 +212,22 @@ def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
         spread = isinstance(first, nn.Conv2d) and isinstance(second, nn.Linear)
         fits = inputs % width == 0 if spread else inputs == width
         if fits and flat == isinstance(second, nn.Linear):
-            yield Pair(str(node.target), str(here.target), relu, inputs // width)
+            yield Pair(str(node.target), str(here.target), relu, inputs // width, fades)
+
+
+def _averages_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """An average pool that counts its padding."""
+    if node.op == "call_module":
+        pool = modules[str(node.target)]
+        padded = isinstance(pool, nn.AvgPool2d) and torch.tensor(pool.padding).any()
+        return bool(padded) and bool(getattr(pool, "count_include_pad", True))
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    return (
+        node.target is F.avg_pool2d
+        and given.get("padding", 0) not in (0, (0, 0), [0, 0])
+        and given.get("count_include_pad", True) is not False
+    )
 
 
 def _flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -307,7 +339,10 @@ def channel_spaces(graph: fx.GraphModule) -> list[Space]:
         ):
             here[0].depthwise.append(name)
             at[node] = here[0]
-        elif _layer(node, modules) is not None:
+        elif (layer := _layer(node, modules)) is not None:
+            by_linear = any(isinstance(modules[maker], nn.Linear) for maker in here[0].makers)
+            if by_linear and layer.weight.shape[1] != width(here[0]):  # (N, L, C), flattened
+                mark(node, here[0])
             here[0].readers.append(name)
             found.append(Space(makers=[name]))
             at[node] = found[-1]

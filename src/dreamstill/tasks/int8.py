@@ -114,7 +114,10 @@ class _Reader:
     """onnxruntime asks for one batch at a time."""
 
     def __init__(self, spec: InputSpec, images: Tensor) -> None:
-        self.batches = iter(spec.encode(part).numpy() for part in images.split(32))
+        parts = images.split(32)
+        if len(parts) > 1 and len(parts[-1]) < len(parts[0]):
+            parts = parts[:-1]  # histograms are of batches of one size
+        self.batches = iter(spec.encode(part).numpy() for part in parts)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         batch = next(self.batches, None)

@@ -33,6 +33,7 @@ from dreamstill.errors import ExportError
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
+from dreamstill.tasks.graph import shared_weights
 from dreamstill.teacher import Teacher
 
 __all__ = ["PackSettings", "load_packed", "pack", "save_packed"]
@@ -97,8 +98,14 @@ class Shared(nn.Module):
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Layers whose weights are pruned and shared, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    """Layers whose weights are pruned and shared, by name; weights of two layers stay whole."""
+    tied = shared_weights(model)
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Conv2d | nn.Linear)
+        and (n not in tied or parametrize.is_parametrized(m))
+    }
 
 
 def lamp_masks(weights: dict[str, Tensor], density: float) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamstill.errors import SettingsError, TeacherError, first_line
+from dreamstill.errors import DreamstillError, SettingsError, TeacherError, first_line
 from dreamstill.evaluate import measure_cost
 from dreamstill.probe import probed_at_once
 from dreamstill.settings import at_least, within
@@ -62,9 +62,9 @@ class PruneSettings:
     one of a slow layer more. At least 0."""
     rounds: int = 4
     """Prune and fine-tune so many times; at least 1."""
-    reconstruct: int = 0
+    reconstruct: int = 2048
     """Images on which layers are solved, by least squares, for what they made before the cut; at
-    least 0: they stay as they were cut. For when there is little fine-tuning, or none."""
+    least 0: they stay as they were cut."""
     finetune: DistillSettings | None = field(
         default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
     )
@@ -176,7 +176,8 @@ def prune(
         on_progress: called after each step.
 
     Raises:
-        SettingsError: the target cannot be met, or torch-pruning is absent.
+        SettingsError: the target cannot be met, torch-pruning is absent, or the importance is of
+            BatchNorm layers and there are none.
         TeacherError: the network has no last linear layer to leave alone, or does not run with
             channels cut.
 
@@ -187,6 +188,12 @@ def prune(
     last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
     if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
+    scaled = any(isinstance(m, _BatchNorm) and m.affine for m in model.modules())
+    if settings.importance is Importance.BATCH_NORM and not scaled:
+        raise SettingsError(
+            f"importance {settings.importance.value} reads BatchNorm's scales, and "
+            f"{type(model).__name__} has none: take magnitude or taylor"
+        )
     model.requires_grad_(True)
     whole = _cost(model, teacher, settings.target)
     records = []
@@ -194,7 +201,14 @@ def prune(
     for step in range(1, settings.rounds + 1):
         goal = whole * settings.keep ** (step / settings.rounds)
         before = copy.deepcopy(model) if settings.reconstruct else model
-        kept = _narrow(tp, model, last, teacher, images, settings, goal)
+        try:
+            kept = _narrow(tp, model, last, teacher, images, settings, goal)
+        except DreamstillError:
+            raise
+        except Exception as error:  # the library does not follow every operation
+            raise TeacherError(
+                f"{type(model).__name__} does not run with channels cut: {first_line(error)}"
+            ) from error
         if settings.reconstruct:
             shown = teacher.spec.encode(images[: settings.reconstruct].to(teacher.device))
             reconstruct(before, model, kept, shown, rng=rng)
@@ -285,13 +299,7 @@ def _narrow(
                     kept[name] = kept[name][left]
             group.prune()
         model.zero_grad()
-        try:
-            cost = _cost(model, teacher, settings.target)
-        except Exception as error:  # the library does not follow every operation
-            raise TeacherError(
-                f"{type(model).__name__} does not run with channels cut: {first_line(error)}"
-            ) from error
-        if cost <= goal:
+        if _cost(model, teacher, settings.target) <= goal:
             return kept
     raise SettingsError(f"keep {settings.keep} of {settings.target.value} cannot be met")
 
