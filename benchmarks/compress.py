@@ -59,6 +59,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "int8, onnxruntime": {"task": "int8"},
     "int8, PT2E": {"task": "int8", "formats": ["pt2"]},
+    "int8, ExecuTorch": {"task": "int8", "formats": ["pte"]},
     "half the MACs by pruning": {
         "task": "prune",
         "keep": 0.5,
