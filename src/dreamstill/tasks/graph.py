@@ -219,8 +219,9 @@ def _averages_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """An average pool that counts its padding."""
     if node.op == "call_module":
         pool = modules[str(node.target)]
-        padded = isinstance(pool, nn.AvgPool2d) and torch.tensor(pool.padding).any()
-        return bool(padded) and bool(getattr(pool, "count_include_pad", True))
+        if not isinstance(pool, nn.AvgPool2d):
+            return False
+        return pool.count_include_pad and pool.padding not in (0, (0, 0))
     names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
     given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
     return (

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import NonFiniteError
 from dreamstill.probe import eval_mode
+from dreamstill.tasks.graph import shared_weights
 
 __all__ = ["reconstruct"]
 
@@ -44,7 +45,7 @@ def reconstruct(
     """Solve the weights and biases of `narrow`, in place.
 
     Linear layers and convolutions without groups that run once, on maps of one size in both
-    networks, and have at most 4,608 inputs; others stay.
+    networks, have at most 4,608 inputs and a weight of their own; others stay.
 
     Args:
         whole: the network before; left as it was.
@@ -60,7 +61,12 @@ def reconstruct(
     inputs = inputs[: max(2, MOST_VALUES // inputs[0].numel())]
     targets: dict[str, tuple[Tensor, Tensor, int]] = {}
     calls = Counter[str]()
-    layers = {name: layer for name, layer in narrow.named_modules() if _can_be_solved(layer)}
+    tied = shared_weights(narrow)
+    layers = {
+        name: layer
+        for name, layer in narrow.named_modules()
+        if _can_be_solved(layer) and name not in tied
+    }
 
     def look(name: str, output: Tensor) -> None:
         calls[name] += 1
