@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import toys
 from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
 from dreamstill.losses.diversity import sample_diversity
 from dreamstill.losses.logits import js_divergence
+from dreamstill.losses.priors import gaussian_smoothness
+from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.metadata import load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
@@ -35,11 +38,12 @@ FAST: dict[str, dict[str, Any]] = {
     "zskt": GENERATOR | {"student_steps": 2},
     "dfad": GENERATOR | {"student_steps": 2},
     "rdskd": GENERATOR | {"generator_steps": 2},
+    "abd": GENERATOR | {"generator_steps": 2, "lr": 0.02},
     "knowledge_within": {"batch_size": 16, "steps": 12},
     "metadata": {"batch_size": 16, "steps": 12},
 }
 PIXELS = ("deepinversion", "zskd", "knowledge_within", "metadata")
-OPTIMIZED = ("dafl", "zskt", "dfad", "rdskd", *PIXELS)
+OPTIMIZED = ("dafl", "zskt", "dfad", "rdskd", "abd", *PIXELS)
 ADVERSARIAL: dict[str, dict[str, Any]] = {
     "zskt": {},
     "dfad": {},
@@ -266,7 +270,7 @@ def statistics_gap(batch: Batch, teacher: Teacher) -> float:
 def objective(name: str, batch: Batch, teacher: Teacher) -> float:
     """What each optimized method is for, lower is better, measured from outside."""
     logits = batch.logits
-    if name in ("deepinversion", "knowledge_within"):
+    if name in ("deepinversion", "knowledge_within", "abd"):
         return statistics_gap(batch, teacher)
     if name in ("dafl", "rdskd"):  # sure of each image, even over the classes
         mean = logits.softmax(1).mean(0)
@@ -295,7 +299,7 @@ def test_an_optimized_method_is_better_than_noise_at_its_own_objective(name: str
         more["steps"] = 60
     if name == "zskd":
         more |= {"temperature": 1.0, "betas": (0.1,)}
-    if name == "rdskd":
+    if name in ("rdskd", "abd"):
         more["generator_steps"] = 40
     if name in ("zskt", "dfad"):
         more["student_steps"] = 1
@@ -426,7 +430,7 @@ def test_adaptive_deepinversion_gains_where_the_student_disagrees(
     assert found[0] - found[1] == pytest.approx(9e3 * disagreement.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["zskt", "rdskd"])
+@pytest.mark.parametrize("name", ["zskt", "rdskd", "abd"])
 def test_a_generator_plays_for_what_its_paper_says(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,6 +453,19 @@ def test_a_generator_plays_for_what_its_paper_says(
         evenness = (answer.mean(0) * answer.mean(0).log()).sum()
         diversity = sample_diversity(batch.images, answer)
         expected = authenticity.exp() + evenness.exp() + diversity
+        assert played["loss"] == pytest.approx(expected.item(), rel=1e-3)
+    if name == "abd":  # content + class balance in units of log K + 50 statistics + 1e-3 prior
+        mean = answers.softmax(1).mean(0)
+        balance = (mean * mean.log()).sum() / math.log(len(mean))
+        content = torch.nn.functional.cross_entropy(answers / 1e3, answers.argmax(1))
+        assert isinstance(teacher.module, toys.SmallCnn)
+        norm = teacher.module.norm
+        fed = batch_statistics(teacher.module.conv(batch.images))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        wanted = (norm.running_mean, norm.running_var + norm.eps)
+        statistics = gaussian_kl(*wanted, fed[0], fed[1] + norm.eps)
+        expected = content + balance + 50 * statistics + 1e-3 * gaussian_smoothness(batch.images)
         assert played["loss"] == pytest.approx(expected.item(), rel=1e-3)
 
 

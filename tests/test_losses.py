@@ -16,7 +16,7 @@ from dreamstill.losses.logits import (
     reverse_kl,
     soft_cross_entropy,
 )
-from dreamstill.losses.priors import l2_norm, smoothness, total_variation
+from dreamstill.losses.priors import gaussian_smoothness, l2_norm, smoothness, total_variation
 from dreamstill.losses.statistics import (
     batch_statistics,
     batch_statistics_distance,
@@ -111,6 +111,7 @@ def test_batch_statistics_distance_is_a_sum_of_two_norms() -> None:
         lambda x: js_divergence(x, torch.linspace(-1, 1, 12).double().view(3, 4), 3.0),
         lambda x: mse(x, torch.linspace(-1, 1, 12).double().view(3, 4)),
         lambda x: smoothness(x.view(1, 1, 3, 4)),
+        lambda x: gaussian_smoothness(x.view(1, 1, 3, 4)),
         lambda x: sample_diversity(x.repeat(2, 1)[:4].view(4, 1, 2, 2), torch.eye(4).double()),
         lambda x: features.attention(x.view(3, 1, 2, 2), torch.ones(3, 1, 2, 2).double()),
         lambda x: features.activation_boundary(x, torch.linspace(-1, 1, 12).view(3, 4)),
@@ -201,3 +202,18 @@ def test_smoothness_of_a_flat_image_is_zero_and_of_a_point_is_not() -> None:
     point = torch.zeros(1, 1, 5, 5)
     point[..., 2, 2] = 1.0
     assert smoothness(point).item() == pytest.approx(((8 / 9) ** 2 + 8 / 81) / 25, rel=1e-4)
+
+
+def test_gaussian_smoothness_of_a_point_is_what_the_bell_leaves_of_it() -> None:
+    flat = torch.full((1, 2, 5, 5), 3.0)
+    assert gaussian_smoothness(flat).item() == pytest.approx(0, abs=1e-10)
+    point = torch.zeros(1, 1, 9, 9)
+    point[..., 4, 4] = 1.0
+    bell = [
+        math.exp(-(d**2) / 4) / sum(math.exp(-(e**2) / 4) for e in range(-2, 3))
+        for d in range(-2, 3)
+    ]
+    blurred = [(a * b) ** 2 for a in bell for b in bell]
+    center = bell[2] ** 2
+    wanted = sum(blurred) - center**2 + (1 - center) ** 2
+    assert gaussian_smoothness(point).item() == pytest.approx(wanted / 81, rel=1e-4)

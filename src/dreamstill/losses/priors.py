@@ -1,9 +1,10 @@
 """Image priors on images (N, C, H, W)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["l2_norm", "smoothness", "total_variation"]
+__all__ = ["gaussian_smoothness", "l2_norm", "smoothness", "total_variation"]
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -38,4 +39,19 @@ def smoothness(images: Tensor) -> Tensor:
     The image prior of Haroush et al. 2020 (The Knowledge Within).
     """
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return F.mse_loss(images, blurred)
+
+
+def gaussian_smoothness(images: Tensor) -> Tensor:
+    """Mean squared difference between images and their 5x5 Gaussian blur, edges reflected.
+
+    The image prior of Smith et al. 2021 (Always Be Dreaming), as in the authors' code: a standard
+    deviation of the square root of 2. H and W must be at least 3.
+    """
+    channels = images.shape[1]
+    offsets = torch.arange(-2, 3, dtype=images.dtype, device=images.device)
+    bell = (-(offsets**2) / 4).exp()
+    bell = bell / bell.sum()
+    kernel = (bell[:, None] * bell).expand(channels, 1, 5, 5)
+    blurred = F.conv2d(F.pad(images, (2, 2, 2, 2), mode="reflect"), kernel, groups=channels)
     return F.mse_loss(images, blurred)

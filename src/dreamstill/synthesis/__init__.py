@@ -6,7 +6,7 @@ import torch
 
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.settings import from_plain, merge, to_plain
-from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
+from dreamstill.synthesis import abd, dafl, deepinversion, dfad, rdskd, zskt
 from dreamstill.synthesis.contract import Batch, Synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, SCENES
 from dreamstill.synthesis.knowledge_within import KnowledgeWithin, KnowledgeWithinSettings
@@ -62,6 +62,7 @@ METHODS: dict[str, Method] = {
     "rdskd": Method(
         rdskd.Rdskd, rdskd.RdskdSettings, {"mnist": rdskd.MNIST, "cifar10": rdskd.CIFAR10}
     ),
+    "abd": Method(abd.Abd, abd.AbdSettings, {"cifar100": abd.CIFAR100}),
     "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinSettings),
     "metadata": Method(MetadataImages, MetadataSettings),
 }

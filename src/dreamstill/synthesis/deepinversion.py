@@ -21,9 +21,10 @@ from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
-from dreamstill.probe import Probe, batch_norm_layers, eval_mode
+from dreamstill.probe import Probe, eval_mode
 from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.batch_norm import norms_of
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, halved, jittered, optimize_pixels, start_images
@@ -148,8 +149,7 @@ class DeepInversion:
         self, teacher: Teacher, settings: DeepInversionSettings, *, rng: torch.Generator
     ) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng
-        layers = batch_norm_layers(teacher.module)
-        self.norms = {name: layers[name] for name in teacher.offers.batch_norm}
+        self.norms = norms_of(teacher)
         self.next_class = 0
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:

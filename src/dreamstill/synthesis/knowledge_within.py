@@ -5,21 +5,20 @@ sections 3 and 4; no official code. Where this differs: pixels are clipped to th
 Gaussian scheme is the method `noise` and is not repeated here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
-from dreamstill.losses.statistics import batch_statistics, gaussian_kl
-from dreamstill.probe import Probe, batch_norm_layers, probed_at_once
+from dreamstill.losses.statistics import batch_statistics
+from dreamstill.probe import Probe, probed_at_once
 from dreamstill.settings import above, at_least, no_effect
 from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.batch_norm import batch_norm_divergence, divergence_of, norms_of
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
@@ -66,38 +65,6 @@ class KnowledgeWithinSettings:
         self.start.check(self)
         if self.scheme is Scheme.BNS:
             no_effect(self, "with scheme bns", "inception", "prior")
-
-
-def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The BNS measure, mean over layers, and the logits (N, K) of (N, C, H, W) inputs."""
-    norms = norms_of(teacher)
-    with Probe(norms) as probe:
-        logits = teacher(images)
-    moments = {name: batch_statistics(probe.inputs[name]) for name in norms}
-    return divergence_of(moments, norms), logits
-
-
-def norms_of(teacher: Teacher) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers with running statistics, by name."""
-    layers = batch_norm_layers(teacher.module)
-    return {name: layers[name] for name in teacher.offers.batch_norm}
-
-
-def divergence_of(
-    moments: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, _BatchNorm]
-) -> Tensor:
-    """The BNS measure of mean and variance (C,) of what enters each layer."""
-    divergences = []
-    for name, layer in norms.items():
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        mean, variance = moments[name]
-        divergences.append(
-            gaussian_kl(
-                layer.running_mean, layer.running_var + layer.eps, mean, variance + layer.eps
-            )
-        )
-    return torch.stack(divergences).mean()
 
 
 @torch.no_grad()

@@ -1,0 +1,113 @@
+"""Always Be Dreaming: a generator whose images a network with BatchNorm takes for its own data.
+
+Source: Smith et al., "Always Be Dreaming: A New Approach for Data-Free Class-Incremental
+Learning", ICCV 2021, section 4.1, and the authors' code. It dreams for `continual`, where the
+learner of the same paper is, and for any other task. Two stages: the generator learns alone for
+`warm_up` batches and is then frozen. Where this differs: images are clipped to the teacher's valid
+range, with the gradient passed through the clip.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.losses.diversity import information_entropy
+from dreamstill.losses.priors import gaussian_smoothness
+from dreamstill.settings import above, at_least
+from dreamstill.synthesis.batch_norm import batch_norm_divergence
+from dreamstill.synthesis.contract import Batch, answered
+from dreamstill.synthesis.latent import LatentGenerator
+from dreamstill.teacher import Teacher
+
+__all__ = ["CIFAR100", "Abd", "AbdSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbdSettings:
+    """Settings of Always Be Dreaming's generator; the defaults are the authors' for CIFAR-100."""
+
+    batch_size: int = 128
+    """Images a batch; at least 2 (BatchNorm)."""
+    latent: int = 1000
+    """Length of the generator's input; at least 1."""
+    widths: tuple[int, int] = (128, 64)
+    """Channels of the generator's two inner convolutions."""
+    lr: float = 1e-3
+    """Learning rate of the generator's Adam; above 0."""
+    generator_steps: int = 10_000
+    """Steps of the first stage; at least 1."""
+    content: float = 1.0
+    """Weight of how sure the teacher is of each image; at least 0."""
+    temperature: float = 1e3
+    """Of the teacher's logits there; above 0."""
+    information_entropy: float = 1.0
+    """Weight of class balance; at least 0."""
+    batch_norm: float = 50.0
+    """Weight of the distance from the running statistics; at least 0."""
+    prior: float = 1e-3
+    """Weight of smoothness; at least 0."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "latent", "widths", "generator_steps")
+        above(self, 0, "lr", "temperature")
+        at_least(self, 0, "content", "information_entropy", "batch_norm", "prior")
+
+
+CIFAR100 = AbdSettings()
+
+
+class Abd:
+    """The generator learns for `warm_up` batches; from then on it is frozen and only draws."""
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+
+    def __init__(self, teacher: Teacher, settings: AbdSettings, *, rng: torch.Generator) -> None:
+        self.teacher, self.settings = teacher, settings
+        self.warm_up = settings.generator_steps
+        self.generator = LatentGenerator(
+            teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+        )
+        self.steps = 0
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """(batch_size, C, H, W), drawn before the step while the generator still learns."""
+        generator = self.generator
+        z = generator.draw(self.settings.batch_size)
+        if self.steps == self.settings.generator_steps:
+            generator.module.eval()
+            with torch.no_grad():
+                return answered(self.teacher, generator.images(z))
+        images = generator.images(z)
+        divergence, logits = batch_norm_divergence(self.teacher, images)
+        generator.step(self._loss(images, logits, divergence))
+        self.steps += 1
+        return Batch(images.detach(), logits.detach())
+
+    def _loss(self, images: Tensor, logits: Tensor, divergence: Tensor) -> Tensor:
+        """Equations 3 to 6: content, class balance, statistics and image prior."""
+        settings = self.settings
+        # in units of log K: -1 is a batch that is spread evenly
+        balance = information_entropy(logits) / torch.log10(logits.new_tensor(logits.shape[1]))
+        return (
+            settings.content * F.cross_entropy(logits / settings.temperature, logits.argmax(1))
+            + settings.information_entropy * balance
+            + settings.batch_norm * divergence
+            + settings.prior * gaussian_smoothness(images)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimizer and the stage."""
+        return {"generator": self.generator.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up."""
+        self.generator.load_state_dict(state["generator"])
+        self.steps = state["steps"]
