@@ -279,7 +279,18 @@ def test_new_classes_by_command(
     assert json.loads(capsys.readouterr().out) == summary
     assert (out / "images.npz").stat().st_mtime_ns == images
     assert (summary["old_classes"], summary["classes"]) == (4, 6)
-    assert 0 <= summary["accuracy_old"] <= 1
+    old, new = summary["accuracy_old"], summary["accuracy_new"]
+    assert summary["average_accuracy"] == pytest.approx((old + new) / 2)
+    assert summary["forgetting"] == pytest.approx(max(0, summary["accuracy_old_before"] - old))
+    of_old = [of for of in summary["by_class"] if of["class"] < 4]
+    assert len(summary["by_class"]) == 6
+    assert sum(of["after"] for of in of_old) / 4 == pytest.approx(old, abs=0.02)  # 7, 7, 7, 7
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png") == 3
+    assert f"{100 * summary['forgetting']:.2f} %" in page
+    assert cli.main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text() == page
+    capsys.readouterr()
     assert load_exported(out / "network.onnx")(torch.randn(3, 1, 8, 8)).shape == (3, 6)
     np.savez(tmp_path / "new.npz", x=x, y=3 + np.arange(40) % 2)
     assert cli.main([*arguments[:-1], str(tmp_path / "other")]) == 2

@@ -27,6 +27,7 @@ from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_report
 from dreamstill.report.chain import write_chain_report
+from dreamstill.report.continual import write_continual_report
 from dreamstill.run import Job, TeacherFile, open_from, settle_process
 from dreamstill.settings import from_plain, merge
 from dreamstill.sources import read_synthesis
@@ -367,15 +368,18 @@ def _continual(arguments: argparse.Namespace) -> Any:
     plain = _source(arguments) | {"new": arguments.new}
     _teacher_file(plain)
     read_synthesis(plain)
+    folder = _out(arguments)
     result = learn_classes(
-        _out(arguments),
+        folder,
         from_plain(Learning, plain),
         resume=arguments.resume,
         real=Path(arguments.real) if arguments.real else None,
         on_progress=arguments.bars,
     )
+    page = write_continual_report(folder)
     if not arguments.json:
-        print_rows("continual", result)
+        shown = {name: value for name, value in result.items() if name != "by_class"}
+        print_rows("continual", shown | {"report": str(page)})
     return result
 
 
@@ -430,7 +434,12 @@ def _export(arguments: argparse.Namespace) -> Any:
 def _report(arguments: argparse.Namespace) -> Any:
     """Write report.html of a run."""
     folder = Path(arguments.folder)
-    page = write_chain_report(folder) if (folder / "links").is_dir() else write_report(folder)
+    if (folder / "links").is_dir():
+        page = write_chain_report(folder)
+    elif (folder / "network.safetensors").is_file():
+        page = write_continual_report(folder)
+    else:
+        page = write_report(folder)
     if not arguments.json:
         print(page)
     return {"report": str(page)}

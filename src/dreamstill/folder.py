@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -27,6 +28,7 @@ __all__ = [
     "discard",
     "environment",
     "load_checkpoint",
+    "save_arrays",
     "save_weights",
     "write_atomically",
     "write_json",
@@ -116,6 +118,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays as a compressed .npz."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a name without .npz would be given one
+            np.savez_compressed(file, **arrays)
+
+    write_atomically(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:

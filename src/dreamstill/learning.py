@@ -4,16 +4,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from dreamstill.evaluate import accuracy, predict
+from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
-from dreamstill.folder import claim, save_weights, write_json
+from dreamstill.folder import claim, save_arrays, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.run import open_from, seeded_process
 from dreamstill.settings import no_effect
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
-from dreamstill.tasks.continual import ContinualSettings, check_new_classes, learn
+from dreamstill.summarize import MOST_SHOWN
+from dreamstill.tasks.continual import (
+    ContinualSettings,
+    average_and_forgetting,
+    check_new_classes,
+    learn,
+)
+from dreamstill.teacher import Teacher
 
 __all__ = ["Learning", "learn_classes"]
 
@@ -48,8 +57,17 @@ def learn_classes(
         folder: new, or with `resume` one that holds the same job.
         job: what to do.
         resume: images that are finished are not synthesized again.
-        real: .npz with x, y of old and new classes: accuracy on each, at the end.
+        real: .npz with x, y of old and new classes, or a folder: accuracy on each, before and
+            after, and forgetting, at the end.
         on_progress: called after every step.
+
+    Returns:
+        What is in summary.json.
+
+    Raises:
+        DataError: labels that are of old classes, or images that cannot be read.
+        TeacherError: no last linear layer.
+        RunError: the folder is not empty, or holds another job.
 
     """
     teacher = open_from(job.teacher)
@@ -76,11 +94,53 @@ def learn_classes(
             for kind in ("onnx", "pt2")
         ],
     }
-    if test is not None:
-        x, y = test
-        logits = predict(network.module, teacher.spec, x)
-        for name, of in (("old", y < teacher.num_classes), ("new", y >= teacher.num_classes)):
-            if of.any():
-                summary[f"accuracy_{name}"] = accuracy(logits[of], y[of])
+    pictures = _learned_from(teacher, dreams, new, labels)
+    if test is not None and real is not None:
+        summary |= {"images": real.name} | _kept(teacher, network, *test)
+        answers = predict(network.module, teacher.spec, test[0])
+        pictures["confusion"] = confusion_matrix(answers, test[1], num_classes).numpy()
+    save_arrays(folder / "pictures.npz", **pictures)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _kept(teacher: Teacher, network: Teacher, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Accuracy on old and new classes, on each class, before and after; forgetting.
+
+    Old and new classes are a task each: the average is theirs, not that of all images.
+    """
+    before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
+    old = y < teacher.num_classes
+    by_class = [
+        {
+            "class": int(k),
+            "before": accuracy(before[y == k], y[y == k]) if k < teacher.num_classes else None,
+            "after": accuracy(after[y == k], y[y == k]),
+        }
+        for k in y.unique()
+    ]
+    found: dict[str, Any] = {}
+    for name, of in (("old", old), ("new", ~old)):
+        if of.any():
+            found[f"accuracy_{name}"] = accuracy(after[of], y[of])
+    if old.any():
+        found["accuracy_old_before"] = accuracy(before[old], y[old])
+    if old.any() and not old.all():
+        found["average_accuracy"], found["forgetting"] = average_and_forgetting(
+            [
+                [found["accuracy_old_before"]],
+                [found["accuracy_old"], found["accuracy_new"]],
+            ]
+        )
+    return found | {"by_class": by_class}
+
+
+def _learned_from(
+    teacher: Teacher, dreams: Tensor, new: Tensor, labels: Tensor
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Images for the report, uint8 (N, C, H, W), a dozen of a class, and their classes."""
+    dreams = dreams[:MOST_SHOWN]
+    named = predict(teacher.module, teacher.spec, dreams).argmax(1) if len(dreams) else labels[:0]
+    images, classes = torch.cat([dreams, new]), torch.cat([named, labels])
+    shown = torch.cat([(classes == k).nonzero()[:12, 0] for k in classes.unique()])
+    return {"images": images[shown].numpy(), "classes": classes[shown].numpy()}

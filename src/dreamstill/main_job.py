@@ -6,11 +6,10 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import check_empty, discard, write_atomically
+from dreamstill.folder import check_empty, discard, save_arrays, write_atomically
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
@@ -91,12 +90,8 @@ def synthesize(
             on_progress=on_progress,
         )
         classes = out.argmax(1)
-
-        def save(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez_compressed(file, x=x.numpy(), y=classes.numpy(), logits=out.numpy())
-
-        write_atomically(folder / "images.npz", save)
+        arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": out.numpy()}
+        save_arrays(folder / "images.npz", **arrays)
         checkpoint.unlink(missing_ok=True)
     except BaseException:
         if not checkpoint.is_file():

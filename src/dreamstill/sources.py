@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import load_checkpoint, write_atomically, write_json
+from dreamstill.folder import load_checkpoint, save_arrays, write_atomically, write_json
 from dreamstill.images import load_unlabelled
 from dreamstill.run import TeacherFile
 from dreamstill.settings import no_effect, read_plain, to_plain
@@ -184,12 +183,7 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
         checkpoint=checkpoint,
         on_progress=on_progress,
     )
-
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, x=images.numpy())
-
-    write_atomically(path, save)
+    save_arrays(path, x=images.numpy())
     checkpoint.unlink(missing_ok=True)
 
 

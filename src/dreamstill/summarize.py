@@ -22,7 +22,7 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import ExportRecord, check_formats, export
-from dreamstill.folder import write_atomically, write_json
+from dreamstill.folder import save_arrays, write_json
 from dreamstill.pool import Pool
 from dreamstill.run import Job, open_from
 from dreamstill.settings import from_plain, read_plain
@@ -30,7 +30,7 @@ from dreamstill.synthesis import METHODS
 from dreamstill.teacher import Teacher, load_module
 
 MOST_SHOWN = 2000
-"""Images of the pool that the report's pictures are of."""
+"""Synthetic images that a report's pictures are of."""
 
 __all__ = ["describe", "export_run", "open_run", "summarize"]
 
@@ -150,12 +150,7 @@ def summarize(
             }
     pictures = _pictures(folder, job, teacher, student, real)
     write_json(folder / "summary.json", summary)
-
-    def save(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, **pictures)
-
-    write_atomically(folder / "pictures.npz", save)
+    save_arrays(folder / "pictures.npz", **pictures)
     return summary
 
 

@@ -73,6 +73,17 @@ def read_table(path: Path) -> dict[str, Any]:
     return read_plain(path) if path.is_file() else {}
 
 
+def read_arrays(path: Path) -> dict[str, figures.Array]:
+    """What an .npz file holds, nothing where there is none; RunError for a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise RunError(f"{path} is damaged: {first_line(error)}") from error
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Records of log.jsonl; from a line torn by a kill on they are left out."""
     if not path.is_file():
@@ -138,13 +149,7 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _figures(run: Path) -> list[dict[str, str]]:
     """Title, caption, alternative text and data URI of every figure that the records allow."""
-    pictures: dict[str, Any] = {}
-    if (run / "pictures.npz").is_file():
-        try:
-            with np.load(run / "pictures.npz", allow_pickle=False) as archive:
-                pictures = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise RunError(f"{run / 'pictures.npz'} is damaged: {first_line(error)}") from error
+    pictures = read_arrays(run / "pictures.npz")
     made: list[dict[str, str]] = []
 
     def add(title: str, caption: str, png: bytes) -> None:

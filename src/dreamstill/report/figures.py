@@ -124,14 +124,14 @@ def bars(counts: Array, names: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def matrix(confusion: Array, names: Sequence[str]) -> bytes:
-    """A PNG of a confusion matrix (K, K); numbers up to 20 classes."""
+def matrix(confusion: Array, names: Sequence[str], *, whose: str = "student") -> bytes:
+    """A PNG of a confusion matrix (K, K) of the answers of `whose`; numbers up to 20 classes."""
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     size = 4.6 if len(confusion) <= 20 else 6.0
     figure = Figure(figsize=(size, size))
     axes = figure.subplots()
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="student's answer", ylabel="true class")
+    axes.set(xlabel=f"{whose}'s answer", ylabel="true class")
     if len(confusion) <= 20:
         ticks = range(len(confusion))
         axes.set_xticks(ticks, names, fontsize=8)
@@ -168,7 +168,7 @@ def tradeoff(networks: Sequence[dict[str, Any]]) -> bytes:
 
 
 def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> bytes:
-    """A PNG of a number for each layer, before (grey) and after."""
+    """A PNG of a number for each layer or class, before (grey) and after."""
     figure = Figure(figsize=(6.5, 0.8 + 0.28 * len(names)))
     axes = figure.subplots()
     places = np.arange(len(names))
