@@ -2,11 +2,14 @@
 
     python -m benchmarks.continual mnist --data FOLDER
     python -m benchmarks.continual fashion_mnist --data FOLDER
+    python -m benchmarks.continual mnist --data FOLDER --batch-norm
 
 LeNet-5 learns the first two classes on their real images, then two more at a time with none of the
 old. The dreams of every network are structured noise that it classifies itself; rows "on noise"
 have clipped noise in their place, those "on real" the old classes' own images, which nobody has.
-`joint` sees all real images at once and bounds the rest.
+`joint` sees all real images at once and bounds the rest. With BatchNorm the papers' own dreams are
+to be had as well: `generated` by Always Be Dreaming's generator, `inverted` from noise by
+DeepInversion, and from structured noise.
 """
 
 import argparse
@@ -30,7 +33,11 @@ from dreamstill.nets.lenet import LeNet5
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
+from dreamstill.synthesis import open_synthesizer
+from dreamstill.synthesis.abd import AbdSettings
+from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
+from dreamstill.synthesis.pixels import Start
 from dreamstill.tasks.continual import ContinualSettings, Recipe, average_and_forgetting, learn
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
@@ -48,6 +55,29 @@ ROWS = {
     "finetune": (Recipe.FINETUNE, None),
 }
 """What keeps the old classes, and on which images in place of theirs."""
+BATCH_NORM_ROWS = {
+    "abd": (Recipe.ABD, "ours"),
+    "abd on generated": (Recipe.ABD, "generated"),
+    "abd on inverted": (Recipe.ABD, "inverted"),
+    "abd on inverted from structured noise": (Recipe.ABD, "inverted from structured noise"),
+    "abd on noise": (Recipe.ABD, "noise"),
+    "abd on real": (Recipe.ABD, "real"),
+    "inversion on inverted": (Recipe.INVERSION, "inverted"),
+    "inversion on real": (Recipe.INVERSION, "real"),
+}
+
+
+def methods_of(drawing: Drawing) -> dict[str, tuple[str, Any]]:
+    """Methods, with their settings, that a network without BatchNorm cannot serve."""
+    inversion = DeepInversionSettings(batch_size=500, steps=100, lr=0.1, flip=False)
+    return {
+        "generated": ("abd", AbdSettings(widths=(32, 16), generator_steps=1500)),
+        "inverted": ("deepinversion", inversion),
+        "inverted from structured noise": (
+            "deepinversion",
+            replace(inversion, steps=20, start=Start.STRUCTURED, drawing=drawing),
+        ),
+    }
 
 
 def fit(
@@ -69,11 +99,19 @@ def fit(
 def dreams_of(
     teacher: Teacher, source: str | None, drawing: Drawing, old: Tensor, rng: torch.Generator
 ) -> Tensor:
-    """uint8 images in place of the old classes' `old` ones: ours, noise, real ones or none."""
+    """uint8 images in place of the old classes' `old` ones: a source's, real ones or none."""
     if source is None:
         return old[:0]
     if source == "real":
         return old[torch.randperm(len(old), generator=rng)[:NUM_DREAMS]]
+    if source in (methods := methods_of(drawing)):
+        method, settings = methods[source]
+        synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
+        for _ in range(synthesizer.warm_up):
+            synthesizer.next_batch()
+        batches = range(-(-NUM_DREAMS // settings.batch_size))
+        parts = [teacher.spec.decode(synthesizer.next_batch().images) for _ in batches]
+        return torch.cat(parts)[:NUM_DREAMS]
     return synthetic_images(source, teacher, drawing, NUM_DREAMS, rng)
 
 
@@ -84,6 +122,8 @@ def run(
     spec: InputSpec,
     drawing: Drawing,
     seed: int,
+    *,
+    batch_norm: bool,
 ) -> list[list[float]]:
     """Accuracy on tasks 0 to i after each task i."""
     rng = torch.Generator().manual_seed(seed)
@@ -94,7 +134,7 @@ def run(
         x, y = data["x_train"][of], data["y_train"][of]
         if network is None:
             with seeded(rng):
-                model = LeNet5(num_classes=2)
+                model = LeNet5(num_classes=2, batch_norm=batch_norm)
             network = fit(model, spec, x, y, SETTINGS.steps, rng)
         else:
             old = data["x_train"][data["y_train"] // 2 < task]
@@ -110,11 +150,13 @@ def run(
     return accuracies
 
 
-def joint(data: dict[str, Tensor], spec: InputSpec, seed: int) -> list[list[float]]:
+def joint(
+    data: dict[str, Tensor], spec: InputSpec, seed: int, *, batch_norm: bool
+) -> list[list[float]]:
     """Accuracy of a network that saw all classes at once, as if of one task."""
     rng = torch.Generator().manual_seed(seed)
     with seeded(rng):
-        model = LeNet5()
+        model = LeNet5(batch_norm=batch_norm)
     network = fit(model, spec, data["x_train"], data["y_train"], 5 * SETTINGS.steps, rng)
     return [[accuracy(predict(network.module, spec, data["x_test"]), data["y_test"])]]
 
@@ -124,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Class-incremental learning in five tasks.")
     parser.add_argument("data_set", choices=SPECS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
+    parser.add_argument("--batch-norm", action="store_true", help="LeNet-5 with BatchNorm")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--resume", action="store_true", help="make the rows the record lacks")
     args = parser.parse_args()
@@ -138,7 +181,8 @@ def main() -> None:
         y_train = torch.from_numpy(archive["y_train"]).long()
     x_test, y_test = load_images(path, spec, 10)
     data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    name = f"continual_{args.data_set}"
+    name = f"continual_{args.data_set}" + ("_bn" if args.batch_norm else "")
+    rows = BATCH_NORM_ROWS if args.batch_norm else ROWS
     out = Path(f"benchmarks/records/{name}.json")
     record: dict[str, Any] = {
         "name": name,
@@ -148,16 +192,20 @@ def main() -> None:
         "rows": {},
     }
     made = made_rows(out, record) if args.resume else {}
-    for row in (*ROWS, "joint"):
+    if args.batch_norm:
+        record["settings"]["methods"] = {
+            source: to_plain(settings) for source, (_, settings) in methods_of(drawing).items()
+        }
+    for row in (*rows, "joint"):
         if row not in made:
             runs = [
-                run(*ROWS[row], data, spec, drawing, seed)
-                if row in ROWS
-                else joint(data, spec, seed)
+                run(*rows[row], data, spec, drawing, seed, batch_norm=args.batch_norm)
+                if row in rows
+                else joint(data, spec, seed, batch_norm=args.batch_norm)
                 for seed in range(args.seeds)
             ]
             made[row] = summarized(runs)
-        record["rows"] = {key: made[key] for key in (*ROWS, "joint") if key in made}
+        record["rows"] = {key: made[key] for key in (*rows, "joint") if key in made}
         out.write_text(json.dumps(record, indent=2) + "\n")
         print(row, made[row], flush=True)
 

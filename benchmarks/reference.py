@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.protocol import Benchmark, Row, floors
 from dreamstill.metadata import Kind
 from dreamstill.pool import Augmentation
+from dreamstill.synthesis.abd import AbdSettings
 from dreamstill.synthesis.dafl import DaflSettings
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.dfad import DfadSettings
@@ -50,6 +51,7 @@ def reference(
     flip: bool,
     batch_norm: bool = True,
     maps: bool = True,
+    published: dict[str, float] | None = None,
 ) -> Benchmark:
     """Every method's row, and the floors and the bound.
 
@@ -60,6 +62,7 @@ def reference(
         flip: images may be mirrored.
         batch_norm: the teacher has BatchNorm: without it go the methods that match its statistics.
         maps: it has feature maps: without them ZSKT goes by its logits alone.
+        published: the papers' figures for the pair, after the papers' steps.
 
     """
     shake = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=flip)
@@ -78,6 +81,7 @@ def reference(
     dafl = DaflSettings(batch_size=128, widths=WIDTHS)
     dfad = DfadSettings(batch_size=128, widths=WIDTHS)
     rdskd = RdskdSettings(batch_size=128, widths=WIDTHS, generator_steps=600)
+    abd = AbdSettings(widths=WIDTHS, generator_steps=600)
     rows = {
         "dafl": streamed("dafl", dafl, fresh_every=2, augment=shake),
         "deepinversion": optimized("deepinversion", inversion),
@@ -94,6 +98,7 @@ def reference(
         ),
         "dfad": streamed("dfad", dfad, transfer=(Transfer.L1,)),
         "rdskd": streamed("rdskd", rdskd),
+        "abd": streamed("abd", abd),
         **{
             f"metadata ({kind.value})": optimized(
                 "metadata", MetadataSettings(file=kind.value, batch_size=256, steps=100)
@@ -120,8 +125,10 @@ def reference(
         after = SCHEDULE.steps // 2
         rows[f"{name_of} after structured noise"] = replace(rows[name_of], after=after)
     if not batch_norm:
-        matched = ("deepinversion", "knowledge within (bns")
+        matched = ("deepinversion", "knowledge within (bns", "abd")
         rows = {
             name_of: row for name_of, row in rows.items() if not any(m in name_of for m in matched)
         }
-    return Benchmark(name=name, data=data, teacher=teacher, student=student, rows=rows)
+    return Benchmark(
+        name=name, data=data, teacher=teacher, student=student, rows=rows, published=published or {}
+    )

@@ -24,6 +24,7 @@ RANDOM = reference(
     flip=False,
     batch_norm=False,
     maps=False,
+    published={"DAFL": 97.91, "real": 98.39},
 )
 RECONSTRUCTED = {
     f"{name}, reconstructed": replace(RANDOM.rows[name], inherit=True, reconstruct=2048)

@@ -33,6 +33,7 @@ BENCHMARK = Benchmark(
             synthesis=replace(MNIST, batch_size=128, widths=(32, 16), lr=0.02),
             distill=replace(SCHEDULE, fresh_every=2, augment=REPLAY),
         ),
+        "unrelated (USPS)": Row(method="unrelated", synthesis="usps", distill=SCHEDULE),
         **floors(SCHEDULE, StructuredNoiseSettings()),
     },
     published={"DAFL": 98.20, "noise": 88.01, "USPS": 94.56, "real": 98.91},

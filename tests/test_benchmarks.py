@@ -66,6 +66,7 @@ def test_a_record_of_the_protocol_is_what_its_benchmark_makes(path: Path) -> Non
     room = "recipes" if path.stem in RECIPES else "benchmarks"
     benchmark = importlib.import_module(f"{room}.{record['name']}").BENCHMARK
     assert (record["data"], record["student"]) == (benchmark.data, benchmark.student)
+    assert record["published"] == benchmark.published
     assert {"structured_noise", "noise", "real"} <= record["rows"].keys() <= benchmark.rows.keys()
     for name, row in record["rows"].items():
         assert row["settings"] == to_plain(benchmark.rows[name]), f"{name} was run with others"
