@@ -169,6 +169,8 @@ def test_a_filter_that_is_a_multiple_of_another_goes_into_it() -> None:
 def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(TeacherError, match="nothing to merge"):
         merge(Residual(), MergeSettings())
+    with pytest.raises(SettingsError, match=r"narrower; known: stem\.0, top\.0$"):
+        merge(toys.MobileNet(nn.ReLU), MergeSettings(layers=("block.3",)))  # depthwise
     with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
         merge(lenet(), MergeSettings(layers=("classifier.2",)))
     with pytest.raises(SettingsError, match=r"remove must be in \[0, 0.999\]; got 1.5"):

@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import toys
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.equalize import equalize
-from dreamstill.tasks.graph import channel_spaces, fold_batch_norm, pairs, plain_layers, trace
+from dreamstill.tasks.graph import (
+    channel_spaces,
+    fold_batch_norm,
+    pairs,
+    plain_layers,
+    relu_for_relu6,
+    trace,
+)
 
 
 class Net(nn.Module):
@@ -45,6 +53,12 @@ def convolution() -> nn.Module:
 
 def inner() -> nn.Module:
     return nn.Conv2d(8, 8, 3, padding=1)
+
+
+def weight(model: nn.Module, name: str) -> Tensor:
+    value = model.get_submodule(name).weight
+    assert isinstance(value, Tensor)
+    return value
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -121,6 +135,67 @@ def test_equalization_leaves_what_it_cannot_follow(name: str) -> None:
     model, x = STRANGE[name], torch.randn(5, 1, 8, 8, generator=rng())
     assert "a" not in {pair.first for pair in pairs(trace(model))}
     torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+MOBILE_PAIRS = [
+    ("stem.0", "block.0"),
+    ("block.0", "block.3"),
+    ("block.3", "block.6"),
+    ("residual.0", "residual.3"),
+    ("residual.3", "residual.6"),
+    ("top.0", "head"),
+]
+
+
+@pytest.mark.parametrize("clip", [nn.ReLU6, lambda: nn.Hardtanh(0, 6), nn.ReLU])
+def test_relu6_gives_way_between_layers_with_groups_or_without(
+    clip: Callable[[], nn.Module],
+) -> None:
+    model = fold_batch_norm(toys.MobileNet(clip))
+    relu_for_relu6(model)
+    found = pairs(trace(model), grouped=True)
+    assert [(pair.first, pair.second) for pair in found] == MOBILE_PAIRS
+    assert all(pair.relu and pair.positions == 1 for pair in found)
+    plain = [("stem.0", "block.0"), ("top.0", "head")]
+    assert [(pair.first, pair.second) for pair in pairs(trace(model))] == plain
+
+
+def test_relu6_stays_where_no_pair_needs_it() -> None:
+    model = net(
+        lambda m, x: m.out(pooled(m.between(m.b(m.before(m.a(x)) + x)))),
+        **{"a": convolution, "before": nn.ReLU6, "b": inner, "between": nn.ReLU6},
+        out=lambda: nn.Linear(8, 4),
+    )
+    relu_for_relu6(model)
+    assert [type(model.before), type(model.between)] == [nn.ReLU6, nn.ReLU]
+    shared = nn.ReLU6()
+    many = nn.Sequential(inner(), nn.Sequential(shared, inner()), shared, inner())
+    relu_for_relu6(many)
+    assert len(pairs(trace(many))) == 2
+    calls = net(lambda m, x: m.b(F.relu6(m.a(x))), a=convolution, b=inner)
+    relu_for_relu6(calls)  # written into the network's own code: there it stays
+    assert not pairs(trace(calls))
+
+
+@pytest.mark.parametrize("groups", [(4, 1), (1, 4), (2, 8), (8, 4), (4, 2)])
+def test_groups_are_equalized_channel_by_channel(groups: tuple[int, int]) -> None:
+    def of(number: int) -> Callable[[], nn.Module]:
+        return lambda: nn.Conv2d(8, 8, 3, groups=number)
+
+    model = net(
+        lambda m, x: m.out(pooled(F.relu(m.b(F.relu(m.a(m.first(x))))))),
+        **{"first": convolution, "a": of(groups[0]), "b": of(groups[1])},
+        out=lambda: nn.Linear(8, 4),
+    )
+    weight(model, "a").data.mul_(torch.logspace(-2, 2, 8).view(-1, 1, 1, 1))
+    x = torch.randn(5, 1, 8, 8, generator=rng())
+    equalized = equalize(model, iterations=100).model
+    torch.testing.assert_close(equalized(x), model(x), atol=1e-4, rtol=1e-4)
+    first, second = (weight(equalized, name) for name in ("a", "b"))
+    # one group after the other: (outputs, channels of the group, ...) each
+    parts = [part.abs().amax((0, 2, 3)) for part in second.chunk(groups[1])]
+    ranges = first.flatten(1).abs().amax(1)
+    torch.testing.assert_close(torch.cat(parts), ranges, rtol=2e-2, atol=1e-4)
 
 
 def test_channels_are_lost_where_they_change_places() -> None:

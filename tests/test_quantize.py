@@ -1,14 +1,16 @@
 """DFQ's identities, grids, mixed bits, and that fine-tuning repairs."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import toys
 from dreamstill.errors import SettingsError, TeacherError
-from dreamstill.evaluate import predict
+from dreamstill.evaluate import agreement, predict
 from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
@@ -65,6 +67,12 @@ def lenet() -> Teacher:
 def resnet() -> Teacher:
     with seeded(rng()):
         model = ResNetCifar(8, width=8)
+    return trained(model, COLOR)
+
+
+def mobile(clip: Callable[[], nn.Module] = nn.ReLU) -> Teacher:
+    with seeded(rng()):
+        model = toys.MobileNet(clip)
     return trained(model, COLOR)
 
 
@@ -156,16 +164,69 @@ def test_bytes_count_what_stays_as_it_was() -> None:
     assert quantized_bytes(quantized) == without + 4 * rest
 
 
-@pytest.mark.parametrize("make", [lenet, resnet])
+EVENED = {
+    lenet: ("features.0", "features.4"),
+    resnet: ("layer1.0.conv1", "layer1.0.conv2"),
+    mobile: ("block.3", "block.6"),
+}
+
+
+@pytest.mark.parametrize("make", EVENED)
 def test_equalization_keeps_the_function_and_evens_the_ranges(make) -> None:  # type: ignore[no-untyped-def]
     teacher = make()
     equalized = equalize(teacher.module, absorb=False)
     x = torch.randn(32, *teacher.spec.shape, generator=rng())
     torch.testing.assert_close(equalized.model(x), teacher(x), atol=1e-4, rtol=1e-4)
-    names = ("features.0", "features.4") if make is lenet else ("layer1.0.conv1", "layer1.0.conv2")
-    first, second = (weight(equalized.model, name) for name in names)
+    first, second = (weight(equalized.model, name) for name in EVENED[make])
     ranges = first.flatten(1).abs().amax(1)
     torch.testing.assert_close(ranges, second.abs().amax((0, 2, 3)), rtol=2e-2, atol=1e-4)
+
+
+def test_equalization_past_relu6_keeps_the_function_with_relu() -> None:
+    clipped, free = mobile(nn.ReLU6), mobile(nn.ReLU)
+    free.module.load_state_dict(clipped.module.state_dict())
+    x = 3 * torch.randn(32, *COLOR.shape, generator=rng())
+    assert not torch.allclose(clipped(x), free(x), atol=0.05)
+    equalized = equalize(clipped.module, absorb=False).model
+    torch.testing.assert_close(equalized(x), free(x), atol=1e-4, rtol=1e-4)
+    assert any(isinstance(module, nn.ReLU6) for module in clipped.module.modules())
+
+
+def shades(num: int) -> Tensor:
+    """Noisy images of a color each."""
+    color, noise = (torch.randn(num, 3, *size, generator=rng()) for size in ((1, 1), (16, 16)))
+    return (127 + 48 * color + 32 * noise).clamp(0, 255).byte()
+
+
+@torch.no_grad()
+def spoilt(clip: Callable[[], nn.Module], factor: float) -> Teacher:
+    """Each fourth channel in a block is far from the others' range; depthwise makes up for it."""
+    with seeded(rng()):
+        model = toys.MobileNet(clip)
+    for _ in range(50):
+        model(COLOR.encode(shades(64)))
+    for block in (model.block, model.residual):
+        _, norm, _, depthwise, *_ = block
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(depthwise, nn.Conv2d)
+        norm.weight[::4] *= factor
+        depthwise.weight[::4] /= factor
+    model.eval()  # and every class has its share
+    model.head.bias.sub_(model(COLOR.encode(shades(256))).mean(0))
+    return open_teacher(model, COLOR)
+
+
+@pytest.mark.parametrize(("clip", "factor"), [(nn.ReLU, 100.0), (nn.ReLU6, 0.01)])
+def test_equalization_recovers_channels_that_differ_a_hundredfold(
+    clip: Callable[[], nn.Module], factor: float
+) -> None:
+    teacher, x = spoilt(clip, factor), shades(512)
+    settings = QuantizeSettings(per_channel=False)
+    wanted = predict(teacher.module, COLOR, x)
+    equalized = quantize_without_inputs(teacher, settings)
+    assert agreement(predict(equalized, COLOR, x), wanted) > 0.95
+    calibrated = quantize(teacher, x, settings, rng=rng())
+    assert agreement(predict(calibrated, COLOR, x), wanted) < 0.8
 
 
 def test_absorbing_high_biases_only_cuts_a_tail() -> None:
@@ -210,6 +271,19 @@ def test_a_bias_is_not_absorbed_through_an_average_of_padding(
     torch.testing.assert_close(equalized.model(x), model(x), atol=1e-4, rtol=1e-3)
     means = equalized.statistics["0"][0] / equalized.statistics["0"][1]
     assert bool((means < 3.01).all()) == through
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_groups_absorb_what_they_see(groups: int) -> None:
+    with seeded(rng()):
+        norm, second = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, groups=groups)
+        nn.init.constant_(norm.bias, 6.0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 1), norm, nn.ReLU(), second).eval()
+    equalized = equalize(model)
+    mean, std = equalized.statistics["0"]
+    torch.testing.assert_close(mean, 3 * std)
+    x = 0.3 * torch.randn(64, 1, 4, 4, generator=rng())
+    torch.testing.assert_close(equalized.model(x), model(x), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("make", [lenet, resnet])
@@ -302,6 +376,21 @@ def test_eight_bits_without_inputs_are_near_and_correction_helps() -> None:
     assert error[True] < error[False]
     model = quantize_without_inputs(teacher, QuantizeSettings())
     assert (model(x) - wanted).abs().mean() < 0.2 * wanted.std()
+
+
+def test_correction_of_a_depthwise_layer_is_of_each_channel_alone() -> None:
+    with seeded(rng()):
+        layers = (nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6))
+        teacher = trained(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), COLOR)
+    settings = QuantizeSettings(weight_bits=3, per_channel=False, first_last_bits=None)
+    layer = quantize_without_inputs(teacher, settings).get_submodule("3")
+    assert isinstance(layer, QuantizedLayer)
+    error = (layer.quantized_weight() - layer.layer.weight).sum((1, 2, 3))
+    equalized = equalize(teacher.module)
+    mean, _ = relu_moments(*equalized.statistics["0"])
+    before = equalized.model.get_submodule("3").bias
+    assert isinstance(before, Tensor)
+    torch.testing.assert_close(layer.layer.bias, before - error * mean)
 
 
 def images(teacher: Teacher, num: int = 128) -> Tensor:

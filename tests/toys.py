@@ -1,5 +1,6 @@
 """Networks whose right answers are known by hand, and a factory for each."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,6 +44,32 @@ class SmallCnn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.relu(self.norm(self.conv(x)))
         logits: Tensor = self.head(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+        return logits
+
+
+class MobileNet(nn.Module):
+    """Inverted residuals as MobileNetV2 has them, the last one within a sum; 16 pixels or more."""
+
+    def __init__(self, clip: Callable[[], nn.Module] = nn.ReLU6) -> None:
+        super().__init__()
+
+        def layer(inputs: int, outputs: int, size: int = 1, groups: int = 1) -> list[nn.Module]:
+            padding = size // 2
+            conv = nn.Conv2d(inputs, outputs, size, padding=padding, groups=groups, bias=False)
+            return [conv, nn.BatchNorm2d(outputs)]
+
+        def block() -> nn.Sequential:
+            expand, depthwise, project = layer(8, 24), layer(24, 24, 3, 24), layer(24, 8)
+            return nn.Sequential(*expand, clip(), *depthwise, clip(), *project)
+
+        self.stem = nn.Sequential(*layer(3, 8, 3), clip())
+        self.block, self.residual = block(), block()
+        self.top, self.head = nn.Sequential(*layer(8, 32), clip()), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.stem(x))
+        x = self.top(x + self.residual(x))
+        logits: Tensor = self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
 
 

@@ -1,10 +1,10 @@
 """DFQ: make a network ready for low bits with no input at all.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
-2019: BatchNorm folding, cross-layer equalization (section 4.1), high-bias absorption (4.1.3), and
-the expected inputs of every layer from BatchNorm parameters, which give ranges and bias correction
-(4.2 and 5.1). Where this differs: layers without BatchNorm have their moments propagated through
-their own weights.
+2019: BatchNorm folding, ReLU in place of ReLU6, cross-layer equalization (section 4.1), high-bias
+absorption (4.1.3), and the expected inputs of every layer from BatchNorm parameters, which give
+ranges and bias correction (4.2 and 5.1). Where this differs: layers without BatchNorm have their
+moments propagated through their own weights; a ReLU6 that keeps no two layers apart stays.
 """
 
 import math
@@ -20,7 +20,16 @@ from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import TeacherError
-from dreamstill.tasks.graph import RELU, Pair, batch_norms, fold_batch_norm, pairs, trace
+from dreamstill.tasks.graph import (
+    RELU,
+    Pair,
+    batch_norms,
+    fold_batch_norm,
+    is_relu6,
+    pairs,
+    relu_for_relu6,
+    trace,
+)
 from dreamstill.teacher import InputSpec
 
 __all__ = ["Equalized", "Moments", "equalize", "expected_inputs", "relu_moments"]
@@ -88,7 +97,6 @@ class Moments:
 
 
 PARTS = ("mean", "variance", "low", "high")
-RELU6: tuple[Any, ...] = (nn.ReLU6, F.relu6)
 MOVES: tuple[Any, ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten, nn.ZeroPad2d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
@@ -121,7 +129,7 @@ class _Propagate(fx.Interpreter):
             return self._known(x.mean, _after(module))
         if isinstance(module, RELU[0]):
             return x.relu()
-        if isinstance(module, RELU6[0]):
+        if is_relu6(module):
             return x.relu6()
         if not isinstance(module, tuple(kind for kind in MOVES if isinstance(kind, type))):
             raise _unclear(f"{target} ({type(module).__name__})")
@@ -163,7 +171,7 @@ class _Propagate(fx.Interpreter):
             return run(target, args, kwargs)
         if target in RELU:
             return moments[0].relu()
-        if target in RELU6:
+        if target is F.relu6:
             return moments[0].relu6()
         if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(moments) == 2:
             return moments[0] + moments[1]
@@ -220,7 +228,8 @@ def equalize(model: nn.Module, *, iterations: int = 40, absorb: bool = True) -> 
     """Fold BatchNorm, equalize weight ranges across layers, absorb high biases; on a copy.
 
     Args:
-        model: traceable; its function is the same afterwards, but for the tail of activations that
+        model: traceable; its function is the same afterwards, but for ReLU in place of a ReLU6
+            module between two layers that are equalized, and for the tail of activations that
             absorption cuts off (3 standard deviations below their mean).
         iterations: of equalization over all pairs of layers; it stops when no weight moves.
         absorb: high-bias absorption.
@@ -235,7 +244,8 @@ def equalize(model: nn.Module, *, iterations: int = 40, absorb: bool = True) -> 
     for layer, norm in batch_norms(graph).items():
         statistics[layer] = _after(modules[norm])
     folded = fold_batch_norm(model)
-    found = pairs(trace(folded))
+    relu_for_relu6(folded)
+    found = pairs(trace(folded), grouped=True)
     for _ in range(iterations):
         moved = max((_equalize_pair(folded, pair, statistics) for pair in found), default=0.0)
         if moved < 1e-3:
@@ -263,22 +273,23 @@ def _layers(model: nn.Module, pair: Pair) -> tuple[nn.Conv2d | nn.Linear, nn.Con
 
 
 def _by_channel(second: nn.Conv2d | nn.Linear, width: int) -> Tensor:
-    """The second layer's weight as (outputs, channels of the first, the rest), a view."""
-    return second.weight.view(second.weight.shape[0], width, -1)
+    """The second layer's weight as (groups, outputs, channels of the first, the rest), a view."""
+    groups = second.groups if isinstance(second, nn.Conv2d) else 1
+    return second.weight.view(groups, len(second.weight) // groups, width // groups, -1)
 
 
 def _equalize_pair(model: nn.Module, pair: Pair, statistics: Statistics) -> float:
     """Equation 11: both ranges of channel i become sqrt(r1 r2); returns the largest move."""
     first, second = _layers(model, pair)
-    width = first.weight.shape[0]
+    outgoing = _by_channel(second, len(first.weight))
     r1 = first.weight.flatten(1).abs().amax(1)
-    r2 = _by_channel(second, width).abs().amax((0, 2))
+    r2 = outgoing.abs().amax((1, 3)).flatten()
     usable = (r1 > 1e-8) & (r2 > 1e-8)
     scale = torch.where(usable, (r2 / r1.clamp_min(1e-12)).sqrt(), torch.ones_like(r1))
     first.weight.mul_(scale.view(-1, *[1] * (first.weight.ndim - 1)))
     if first.bias is not None:
         first.bias.mul_(scale)
-    _by_channel(second, width).div_(scale.view(1, -1, 1))
+    outgoing.div_(scale.view(len(outgoing), 1, -1, 1))
     if pair.first in statistics:
         mean, std = statistics[pair.first]
         statistics[pair.first] = (mean * scale, std * scale)
@@ -295,7 +306,8 @@ def _absorb(model: nn.Module, pair: Pair, statistics: Statistics) -> None:
     mean, std = statistics[pair.first]
     surplus = (mean - 3 * std).clamp_min(0)
     first.bias.sub_(surplus)
-    added = torch.einsum("oir,i->o", _by_channel(second, len(surplus)), surplus)
+    outgoing = _by_channel(second, len(surplus))
+    added = torch.einsum("goir,gi->go", outgoing, surplus.view(len(outgoing), -1)).flatten()
     if second.bias is None:
         second.bias = nn.Parameter(added)
     else:

@@ -21,8 +21,10 @@ __all__ = [
     "channel_spaces",
     "fold_batch_norm",
     "is_padding",
+    "is_relu6",
     "pairs",
     "plain_layers",
+    "relu_for_relu6",
     "shared_weights",
     "trace",
 ]
@@ -164,6 +166,11 @@ def is_one_of(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[Any, ..
     return node.target in kinds
 
 
+def is_relu6(module: nn.Module) -> bool:
+    """ReLU6, or a Hardtanh from 0 to 6, which is the same."""
+    return isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6)
+
+
 @dataclass(frozen=True)
 class Pair:
     """A layer whose output goes, past ReLU, pooling and flattening, to one other layer alone."""
@@ -178,41 +185,69 @@ class Pair:
     """An average between them counts zeros at the border: a constant does not come through."""
 
 
-def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Conv2d | nn.Linear | None:
+def _layer(
+    node: fx.Node, modules: dict[str, nn.Module], *, grouped: bool = False
+) -> nn.Conv2d | nn.Linear | None:
     module = modules.get(str(node.target)) if node.op == "call_module" else None
-    if isinstance(module, nn.Linear):
-        return module
-    return module if isinstance(module, nn.Conv2d) and module.groups == 1 else None
+    if isinstance(module, nn.Conv2d) and module.groups > 1 and not grouped:
+        return None
+    return module if isinstance(module, nn.Conv2d | nn.Linear) else None
 
 
-def pairs(graph: fx.GraphModule) -> list[Pair]:
-    """Every pair of layers (convolution without groups, or linear), in order."""
-    return list(_pairs(graph))
+def pairs(graph: fx.GraphModule, *, grouped: bool = False) -> list[Pair]:
+    """Every pair of layers (convolution or linear), in order.
+
+    Args:
+        graph: of `trace`.
+        grouped: convolutions with groups, depthwise ones among them, are layers too.
+
+    """
+    return [pair for pair, ceilings in _pairs(graph, grouped=grouped) if not ceilings]
 
 
-def _pairs(graph: fx.GraphModule) -> Iterator[Pair]:
+def relu_for_relu6(model: nn.Module) -> None:
+    """Put ReLU, in place, for every ReLU6 module that keeps two layers from being a pair.
+
+    6 is not 6 any more behind a factor, where 0 is still 0. A call of F.relu6 stays: it is
+    written into the network's own code.
+    """
+    found = _pairs(trace(model), grouped=True)
+    ceilings = {module for _, between in found for module in between}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in ceilings:
+            replace_module(model, name, nn.ReLU())
+
+
+def _pairs(graph: fx.GraphModule, *, grouped: bool) -> Iterator[tuple[Pair, list[nn.Module]]]:
+    """Pairs, each with the ReLU6 between its layers."""
     modules, calls = dict(graph.named_modules()), _calls(graph)
     for node in graph.graph.nodes:
-        first = _layer(node, modules)
+        first = _layer(node, modules, grouped=grouped)
         if first is None or calls[str(node.target)] > 1:
             continue
         here, relu, flat, fades = node, False, isinstance(first, nn.Linear), False
+        ceilings: list[nn.Module] = []
         while len(users := [user for user in here.users if not _is_size(user)]) == 1:
             (here,) = users
             relu = relu or is_one_of(here, modules, RELU)
             fades = fades or _averages_zeros(here, modules)
             flattens = _flattens(here, modules)
             flat = flat or flattens
-            if not flattens and not is_one_of(here, modules, POSITIVE):
+            if here.op == "call_module" and is_relu6(module := modules[str(here.target)]):
+                ceilings.append(module)
+            elif not flattens and not is_one_of(here, modules, POSITIVE):
                 break
-        second = _layer(here, modules)
+        second = _layer(here, modules, grouped=grouped)
         if second is None or here is node or calls[str(here.target)] > 1:
             continue
         width, inputs = first.weight.shape[0], second.weight.shape[1]
+        if isinstance(second, nn.Conv2d):
+            inputs *= second.groups
         spread = isinstance(first, nn.Conv2d) and isinstance(second, nn.Linear)
         fits = inputs % width == 0 if spread else inputs == width
         if fits and flat == isinstance(second, nn.Linear):
-            yield Pair(str(node.target), str(here.target), relu, inputs // width, fades)
+            pair = Pair(str(node.target), str(here.target), relu, inputs // width, fades)
+            yield pair, ceilings
 
 
 def _averages_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
