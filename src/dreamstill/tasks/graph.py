@@ -92,6 +92,10 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """A copy whose BatchNorm layers are folded into the layers before them; the same function.
 
     A BatchNorm layer that does not follow one layer alone stays; the others become identities.
+
+    Raises:
+        TeacherError: the model cannot be traced.
+
     """
     model = copy.deepcopy(model).eval()
     for name, norm in batch_norms(trace(model)).items():

@@ -166,6 +166,12 @@ def pack(
         student: what is packed; default: the teacher itself. Left as it was.
         on_progress: called after each step.
 
+    Raises:
+        DataError: fewer than 8 images.
+        SettingsError: `finetune` asks for images to be synthesized, or for a transfer loss that
+            finds nothing to compare in the two networks.
+        NonFiniteError: a loss of the fine-tuning is not finite.
+
     """
     model = copy.deepcopy(student if student is not None else teacher.module).requires_grad_(True)
 

@@ -232,6 +232,15 @@ def quantize_without_inputs(
         settings: bits; `calibration`, `size` and `finetune` need images and must be left alone.
         correct: the bias correction.
 
+    Returns:
+        A quantized copy, frozen; of the network with ReLU in place of each ReLU6 module between two
+        layers that are equalized, see `equalize`.
+
+    Raises:
+        SettingsError: a setting that needs images.
+        TeacherError: the network cannot be traced, or has something in it whose output cannot be
+            known without inputs.
+
     """
     check_without_inputs(settings)
     equalized = equalize(teacher.module)
