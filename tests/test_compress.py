@@ -39,7 +39,12 @@ from dreamstill.tasks.pack import (
     save_packed,
 )
 from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
-from dreamstill.tasks.quantize import QuantizedLayer, QuantizeSettings, quantize
+from dreamstill.tasks.quantize import (
+    QuantizedLayer,
+    QuantizeSettings,
+    quantize,
+    quantize_without_inputs,
+)
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
@@ -726,3 +731,13 @@ def test_files_that_are_not_packed_networks_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ExportError, match="not a whole packed network"):
         load_packed(path)
+
+
+def test_a_network_without_layers_is_not_taken_for_a_smaller_one() -> None:
+    """Packing failed in the depths of a library, DFQ gave the network back as it was."""
+    bare = nn.Sequential(nn.AvgPool2d(4), nn.ReLU(), nn.Flatten())
+    teacher = open_teacher(bare, toys.SPEC)
+    with pytest.raises(TeacherError, match="that can be packed"):
+        pack(teacher, images(8, (1, 8, 8)), PackSettings(), rng=rng())
+    with pytest.raises(TeacherError, match="that can be quantized"):
+        quantize_without_inputs(teacher, QuantizeSettings())

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dreamstill.errors import ExportError
+from dreamstill.errors import ExportError, TeacherError
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
@@ -171,9 +171,12 @@ def pack(
         SettingsError: `finetune` asks for images to be synthesized, or for a transfer loss that
             finds nothing to compare in the two networks.
         NonFiniteError: a loss of the fine-tuning is not finite.
+        TeacherError: no layer of weights of its own.
 
     """
     model = copy.deepcopy(student if student is not None else teacher.module).requires_grad_(True)
+    if not weights_of(model):
+        raise TeacherError("there is no convolution or linear layer that can be packed")
 
     def tune(model: nn.Module) -> nn.Module:
         return finetune(teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress)

@@ -221,6 +221,12 @@ def check_without_inputs(settings: QuantizeSettings) -> None:
         raise SettingsError("calibration reads images: without inputs there is none")
 
 
+def check_layers(ranges: dict[str, tuple[float, float]]) -> None:
+    """TeacherError where no layer's input has a range: nothing would be quantized."""
+    if not ranges:
+        raise TeacherError("there is no convolution or linear layer that can be quantized")
+
+
 @torch.no_grad()
 def quantize_without_inputs(
     teacher: Teacher, settings: QuantizeSettings, *, correct: bool = True
@@ -238,14 +244,15 @@ def quantize_without_inputs(
 
     Raises:
         SettingsError: a setting that needs images.
-        TeacherError: the network cannot be traced, or has something in it whose output cannot be
-            known without inputs.
+        TeacherError: the network cannot be traced, has something in it whose output cannot be
+            known without inputs, or no layer that can be quantized.
 
     """
     check_without_inputs(settings)
     equalized = equalize(teacher.module)
     expected = expected_inputs(equalized, teacher.spec)
     ranges = {n: (m.low.min().item(), m.high.max().item()) for n, m in expected.items()}
+    check_layers(ranges)
     model = _with_bits(equalized.model, settings, ranges)
     if correct:
         for name, moments in expected.items():
@@ -362,8 +369,7 @@ def quantize(
     """
     model = fold_batch_norm(teacher.module if model is None else model)
     ranges = observed_ranges(model, teacher.spec, images[:2048], settings.calibration)
-    if not ranges:
-        raise TeacherError("there is no convolution or linear layer that can be quantized")
+    check_layers(ranges)
     bits = None
     if settings.size is not None:
         names, layers = list(ranges), plain_layers(model)
