@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import toys
 from dreamstill.errors import DataError, SettingsError, TeacherError
 from dreamstill.metadata import Kind, graph_basis, load_metadata, record_metadata
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.metadata import MetadataSettings
+from dreamstill.teacher import Teacher
 
 
 def quadrant_images(num: int) -> torch.Tensor:
@@ -20,6 +22,17 @@ def quadrant_images(num: int) -> torch.Tensor:
         row, column = divmod(index % 4, 2)
         image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 150
     return images.to(torch.uint8)
+
+
+def structured_images(teacher: Teacher) -> torch.Tensor:
+    """uint8 (400, 1, 8, 8), as many of every class."""
+    synthesizer = open_synthesizer(
+        "structured_noise",
+        teacher,
+        toys.structured(batch_size=400, oversample=10),
+        rng=torch.Generator().manual_seed(0),
+    )
+    return teacher.spec.decode(synthesizer.next_batch().images)
 
 
 def test_the_record_holds_each_classs_mean_and_covariance(tmp_path: Path) -> None:
@@ -48,6 +61,30 @@ def test_samples_have_the_recorded_moments(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.cov(drawn.T), wanted, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("largest_root", [512, 1])
+def test_what_was_recorded_behind_a_relu_is_not_drawn_below_zero(
+    largest_root: int, tmp_path: Path
+) -> None:
+    teacher, path = toys.cnn_teacher(), tmp_path / "m.safetensors"
+    record_metadata(teacher, structured_images(teacher), path, largest_root=largest_root)
+    for view in load_metadata(path, teacher).views:
+        drawn = view.sample(torch.arange(4).repeat(500), torch.Generator().manual_seed(0))
+        assert (drawn.min() < 0) == (view.layers == ("logits",))
+        assert (drawn == 0).any() == (view.layers != ("logits",))
+
+
+def test_a_file_that_does_not_say_what_is_behind_a_relu_is_drawn_from_as_it_is(
+    tmp_path: Path,
+) -> None:
+    teacher, path = toys.cnn_teacher(), tmp_path / "m.safetensors"
+    record_metadata(teacher, structured_images(teacher), path, kind=Kind.TOP)
+    with safe_open(path, "pt") as file:
+        header = {k: v for k, v in file.metadata().items() if k != "rectified"}
+    save_file(load_file(path), path, metadata=header)
+    (view,) = load_metadata(path, teacher).views
+    assert view.sample(torch.arange(4).repeat(500), torch.Generator()).min() < 0
+
+
 def test_the_graph_basis_keeps_what_varies_together() -> None:
     common = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
     alone = torch.randn(500, 2, generator=torch.Generator().manual_seed(1))
@@ -59,14 +96,8 @@ def test_the_graph_basis_keeps_what_varies_together() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_makes_images_of_their_class(kind: Kind, tmp_path: Path) -> None:
-    with_noise = open_synthesizer(
-        "structured_noise",
-        teacher := toys.cnn_teacher(),
-        toys.structured(batch_size=400, oversample=10),
-        rng=torch.Generator().manual_seed(0),
-    ).next_batch()
-    path = tmp_path / "m.safetensors"
-    images = teacher.spec.decode(with_noise.images)
+    teacher, path = toys.cnn_teacher(), tmp_path / "m.safetensors"
+    images = structured_images(teacher)
     metadata = record_metadata(teacher, images, path, kind=kind, num_vectors=8)
     assert (metadata.views[0].basis is not None) == kind.value.startswith("spectral")
     settings = MetadataSettings(file=str(path), batch_size=40, steps=200)

@@ -8,8 +8,10 @@ covariance rather than by its root, and never uses the spectra that it computes;
 The file is safetensors with the format's name and version in its header. It holds, for every class
 k and each view v (a set of activations): `v/mean` (K, D), `v/root` (K, D, R), a root of the class's
 covariance (or `v/std` (K, D) where D is large), and for spectral views `v/basis` (D, B), the graph
-Fourier basis that activations are projected on. Means of a class are in it: someone who has it can
-see what the class's average image does to the network. Treat it as you would such averages.
+Fourier basis that activations are projected on. Views of which nothing below 0 was recorded, as
+behind a ReLU, are named in the header; files without their names are drawn from as Gaussians alone.
+Means of a class are in the file: someone who has it can see what the class's average image does to
+the network. Treat it as you would such averages.
 """
 
 import itertools
@@ -59,6 +61,13 @@ class View:
     """(K, D)."""
     basis: Tensor | None
     """(sum of sizes, D) orthonormal columns, or None."""
+    rectified: bool
+    """Nothing below 0 was recorded, as behind a ReLU."""
+
+    @property
+    def name(self) -> str:
+        """In a file."""
+        return "+".join(self.layers)
 
     def project(self, recorded: dict[str, Tensor]) -> Tensor:
         """Activations (N, ...) by name -> (N, D)."""
@@ -66,12 +75,14 @@ class View:
         return joined if self.basis is None else joined @ self.basis
 
     def sample(self, classes: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw activations (N, D) for classes (N,), Gaussian."""
+        """Draw activations (N, D) for classes (N,): Gaussian, and rectified where these were."""
         size = (len(classes), self.mean.shape[1])
         noise = torch.randn(size, generator=rng, device=rng.device)
         if self.root is None:
-            return self.mean[classes] + noise * self.std[classes]
-        return self.mean[classes] + torch.einsum("nij,nj->ni", self.root[classes], noise)
+            drawn = self.mean[classes] + noise * self.std[classes]
+        else:
+            drawn = self.mean[classes] + torch.einsum("nij,nj->ni", self.root[classes], noise)
+        return drawn.relu() if self.rectified else drawn
 
 
 @dataclass(frozen=True)
@@ -178,7 +189,12 @@ def record_metadata(
         )
     views = [recorder.view(layers) for layers, recorder in recorders.items()]
     metadata = Metadata(kind=kind, fingerprint=teacher.fingerprint, views=tuple(views))
-    header = {"format": FORMAT, "kind": kind.value, "teacher": metadata.fingerprint}
+    header = {
+        "format": FORMAT,
+        "kind": kind.value,
+        "teacher": metadata.fingerprint,
+        "rectified": " ".join(view.name for view in views if view.rectified),
+    }
     try:
         save_file(dict(_tensors(metadata)), path, metadata=header)
     except (OSError, SafetensorError) as error:
@@ -204,19 +220,28 @@ class ClassMoments:
     def __init__(self, num_classes: int, size: int) -> None:
         self.counts = torch.zeros(num_classes, 1, dtype=torch.double)
         self.sums = torch.zeros(2, num_classes, size, dtype=torch.double)  # of values and squares
+        self.rectified = True
 
     def add(self, values: Tensor, classes: Tensor) -> None:
         """(N, size) values of classes (N,)."""
         for sums, part in zip(self.sums, (values.double(), values.double() ** 2), strict=True):
             sums.index_add_(0, classes, part)
         self.counts += torch.bincount(classes, minlength=len(self.counts))[:, None]
+        self.rectified &= bool((values >= 0).all())
 
     def view(self, layers: tuple[str, ...]) -> View:
         """Of `layers`, in which every class was seen twice."""
         mean = self.sums[0] / self.counts
         variance = (self.sums[1] - self.counts * mean**2) / (self.counts - 1)
         std = variance.clamp_min(0).sqrt()
-        return View(layers=layers, mean=mean.float(), root=None, std=std.float(), basis=None)
+        return View(
+            layers=layers,
+            mean=mean.float(),
+            root=None,
+            std=std.float(),
+            basis=None,
+            rectified=self.rectified,
+        )
 
 
 class Activations:
@@ -248,7 +273,8 @@ class Activations:
             root = torch.stack([covariance_root(group) for group in groups])
         mean = torch.stack([group.mean(0) for group in groups])
         std = torch.stack([group.std(0) for group in groups])
-        return View(layers=layers, mean=mean, root=root, std=std, basis=basis)
+        rectified = bool((values >= 0).all())
+        return View(layers=layers, mean=mean, root=root, std=std, basis=basis, rectified=rectified)
 
 
 def covariance_root(values: Tensor) -> Tensor:
@@ -261,11 +287,10 @@ def covariance_root(values: Tensor) -> Tensor:
 
 def _tensors(metadata: Metadata) -> Iterator[tuple[str, Tensor]]:
     for view in metadata.views:
-        name = "+".join(view.layers)
         for part in ("mean", "root", "std", "basis"):
             value = getattr(view, part)
             if value is not None:
-                yield f"{name}/{part}", value.contiguous()
+                yield f"{view.name}/{part}", value.contiguous()
 
 
 def load_metadata(path: Path, teacher: Teacher) -> Metadata:
@@ -282,6 +307,7 @@ def load_metadata(path: Path, teacher: Teacher) -> Metadata:
         raise TeacherError(
             f"{path} was recorded on the teacher {header['teacher']}, not on {teacher.fingerprint}"
         )
+    rectified = header.get("rectified", "").split()
     views = [
         View(
             layers=tuple(name.split("+")),
@@ -289,6 +315,7 @@ def load_metadata(path: Path, teacher: Teacher) -> Metadata:
             root=tensors.get(f"{name}/root"),
             std=tensors[f"{name}/std"],
             basis=tensors.get(f"{name}/basis"),
+            rectified=name in rectified,
         )
         for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
     ]

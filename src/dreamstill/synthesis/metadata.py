@@ -4,7 +4,8 @@ Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural
 section 3. The file says which of its four schemes it is: top layer, all layers, spectral over all
 layers, spectral over pairs of layers; see `dreamstill.metadata`. Where this differs: activations
 are drawn with the class's covariance (the authors' code multiplies the noise by it, not by its
-root); spectra enter the objective, and pixels are clipped to the valid range.
+root); spectra enter the objective; pixels start from N(0, 1) of the input space (the authors'
+N(0.15, 0.1) is made for MNIST) and are clipped to the valid range.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ __all__ = ["MetadataImages", "MetadataSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataSettings:
-    """Settings of metadata distillation; the defaults are the authors' for MNIST."""
+    """Settings of metadata distillation; the defaults, but for the start, are the authors'."""
 
     file: str = ""
     """Path of the statistics that the teacher's owner recorded (`dreamstill metadata`)."""
@@ -40,7 +41,7 @@ class MetadataSettings:
     lr: float = 0.07
     """Learning rate of Adam, in the teacher's input space; above 0."""
     start: Start = Start.GAUSSIAN
-    """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+    """Pixels before the first step: gaussian, uniform or structured."""
     drawing: Drawing = field(default_factory=Drawing)
     """Of a structured start."""
 
