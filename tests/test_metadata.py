@@ -6,13 +6,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import toys
 from dreamstill.errors import DataError, SettingsError, TeacherError
 from dreamstill.metadata import Kind, graph_basis, load_metadata, record_metadata
+from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.metadata import MetadataSettings
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Teacher, open_teacher
 
 
 def quadrant_images(num: int) -> torch.Tensor:
@@ -94,9 +96,35 @@ def test_the_graph_basis_keeps_what_varies_together() -> None:
     assert basis[3:].abs().max() < 0.2
 
 
+def deep_teacher() -> Teacher:
+    """Three linear layers, of which all but the first are recorded."""
+    with seeded(torch.Generator().manual_seed(0)), torch.no_grad():
+        hidden = [nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU()]
+        module = nn.Sequential(*hidden, head := nn.Linear(8, 4))
+        head.bias.sub_(module(torch.randn(256, 1, 8, 8)).mean(0))  # every class is named
+    return open_teacher(module, toys.SPEC)
+
+
+def test_spectral_pairs_are_all_pairs(tmp_path: Path) -> None:
+    teacher, path = deep_teacher(), tmp_path / "m.safetensors"
+    images = structured_images(teacher)
+    metadata = record_metadata(teacher, images, path, kind=Kind.SPECTRAL_PAIRS, num_vectors=3)
+    pairs = [view.layers for view in metadata.views]
+    assert pairs == [("3", "5"), ("3", "logits"), ("5", "logits")]
+
+
+@pytest.mark.parametrize("teacher", [toys.cnn_teacher(), toys.quadrant_teacher()])
+def test_pairs_of_two_layers_are_refused(teacher: Teacher, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(TeacherError, match=r"spectral-pairs needs three .* take spectral"):
+        record_metadata(teacher, quadrant_images(8), path, kind=Kind.SPECTRAL_PAIRS)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_makes_images_of_their_class(kind: Kind, tmp_path: Path) -> None:
-    teacher, path = toys.cnn_teacher(), tmp_path / "m.safetensors"
+    pairs = kind is Kind.SPECTRAL_PAIRS
+    teacher, path = deep_teacher() if pairs else toys.cnn_teacher(), tmp_path / "m.safetensors"
     images = structured_images(teacher)
     metadata = record_metadata(teacher, images, path, kind=kind, num_vectors=8)
     assert (metadata.views[0].basis is not None) == kind.value.startswith("spectral")

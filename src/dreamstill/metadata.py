@@ -3,7 +3,8 @@
 Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017.
 The owner runs `record_metadata` on the training images and hands out the file beside the teacher;
 the synthesizer `metadata` reads it. Where this differs: the authors' code scales its noise by the
-covariance rather than by its root, and never uses the spectra that it computes; this does.
+covariance rather than by its root, and never uses the spectra that it computes; this does, over
+linear layers alone: a convolution's maps are too many activations for a graph.
 
 The file is safetensors with the format's name and version in its header. It holds, for every class
 k and each view v (a set of activations): `v/mean` (K, D), `v/root` (K, D, R), a root of the class's
@@ -44,7 +45,7 @@ class Kind(StrEnum):
     SPECTRAL = "spectral"
     """Inputs of linear layers and the logits together, on the graph of their correlations."""
     SPECTRAL_PAIRS = "spectral-pairs"
-    """The same for each pair of layers that follow one another."""
+    """The same for every pair of them."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,12 @@ def _layer_sets(kind: Kind, teacher: Teacher, names: list[str]) -> list[tuple[st
     ]
     if kind is Kind.SPECTRAL:
         return [tuple(linear)]
-    return list(itertools.pairwise(linear))
+    if len(linear) < 3:
+        raise TeacherError(
+            f"metadata of kind spectral-pairs needs three of linear layers' inputs and logits; "
+            f"the teacher has {', '.join(linear)}: take spectral"
+        )
+    return list(itertools.combinations(linear, 2))
 
 
 def graph_basis(values: Tensor, num: int) -> Tensor:
