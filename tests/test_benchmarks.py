@@ -14,7 +14,9 @@ import pytest
 from benchmarks import protocol
 from benchmarks.table import lines_of, mean_and_spread, page
 
-from dreamstill.settings import to_plain
+from dreamstill.settings import from_plain, to_plain
+from dreamstill.synthesis import method_settings, student_settings
+from dreamstill.tasks.distill import DistillSettings
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*_*mnist.py"))
@@ -75,6 +77,13 @@ def test_a_record_of_the_protocol_is_what_its_benchmark_makes(path: Path) -> Non
         assert math.isclose(sum(values) / len(values), row["accuracy_mean"], abs_tol=0.01)
         assert all(run["seconds"] > 0 and run["queries"] > 0 for run in row["runs"])
         assert all(0 <= run["agreement"] <= 100 for run in row["runs"])
+
+
+def test_our_preset_of_dafl_is_the_recipes() -> None:
+    row = importlib.import_module("recipes.dafl_mnist").BENCHMARK.rows["dafl"]
+    assert row.synthesis == method_settings("dafl", preset="ours")
+    student = from_plain(DistillSettings, student_settings("dafl", preset="ours"))
+    assert row.distill == student
 
 
 def test_the_table_is_what_the_records_say() -> None:

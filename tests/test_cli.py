@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import toys
 from dreamstill import cli, main_job
 from dreamstill.run import Job, TeacherFile
-from dreamstill.synthesis import METHODS
-from dreamstill.tasks.distill import Progress
+from dreamstill.synthesis import METHODS, PRESETS
+from dreamstill.tasks.distill import Progress, Transfer
 
 OWN_NETWORK = """
 import torch
@@ -155,6 +155,39 @@ def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
     settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
     assert settings["synthesis"]["latent"] == 7
     assert settings["synthesis"]["lr"] == 1e-3
+
+
+def job_of(*options: str) -> Job:
+    known = ["--teacher.weights", "net.safetensors", "--student", "toys:student"]
+    return cli._job(cli._parse(["distill", *known, *options]))
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"), [(name, p) for name, presets in PRESETS.items() for p in presets]
+)
+def test_every_preset_is_a_job(method: str, preset: str) -> None:
+    job = job_of("--method", method, "--preset", preset)
+    assert job.synthesis == PRESETS[method][preset].synthesis
+
+
+def test_a_preset_is_of_the_student_too_and_flags_win() -> None:
+    options = ["--method", "zskt", "--preset", "svhn", "--distill.lr", "0.5"]
+    student = job_of(*options).distill
+    assert student.transfer == (Transfer.KL, Transfer.ATTENTION)
+    assert student.transfer_weights == (0.1, 250.0)  # theirs, whose KL is over classes too
+    assert (student.temperature, student.clip_gradient, student.lr) == (1.0, 5.0, 0.5)
+    assert student.steps == 500_000
+    of_ones_own = job_of(*options, "--transfer", "mse").distill
+    assert (of_ones_own.transfer_weights, of_ones_own.temperature) == (None, 4.0)
+    assert of_ones_own.clip_gradient == 5.0
+    rdskd = job_of("--method", "rdskd", "--preset", "mnist").distill
+    assert (rdskd.transfer, rdskd.temperature) == ((Transfer.KL,), 10.0)
+
+
+def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["distill", "--method", "zskt", "--help"])
+    assert "flags win over them: cifar10, svhn" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("flag", ["--transfer", "--distill.transfer"])
@@ -482,6 +515,13 @@ BAD: dict[str, tuple[Break, str]] = {
             *with_toml('synthesis = 3\npreset = "clothes"\n')(t)[-2:],
         ],
         "synthesis must be a table of settings; got 3",
+    ),
+    "a training in place of a table": (
+        lambda t: [
+            *("synthesize", *distill(t)[1:3], "--out", f"{t}.d"),
+            *with_toml('distill = 3\npreset = "clothes"\n')(t)[-2:],
+        ],
+        "distill must be a table of settings; got 3",
     ),
     "a device that is no text": (
         lambda t: [

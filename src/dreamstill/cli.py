@@ -32,7 +32,7 @@ from dreamstill.run import Job, TeacherFile, open_from, settle_process
 from dreamstill.settings import from_plain, merge
 from dreamstill.sources import read_synthesis
 from dreamstill.summarize import export_run, open_run, read_job, summarize
-from dreamstill.synthesis import METHODS, method_settings
+from dreamstill.synthesis import METHODS, PRESETS, method_settings, student_settings
 from dreamstill.tasks.continual import ContinualSettings
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.teacher import Precision
@@ -163,11 +163,14 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     add_flags(metadata, TeacherFile, "teacher")
 
 
+PRESET = "settings of images and student by data set, the paper's or ours; flags win over them"
+
+
 def _add_method(sub: argparse.ArgumentParser, method: str) -> None:
     """What makes the images, and its settings."""
-    presets = ", ".join(METHODS[method].presets) or "this method has none"
+    presets = ", ".join(PRESETS.get(method, ())) or "this method has none"
     sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
-    sub.add_argument("--preset", help=f"settings by data set, the paper's or ours: {presets}")
+    sub.add_argument("--preset", help=f"{PRESET}: {presets}")
     add_flags(sub, METHODS[method].settings, "synthesis")
 
 
@@ -280,9 +283,9 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
     _teacher_file(plain)
     if "student" not in plain:
         raise SettingsError("no student: give --student module:function")
-    plain["synthesis"] = method_settings(
-        arguments.method_name, plain.get("synthesis"), plain.pop("preset", None)
-    )
+    method, preset = arguments.method_name, plain.pop("preset", None)
+    plain["synthesis"] = method_settings(method, plain.get("synthesis"), preset)
+    plain["distill"] = student_settings(method, plain.get("distill"), preset)
     job: Job = from_plain(Job, plain)
     return job
 

@@ -6,18 +6,24 @@ import torch
 
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.settings import from_plain, merge, to_plain
-from dreamstill.synthesis import abd, dafl, deepinversion, dfad, rdskd, zskt
+from dreamstill.synthesis.abd import Abd, AbdSettings
 from dreamstill.synthesis.contract import Batch, Synthesizer
-from dreamstill.synthesis.drawings import CLOTHES, SCENES
+from dreamstill.synthesis.dafl import Dafl, DaflSettings
+from dreamstill.synthesis.deepinversion import DeepInversion, DeepInversionSettings
+from dreamstill.synthesis.dfad import Dfad, DfadSettings
 from dreamstill.synthesis.knowledge_within import KnowledgeWithin, KnowledgeWithinSettings
 from dreamstill.synthesis.metadata import MetadataImages, MetadataSettings
 from dreamstill.synthesis.noise import Noise, NoiseSettings
+from dreamstill.synthesis.presets import PRESETS, Preset
+from dreamstill.synthesis.rdskd import Rdskd, RdskdSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
 from dreamstill.synthesis.zskd import Zskd, ZskdSettings
+from dreamstill.synthesis.zskt import Zskt, ZsktSettings
 from dreamstill.teacher import Teacher
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "Batch",
     "Method",
     "Synthesizer",
@@ -25,47 +31,31 @@ __all__ = [
     "missing_offers",
     "needs_student",
     "open_synthesizer",
+    "student_settings",
 ]
 
 
 class Method(NamedTuple):
-    """A synthesizer's class, that of its settings, and presets of these: the papers' or ours."""
+    """A synthesizer's class and that of its settings."""
 
     synthesizer: Any
     settings: Any
-    presets: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
 
 
 METHODS: dict[str, Method] = {
     "noise": Method(Noise, NoiseSettings),
-    "structured_noise": Method(
-        StructuredNoise,
-        StructuredNoiseSettings,
-        {
-            "clothes": StructuredNoiseSettings(drawing=CLOTHES),
-            "scenes": StructuredNoiseSettings(drawing=SCENES),
-        },
-    ),
-    "dafl": Method(
-        dafl.Dafl,
-        dafl.DaflSettings,
-        {"mnist": dafl.MNIST, "cifar10": dafl.CIFAR10, "cifar100": dafl.CIFAR100},
-    ),
-    "deepinversion": Method(
-        deepinversion.DeepInversion,
-        deepinversion.DeepInversionSettings,
-        {"cifar10": deepinversion.CIFAR10, "imagenet": deepinversion.IMAGENET},
-    ),
+    "structured_noise": Method(StructuredNoise, StructuredNoiseSettings),
+    "dafl": Method(Dafl, DaflSettings),
+    "deepinversion": Method(DeepInversion, DeepInversionSettings),
     "zskd": Method(Zskd, ZskdSettings),
-    "zskt": Method(zskt.Zskt, zskt.ZsktSettings, {"cifar10": zskt.CIFAR10, "svhn": zskt.SVHN}),
-    "dfad": Method(dfad.Dfad, dfad.DfadSettings, {"mnist": dfad.MNIST, "cifar10": dfad.CIFAR10}),
-    "rdskd": Method(
-        rdskd.Rdskd, rdskd.RdskdSettings, {"mnist": rdskd.MNIST, "cifar10": rdskd.CIFAR10}
-    ),
-    "abd": Method(abd.Abd, abd.AbdSettings, {"cifar100": abd.CIFAR100}),
+    "zskt": Method(Zskt, ZsktSettings),
+    "dfad": Method(Dfad, DfadSettings),
+    "rdskd": Method(Rdskd, RdskdSettings),
+    "abd": Method(Abd, AbdSettings),
     "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinSettings),
     "metadata": Method(MetadataImages, MetadataSettings),
 }
+OF_LOSS = ("transfer", "transfer_weights", "temperature")
 
 
 def missing_offers(name: str, teacher: Teacher) -> list[str]:
@@ -85,17 +75,39 @@ def method_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
         SettingsError: the method has no such preset or setting.
 
     """
-    method, given = METHODS[name], {} if plain is None else plain
-    if isinstance(given, method.settings) and preset is None:
+    kind, given = METHODS[name].settings, {} if plain is None else plain
+    if isinstance(given, kind) and preset is None:
         return given
     if not isinstance(given, dict):
         raise SettingsError(f"synthesis must be a table of settings; got {given!r}")
     if preset is not None:
-        if not isinstance(preset, str) or preset not in method.presets:
-            known = ", ".join(method.presets) or "none"
-            raise SettingsError(f"{name} has no preset {preset!r}; known: {known}")
-        given = merge(to_plain(method.presets[preset]), given)
-    return from_plain(method.settings, given, "synthesis")
+        given = merge(to_plain(_preset(name, preset).synthesis), given)
+    return from_plain(kind, given, "synthesis")
+
+
+def student_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
+    """Plain values of distillation, laid upon those of a method's preset.
+
+    Whoever names the transfer losses has the preset's weights and temperature of them no longer.
+
+    Raises:
+        SettingsError: the method has no such preset.
+
+    """
+    given = {} if plain is None else plain
+    if preset is None or not isinstance(given, dict):  # the latter is said of the job as a whole
+        return given
+    whole = _preset(name, preset).distill
+    own = {k: v for k, v in whole.items() if "transfer" not in given or k not in OF_LOSS}
+    return merge(own, given)
+
+
+def _preset(name: str, preset: Any) -> Preset:
+    presets = PRESETS.get(name, {})
+    if not isinstance(preset, str) or preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise SettingsError(f"{name} has no preset {preset!r}; known: {known}")
+    return presets[preset]
 
 
 def open_synthesizer(

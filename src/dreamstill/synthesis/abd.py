@@ -22,7 +22,7 @@ from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR100", "Abd", "AbdSettings"]
+__all__ = ["Abd", "AbdSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,6 @@ class AbdSettings:
         at_least(self, 1, "latent", "widths", "generator_steps")
         above(self, 0, "lr", "temperature")
         at_least(self, 0, "content", "information_entropy", "batch_norm", "prior")
-
-
-CIFAR100 = AbdSettings()
 
 
 class Abd:

@@ -2,7 +2,7 @@
 
 Source: Haroush et al., "The Knowledge Within: Methods for Data-Free Model Compression", CVPR 2020,
 sections 3 and 4; no official code. Where this differs: pixels are clipped to the valid range; the
-Gaussian scheme is the method `noise` and is not repeated here.
+Gaussian scheme is the method `noise` with `distill.freeze_batch_norm`, not repeated here.
 """
 
 from dataclasses import dataclass, field

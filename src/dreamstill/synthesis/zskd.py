@@ -2,9 +2,9 @@
 
 Source: Nayak et al., "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019, sections 3.1
 to 3.3. Where this differs: pixels are clipped to the valid range after each step (the authors'
-code rescales the whole batch by its minimum and maximum), and the learning rate is 10 to 100 times
-larger with fewer steps. A structured start is ours: from a random shape that the teacher already
-takes for the target's class.
+code rescales the whole batch by its minimum and maximum); the defaults are fewer and larger steps
+than the authors', which the preset has. A structured start is ours: from a random shape that the
+teacher already takes for the target's class.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class ZskdSettings:
     batch_size: int = 500
     """Data Impressions optimized together; each is on its own, so this is a matter of speed."""
     steps: int = 150
-    """Adam steps a batch; at least 1. The paper has 1500 at a learning rate of 1e-3 to 0.1."""
+    """Adam steps a batch; at least 1. The authors' code has 1500 at a learning rate of 1e-3."""
     lr: float = 0.15
     """Learning rate of Adam, in the teacher's input space; above 0."""
     temperature: float = 20.0

@@ -23,7 +23,7 @@ from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "SVHN", "Zskt", "ZsktSettings"]
+__all__ = ["Zskt", "ZsktSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,6 @@ class ZsktSettings:
         at_least(self, 1, "latent", "widths", "student_steps")
         at_least(self, 0, "clip", "cosine_batches")
         above(self, 0, "lr")
-
-
-CIFAR10 = ZsktSettings(cosine_batches=80_000)
-SVHN = ZsktSettings(cosine_batches=50_000)
 
 
 class Zskt:

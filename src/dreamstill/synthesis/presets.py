@@ -1,0 +1,91 @@
+"""Presets: methods as their papers ran them on a data set, or as we did, and their students.
+
+What the student's side has no setting for is left out, and its default stands: papers that train
+it by SGD, in steps of the learning rate, are here Adam's with a cosine; ZSKD's kinds of
+augmentation are without their amounts.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd
+from dreamstill.synthesis.abd import AbdSettings
+from dreamstill.synthesis.drawings import CLOTHES, SCENES
+from dreamstill.synthesis.metadata import MetadataSettings
+from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.zskd import ZskdSettings
+from dreamstill.synthesis.zskt import ZsktSettings
+
+__all__ = ["PRESETS", "Preset"]
+
+
+class Preset(NamedTuple):
+    """A method's settings, and what a file of settings would say of the student's."""
+
+    synthesis: Any
+    distill: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
+
+
+DAFL = {"transfer": ["kl"], "temperature": 1.0}
+DFAD = {"transfer": ["l1"]}
+RDSKD = {"transfer": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
+ZSKT = {
+    "transfer": ["kl", "attention"],
+    "transfer_weights": [0.1, 250.0],  # their KL is the mean over the ten classes too
+    "temperature": 1.0,
+    "lr": 2e-3,
+    "clip_gradient": 5.0,
+}
+PRESETS: dict[str, dict[str, Preset]] = {
+    "structured_noise": {
+        "clothes": Preset(StructuredNoiseSettings(drawing=CLOTHES)),
+        "scenes": Preset(StructuredNoiseSettings(drawing=SCENES)),
+    },
+    "dafl": {
+        "mnist": Preset(dafl.MNIST, DAFL | {"steps": 24_000, "lr": 2e-3}),
+        "cifar10": Preset(dafl.CIFAR10, DAFL | {"steps": 240_000}),
+        "cifar100": Preset(dafl.CIFAR100, DAFL | {"steps": 240_000}),
+        "ours": Preset(
+            replace(dafl.MNIST, batch_size=128, widths=(32, 16), lr=0.02),
+            {
+                "steps": 8000,
+                "batch_size": 64,
+                "lr": 3e-3,
+                "fresh_every": 2,
+                "augment": {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True},
+            },
+        ),
+    },
+    "deepinversion": {
+        "cifar10": Preset(deepinversion.CIFAR10),
+        "adaptive": Preset(replace(deepinversion.CIFAR10, competition=10.0), {"fresh_every": 50}),
+        "imagenet": Preset(deepinversion.IMAGENET),
+    },
+    "zskd": {
+        "cifar10": Preset(
+            ZskdSettings(batch_size=100, steps=1500, lr=1e-3),
+            {
+                "transfer": ["kl"],
+                "temperature": 20.0,
+                "steps": 312_500,  # 500 epochs
+                "batch_size": 64,
+                "lr": 1e-3,
+                "pool": 40_000,
+            },
+        ),
+    },
+    "zskt": {
+        "cifar10": Preset(ZsktSettings(cosine_batches=80_000), ZSKT | {"steps": 800_000}),
+        "svhn": Preset(ZsktSettings(cosine_batches=50_000), ZSKT | {"steps": 500_000}),
+    },
+    "dfad": {
+        "mnist": Preset(dfad.MNIST, DFAD | {"steps": 10_000}),
+        "cifar10": Preset(dfad.CIFAR10, DFAD | {"steps": 125_000}),
+    },
+    "rdskd": {"mnist": Preset(rdskd.MNIST, RDSKD), "cifar10": Preset(rdskd.CIFAR10, RDSKD)},
+    "abd": {"cifar100": Preset(AbdSettings())},
+    "metadata": {
+        # 100 batches a class, shown 30 times
+        "mnist": Preset(MetadataSettings(), {"steps": 7500, "pool": 64_000}),
+    },
+}
