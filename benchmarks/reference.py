@@ -91,7 +91,7 @@ def reference(
         "zskd": optimized("zskd", ZskdSettings(rescale_rows=False, steps=100, batch_size=256)),
         "zskt": streamed(
             "zskt",
-            ZsktSettings(widths=WIDTHS),
+            ZsktSettings(widths=WIDTHS, cosine_batches=0),
             transfer=(Transfer.KL, Transfer.ATTENTION) if maps else (Transfer.KL,),
             temperature=1.0,
             clip_gradient=5.0,

@@ -99,7 +99,7 @@ BENCHMARK = Benchmark(
         "dfad after structured noise": replace(DFAD, after=500),
         "zskt": Row(
             method="zskt",
-            synthesis=zskt.ZsktSettings(**GENERATOR),
+            synthesis=zskt.ZsktSettings(**GENERATOR, cosine_batches=0),
             distill=replace(
                 SCHEDULE,
                 transfer=(Transfer.KL, Transfer.ATTENTION),

@@ -20,11 +20,12 @@ from dreamstill.errors import NonFiniteError, RunError, SettingsError
 from dreamstill.folder import environment
 from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
-from dreamstill.run import Job, TeacherFile, distill
+from dreamstill.run import Job, TeacherFile, _distillation, distill
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import Batch, Synthesizer
 from dreamstill.synthesis.noise import Noise, NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
+from dreamstill.synthesis.zskt import Zskt, ZsktSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings, Transfer
 from dreamstill.teacher import InputSpec, Precision
 
@@ -250,6 +251,19 @@ def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="the job is in bfloat16 and its teacher was opened in"):
         distill(tmp_path / "run", job, toys.quadrant_teacher())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_generator_is_told_how_long_the_run_is(tmp_path: Path) -> None:
+    job = Job(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:student",
+        method="zskt",
+        synthesis=ZsktSettings(batch_size=4, widths=(4, 4)),
+        distill=DistillSettings(steps=40),
+    )
+    method = _distillation(tmp_path, job, toys.cnn_teacher()).synthesizer
+    assert isinstance(method, Zskt)
+    assert method.settings.cosine_batches == 4
 
 
 @pytest.mark.parametrize("noise", [True, False])

@@ -260,7 +260,8 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
     kept = inherit(teacher.module, student) if job.inherit else None
-    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
+    steps = job.distill.steps
+    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng, steps=steps)
     fresh = job.distill.fresh_period(streams=method.streams)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:

@@ -111,14 +111,32 @@ def _preset(name: str, preset: Any) -> Preset:
 
 
 def open_synthesizer(
-    name: str, teacher: Teacher, settings: Any, *, rng: torch.Generator
+    name: str,
+    teacher: Teacher,
+    settings: Any,
+    *,
+    rng: torch.Generator,
+    steps: int | None = None,
 ) -> Synthesizer:
-    """Make a method for a teacher; TeacherError if the teacher lacks what the method needs."""
+    """Make a method for a teacher.
+
+    Args:
+        name, settings: of the method.
+        teacher: whose inputs it makes.
+        rng: of all that it draws.
+        steps: of the student, where one learns beside it: its own learning rate may follow them.
+
+    Raises:
+        TeacherError: the teacher lacks what the method needs.
+
+    """
     if missing := missing_offers(name, teacher):
         able = [other for other in METHODS if not missing_offers(other, teacher)]
         raise TeacherError(
             f"{name} needs {missing[0]}, which the teacher does not offer; "
             f"methods that it can serve: {', '.join(able)}"
         )
+    if steps is not None and hasattr(settings, "over"):
+        settings = settings.over(steps)
     synthesizer: Synthesizer = METHODS[name].synthesizer(teacher, settings, rng=rng)
     return synthesizer

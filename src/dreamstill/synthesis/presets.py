@@ -75,8 +75,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "zskt": {
-        "cifar10": Preset(ZsktSettings(cosine_batches=80_000), ZSKT | {"steps": 800_000}),
-        "svhn": Preset(ZsktSettings(cosine_batches=50_000), ZSKT | {"steps": 500_000}),
+        "cifar10": Preset(ZsktSettings(), ZSKT | {"steps": 800_000}),
+        "svhn": Preset(ZsktSettings(), ZSKT | {"steps": 500_000}),
     },
     "dfad": {
         "mnist": Preset(dfad.MNIST, DFAD | {"steps": 10_000}),

@@ -3,13 +3,13 @@
 Source: Micaelli & Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS
 2019, algorithm 1, and the authors' code. The student's attention transfer is the transfer loss
 `attention` (weight 250); its clipped gradient and cosine are `distill.clip_gradient` 5 and
-`distill.anneal`. Where this differs: images are clipped to the teacher's valid range; the KL is the
-mean over the batch, not over batch and classes; the student is in eval mode while the generator
-learns; the generator's own cosine to zero is `cosine_batches`.
+`distill.anneal`; the presets have all of it. Where this differs: images are clipped to the
+teacher's valid range; the KL is the mean over the batch, not over batch and classes; the student is
+in eval mode while the generator learns.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -42,14 +42,21 @@ class ZsktSettings:
     """Largest norm of the generator's gradient; at least 0, 0: none."""
     student_steps: int = 10
     """Student steps on the same z after each generator step; at least 1."""
-    cosine_batches: int = 0
-    """Generator steps over which its learning rate falls to 0 by a cosine; 0: it stays."""
+    cosine_batches: int | None = None
+    """Generator steps over which its learning rate falls to 0 by a cosine; 0: it stays. Default:
+    those that the student's steps ask for, where these are known."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "batch_size")
         at_least(self, 1, "latent", "widths", "student_steps")
         at_least(self, 0, "clip", "cosine_batches")
         above(self, 0, "lr")
+
+    def over(self, steps: int) -> "ZsktSettings":
+        """The same, its cosine as long as a student's steps unless it has a length of its own."""
+        if self.cosine_batches is not None:
+            return self
+        return replace(self, cosine_batches=math.ceil(steps / self.student_steps))
 
 
 class Zskt:
