@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dreamstill.pool import Augmentation, Pool, augment
 from dreamstill.run import Job, TeacherFile, _distillation, distill
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import Batch, Synthesizer
+from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.noise import Noise, NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
 from dreamstill.synthesis.zskt import Zskt, ZsktSettings
@@ -251,6 +253,21 @@ def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="the job is in bfloat16 and its teacher was opened in"):
         distill(tmp_path / "run", job, toys.quadrant_teacher())
     assert not (tmp_path / "run").exists()
+
+
+def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) -> None:
+    job = Job(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:student",
+        method="deepinversion",
+        synthesis=DeepInversionSettings(batch_size=4, steps=1, competition=1.0),
+        distill=DistillSettings(steps=2, batch_size=4, held_out=4, pool=8),
+    )
+    with pytest.raises(SettingsError, match=r"before its first step: set distill\.fresh_every"):
+        distill(tmp_path / "run", job, toys.cnn_teacher())
+    assert not (tmp_path / "run").exists()
+    fresh = replace(job, distill=replace(job.distill, fresh_every=2))
+    distill(tmp_path / "run", fresh, toys.cnn_teacher())
 
 
 def test_a_generator_is_told_how_long_the_run_is(tmp_path: Path) -> None:

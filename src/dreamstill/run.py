@@ -28,7 +28,7 @@ from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
 from dreamstill.settings import at_least, no_effect, to_plain
-from dreamstill.synthesis import METHODS, open_synthesizer
+from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
 from dreamstill.teacher import (
@@ -243,6 +243,7 @@ def distill(
             f"the job is in {job.precision} and its teacher was opened in {teacher.precision}: "
             "open_from(job.teacher, precision=job.precision)"
         )
+    _check_competition(job)
     existed = folder.exists()
     with seeded_process(job.seed, job.device):
         claim(folder, job, device=job.device, resume=resume)
@@ -253,6 +254,16 @@ def distill(
                 discard(folder, existed=existed)
             raise
         return _follow(folder, job, work, on_progress)
+
+
+def _check_competition(job: Job) -> None:
+    """What plays against the student is made while it learns, not all against its random start."""
+    waits = not METHODS[job.method].synthesizer.streams and job.distill.fresh_every is None
+    if waits and needs_student(job.method, job.synthesis):
+        raise SettingsError(
+            f"{job.method} plays against the student, and all its images would be made before its "
+            "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper"
+        )
 
 
 def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:

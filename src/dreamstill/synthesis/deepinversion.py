@@ -66,7 +66,7 @@ class DeepInversionSettings:
     """Flip half of the steps left to right: off for digits and text."""
     competition: float = 0.0
     """Weight of the competition against the live student; at least 0. Adaptive DeepInversion: 10
-    on CIFAR-10, 0.2 in the authors' ImageNet code; pair it with `distill.fresh_every`."""
+    on CIFAR-10, 0.2 in the authors' ImageNet code. It asks for `distill.fresh_every`."""
     start: Start = Start.GAUSSIAN
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
     drawing: Drawing = field(default_factory=Drawing)
