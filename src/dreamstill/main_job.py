@@ -64,6 +64,13 @@ def synthesize(
     """Make `num_images` images: folder/images.npz with x, y, logits, and images.png.
 
     With `resume` what is finished in the folder is taken up: the settings must be the same.
+
+    Raises:
+        SettingsError: no image is asked for, or the method plays against a student.
+        TeacherError: the teacher does not open, or lacks what the method needs.
+        RunError: the folder is not empty, holds nothing to resume or cannot be written.
+        NonFiniteError: the loss of the images is not finite; before the update.
+
     """
     if num_images < 1:
         raise SettingsError(f"num_images must be at least 1; got {num_images}")

@@ -169,6 +169,8 @@ def record_metadata(
 
     Raises:
         DataError: a class with fewer than two images.
+        TeacherError: the teacher's layers are not enough for the kind.
+        RunError: the file cannot be written.
 
     """
     shown = activations(teacher, _shown(teacher, images[:1]))

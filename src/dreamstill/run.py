@@ -139,7 +139,14 @@ class Job:
 def open_from(
     file: TeacherFile, *, device: str = "cpu", precision: Precision = Precision.FLOAT32
 ) -> Teacher:
-    """Open the teacher that a TeacherFile describes; options win over the card."""
+    """Open the teacher that a TeacherFile describes; options win over the card.
+
+    Raises:
+        SettingsError: no factory is given, what is given is of another type, or the device is not
+            available.
+        TeacherError: the card, the factory or the weights are wrong, or the network does not run.
+
+    """
     weights = Path(file.weights)
     card_path = Path(file.card) if file.card else None
     if card_path is None:
@@ -179,7 +186,13 @@ def _device(name: str) -> str:
 
 
 def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:
-    """Build a student with weights drawn from `rng` and check that it answers as the teacher."""
+    """Build a student with weights drawn from `rng` and check that it answers as the teacher.
+
+    Raises:
+        SettingsError: it has another number of classes.
+        TeacherError: the factory fails, or what it builds does not run on the teacher's inputs.
+
+    """
     with seeded(rng):
         student = build(factory)
     probe = open_teacher(student, teacher.spec, device=str(teacher.device), role="student")
@@ -236,6 +249,12 @@ def distill(
 
     Returns:
         The chosen student, in eval mode, also written to folder/student.safetensors.
+
+    Raises:
+        SettingsError: the job contradicts itself, its teacher or its student.
+        TeacherError: the student does not run, or the teacher lacks what the method needs.
+        RunError: the folder holds something else, or cannot be made, read or written.
+        NonFiniteError: a loss is not finite; before the update.
 
     """
     if teacher.precision is not job.precision:

@@ -297,6 +297,9 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
             or `model_state_dict`.
         allow_pickle: run the code that a full pickle carries. Never for a file you do not trust.
 
+    Raises:
+        TeacherError: there is no such file, or it holds no state dict.
+
     """
     if not path.is_file():
         raise TeacherError(f"no weights at {path}")
@@ -327,6 +330,10 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
 
     Weights are float32 whatever the file has, and weights that are computed, as by weight_norm,
     become what they are computed to: tasks change weights.
+
+    Raises:
+        TeacherError: the factory fails, or the file is not weights of what it builds.
+
     """
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
