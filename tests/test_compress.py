@@ -1,6 +1,7 @@
 """Folding, merging, factorizing, pruning and packing, against answers known by hand."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +212,26 @@ def test_tucker_of_a_low_rank_convolution_is_exact() -> None:
     torch.testing.assert_close(small(shown()), model(shown()), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("shown_images", [None, 64])
+def test_a_convolution_of_1x1_is_two_layers_and_its_stride_comes_first(
+    shown_images: int | None,
+) -> None:
+    with seeded(rng()):
+        layer = nn.Conv2d(16, 24, 1, stride=2, padding=1)
+    with torch.no_grad():
+        u, s, v = torch.linalg.svd(layer.weight[:, :, 0, 0], full_matrices=False)
+        s[3:] = 0
+        layer.weight.copy_((u * s @ v)[:, :, None, None])
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), layer)
+    given = None if shown_images is None else images(shown_images)
+    small, (record,) = factorize(model, SPEC, FactorizeSettings(energy=1 - 1e-6), given)
+    assert (record.layer, record.full, record.ranks) == ("1", (16,), (3,))
+    torch.testing.assert_close(small(shown()), model(shown()), atol=1e-4, rtol=1e-3)
+    assert sum(p.numel() for p in small.get_submodule("1").parameters()) == 3 * (16 + 24) + 24
+    macs = [measure_cost(network, SPEC, num_runs=1).macs for network in (small, model)]
+    assert macs[1] - macs[0] == 14 * 14 * (16 * 24 - 3 * (16 + 24))
+
+
 def half_silent(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     """A network in which half of what enters `layer` is always 0, and has the larger weights."""
     inputs = layer.weight.shape[1]
@@ -223,11 +244,18 @@ def half_silent(layer: nn.Conv2d | nn.Linear) -> nn.Module:
     return nn.Sequential(first, layer)
 
 
-@pytest.mark.parametrize("kind", ["convolution", "linear"])
-def test_responses_say_what_to_keep(kind: str) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(16, 16, 3),
+        lambda: nn.Conv2d(16, 32, 1, stride=2),
+        lambda: nn.Linear(16, 32),
+    ],
+    ids=["3x3", "1x1", "linear"],
+)
+def test_responses_say_what_to_keep(make: Callable[[], nn.Conv2d | nn.Linear]) -> None:
     with seeded(rng()):
-        layer = nn.Conv2d(16, 16, 3) if kind == "convolution" else nn.Linear(16, 32)
-        model = half_silent(layer).eval()
+        model = half_silent(make()).eval()
     target = FactorizeSettings(parameters=0.9)
     missed = []
     for settings in (target, replace(target, responses=0)):
@@ -405,6 +433,19 @@ def test_factors_have_fewer_multiply_accumulates_too() -> None:
         small, _ = factorize(model, SPEC, FactorizeSettings(energy=energy))
         assert measure_cost(small, SPEC, num_runs=1).macs <= whole
     assert isinstance(small.get_submodule("1"), nn.Conv2d)
+
+
+def test_a_target_of_macs_is_met_with_convolutions_of_1x1() -> None:
+    """Both factors work behind the stride: the whole layer's positions are theirs."""
+    with seeded(rng()):
+        wide, narrow = nn.Conv2d(16, 64, 1, stride=2), nn.Conv2d(64, 16, 1)
+        model = nn.Sequential(nn.Conv2d(1, 16, 3), wide, nn.ReLU(), narrow)
+    whole = measure_cost(model, SPEC, num_runs=1).macs
+    for share in (0.9, 0.7, 0.5):
+        settings = FactorizeSettings(macs=share)
+        small, records = factorize(model, SPEC, settings, images(64), rng=rng())
+        assert share - 0.05 < measure_cost(small, SPEC, num_runs=1).macs / whole <= share
+        assert all(len(record.ranks) == 1 for record in records)
 
 
 def test_a_target_of_macs_is_met_and_an_absurd_one_refused() -> None:

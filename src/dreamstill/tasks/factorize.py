@@ -1,17 +1,18 @@
 """Factorize layers: one of them becomes two or three of low rank.
 
 Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks for Efficient
-Evaluation", 2014 (SVD of linear layers); Kim et al., "Compression of Deep Convolutional Neural
-Networks for Fast and Low Power Mobile Applications", 2016 (Tucker-2 of convolutions: 1x1, k x k,
-1x1). These read the weights alone; with images what stays is what they are given and make: of
-outputs the principal directions of the responses, as Zhang et al., "Accelerating Very Deep
-Convolutional Networks for Classification and Detection", 2015, section 3.1, without the mean; of a
-convolution's inputs those of the weights times the root of the inputs' second moments. Then each
-factor is solved for what it would make at full rank, from what it is given after those before it:
-the asymmetric form of Zhang et al., section 3.3, by `reconstruct`. A layer is left whole where its
-factors would not be smaller or have no fewer multiply-accumulates, where another shares its weight,
-and inside torch's attention, which reads its weights itself. Ours is how a target is met: each
-layer loses what is cheapest for what it saves, at one price for all.
+Evaluation", 2014 (SVD of linear layers, and of convolutions of 1x1, which are linear at every
+position); Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power
+Mobile Applications", 2016 (Tucker-2 of other convolutions: 1x1, k x k, 1x1). These read the weights
+alone; with images what stays is what they are given and make: of outputs the principal directions
+of the responses, as Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification
+and Detection", 2015, section 3.1, without the mean; of a larger convolution's inputs those of the
+weights times the root of the inputs' second moments. Then each factor is solved for what it would
+make at full rank, from what it is given after those before it: the asymmetric form of Zhang et al.,
+section 3.3, by `reconstruct`. A layer is left whole where its factors would not be smaller or have
+no fewer multiply-accumulates, where another shares its weight, and inside torch's attention, which
+reads its weights itself. Ours is how a target is met: each layer loses what is cheapest for what it
+saves, at one price for all.
 """
 
 import copy
@@ -69,7 +70,7 @@ class FactorizeSettings:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """Ranks of a factorized layer: (r,) of a linear one, (inputs, outputs) of a convolution."""
+    """Ranks of a factorized layer: (r,) of a matrix, (inputs, outputs) of other convolutions."""
 
     layer: str
     full: tuple[int, ...]
@@ -89,9 +90,14 @@ class Mode:
 
 
 Modes = tuple[Mode, ...]
-"""(outputs,) of a linear layer, (inputs, outputs) of a convolution."""
+"""(outputs,) of a matrix, (inputs, outputs) of other convolutions."""
 RIDGE = 1e-2
 """Added to the inputs' second moments, in units of their mean: few images leave some unseen."""
+
+
+def is_matrix(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Whether one matrix is all that a layer does at every position: linear ones and 1x1."""
+    return isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)
 
 
 def principal(moment: Tensor) -> Mode:
@@ -113,14 +119,15 @@ def modes_of(
 
     Args:
         layer: a linear layer, or a convolution without groups.
-        given: second moments (I, I) of a convolution's input channels; None: all count the same.
+        given: second moments (I, I) of the input channels; None: all count the same. Of a matrix
+            they say nothing more than `made`.
         made: second moments (O, O) of the outputs less the bias; None: those of the weights.
 
     """
     weight = layer.weight.double()
     out = unfold(weight, 0)
     outputs = principal(out @ out.T if made is None else made)
-    if isinstance(layer, nn.Linear):
+    if is_matrix(layer):
         return (outputs,)
     across = unfold(weight, 1)
     if given is None:
@@ -135,14 +142,30 @@ def modes_of(
     return Mode(inputs.energy, into / length[:, None], root @ inputs.back * length), outputs
 
 
-def split_linear(layer: nn.Linear, modes: Modes, rank: int) -> nn.Sequential:
-    """Two linear layers of `rank` between: the best in squared error."""
+def split_matrix(layer: nn.Conv2d | nn.Linear, modes: Modes, rank: int) -> nn.Sequential:
+    """Two layers of the kind, of `rank` between: the best in squared error."""
     (outputs,) = modes
-    first = nn.Linear(layer.in_features, rank, bias=False)
-    second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
-    first.weight.copy_(outputs.into[:rank] @ layer.weight.double())
-    second.weight.copy_(outputs.back[:, :rank])
+    first: nn.Conv2d | nn.Linear
+    second: nn.Conv2d | nn.Linear
+    if isinstance(layer, nn.Linear):
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+    else:  # the stride comes first: what it leaves out is not computed
+        first = nn.Conv2d(
+            layer.in_channels,
+            rank,
+            1,
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            bias=False,
+            padding_mode=layer.padding_mode,
+        )
+        second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None)
+    into = outputs.into[:rank] @ layer.weight.double().flatten(1)
+    first.weight.copy_(into.view_as(first.weight))
+    second.weight.copy_(outputs.back[:, :rank].reshape(second.weight.shape))
     if layer.bias is not None:
+        assert second.bias is not None
         second.bias.copy_(layer.bias)
     return nn.Sequential(first, second).to(layer.weight.device)
 
@@ -179,8 +202,9 @@ def split_convolution(layer: nn.Conv2d, modes: Modes, ranks: tuple[int, int]) ->
 
 def split(layer: nn.Module, modes: Modes, ranks: tuple[int, ...]) -> nn.Sequential:
     """The factors of a layer."""
-    if isinstance(layer, nn.Linear):
-        return split_linear(layer, modes, ranks[0])
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if is_matrix(layer):
+        return split_matrix(layer, modes, ranks[0])
     assert isinstance(layer, nn.Conv2d)
     return split_convolution(layer, modes, (ranks[0], ranks[1]))
 
@@ -193,7 +217,7 @@ class Choices:
     whole: dict[str, float]
     """`parameters` and `macs` of the layer as it is, without its bias."""
     ranks: Tensor
-    """(n, 1) of a linear layer, (n, 2) of a convolution."""
+    """(n, 1) of a matrix, (n, 2) of other convolutions."""
     lost: Tensor
     """(n,) -log of the share of the energy that is kept, a sum over modes."""
     cost: dict[str, Tensor]
@@ -238,13 +262,14 @@ def positions_of(
 def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions) -> Choices:
     """Of a layer without groups."""
     weight = layer.weight
-    if isinstance(layer, nn.Linear):
-        lost = loss_of_ranks(modes[0].energy)[: min(weight.shape)]
+    if is_matrix(layer):
+        lost = loss_of_ranks(modes[0].energy)[: min(weight.shape[:2])]
         ranks = torch.arange(1, len(lost) + 1)[:, None]
-        parameters = ranks[:, 0] * sum(weight.shape)
+        parameters = ranks[:, 0] * sum(weight.shape[:2])
         macs, work = parameters * positions[1], weight.numel() * positions[1]
         full: tuple[int, ...] = (len(lost),)
     else:
+        assert isinstance(layer, nn.Conv2d)
         inputs, outputs = (loss_of_ranks(mode.energy) for mode in modes)
         ranks = torch.cartesian_prod(
             torch.arange(1, len(inputs) + 1), torch.arange(1, len(outputs) + 1)
@@ -350,8 +375,8 @@ def modes_by_responses(
     def look(name: str, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         channels = -1 if isinstance(layer, nn.Linear) else 1
         made[name] = second_moment(output, channels, layer.bias) + made.get(name, 0)
-        if channels == 1:
-            given[name] = second_moment(args[0], channels) + given.get(name, 0)
+        if not is_matrix(layer):
+            given[name] = second_moment(args[0], 1) + given.get(name, 0)
 
     with ExitStack() as stack:  # at once: what follows a layer may change both in place
         for name, layer in layers.items():
