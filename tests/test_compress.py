@@ -718,6 +718,23 @@ def test_taylor_removes_the_channel_that_does_nothing() -> None:
     assert not same[:, 2].any()
 
 
+def test_batch_norm_removes_the_channel_of_the_least_scale() -> None:
+    """Whatever its weights are: by magnitude the same channel stays."""
+    model = lenet(batch_norm=True)
+    with torch.no_grad():
+        weight(model, "features.0")[2] *= 100
+        weight(model, "features.1")[2] = 1e-3
+    teacher = open_teacher(model, SPEC)
+    gone = {}
+    for importance in (Importance.BATCH_NORM, Importance.MAGNITUDE):
+        settings = PruneSettings(
+            keep=0.95, rounds=1, importance=importance, reconstruct=0, finetune=None
+        )
+        pruned, _ = prune(teacher, images(16), settings, rng=rng())
+        gone[importance] = not torch.isclose(weight(pruned, "features.1"), torch.tensor(1e-3)).any()
+    assert gone == {Importance.BATCH_NORM: True, Importance.MAGNITUDE: False}
+
+
 def test_lamp_keeps_the_share_and_never_a_whole_layer_less() -> None:
     weights = {"big": torch.arange(1.0, 101).view(10, 10), "small": torch.full((4,), 1e-3)}
     masks = lamp_masks(weights, 0.25)

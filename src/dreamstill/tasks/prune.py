@@ -1,9 +1,12 @@
 """Prune channels to a target, in rounds, fine-tuning on synthetic images after each.
 
-Which channels hang together is torch-pruning's dependency graph. Importances: magnitude and
-BatchNorm scale need no image; Taylor, first order on synthetic batches, is DeepInversion's (Yin et
-al. 2020, section 4.3), with its latency term as `latency`: a layer's share of the network's time,
-per channel, makes slow layers go first.
+Which channels hang together is torch-pruning's dependency graph, and importances are its own.
+Magnitude and BatchNorm scale need no image. Taylor, first order on synthetic batches, stands for
+that of DeepInversion (Yin et al. 2020, section 4.3), which to our knowledge sums (g w)^2 over a
+filter and compares these sums across layers. Here |g w| is summed over a channel in each layer that
+has weights of it, the mean is taken over these layers, and a group's scores are scaled to a mean of
+1, as those of the other importances. DeepInversion's latency term is `latency`: a layer's share of
+the network's time, per channel, makes slow layers go first.
 """
 
 import copy
@@ -56,7 +59,7 @@ class PruneSettings:
     target: Target = Target.MACS
     """parameters, macs, or the measured latency of one image."""
     importance: Importance = Importance.MAGNITUDE
-    """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images: DeepInversion's."""
+    """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images (DeepInversion)."""
     latency: float = 0.0
     """Weight of the latency term: at 1 a channel of average time has the mean importance taken off,
     one of a slow layer more. At least 0."""
