@@ -3,18 +3,23 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
+from torch import nn
 
 import toys
 from dreamstill.errors import ExportError
 from dreamstill.evaluate import accuracy
 from dreamstill.export import export, load_exported
 from dreamstill.images import load_images
+from dreamstill.nets.seeded import seeded
 from dreamstill.run import TeacherFile, open_from
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.int8 import Backend, Method, export_int8
+from dreamstill.tasks.int8 import Backend, Method, export_int8, range_of
 from dreamstill.teacher import Teacher
 
 
@@ -28,9 +33,9 @@ def lenet() -> tuple[Teacher, torch.Tensor]:
     return teacher, teacher.spec.decode(noise.next_batch().images)
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", [None, Method.PERCENTILE])
 def test_an_int8_onnx_keeps_the_accuracy_in_onnxruntime(
-    method: Method, lenet: tuple[Teacher, torch.Tensor], tmp_path: Path
+    method: Method | None, lenet: tuple[Teacher, torch.Tensor], tmp_path: Path
 ) -> None:
     teacher, images = lenet
     path = tmp_path / "net.onnx"
@@ -50,6 +55,51 @@ def test_any_number_of_images_calibrates(method: Method, tmp_path: Path) -> None
     images = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
     record = export_int8(teacher.module, teacher.spec, images, tmp_path / "net.onnx", method=method)
     assert record.agreement > 0.5
+
+
+def first_step(path: Path) -> float:
+    """Of the grid that the network's first layer puts out its values on."""
+    if path.suffix == ".onnx":
+        held = {held.name: held for held in onnx.load(path).graph.initializer}
+        return float(numpy_helper.to_array(held["relu_scale"]))
+    nodes = torch.export.load(path).module().graph.nodes
+    steps = [n.args[1] for n in nodes if "decomposed.quantize_per_tensor" in str(n.target)]
+    return float(steps[1])  # after that of the input
+
+
+def test_a_method_of_calibration_is_the_same_in_every_format(tmp_path: Path) -> None:
+    with seeded(torch.Generator().manual_seed(0)):
+        layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4))
+    model = nn.Sequential(*layers).eval()
+    spec = toys.SPEC
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (128, *spec.shape), generator=rng, dtype=torch.uint8)
+    steps: dict[Method | None, list[float]] = {}
+    for method in (*Method, None):
+        for name in ("net.onnx", "net.pt2"):
+            path = tmp_path / name
+            export_int8(model, spec, images, path, method=method, backend=Backend.XNNPACK)
+            steps.setdefault(method, []).append(first_step(path))
+    for method in Method:
+        assert steps[method][0] == pytest.approx(steps[method][1], rel=0.01), method
+    assert max(steps[Method.ENTROPY]) < 0.9 * min(steps[Method.MIN_MAX])
+    assert steps[None][0] == steps[Method.MIN_MAX][0]
+    assert steps[None][1] < steps[Method.MIN_MAX][1]
+
+
+def test_ranges_of_a_histogram_by_hand() -> None:
+    counts = np.zeros(2048)
+    counts[:1024] = 1000  # evenly in [0, 0.5), and one value of 1
+    counts[-1] = 1
+    assert range_of(Method.PERCENTILE, counts, 0.0, 1.0) == pytest.approx((0, 0.5), abs=1e-3)
+    counts[-1] = 100  # more than 0.001 % of the values
+    assert range_of(Method.PERCENTILE, counts, 0.0, 1.0) == pytest.approx((0, 1), abs=1e-3)
+    # few values in the upper half cost less where they are than the steps that they take
+    falling = 1e6 * np.exp(-np.linspace(0, 20, 2048))
+    low, high = range_of(Method.ENTROPY, falling, 0.0, 1.0)
+    assert low == 0
+    assert 0.3 < high < 0.9
+    assert range_of(Method.ENTROPY, np.array([5.0]), 0.0, 0.0) == (0, 0)
 
 
 @pytest.mark.parametrize("backend", Backend)

@@ -1,15 +1,17 @@
 """Static int8 files for a device's runtime, calibrated on images: onnxruntime and torchao PT2E.
 
 What quantizes is the libraries' own: `onnxruntime.quantization.quantize_static` for .onnx,
-torchao's `prepare_pt2e` and `convert_pt2e` for .pt2 and ExecuTorch's .pte. Files are re-opened in
-their runtime and their answers compared with the network's.
+torchao's `prepare_pt2e` and `convert_pt2e` for .pt2 and ExecuTorch's .pte. Percentile and entropy
+are onnxruntime's in all of them: torchao has neither. Its entropy has as many bins as steps by
+default, so that no range is ever narrowed; here it has more. Files are re-opened in their runtime
+and their answers compared with the network's.
 """
 
 import importlib
 import importlib.util
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,18 @@ class Backend(StrEnum):
 
 
 class Method(StrEnum):
-    """How onnxruntime reads the range of an activation off the images."""
+    """How the range of an activation is read off the images."""
 
     MIN_MAX = "MinMax"
     PERCENTILE = "Percentile"
     ENTROPY = "Entropy"
+
+
+BINS = {Method.PERCENTILE: 2048, Method.ENTROPY: 1024}
+"""Of a histogram of an activation's values; entropy takes time by their square."""
+STEPS = 256
+"""Of int8."""
+PERCENTILE = 99.999
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ def export_int8(
     images: Tensor,
     path: Path,
     *,
-    method: Method = Method.MIN_MAX,
+    method: Method | None = None,
     backend: Backend = Backend.X86,
 ) -> Int8Record:
     """Write a static int8 file by the suffix of `path`, .onnx, .pt2 or .pte, and run it.
@@ -76,7 +85,8 @@ def export_int8(
         spec: its input.
         images: uint8 (N, C, H, W) to calibrate on; the last half only compares.
         path: to write.
-        method: of .onnx.
+        method: of calibration; None: the library's own, which is min-max in onnxruntime, and in
+            torchao the range of the least squared error.
         backend: of .pt2.
 
     Raises:
@@ -93,9 +103,11 @@ def export_int8(
             if path.suffix == ".onnx":
                 _write_onnx(model, spec, calibration, path, method)
             elif path.suffix == ".pt2":
-                write_pt2(_quantized(model, spec, calibration, _quantizer(backend)), spec, path)
+                quantizer = _quantizer(backend, method)
+                write_pt2(_quantized(model, spec, calibration, quantizer), spec, path)
             else:
-                write_pte(_quantized(model, spec, calibration, _executorch()), spec, path)
+                quantizer = _executorch(method)
+                write_pte(_quantized(model, spec, calibration, quantizer), spec, path)
             run = load_exported(path)
             answers = torch.cat([run(spec.encode(part)) for part in compared.split(256)])
     except ExportError:
@@ -125,41 +137,113 @@ class _Reader:
 
 
 def _write_onnx(
-    model: nn.Module, spec: InputSpec, images: Tensor, path: Path, method: Method
+    model: nn.Module, spec: InputSpec, images: Tensor, path: Path, method: Method | None
 ) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory() as folder:
         whole, ready = Path(folder) / "whole.onnx", Path(folder) / "ready.onnx"
         export(model, spec, whole)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
+        overrides = {}
+        if method is Method.ENTROPY:  # quantize_static takes no number of bins
+            calibrator = quantization.create_calibrator(
+                ready,
+                augmented_model_path=str(Path(folder) / "observed.onnx"),
+                calibrate_method=methods.Entropy,
+                extra_options={"num_bins": BINS[method], "num_quantized_bins": STEPS},
+            )
+            calibrator.collect_data(_Reader(spec, images))
+            overrides = {
+                name: [dict(zip(("rmin", "rmax"), found.range_value, strict=True))]
+                for name, found in calibrator.compute_data().items()
+            }
+        percentile = method is Method.PERCENTILE
         quantization.quantize_static(
             ready,
             path,
             _Reader(spec, images),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            calibrate_method=getattr(quantization.CalibrationMethod, method.value),
+            calibrate_method=methods.Percentile if percentile else methods.MinMax,
+            extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": overrides},
         )
 
 
-def _quantizer(backend: Backend) -> Any:
+def _quantizer(backend: Backend, method: Method | None) -> Any:
     if backend is Backend.XNNPACK:
-        return _xnnpack("torchao.testing.pt2e._xnnpack_quantizer")  # without ExecuTorch
+        return _xnnpack("torchao.testing.pt2e._xnnpack_quantizer", method)  # without ExecuTorch
     x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     config = x86.get_default_x86_inductor_quantization_config()
-    return x86.X86InductorQuantizer().set_global(config)
+    return x86.X86InductorQuantizer().set_global(_observed_by(method, config))
 
 
-def _executorch() -> Any:
-    return _xnnpack("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+def _executorch(method: Method | None) -> Any:
+    return _xnnpack("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", method)
 
 
-def _xnnpack(module: str) -> Any:
+def _xnnpack(module: str, method: Method | None) -> Any:
     xnnpack = importlib.import_module(module)
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-    return xnnpack.XNNPACKQuantizer().set_global(config)
+    return xnnpack.XNNPACKQuantizer().set_global(_observed_by(method, config))
+
+
+def _observed_by(method: Method | None, config: Any) -> Any:
+    """A quantizer's configuration, in which activations are observed by a method."""
+    if method is None:
+        return config
+    observers = importlib.import_module("torchao.quantization.pt2e.observer")
+    observer = observers.MinMaxObserver if method is Method.MIN_MAX else _choosing(method)
+    activation = replace(
+        config.input_activation, observer_or_fake_quant_ctr=observer.with_args(eps=2**-12)
+    )
+    return replace(config, input_activation=activation, output_activation=activation)
+
+
+def _choosing(method: Method) -> Any:
+    """A class of torchao's observers whose range `range_of` chooses."""
+    observers: Any = importlib.import_module("torchao.quantization.pt2e.observer")
+
+    class Choosing(observers.HistogramObserver):  # type: ignore[misc]
+        def calculate_qparams(self) -> Any:
+            low, high = range_of(
+                method, self.histogram.numpy(), self.min_val.item(), self.max_val.item()
+            )
+            return self._calculate_qparams(torch.tensor(low), torch.tensor(high))
+
+    return Choosing
+
+
+def range_of(method: Method, counts: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """The range that onnxruntime chooses by percentile or entropy.
+
+    Args:
+        method: not min-max, which asks for no histogram.
+        counts: of the values in equal bins of [low, high].
+        low, high: the least and the largest value.
+
+    """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
+    limit = max(abs(low), abs(high))
+    ends = (-limit, limit)
+    if method is Method.PERCENTILE:  # of magnitudes
+        values, ends = abs(values), (0.0, limit)
+    found, edges = np.histogram(values, BINS[method], ends, weights=counts)
+    collector = HistogramCollector(
+        method=method.value.lower(),
+        symmetric=True,
+        num_bins=BINS[method],
+        num_quantized_bins=STEPS,
+        percentile=PERCENTILE,
+        scenario="same",
+    )
+    collector.histogram_dict = {"": (found, edges, np.float64(low), np.float64(high))}
+    chosen = collector.compute_collection_result()[""]
+    return float(chosen[0]), float(chosen[1])
 
 
 def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any) -> nn.Module:
