@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +14,18 @@ from safetensors.torch import load_file, save_file
 import toys
 from dreamstill import chain as module_under_test
 from dreamstill import cli
-from dreamstill.chain import read_chain, run_chain, weights_in
+from dreamstill.chain import entering_quantized, read_chain, run_chain, weights_in
 from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherError
 from dreamstill.export import load_exported
 from dreamstill.nets.seeded import seeded
-from dreamstill.report.chain import write_chain_report
+from dreamstill.report.chain import largest, layer_figures, write_chain_report
 from dreamstill.settings import to_plain
 from dreamstill.synthesis.drawings import CLOTHES
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.pack import load_packed
 from dreamstill.tasks.quantize import QuantizedLayer
-from dreamstill.teacher import build
+from dreamstill.teacher import InputSpec, build
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
 LINKS = [
@@ -71,8 +72,10 @@ def test_the_page_shows_what_each_link_did_to_the_layers(
     plain["link"] = [LINKS[0], {"task": "factorize"}, {"task": "quantize", "weight_bits": 3}]
     run_chain(tmp_path / "run", read_chain(plain))
     page = write_chain_report(tmp_path / "run").read_text()
-    for title in ("channels and neurons kept", "bits of weights", "values of the weights"):
+    titles = ("channels and neurons kept", "bits of weights", "values of the weights")
+    for title in (*titles, "range of what enters, seen (grey) and kept", "values that enter"):
         assert title in page
+    assert "largest of" not in page  # there are few
     assert "latency is the simulation's" in page
 
 
@@ -97,6 +100,33 @@ def test_weights_are_counted_as_they_compute() -> None:
     assert (len(counts), counts[0], counts[20], counts[40]) == (41, 1, 2, 1)
     quantized = QuantizedLayer(layer, 2, 8, 0.0, 1.0, per_channel=False)
     assert list(weights_in(torch.nn.Sequential(quantized))) == ["0"]
+
+
+def test_what_enters_a_quantized_layer_is_counted_as_it_comes_and_on_its_grid() -> None:
+    layer = QuantizedLayer(torch.nn.Linear(4, 2), 8, 2, -1.0, 2.0, per_channel=False)
+    model = torch.nn.Sequential(torch.nn.Flatten(), layer)
+    spec = InputSpec(shape=(1, 2, 2), mean=(0.5,), std=(0.1,))  # black is -5, white is 5
+    images = torch.tensor([[[[0, 127], [128, 255]]]], dtype=torch.uint8)
+    entering = entering_quantized(model, spec, images)
+    record = weights_in(model, entering)["1"]["inputs"]
+    assert record["seen"] == pytest.approx([-5, 5])
+    assert record["kept"] == pytest.approx([-1, 2])
+    assert record["limits"] == pytest.approx([-5, 5])
+    places = [[i for i, n in enumerate(record[when]) if n] for when in ("before", "after")]
+    assert places == [[0, 20, 40], [16, 20, 28]]  # of 41 bins: -5, 0, 5 and -1, 0, 2
+    assert entering_quantized(torch.nn.Linear(4, 2), spec, images) == {}
+
+
+def test_a_page_says_which_layers_it_leaves_out() -> None:
+    def weights(number: int) -> dict[str, Any]:
+        return {"limit": 1.0, "zeros": 0.0, "outputs": 1, "histogram": [number] * 41}
+
+    before = {f"layer{number}": weights(number) for number in range(12)}
+    ((title, _),) = layer_figures({"task": "pack"}, before, before)[1:]
+    assert title == "values of the weights before (grey) and after, the 8 largest of 12 layers"
+    assert largest(before, lambda layer: sum(layer["histogram"])) == [
+        f"layer{number}" for number in range(4, 12)
+    ]
 
 
 def test_a_chain_resumes_after_its_last_finished_link(
@@ -226,7 +256,7 @@ def test_each_task_is_a_command_with_a_page(
     summary = json.loads(capsys.readouterr().out)
     assert summary["links"][0]["layers"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png") == (3 if task == "quantize" else 2)
+    assert page.count("data:image/png") == (5 if task == "quantize" else 2)
     assert cli.main(["report", out, "--json"]) == 0
     capsys.readouterr()
     assert (tmp_path / "run" / "report.html").read_text() == page

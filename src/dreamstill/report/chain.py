@@ -1,6 +1,7 @@
 """A chain's page: what each link cost and kept, and what it did to layers."""
 
 import base64
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ Weights = dict[str, dict[str, Any]]
 
 
 def layer_figures(link: dict[str, Any], before: Weights, after: Weights) -> list[tuple[str, bytes]]:
-    """What a link did to each layer, as (title, PNG): neurons, ranks, bits, zeros, weights."""
+    """What a link did to each layer, as (title, PNG): neurons, ranks, bits, zeros, values."""
     layers = link.get("layers") or {}
     both = [name for name in before if name in after]
     if link["task"] == "prune" and both:
@@ -80,6 +81,47 @@ def layer_figures(link: dict[str, Any], before: Weights, after: Weights) -> list
         kept = [[100 * (1 - w[name]["zeros"]) for name in both] for w in (before, after)]
         drawn += [("weights that are not zero, %", figures.before_after(both, *kept))]
     if link["task"] in ("quantize", "pack") and both:
-        pairs = {name: (before[name], after[name]) for name in both[:8]}
-        drawn += [("values of the weights before and after", figures.histograms(pairs))]
+        shown = largest({name: before[name] for name in both}, lambda w: sum(w["histogram"]))
+        pairs = {name: (values_of(before[name]), values_of(after[name])) for name in shown}
+        title = "values of the weights before (grey) and after" + share_of(shown, both)
+        drawn += [(title, figures.histograms(pairs))]
+    entering = {name: layer["inputs"] for name, layer in after.items() if "inputs" in layer}
+    if link["task"] == "quantize" and entering:
+        ranges = [[layer[what] for layer in entering.values()] for what in ("seen", "kept")]
+        drawn += [
+            (
+                "range of what enters, seen (grey) and kept",
+                figures.ranges(list(entering), *ranges),
+            )
+        ]
+        shown = largest(entering, lambda layer: sum(layer["before"]))
+        pairs = {name: inputs_of(entering[name]) for name in shown}
+        title = "values that enter, before (grey) and after rounding" + share_of(shown, entering)
+        drawn += [(title, figures.histograms(pairs))]
     return drawn
+
+
+SHOWN = 8
+"""Layers whose values are drawn."""
+
+
+def largest(layers: Mapping[str, Any], size: Callable[[Any], float]) -> list[str]:
+    """The layers to draw: the largest, in the network's order."""
+    names = sorted(layers, key=lambda name: -size(layers[name]))[:SHOWN]
+    return [name for name in layers if name in names]
+
+
+def share_of(shown: Sized, layers: Sized) -> str:
+    """For a title: which layers were left out, if any."""
+    return f", the {len(shown)} largest of {len(layers)} layers" * (len(shown) < len(layers))
+
+
+def inputs_of(values: dict[str, Any]) -> tuple[figures.Counts, figures.Counts]:
+    """The histograms of what enters a layer, before and after rounding."""
+    low, high = values["limits"]
+    return (low, high, values["before"]), (low, high, values["after"])
+
+
+def values_of(weights: dict[str, Any]) -> figures.Counts:
+    """The histogram of a layer's weights."""
+    return -weights["limit"], weights["limit"], weights["histogram"]

@@ -1,7 +1,7 @@
 """Figures of a run as SVG or PNG for embedding in a page; arrays in, bytes out; no torch."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,14 @@ __all__ = [
     "filters",
     "histograms",
     "matrix",
+    "ranges",
     "tradeoff",
 ]
 
 Array = NDArray[Any]
+Range = tuple[float, float]
+Counts = tuple[float, float, Sequence[int]]
+"""Least and largest value, and how many there are in equal bins between."""
 INK, TEACHER, STUDENT = "#333333", "#b8632b", "#24668f"
 
 
@@ -190,13 +194,27 @@ def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[
     return _png(figure)
 
 
-def histograms(layers: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> bytes:
-    """A PNG of the weights of layers before (grey) and after, each in its own range.
+def ranges(names: Sequence[str], seen: Sequence[Range], kept: Sequence[Range]) -> bytes:
+    """A PNG of two ranges for each layer: that of its values (grey), and what is kept of it."""
+    figure = Figure(figsize=(6.5, 0.8 + 0.28 * len(names)))
+    axes = figure.subplots()
+    places = np.arange(len(names))
+    for pairs, height, color, label in (
+        (seen, 0.8, "#dddddd", "seen"),
+        (kept, 0.4, STUDENT, "kept"),
+    ):
+        low, high = np.array(pairs, dtype=float).T
+        axes.barh(places, high - low, height, left=low, color=color, label=label)
+    axes.axvline(0, color=INK, linewidth=0.6)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
 
-    Args:
-        layers: name -> two of {limit, histogram}: counts over equal bins of [-limit, limit].
 
-    """
+def histograms(layers: Mapping[str, tuple[Counts, Counts]]) -> bytes:
+    """A PNG of the values of layers before (grey) and after, each in its own range."""
     rows = -(-len(layers) // 4)
     figure = Figure(figsize=(9, 1.9 * rows), layout="constrained")
     grid = list(figure.subplots(rows, 4, squeeze=False).flat)
@@ -204,10 +222,10 @@ def histograms(layers: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> byte
         axes.set_visible(False)
     for axes, (name, pair) in zip(grid, layers.items(), strict=False):
         axes.set_visible(True)
-        for weights, color, width in zip(pair, ("#cccccc", STUDENT), (1.0, 0.5), strict=True):
-            counts, limit = weights["histogram"], weights["limit"]
-            bin_width = 2 * limit / len(counts)
-            centers = -limit + bin_width * (np.arange(len(counts)) + 0.5)
+        for values, color, width in zip(pair, ("#cccccc", STUDENT), (1.0, 0.5), strict=True):
+            low, high, counts = values
+            bin_width = (high - low) / len(counts)
+            centers = low + bin_width * (np.arange(len(counts)) + 0.5)
             axes.bar(centers, counts, width=width * bin_width, color=color)
         axes.set_yscale("log")  # else the zeros of a pruned layer hide the rest
         axes.set_title(name, fontsize=8)

@@ -143,10 +143,14 @@ class QuantizedLayer(nn.Module):
         high = 2 ** (self.weight_bits - 1) - 1
         return fake_quantize(self.layer.weight, self.weight_step, -high - 1, high)
 
+    def quantized_input(self, inputs: Tensor) -> Tensor:
+        """What enters, on its grid."""
+        levels = 2**self.activation_bits - 1
+        return fake_quantize(inputs, self.input_step, -self.zero_point, levels - self.zero_point)
+
     def forward(self, inputs: Tensor) -> Tensor:
         """As the layer, on the grids."""
-        levels = 2**self.activation_bits - 1
-        inputs = fake_quantize(inputs, self.input_step, -self.zero_point, levels - self.zero_point)
+        inputs = self.quantized_input(inputs)
         layer, weight = self.layer, self.quantized_weight()
         if isinstance(layer, nn.Linear):
             return F.linear(inputs, weight, layer.bias)
