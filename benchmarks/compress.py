@@ -2,10 +2,12 @@
 
     python -m benchmarks.compress lenet5_mnist --data FOLDER
     python -m benchmarks.compress lenet5_fashion_mnist --data FOLDER
+    python -m benchmarks.compress lenet5_bn_mnist --data FOLDER --rows "W8A8, no input"
 
 Every row is a chain of one task, run on the same number of images of each source with the same
 settings; the seeds are of the images and of the chain. The network is the teacher itself; the test
-set is read once for each run, at the end.
+set is read once for each run, at the end. Rows that look at no image stand under `ours`. The whole
+network in the runtimes of the int8 files says what their latency is to be compared with.
 """
 
 import argparse
@@ -21,7 +23,10 @@ import torch
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.chain import read_chain, run_chain
+from dreamstill.evaluate import accuracy, measure_cost, measure_latency
+from dreamstill.export import export, load_exported
 from dreamstill.folder import environment
+from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from, settle_process
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
@@ -29,13 +34,18 @@ from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import Teacher
 
-DATA = {"lenet5_mnist": "mnist", "lenet5_fashion_mnist": "fashion_mnist"}
+DATA = {
+    "lenet5_mnist": "mnist",
+    "lenet5_fashion_mnist": "fashion_mnist",
+    "lenet5_bn_mnist": "mnist",  # DFQ reads ranges off BatchNorm
+}
 SOURCES = ("real", "noise", "ours")
 NUM_IMAGES = 8000
 TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "held_out": 500}
 SHAKE = {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True}
 TUNE_SHAKEN = TUNE | {"augment": SHAKE}
 
+FP32 = {"FP32, onnxruntime": "onnx", "FP32, PyTorch": "pt2", "FP32, ExecuTorch": "pte"}
 ROWS: dict[str, dict[str, Any]] = {
     "W8A8, no input": {"task": "quantize", "without_inputs": True},
     "W8A8": {"task": "quantize"},
@@ -148,10 +158,35 @@ def run(weights: Path, data: Path, link: dict[str, Any], images: Path, seed: int
     }
 
 
+def run_whole(teacher: Teacher, data: Path, kind: str) -> dict[str, Any]:
+    """The network as it is, as a file in its runtime; a record as of `run`."""
+    whole = measure_cost(teacher.module, teacher.spec, num_runs=1)
+    x, y = load_images(data, teacher.spec, teacher.num_classes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"whole.{kind}"
+        size = export(teacher.module, teacher.spec, path).bytes
+        runtime = load_exported(path)
+        logits = torch.cat([runtime(teacher.spec.encode(part)) for part in x.split(500)])
+        latency = measure_latency(runtime, teacher.spec)
+    return {
+        "accuracy": round(100 * accuracy(logits, y), 2),
+        "bytes": size,
+        "smaller": round(whole.bytes / size, 1),
+        "parameters": whole.parameters,
+        "macs": whole.macs,
+        "latency_ms": round(latency.median, 3),
+    }
+
+
 def made_runs(record: dict[str, Any], row: str, source: str) -> list[dict[str, Any]]:
     """A row's runs on a source, by seed."""
     runs: list[dict[str, Any]] = record["rows"].get(row, {}).get(source, {"runs": []})["runs"]
     return runs
+
+
+def looks_at_images(row: str) -> bool:
+    """Whether a row is of one source of images."""
+    return row not in FP32 and not ROWS[row].get("without_inputs")
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -171,6 +206,8 @@ def main() -> None:
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    rows = [*FP32, *ROWS]
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW")
     parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
     parser.add_argument("--tiny", action="store_true", help="a minute's run; writes no record")
     args = parser.parse_args()
@@ -196,21 +233,28 @@ def main() -> None:
     for seed in range(1 if args.tiny else args.seeds):
         todo = [
             (row, source)
-            for row, link in ROWS.items()
-            for source in (("ours",) if link.get("without_inputs") else SOURCES)
+            for row in args.rows
+            for source in (SOURCES if looks_at_images(row) else ("ours",))
             if len(made_runs(record, row, source)) <= seed
         ]
         with tempfile.TemporaryDirectory() as temporary:
-            for source in {source for _, source in todo}:
+            for source in {source for row, source in todo if row not in FP32}:
                 num = 64 if args.tiny else NUM_IMAGES
                 x = source_images(source, teacher, data, num, seed).numpy()
                 np.savez(Path(temporary) / f"{source}.npz", x=x)
             for row, source in todo:
-                link, runs = ROWS[row], made_runs(record, row, source)
-                if args.tiny and "finetune" in link:
-                    link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
-                runs.append(run(weights, data, link, Path(temporary) / f"{source}.npz", seed))
+                runs = made_runs(record, row, source)
+                if row in FP32:
+                    made = run_whole(teacher, data, FP32[row])
+                else:
+                    link = ROWS[row]
+                    if args.tiny and "finetune" in link:
+                        link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
+                    made = run(weights, data, link, Path(temporary) / f"{source}.npz", seed)
+                # runs of one record may be of different days
+                runs.append(made | {"commit": record["environment"]["commit"]})
                 record["rows"].setdefault(row, {})[source] = summary(runs)
+                record["rows"] = {row: record["rows"][row] for row in rows if row in record["rows"]}
                 print(row, source, "seed", seed, runs[-1], flush=True)
                 if not args.tiny:
                     out.parent.mkdir(parents=True, exist_ok=True)

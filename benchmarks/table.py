@@ -4,6 +4,7 @@ python -m benchmarks.table          # rewrites the tables in place
 """
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def mean_and_spread(row: dict[str, Any]) -> str:
 
 def plain_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Any other record: its rows as they stand, a column for each name; nested ones by source."""
-    rows = {name: with_spread(row) for name, row in rows.items()}
+    rows = {name: with_latency(name, with_spread(row)) for name, row in rows.items()}
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "runs"))
+    columns.sort(key=lambda column: column == "latency_ms")  # the last
     lines = [f"| | {' | '.join(c.replace('_', ' ') for c in columns)} |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for name, row in rows.items():
@@ -56,6 +58,14 @@ def with_spread(row: dict[str, Any]) -> dict[str, Any]:
         return row
     rest = {key: row[key] for key in row if key not in ("accuracy_mean", "accuracy_std")}
     return {"accuracy": mean_and_spread(row), **rest}
+
+
+def with_latency(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row by source; of files in their own runtime with the median latency of all runs."""
+    if not name.startswith(("FP32", "int8")) or "runs" in row:
+        return row
+    runs = [run for source in row.values() for run in source["runs"]]
+    return row | {"latency_ms": round(statistics.median(run["latency_ms"] for run in runs), 3)}
 
 
 def shown(value: Any) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import protocol
-from benchmarks.table import lines_of, mean_and_spread, page
+from benchmarks import compress, protocol
+from benchmarks.table import lines_of, mean_and_spread, page, plain_lines
 
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import method_settings, student_settings
@@ -106,6 +106,47 @@ def test_table_lines_carry_mean_and_spread() -> None:
         "| published: DAFL | 98.20 | | | |",
     ]
     assert mean_and_spread(row | {"accuracy_std": None}) == "98.12 (1 seed)"
+
+
+def test_what_ran_in_its_own_runtime_has_a_latency() -> None:
+    def source(*latencies: float) -> dict[str, object]:
+        runs = [{"latency_ms": latency} for latency in latencies]
+        return {"accuracy_mean": 99.0, "accuracy_std": 0.1, "smaller": 3.2, "runs": runs}
+
+    rows = {
+        "FP32, onnxruntime": {"ours": source(0.3)},
+        "int8, onnxruntime": {"ours": source(0.1, 0.2), "real": source(0.4)},
+        "W4A4": {"ours": source(5.0), "real": source(5.0)},  # simulated
+    }
+    cell = "99.00 ± 0.10, 3.2x"
+    assert plain_lines(rows) == [
+        "| | ours | real | latency ms |",
+        "|---|---|---|---|",
+        f"| FP32, onnxruntime | {cell} |  | 0.3 |",
+        f"| int8, onnxruntime | {cell} | {cell} | 0.2 |",
+        f"| W4A4 | {cell} | {cell} |  |",
+    ]
+
+
+@pytest.mark.parametrize("name", ["lenet5_mnist", "lenet5_bn_mnist"])
+def test_whole_networks_stand_beside_their_int8_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path
+) -> None:
+    out = tmp_path / "record.json"
+    made = {"ours": {"runs": [{"accuracy": 9.0, "smaller": 3.0, "latency_ms": 0.1}]}}
+    rows = {"int8, onnxruntime": made}
+    out.write_text(json.dumps({"settings": compress.ROWS, "rows": rows}))
+    options = ["--data", str(data), "--out", str(out), "--rows", "FP32, onnxruntime"]
+    monkeypatch.setattr(sys, "argv", ["x", name, *options, "--seeds", "1", "--resume"])
+    compress.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert list(rows) == ["FP32, onnxruntime", "int8, onnxruntime"]
+    (run,) = rows["FP32, onnxruntime"]["ours"]["runs"]
+    assert run["accuracy"] > 98
+    assert run["smaller"] == pytest.approx(1.0, abs=0.1)
+    assert run["latency_ms"] > 0
+    assert run["commit"]
+    assert rows["int8, onnxruntime"] == made
 
 
 def test_a_benchmark_adds_the_runs_its_record_lacks(
