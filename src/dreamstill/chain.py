@@ -302,7 +302,14 @@ class Chain(Images):
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
-    """A chain from plain values: [teacher], images or method, and [[link]] tables with a task."""
+    """A chain from plain values: [teacher], images or method, and [[link]] tables with a task.
+
+    Raises:
+        SettingsError: there is no teacher or no link, or a task or setting is unknown, of another
+            type, outside its range or without effect.
+        ExportError: an int8 format is unknown, or its libraries are absent.
+
+    """
     plain = dict(plain)
     links = []
     entries = plain.pop("link", [])
@@ -341,6 +348,16 @@ def run_chain(
     Returns:
         What summary.json holds: the teacher and every link with its cost, agreement on a thousand
         of the images, accuracy if measured, and the files written.
+
+    Raises:
+        TeacherError: a network cannot be opened, built, kept between links, or changed by a task.
+        DataError: images that are given are wrong, or too few.
+        RunError: the folder holds something else, or with `resume` another chain, one of another
+            teacher or other images, or a damaged file.
+        SettingsError: what a task is asked for does not go with its network, or a library that the
+            task needs is absent.
+        ExportError: an int8 or packed file cannot be written, or does not answer as its network.
+        NonFiniteError: a loss, or a layer's solution, is not finite.
 
     """
     teacher = open_from(chain.teacher)

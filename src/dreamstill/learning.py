@@ -62,12 +62,17 @@ def learn_classes(
         on_progress: called after every step.
 
     Returns:
-        What is in summary.json.
+        What summary.json holds: the numbers of classes, the files written, and, if measured, accuracy
+        on old and new classes, average and forgetting.
 
     Raises:
-        DataError: labels that are of old classes, or images that cannot be read.
-        TeacherError: no last linear layer.
-        RunError: the folder is not empty, or holds another job.
+        TeacherError: the network cannot be opened, or has no last linear layer.
+        DataError: images or labels are wrong, or a label is of an old class.
+        RunError: the folder holds something else, or with `resume` another job, or one of another
+            teacher or other images.
+        SettingsError: the method does not go with the network.
+        ExportError: a file cannot be written, or does not answer as the network.
+        NonFiniteError: a loss is not finite.
 
     """
     teacher = open_from(job.teacher)
