@@ -228,8 +228,10 @@ def main() -> None:
         "environment": environment("cpu"),
         "rows": {},
     }
-    if args.resume:
-        record["rows"] = made_rows(out, record)
+    commit = record["environment"]["commit"]
+    if args.resume and (made := made_rows(out, record)):
+        record["rows"] = made
+        record["environment"] = json.loads(out.read_text())["environment"]
     for seed in range(1 if args.tiny else args.seeds):
         todo = [
             (row, source)
@@ -252,7 +254,7 @@ def main() -> None:
                         link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
                     made = run(weights, data, link, Path(temporary) / f"{source}.npz", seed)
                 # runs of one record may be of different days
-                runs.append(made | {"commit": record["environment"]["commit"]})
+                runs.append(made | {"commit": commit})
                 record["rows"].setdefault(row, {})[source] = summary(runs)
                 record["rows"] = {row: record["rows"][row] for row in rows if row in record["rows"]}
                 print(row, source, "seed", seed, runs[-1], flush=True)

@@ -134,18 +134,19 @@ def test_whole_networks_stand_beside_their_int8_files(
 ) -> None:
     out = tmp_path / "record.json"
     made = {"ours": {"runs": [{"accuracy": 9.0, "smaller": 3.0, "latency_ms": 0.1}]}}
-    rows = {"int8, onnxruntime": made}
-    out.write_text(json.dumps({"settings": compress.ROWS, "rows": rows}))
+    old = {"settings": compress.ROWS, "rows": {"int8, onnxruntime": made}}
+    out.write_text(json.dumps(old | {"environment": {"commit": "then"}}))
     options = ["--data", str(data), "--out", str(out), "--rows", "FP32, onnxruntime"]
     monkeypatch.setattr(sys, "argv", ["x", name, *options, "--seeds", "1", "--resume"])
     compress.main()
-    rows = json.loads(out.read_text())["rows"]
+    record = json.loads(out.read_text())
+    rows = record["rows"]
     assert list(rows) == ["FP32, onnxruntime", "int8, onnxruntime"]
     (run,) = rows["FP32, onnxruntime"]["ours"]["runs"]
     assert run["accuracy"] > 98
     assert run["smaller"] == pytest.approx(1.0, abs=0.1)
     assert run["latency_ms"] > 0
-    assert run["commit"]
+    assert run["commit"] != record["environment"]["commit"] == "then"
     assert rows["int8, onnxruntime"] == made
 
 
