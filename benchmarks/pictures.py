@@ -43,7 +43,12 @@ ROWS = (
     "dfad",
     "rdskd",
     "knowledge within (bns+i)",
+    "knowledge within (inception)",
+    "knowledge within (bns)",
     "metadata (all)",
+    "metadata (top)",
+    "metadata (spectral)",
+    "metadata (spectral-pairs)",
     "real",
 )
 
@@ -87,6 +92,16 @@ def class_means(teacher: Teacher, data: Path) -> Tensor:
     )
 
 
+def file_name(row: str) -> str:
+    """Of a row's picture.
+
+    >>> file_name("metadata (spectral-pairs)"), file_name("metadata (all)")
+    ('metadata_spectral_pairs', 'metadata')
+    """
+    plain = row.replace(" (bns+i)", "").replace(" (all)", "")  # what the methods are at first
+    return re.sub(r"[^a-z]+", "_", plain).strip("_")
+
+
 def main() -> None:
     settle_process()
     parser = argparse.ArgumentParser(description="Grids of every method.")
@@ -106,8 +121,7 @@ def main() -> None:
     for name in [name for name in args.rows if name in benchmark.rows]:
         teacher = open_from(TeacherFile(weights=weights), precision=benchmark.precision)
         images, classes = drawn(benchmark.rows[name], teacher, benchmark.student, data)
-        short = re.sub(r" \(.*?\)|,", "", name).replace(" ", "_")
-        path = folder / f"{args.data_set}_{short}.png"
+        path = folder / f"{args.data_set}_{file_name(name)}.png"
         path.write_bytes(grid(images, classes, means))
         print(path, torch.bincount(classes, minlength=teacher.num_classes).tolist(), flush=True)
 
