@@ -62,8 +62,8 @@ def learn_classes(
         on_progress: called after every step.
 
     Returns:
-        What summary.json holds: the numbers of classes, the files written, and, if measured, accuracy
-        on old and new classes, average and forgetting.
+        What summary.json holds: the numbers of classes, the files written, and, if measured,
+        accuracy on old and new classes, average and forgetting.
 
     Raises:
         TeacherError: the network cannot be opened, or has no last linear layer.
