@@ -5,9 +5,10 @@
     python -m benchmarks.compress lenet5_bn_mnist --data FOLDER --rows "W8A8, no input"
 
 Every row is a chain of one task, run on the same number of images of each source with the same
-settings; the seeds are of the images and of the chain. The network is the teacher itself; the test
-set is read once for each run, at the end. Rows that look at no image stand under `ours`. The whole
-network in the runtimes of the int8 files says what their latency is to be compared with.
+settings; the seeds are of the images and of the chain. On a network with BatchNorm the images of
+The Knowledge Within are sources too. The network is the teacher itself; the test set is read once
+for each run, at the end. Rows that look at no image stand under `ours`. The whole network in the
+runtimes of the int8 files says what their latency is to be compared with.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from, settle_process
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
+from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import Teacher
@@ -40,6 +42,8 @@ DATA = {
     "lenet5_bn_mnist": "mnist",  # DFQ reads ranges off BatchNorm
 }
 SOURCES = ("real", "noise", "ours")
+WITHIN = {scheme.value: scheme for scheme in (Scheme.BNS, Scheme.BNS_INCEPTION)}
+"""The Knowledge Within's images, on a network with BatchNorm."""
 NUM_IMAGES = 8000
 TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "held_out": 500}
 SHAKE = {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True}
@@ -124,8 +128,15 @@ def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int
 def synthetic_images(
     source: str, teacher: Teacher, drawing: Drawing, num: int, rng: torch.Generator
 ) -> torch.Tensor:
-    """uint8 (num, C, H, W): noise, or ours, structured noise that the teacher calls all classes."""
+    """uint8 (num, C, H, W): of WITHIN, noise, or ours, structured noise called all classes."""
     name, settings = {
+        **{
+            scheme: (
+                "knowledge_within",
+                KnowledgeWithinSettings(scheme=of, batch_size=500, steps=100),
+            )
+            for scheme, of in WITHIN.items()
+        },
         "noise": ("noise", NoiseSettings(batch_size=500)),
         "ours": (
             "structured_noise",
@@ -216,6 +227,7 @@ def main() -> None:
     weights = args.teachers / f"{args.teacher}.safetensors"
     data = args.data / f"{DATA[args.teacher]}.npz"
     teacher = open_from(TeacherFile(weights=str(weights)))
+    sources = (*SOURCES, *(WITHIN if teacher.offers.batch_norm else ()))
     card = json.loads(weights.with_suffix(".json").read_text())
     name = f"compress_{args.teacher}"
     out = args.out or Path(f"benchmarks/records/{name}.json")
@@ -236,7 +248,7 @@ def main() -> None:
         todo = [
             (row, source)
             for row in args.rows
-            for source in (SOURCES if looks_at_images(row) else ("ours",))
+            for source in (sources if looks_at_images(row) else ("ours",))
             if len(made_runs(record, row, source)) <= seed
         ]
         with tempfile.TemporaryDirectory() as temporary:
