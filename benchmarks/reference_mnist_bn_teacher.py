@@ -9,6 +9,7 @@ BENCHMARK = replace(
     reference_mnist_lenet5.BENCHMARK,
     name="reference_mnist_bn_teacher",
     teacher="lenet5_bn_mnist",
+    published={},
 )
 
 if __name__ == "__main__":
