@@ -42,6 +42,7 @@ ROWS = (
     "zskt",
     "dfad",
     "rdskd",
+    "abd",
     "knowledge within (bns+i)",
     "knowledge within (inception)",
     "knowledge within (bns)",

@@ -260,6 +260,11 @@ def main(benchmark: Benchmark) -> None:
     data = args.data / f"{benchmark.data}.npz"
     if not weights.is_file():
         parser.error(f"no teacher at {weights}: give --teachers FOLDER")
+    chosen = [benchmark.rows[name] for name in names]
+    sets = [benchmark.data, *(row.synthesis for row in chosen if row.method == "unrelated")]
+    for path in (args.data / f"{name}.npz" for name in sets):
+        if not path.is_file():
+            parser.error(f"no data at {path}: give --data FOLDER")
     card = json.loads(weights.with_suffix(".json").read_text())
     out = args.out or Path(f"benchmarks/records/{benchmark.name}.json")
     record: dict[str, Any] = {

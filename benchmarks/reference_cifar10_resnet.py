@@ -19,6 +19,7 @@ from benchmarks.resnets import THINGS
 from dreamstill.metadata import Kind
 from dreamstill.pool import Augmentation
 from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
+from dreamstill.synthesis.abd import AbdSettings
 from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings
 from dreamstill.synthesis.metadata import MetadataSettings
 from dreamstill.synthesis.pixels import Start
@@ -121,6 +122,11 @@ BENCHMARK = Benchmark(
         "rdskd": Row(
             method="rdskd",
             synthesis=replace(rdskd.CIFAR10, batch_size=128, widths=WIDTHS, generator_steps=400),
+            distill=SCHEDULE,
+        ),
+        "abd": Row(
+            method="abd",
+            synthesis=AbdSettings(widths=WIDTHS, generator_steps=400),
             distill=SCHEDULE,
         ),
         "adaptive deepinversion": optimized(

@@ -1,6 +1,6 @@
 """DAFL, table 1: LeNet-5 to LeNet-5-Half on MNIST. Published 98.20, noise 88.01, bound 98.91.
 
-    python -m recipes.dafl_mnist --data FOLDER_WITH_MNIST_NPZ [--tiny]
+    python -m recipes.dafl_mnist --data FOLDER_WITH_MNIST_AND_USPS_NPZ [--tiny]
 
 The paper's losses and their weights. What differs: a generator of (32, 16) channels, because on a
 CPU the paper's (128, 64) is nearly the whole bill (about 115 MMAC an image against 0.4 for the

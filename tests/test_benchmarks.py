@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     with np.load(str(files("dreamstill") / "assets" / "digits.npz")) as digits:
         x, y = digits["x"], digits["y"]
-    for name in ("mnist", "fashion_mnist"):
+    for name in ("mnist", "fashion_mnist", "usps"):
         np.savez(folder / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     return folder
 
@@ -51,6 +51,16 @@ def test_a_tiny_recipe_runs_from_end_to_end(name: str, data: Path) -> None:
     rows = re.findall(rf"{name} (.+) seed 0 .*'accuracy': [\d.]+", result.stdout)
     assert rows == list(importlib.import_module(f"recipes.{name}").BENCHMARK.rows)
     assert {"structured_noise", "noise", "real"} < set(rows)
+
+
+def test_data_that_is_absent_is_named_before_any_row_is_run(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mnist.npz").write_bytes((data / "mnist.npz").read_bytes())
+    monkeypatch.setattr(sys, "argv", ["x", "--data", str(tmp_path), "--tiny"])
+    with pytest.raises(SystemExit):
+        protocol.main(importlib.import_module("recipes.dafl_mnist").BENCHMARK)
+    assert f"no data at {tmp_path / 'usps.npz'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
