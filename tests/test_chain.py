@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import toys
 from dreamstill import chain as module_under_test
 from dreamstill import cli
-from dreamstill.chain import entering_quantized, read_chain, run_chain, weights_in
+from dreamstill.chain import read_chain, run_chain
 from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherError
 from dreamstill.export import load_exported
 from dreamstill.nets.seeded import seeded
@@ -23,6 +23,7 @@ from dreamstill.settings import to_plain
 from dreamstill.synthesis.drawings import CLOTHES
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
+from dreamstill.tasks.layers import entering_quantized, weights_in
 from dreamstill.tasks.pack import load_packed
 from dreamstill.tasks.quantize import QuantizedLayer
 from dreamstill.teacher import InputSpec, build

@@ -30,7 +30,7 @@ from dreamstill.evaluate import accuracy, agreement, measure_cost, measure_laten
 from dreamstill.export import export, load_exported
 from dreamstill.folder import claim, discard, write_atomically, write_json
 from dreamstill.images import load_images, load_unlabelled
-from dreamstill.probe import Probe, probed_at_once, shown_at_once
+from dreamstill.probe import shown_at_once
 from dreamstill.run import RANDOM_START, open_from, open_student, seeded_process
 from dreamstill.settings import at_least, from_plain, no_effect, read_plain, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
@@ -39,6 +39,7 @@ from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import check_finetuning, finetune
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_int8
+from dreamstill.tasks.layers import entering_quantized, weights_in
 from dreamstill.tasks.merge import MergeSettings, merge
 from dreamstill.tasks.pack import PackSettings, load_packed, pack, save_packed
 from dreamstill.tasks.prune import PruneSettings, prune
@@ -50,7 +51,7 @@ from dreamstill.tasks.quantize import (
     quantize_without_inputs,
     quantized_bytes,
 )
-from dreamstill.teacher import InputSpec, Teacher, build, open_teacher
+from dreamstill.teacher import Teacher, build, open_teacher
 
 __all__ = ["TASKS", "Chain", "Link", "read_chain", "run_chain"]
 
@@ -462,62 +463,6 @@ def _run(
         summary["not_exported"] = str(error)
     write_json(folder / "summary.json", summary)
     return summary
-
-
-def entering_quantized(model: nn.Module, spec: InputSpec, images: Tensor) -> dict[str, Tensor]:
-    """What enters each quantized layer on the first of the images uint8 (N, C, H, W)."""
-    layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
-    if not layers:
-        return {}
-    with Probe(layers) as probe, torch.no_grad():
-        model(spec.encode(images[: probed_at_once(spec.shape)]))
-    return probe.inputs
-
-
-BINS = 41
-"""Of a histogram."""
-
-
-def weights_in(
-    model: nn.Module, entering: Mapping[str, Tensor] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Of every convolution and linear layer: outputs, share of zeros, and a histogram.
-
-    Where `entering` has what enters a quantized layer also, as `inputs`, its range, the range that
-    the grid keeps of it, and histograms before and after it is put on the grid.
-    """
-    layers: dict[str, dict[str, Any]] = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantizedLayer):
-            weight = layer.quantized_weight().detach()
-        elif isinstance(layer, nn.Conv2d | nn.Linear) and name.removesuffix(".layer") not in layers:
-            weight = layer.weight.detach()
-        else:
-            continue
-        limit = weight.abs().max().item() or 1.0
-        layers[name] = {
-            "outputs": len(weight),
-            "zeros": (weight == 0).float().mean().item(),
-            "limit": limit,
-            "histogram": torch.histc(weight.float(), BINS, -limit, limit).int().tolist(),
-        }
-        if entering and name in entering:
-            layers[name]["inputs"] = _inputs_of(layer, entering[name])
-    return layers
-
-
-def _inputs_of(layer: QuantizedLayer, values: Tensor) -> dict[str, Any]:
-    rounded = layer.quantized_input(values).detach()
-    ends = layer.quantized_input(torch.tensor([-torch.inf, torch.inf])).detach()
-    low = min(values.min().item(), rounded.min().item())
-    high = max(values.max().item(), rounded.max().item(), low + 1e-6)
-    return {
-        "seen": [value.item() for value in values.aminmax()],
-        "kept": ends.tolist(),
-        "limits": [low, high],
-        "before": torch.histc(values, BINS, low, high).int().tolist(),
-        "after": torch.histc(rounded, BINS, low, high).int().tolist(),
-    }
 
 
 def _answers(
