@@ -121,7 +121,7 @@ def reference(
         row = rows[name_of]
         start = replace(row.synthesis, start=Start.STRUCTURED, drawing=drawing)
         rows[f"{name_of} from structured noise"] = replace(row, synthesis=start)
-    for name_of in ("dafl", "zskt", "dfad", "rdskd"):
+    for name_of in ("dafl", "zskt", "dfad", "rdskd", "abd"):
         after = SCHEDULE.steps // 2
         rows[f"{name_of} after structured noise"] = replace(rows[name_of], after=after)
     if not batch_norm:
