@@ -29,7 +29,7 @@ from dreamstill.export import export, load_exported
 from dreamstill.folder import environment
 from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from, settle_process
-from dreamstill.synthesis import open_synthesizer
+from dreamstill.sources import draw_images
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
 from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
 from dreamstill.synthesis.noise import NoiseSettings
@@ -117,35 +117,36 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int) -> torch.Tensor:
     """uint8 (num, C, H, W) of a source: real, noise or synthesized."""
-    rng = torch.Generator().manual_seed(seed)
     if source == "real":
         images = training_images(data, teacher.spec)
+        rng = torch.Generator().manual_seed(seed)
         return images[torch.randperm(len(images), generator=rng)[:num]]
-    drawing = CLOTHES if "fashion" in data.name else Drawing()
-    return synthetic_images(source, teacher, drawing, num, rng)
+    methods = synthesizers(CLOTHES if "fashion" in data.name else Drawing())
+    return synthetic_images(teacher, *methods[source], num, seed)
+
+
+def synthesizers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
+    """Method and settings by source: noise, ours (structured noise called all classes), WITHIN."""
+    ours = StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing)
+    within = {
+        name: KnowledgeWithinSettings(scheme=scheme, batch_size=500, steps=100)
+        for name, scheme in WITHIN.items()
+    }
+    return {
+        "noise": ("noise", NoiseSettings(batch_size=500)),
+        "ours": ("structured_noise", ours),
+        **{name: ("knowledge_within", settings) for name, settings in within.items()},
+    }
 
 
 def synthetic_images(
-    source: str, teacher: Teacher, drawing: Drawing, num: int, rng: torch.Generator
+    teacher: Teacher, method: str, settings: Any, num: int, seed: int
 ) -> torch.Tensor:
-    """uint8 (num, C, H, W): of WITHIN, noise, or ours, structured noise called all classes."""
-    name, settings = {
-        **{
-            scheme: (
-                "knowledge_within",
-                KnowledgeWithinSettings(scheme=of, batch_size=500, steps=100),
-            )
-            for scheme, of in WITHIN.items()
-        },
-        "noise": ("noise", NoiseSettings(batch_size=500)),
-        "ours": (
-            "structured_noise",
-            StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing),
-        ),
-    }[source]
-    method = open_synthesizer(name, teacher, settings, rng=rng)
-    parts = [teacher.spec.decode(method.next_batch().images) for _ in range(-(-num // 500))]
-    return torch.cat(parts)[:num]
+    """uint8 (num, C, H, W) of a method."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "images.pt"
+        images, _ = draw_images(teacher, method, settings, num, seed=seed, checkpoint=checkpoint)
+    return images
 
 
 def run(weights: Path, data: Path, link: dict[str, Any], images: Path, seed: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.continual mnist --data FOLDER
     python -m benchmarks.continual fashion_mnist --data FOLDER
-    python -m benchmarks.continual mnist --data FOLDER --batch-norm
+    python -m benchmarks.continual mnist --data FOLDER --batch-norm --rows abd "abd on generated"
 
 LeNet-5 learns the first two classes on their real images, then two more at a time with none of the
 old. The dreams of every network are structured noise that it classifies itself; rows "on noise"
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.compress import synthetic_images
+from benchmarks.compress import synthesizers, synthetic_images
 from benchmarks.protocol import made_rows, mean_and_std
 from dreamstill.evaluate import accuracy, predict
 from dreamstill.folder import environment
@@ -33,7 +33,6 @@ from dreamstill.nets.lenet import LeNet5
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
-from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.abd import AbdSettings
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
@@ -56,21 +55,18 @@ ROWS = {
 }
 """What keeps the old classes, and on which images in place of theirs."""
 BATCH_NORM_ROWS = {
-    "abd": (Recipe.ABD, "ours"),
     "abd on generated": (Recipe.ABD, "generated"),
     "abd on inverted": (Recipe.ABD, "inverted"),
     "abd on inverted from structured noise": (Recipe.ABD, "inverted from structured noise"),
-    "abd on noise": (Recipe.ABD, "noise"),
-    "abd on real": (Recipe.ABD, "real"),
     "inversion on inverted": (Recipe.INVERSION, "inverted"),
-    "inversion on real": (Recipe.INVERSION, "real"),
 }
+"""On images that a network without BatchNorm cannot give."""
 
 
-def methods_of(drawing: Drawing) -> dict[str, tuple[str, Any]]:
-    """Methods, with their settings, that a network without BatchNorm cannot serve."""
+def dreamers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
+    """Method and settings by source."""
     inversion = DeepInversionSettings(batch_size=500, steps=100, lr=0.1, flip=False)
-    return {
+    return synthesizers(drawing) | {
         "generated": ("abd", AbdSettings(widths=(32, 16), generator_steps=1500)),
         "inverted": ("deepinversion", inversion),
         "inverted from structured noise": (
@@ -104,15 +100,8 @@ def dreams_of(
         return old[:0]
     if source == "real":
         return old[torch.randperm(len(old), generator=rng)[:NUM_DREAMS]]
-    if source in (methods := methods_of(drawing)):
-        method, settings = methods[source]
-        synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
-        for _ in range(synthesizer.warm_up):
-            synthesizer.next_batch()
-        batches = range(-(-NUM_DREAMS // settings.batch_size))
-        parts = [teacher.spec.decode(synthesizer.next_batch().images) for _ in batches]
-        return torch.cat(parts)[:NUM_DREAMS]
-    return synthetic_images(source, teacher, drawing, NUM_DREAMS, rng)
+    seed = int(torch.randint(2**31, (), generator=rng))
+    return synthetic_images(teacher, *dreamers(drawing)[source], NUM_DREAMS, seed)
 
 
 def run(
@@ -163,11 +152,15 @@ def joint(
 
 def main() -> None:
     settle_process()
+    rows: dict[str, tuple[Recipe, str | None]] = {**ROWS, **BATCH_NORM_ROWS}
     parser = argparse.ArgumentParser(description="Class-incremental learning in five tasks.")
     parser.add_argument("data_set", choices=SPECS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--batch-norm", action="store_true", help="LeNet-5 with BatchNorm")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--rows", nargs="+", choices=(*rows, "joint"), default=(*rows, "joint"), metavar="ROW"
+    )
     parser.add_argument("--resume", action="store_true", help="make the rows the record lacks")
     args = parser.parse_args()
     if args.data is None:
@@ -182,32 +175,31 @@ def main() -> None:
     x_test, y_test = load_images(path, spec, 10)
     data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     name = f"continual_{args.data_set}" + ("_bn" if args.batch_norm else "")
-    rows = BATCH_NORM_ROWS if args.batch_norm else ROWS
     out = Path(f"benchmarks/records/{name}.json")
+    settings = to_plain(SETTINGS) | {"dreams": NUM_DREAMS, "drawing": to_plain(drawing)}
+    if args.batch_norm:
+        methods = dreamers(drawing).items()
+        settings["methods"] = {source: to_plain(of) for source, (_, of) in methods}
     record: dict[str, Any] = {
         "name": name,
         "data": args.data_set,
-        "settings": to_plain(SETTINGS) | {"dreams": NUM_DREAMS, "drawing": to_plain(drawing)},
+        "settings": settings,
         "environment": environment("cpu"),
         "rows": {},
     }
     made = made_rows(out, record) if args.resume else {}
-    if args.batch_norm:
-        record["settings"]["methods"] = {
-            source: to_plain(settings) for source, (_, settings) in methods_of(drawing).items()
-        }
-    for row in (*rows, "joint"):
-        if row not in made:
+    for row in args.rows:
+        if row not in made and (args.batch_norm or row not in BATCH_NORM_ROWS):
             runs = [
-                run(*rows[row], data, spec, drawing, seed, batch_norm=args.batch_norm)
-                if row in rows
-                else joint(data, spec, seed, batch_norm=args.batch_norm)
+                joint(data, spec, seed, batch_norm=args.batch_norm)
+                if row == "joint"
+                else run(*rows[row], data, spec, drawing, seed, batch_norm=args.batch_norm)
                 for seed in range(args.seeds)
             ]
             made[row] = summarized(runs)
-        record["rows"] = {key: made[key] for key in (*rows, "joint") if key in made}
-        out.write_text(json.dumps(record, indent=2) + "\n")
-        print(row, made[row], flush=True)
+            record["rows"] = {key: made[key] for key in (*rows, "joint") if key in made}
+            out.write_text(json.dumps(record, indent=2) + "\n")
+            print(row, made[row], flush=True)
 
 
 def summarized(runs: list[list[list[float]]]) -> dict[str, Any]:

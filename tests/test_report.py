@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dreamstill.errors import RunError
-from dreamstill.report import read_log, table_rows, write_report
+from dreamstill.report.distill import table_rows, write_report
 from dreamstill.report.figures import tile, to_picture
+from dreamstill.report.page import read_log
 
 COST = {"parameters": 61706, "macs": 416520, "bytes": 246824}
 HALF = {"parameters": 15738, "macs": 133740, "bytes": 62952}

@@ -25,9 +25,7 @@ from dreamstill.flags import PREFIX, add_flags, given_flags, read_toml
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import Kind, record_metadata
-from dreamstill.report import write_report
-from dreamstill.report.chain import write_chain_report
-from dreamstill.report.continual import write_continual_report
+from dreamstill.report import write_chain_report, write_continual_report, write_report
 from dreamstill.run import Job, TeacherFile, open_from, settle_process
 from dreamstill.settings import from_plain, merge
 from dreamstill.sources import read_synthesis

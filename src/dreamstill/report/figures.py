@@ -116,19 +116,20 @@ def curves(records: Sequence[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
-def bars(counts: Array, names: Sequence[str]) -> bytes:
+def bars(counts: Array) -> bytes:
     """A PNG of counts per class."""
     figure = Figure(figsize=(9, 2.2))
     axes = figure.subplots()
     axes.bar(range(len(counts)), counts, color=STUDENT)
     if len(counts) <= 40:
-        axes.set_xticks(range(len(counts)), names, rotation=0 if len(counts) <= 12 else 90)
+        axes.set_xticks(range(len(counts)))
+        axes.tick_params("x", rotation=0 if len(counts) <= 12 else 90)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylabel("images")
     return _png(figure)
 
 
-def matrix(confusion: Array, names: Sequence[str], *, whose: str = "student") -> bytes:
+def matrix(confusion: Array, *, whose: str = "student") -> bytes:
     """A PNG of a confusion matrix (K, K) of the answers of `whose`; numbers up to 20 classes."""
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     size = 4.6 if len(confusion) <= 20 else 6.0
@@ -138,8 +139,9 @@ def matrix(confusion: Array, names: Sequence[str], *, whose: str = "student") ->
     axes.set(xlabel=f"{whose}'s answer", ylabel="true class")
     if len(confusion) <= 20:
         ticks = range(len(confusion))
-        axes.set_xticks(ticks, names, fontsize=8)
-        axes.set_yticks(ticks, names, fontsize=8)
+        axes.set_xticks(ticks)
+        axes.set_yticks(ticks)
+        axes.tick_params(labelsize=8)
         for (i, j), count in np.ndenumerate(confusion):
             if count:
                 ink = "white" if share[i, j] > 0.4 else INK
@@ -171,11 +173,25 @@ def tradeoff(networks: Sequence[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
-def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> bytes:
-    """A PNG of a number for each layer or class, before (grey) and after."""
+def _rows(names: Sequence[str]) -> tuple[Figure, Any, Array]:
+    """A figure, its axes with a row for each name from the top, and where the rows are."""
     figure = Figure(figsize=(6.5, 0.8 + 0.28 * len(names)))
     axes = figure.subplots()
     places = np.arange(len(names))
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes, places
+
+
+def _with_legend(figure: Figure, axes: Any) -> bytes:
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return _png(figure)
+
+
+def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[float]) -> bytes:
+    """A PNG of a number for each layer or class, before (grey) and after."""
+    figure, axes, places = _rows(names)
     axes.barh(places, before, color="#dddddd", label="before")
     axes.barh(places, after, height=0.5, color=STUDENT, label="after")
     for place, value in zip(places, after, strict=True):
@@ -187,18 +203,12 @@ def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[
             va="center",
             fontsize=8,
         )
-    axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return _with_legend(figure, axes)
 
 
 def ranges(names: Sequence[str], seen: Sequence[Range], kept: Sequence[Range]) -> bytes:
     """A PNG of two ranges for each layer: that of its values (grey), and what is kept of it."""
-    figure = Figure(figsize=(6.5, 0.8 + 0.28 * len(names)))
-    axes = figure.subplots()
-    places = np.arange(len(names))
+    figure, axes, places = _rows(names)
     for pairs, height, color, label in (
         (seen, 0.8, "#dddddd", "seen"),
         (kept, 0.4, STUDENT, "kept"),
@@ -206,11 +216,7 @@ def ranges(names: Sequence[str], seen: Sequence[Range], kept: Sequence[Range]) -
         low, high = np.array(pairs, dtype=float).T
         axes.barh(places, high - low, height, left=low, color=color, label=label)
     axes.axvline(0, color=INK, linewidth=0.6)
-    axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return _with_legend(figure, axes)
 
 
 def histograms(layers: Mapping[str, tuple[Counts, Counts]]) -> bytes:

@@ -18,8 +18,8 @@ from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.priors import gaussian_smoothness
 from dreamstill.settings import above, at_least
 from dreamstill.synthesis.batch_norm import batch_norm_divergence
-from dreamstill.synthesis.contract import Batch, answered
-from dreamstill.synthesis.latent import LatentGenerator
+from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.latent import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
 
 __all__ = ["Abd", "AbdSettings"]
@@ -69,42 +69,33 @@ class Abd:
     def __init__(self, teacher: Teacher, settings: AbdSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings = teacher, settings
         self.warm_up = settings.generator_steps
-        self.generator = LatentGenerator(
+        generator = LatentGenerator(
             teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
         )
-        self.steps = 0
+        self.generator = LearnedFirst(generator, settings.generator_steps, self._loss)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W), drawn before the step while the generator still learns."""
-        generator = self.generator
-        z = generator.draw(self.settings.batch_size)
-        if self.steps == self.settings.generator_steps:
-            generator.module.eval()
-            with torch.no_grad():
-                return answered(self.teacher, generator.images(z))
-        images = generator.images(z)
-        divergence, logits = batch_norm_divergence(self.teacher, images)
-        generator.step(self._loss(images, logits, divergence))
-        self.steps += 1
-        return Batch(images.detach(), logits.detach())
+        return self.generator.next_batch(self.settings.batch_size)
 
-    def _loss(self, images: Tensor, logits: Tensor, divergence: Tensor) -> Tensor:
-        """Equations 3 to 6: content, class balance, statistics and image prior."""
+    def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Equations 3 to 6: content, class balance, statistics and image prior; and the logits."""
         settings = self.settings
+        divergence, logits = batch_norm_divergence(self.teacher, images)
         # in units of log K: -1 is a batch that is spread evenly
         balance = information_entropy(logits) / torch.log10(logits.new_tensor(logits.shape[1]))
-        return (
+        loss = (
             settings.content * F.cross_entropy(logits / settings.temperature, logits.argmax(1))
             + settings.information_entropy * balance
             + settings.batch_norm * divergence
             + settings.prior * gaussian_smoothness(images)
         )
+        return loss, logits
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, optimizer and the stage."""
-        return {"generator": self.generator.state_dict(), "steps": self.steps}
+        return self.generator.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up."""
-        self.generator.load_state_dict(state["generator"])
-        self.steps = state["steps"]
+        self.generator.load_state_dict(state)

@@ -1,5 +1,6 @@
 """A generator with its optimizer and rng: what every method that learns one is built on."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from dreamstill.errors import NonFiniteError
 from dreamstill.nets.generators import Generator
 from dreamstill.nets.seeded import seeded
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import Teacher
 
-__all__ = ["LatentGenerator"]
+__all__ = ["LatentGenerator", "LearnedFirst"]
 
 
 class LatentGenerator:
@@ -85,3 +87,46 @@ class LatentGenerator:
         """Take up generator and optimizer."""
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class LearnedFirst:
+    """A generator in two stages: it learns for `steps` batches, then is frozen and only draws.
+
+    Args:
+        generator: to learn.
+        steps: of the first stage.
+        loss: images (N, C, H, W) to the generator's loss and the teacher's logits (N, K).
+
+    """
+
+    def __init__(
+        self,
+        generator: LatentGenerator,
+        steps: int,
+        loss: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> None:
+        self.generator, self.steps, self.loss = generator, steps, loss
+        self.step = 0
+
+    def next_batch(self, num: int) -> Batch:
+        """(num, C, H, W), drawn before the step while the generator still learns."""
+        generator = self.generator
+        z = generator.draw(num)
+        if self.step == self.steps:
+            generator.module.eval()
+            with torch.no_grad():
+                return answered(generator.teacher, generator.images(z))
+        images = generator.images(z)
+        loss, logits = self.loss(images)
+        generator.step(loss)
+        self.step += 1
+        return Batch(images.detach(), logits.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimizer and the stage."""
+        return {"generator": self.generator.state_dict(), "steps": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up."""
+        self.generator.load_state_dict(state["generator"])
+        self.step = state["steps"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.losses.diversity import information_entropy, sample_diversity
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.contract import Batch, answered
-from dreamstill.synthesis.latent import LatentGenerator
+from dreamstill.synthesis.contract import Batch
+from dreamstill.synthesis.latent import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
 
 __all__ = ["CIFAR10", "MNIST", "Rdskd", "RdskdSettings"]
@@ -70,49 +70,37 @@ class Rdskd:
     def __init__(self, teacher: Teacher, settings: RdskdSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings = teacher, settings
         self.warm_up = settings.generator_steps
-        self.generator = LatentGenerator(
+        generator = LatentGenerator(
             teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
         )
-        self.steps = 0
+        self.generator = LearnedFirst(generator, settings.generator_steps, self._loss)
         self.base = torch.zeros(2, device=rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W), drawn before the step while the generator still learns."""
-        generator = self.generator
-        z = generator.draw(self.settings.batch_size)
-        if self.steps == self.settings.generator_steps:
-            generator.module.eval()
-            with torch.no_grad():
-                return answered(self.teacher, generator.images(z))
-        images = generator.images(z)
-        logits = self.teacher(images)
-        generator.step(self._loss(images, logits))
-        self.steps += 1
-        return Batch(images.detach(), logits.detach())
+        return self.generator.next_batch(self.settings.batch_size)
 
-    def _loss(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Each loss enters by the exponential of its rise over its base."""
+    def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Each loss enters by the exponential of its rise over its base; and the logits."""
         settings = self.settings
+        logits = self.teacher(images)
         entropy = information_entropy(logits) * torch.log(logits.new_tensor(10.0))  # in nats
         losses = torch.stack([F.cross_entropy(logits, logits.argmax(1)), entropy])
         rise = (losses - self.base).exp()
-        if self.steps % settings.refresh_every == 0:
+        if self.generator.step % settings.refresh_every == 0:
             self.base = losses.detach()
-        return (
+        loss = (
             settings.one_hot * rise[0]
             + settings.information_entropy * rise[1]
             + settings.diversity * sample_diversity(images, logits.softmax(1))
         )
+        return loss, logits
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, optimizer, the penalties' base and the stage."""
-        return {
-            "generator": self.generator.state_dict(),
-            "base": self.base,
-            "steps": self.steps,
-        }
+        return self.generator.state_dict() | {"base": self.base}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up."""
-        self.generator.load_state_dict(state["generator"])
-        self.base, self.steps = state["base"], state["steps"]
+        self.generator.load_state_dict(state)
+        self.base = state["base"]
