@@ -69,14 +69,14 @@ class Abd:
     def __init__(self, teacher: Teacher, settings: AbdSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings = teacher, settings
         self.warm_up = settings.generator_steps
-        generator = LatentGenerator(
+        self.generator = LatentGenerator(
             teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
         )
-        self.generator = LearnedFirst(generator, settings.generator_steps, self._loss)
+        self.stages = LearnedFirst(self.generator, settings.generator_steps, self._loss)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W), drawn before the step while the generator still learns."""
-        return self.generator.next_batch(self.settings.batch_size)
+        return self.stages.next_batch(self.settings.batch_size)
 
     def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 3 to 6: content, class balance, statistics and image prior; and the logits."""
@@ -94,8 +94,8 @@ class Abd:
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, optimizer and the stage."""
-        return self.generator.state_dict()
+        return self.stages.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up."""
-        self.generator.load_state_dict(state)
+        self.stages.load_state_dict(state)

@@ -70,15 +70,15 @@ class Rdskd:
     def __init__(self, teacher: Teacher, settings: RdskdSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings = teacher, settings
         self.warm_up = settings.generator_steps
-        generator = LatentGenerator(
+        self.generator = LatentGenerator(
             teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
         )
-        self.generator = LearnedFirst(generator, settings.generator_steps, self._loss)
+        self.stages = LearnedFirst(self.generator, settings.generator_steps, self._loss)
         self.base = torch.zeros(2, device=rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W), drawn before the step while the generator still learns."""
-        return self.generator.next_batch(self.settings.batch_size)
+        return self.stages.next_batch(self.settings.batch_size)
 
     def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Each loss enters by the exponential of its rise over its base; and the logits."""
@@ -87,7 +87,7 @@ class Rdskd:
         entropy = information_entropy(logits) * torch.log(logits.new_tensor(10.0))  # in nats
         losses = torch.stack([F.cross_entropy(logits, logits.argmax(1)), entropy])
         rise = (losses - self.base).exp()
-        if self.generator.step % settings.refresh_every == 0:
+        if self.stages.step % settings.refresh_every == 0:
             self.base = losses.detach()
         loss = (
             settings.one_hot * rise[0]
@@ -98,9 +98,9 @@ class Rdskd:
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, optimizer, the penalties' base and the stage."""
-        return self.generator.state_dict() | {"base": self.base}
+        return self.stages.state_dict() | {"base": self.base}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up."""
-        self.generator.load_state_dict(state)
+        self.stages.load_state_dict(state)
         self.base = state["base"]
