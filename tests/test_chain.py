@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import toys
-from dreamstill import chain as module_under_test
 from dreamstill import cli
 from dreamstill.chain import read_chain, run_chain
 from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherError
 from dreamstill.export import load_exported
+from dreamstill.links import TASKS
 from dreamstill.nets.seeded import seeded
 from dreamstill.report.chain import largest, layer_figures, write_chain_report
 from dreamstill.settings import to_plain
@@ -138,7 +138,7 @@ def test_a_chain_resumes_after_its_last_finished_link(
     done: list[str] = []
 
     def counting(task: str):  # type: ignore[no-untyped-def]
-        kind, run = module_under_test.TASKS[task]
+        kind, run = TASKS[task]
 
         def counted(*arguments):  # type: ignore[no-untyped-def]
             done.append(task)
@@ -148,8 +148,8 @@ def test_a_chain_resumes_after_its_last_finished_link(
 
         return kind, counted
 
-    counted = {task: counting(task) for task in module_under_test.TASKS}
-    monkeypatch.setattr(module_under_test, "TASKS", counted)
+    counted = {task: counting(task) for task in TASKS}
+    monkeypatch.setattr("dreamstill.chain.TASKS", counted)
     with pytest.raises(KeyboardInterrupt):
         run_chain(tmp_path / "cut", chain)
     result = run_chain(tmp_path / "cut", chain, resume=True)

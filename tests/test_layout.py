@@ -21,7 +21,7 @@ ORDER = (
     ("tasks",),
     ("run",),
     ("report", "sources"),
-    ("summarize",),
+    ("summarize", "links", "kept"),
     ("main_job", "flags", "chain", "learning", "terminal"),
     ("cli",),
 )

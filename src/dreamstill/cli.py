@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from dreamstill import main_job
-from dreamstill.chain import TASKS, read_chain, run_chain
+from dreamstill.chain import read_chain, run_chain
 from dreamstill.errors import (
     DreamstillError,
     RunError,
@@ -24,6 +24,7 @@ from dreamstill.errors import (
 from dreamstill.flags import PREFIX, add_flags, given_flags, read_toml
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import Learning, learn_classes
+from dreamstill.links import TASKS
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_chain_report, write_continual_report, write_report
 from dreamstill.run import Job, TeacherFile, open_from, settle_process

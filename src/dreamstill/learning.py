@@ -101,25 +101,26 @@ def learn_classes(
     }
     pictures = _learned_from(teacher, dreams, new, labels)
     if test is not None and real is not None:
-        summary |= {"images": real.name} | _kept(teacher, network, *test)
-        answers = predict(network.module, teacher.spec, test[0])
-        pictures["confusion"] = confusion_matrix(answers, test[1], num_classes).numpy()
+        x, y = test
+        before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
+        summary |= {"images": real.name} | _kept(before, after, y)
+        pictures["confusion"] = confusion_matrix(after, y, num_classes).numpy()
     save_arrays(folder / "pictures.npz", **pictures)
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def _kept(teacher: Teacher, network: Teacher, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Accuracy on old and new classes, on each class, before and after; forgetting.
+def _kept(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
+    """Accuracy on old and new classes, on each class, by logits before and after; forgetting.
 
     Old and new classes are a task each: the average is theirs, not that of all images.
     """
-    before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
-    old = y < teacher.num_classes
+    num_old = before.shape[1]
+    old = y < num_old
     by_class = [
         {
             "class": int(k),
-            "before": accuracy(before[y == k], y[y == k]) if k < teacher.num_classes else None,
+            "before": accuracy(before[y == k], y[y == k]) if k < num_old else None,
             "after": accuracy(after[y == k], y[y == k]),
         }
         for k in y.unique()
