@@ -12,13 +12,13 @@ import toys
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.equalize import equalize
 from dreamstill.tasks.graph import (
-    channel_spaces,
     fold_batch_norm,
     pairs,
     plain_layers,
     relu_for_relu6,
     trace,
 )
+from dreamstill.tasks.spaces import channel_spaces
 
 
 class Net(nn.Module):

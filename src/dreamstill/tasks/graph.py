@@ -4,7 +4,7 @@ import copy
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,7 @@ from dreamstill.errors import TeacherError, first_line
 
 __all__ = [
     "Pair",
-    "Space",
-    "channel_spaces",
     "fold_batch_norm",
-    "is_padding",
     "is_relu6",
     "pairs",
     "plain_layers",
@@ -43,39 +40,6 @@ POSITIVE: tuple[Any, ...] = (
     F.dropout,
 )
 """What commutes with a positive factor on each channel."""
-ELEMENTWISE: tuple[Any, ...] = (
-    *POSITIVE,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Dropout2d,
-    nn.ZeroPad2d,
-    F.relu6,
-    F.leaky_relu,
-    F.elu,
-    F.gelu,
-    F.silu,
-    F.hardswish,
-    F.hardsigmoid,
-    torch.tanh,
-    torch.sigmoid,
-    "tanh",
-    "sigmoid",
-    "contiguous",
-)
-"""What leaves every channel where it is."""
-JOIN: tuple[Any, ...] = (
-    *(operator.add, operator.iadd, torch.add, "add", "add_"),
-    *(operator.sub, torch.sub, "sub"),
-    *(operator.mul, operator.imul, torch.mul, "mul", "mul_"),
-)
-"""What brings two tensors together channel by channel."""
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -189,7 +153,7 @@ class Pair:
     """An average between them counts zeros at the border: a constant does not come through."""
 
 
-def _layer(
+def layer_at(
     node: fx.Node, modules: dict[str, nn.Module], *, grouped: bool = False
 ) -> nn.Conv2d | nn.Linear | None:
     module = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -226,22 +190,22 @@ def _pairs(graph: fx.GraphModule, *, grouped: bool) -> Iterator[tuple[Pair, list
     """Pairs, each with the ReLU6 between its layers."""
     modules, calls = dict(graph.named_modules()), _calls(graph)
     for node in graph.graph.nodes:
-        first = _layer(node, modules, grouped=grouped)
+        first = layer_at(node, modules, grouped=grouped)
         if first is None or calls[str(node.target)] > 1:
             continue
         here, relu, flat, fades = node, False, isinstance(first, nn.Linear), False
         ceilings: list[nn.Module] = []
-        while len(users := [user for user in here.users if not _is_size(user)]) == 1:
+        while len(users := [user for user in here.users if not is_size(user)]) == 1:
             (here,) = users
             relu = relu or is_one_of(here, modules, RELU)
             fades = fades or _averages_zeros(here, modules)
-            flattens = _flattens(here, modules)
-            flat = flat or flattens
+            flattened = flattens(here, modules)
+            flat = flat or flattened
             if here.op == "call_module" and is_relu6(module := modules[str(here.target)]):
                 ceilings.append(module)
-            elif not flattens and not is_one_of(here, modules, POSITIVE):
+            elif not flattened and not is_one_of(here, modules, POSITIVE):
                 break
-        second = _layer(here, modules, grouped=grouped)
+        second = layer_at(here, modules, grouped=grouped)
         if second is None or here is node or calls[str(here.target)] > 1:
             continue
         width, inputs = first.weight.shape[0], second.weight.shape[1]
@@ -270,7 +234,7 @@ def _averages_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     )
 
 
-def _flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+def flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """(N, C, ...) -> (N, everything): x.flatten(1), x.view(x.size(0), -1), x.reshape(-1, 400)."""
     if node.op == "call_module":
         module = modules[str(node.target)]
@@ -286,183 +250,10 @@ def _flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return False
 
 
-@dataclass(eq=False)
-class Space:
-    """Channels that hang together: one choice serves all who make, pass or read them."""
-
-    makers: list[str] = field(default_factory=list)
-    """Convolutions and linear layers that put them out; none: the images' own."""
-    readers: list[str] = field(default_factory=list)
-    norms: list[str] = field(default_factory=list)
-    depthwise: list[str] = field(default_factory=list)
-    unclear: list[str] = field(default_factory=list)
-    """Operations through which they cannot be followed."""
-    inlay: "Inlay | None" = None
-    joined: "Space | None" = None
-
-    def root(self) -> "Space":
-        """The space that this one became part of."""
-        return self if self.joined is None else self.joined.root()
-
-    def carriers(self) -> list[str]:
-        """The layers whose outputs are these channels."""
-        return self.makers + self.norms + self.depthwise
-
-    def depth(self) -> int:
-        """How many spaces lie within this one, one in the other."""
-        return self.inlay.space.depth() + 1 if self.inlay else 0
-
-    def join(self, other: "Space") -> None:
-        """Make one of two."""
-        if self is not other:
-            other.joined = self
-            for name in ("makers", "readers", "norms", "depthwise", "unclear"):
-                getattr(self, name).extend(getattr(other, name))
-            self.inlay = self.inlay or other.inlay
-
-
-@dataclass(frozen=True)
-class Inlay:
-    """Another space's channels, all of them, between channels of padding."""
-
-    of: Space
-    front: int
-    back: int
-
-    @property
-    def space(self) -> Space:
-        """Where the other channels stand now."""
-        return self.of.root()
-
-
-def channel_spaces(graph: fx.GraphModule) -> list[Space]:
-    """Every space of channels in a graph, the images' own first.
-
-    Channels are followed past BatchNorm, depthwise convolutions, pooling, flattening, sums and
-    products, padding on either side, and the elementwise functions of `ELEMENTWISE`. Those that
-    go into anything else, or out of the network, are marked.
-    """
-    modules = dict(graph.named_modules())
-    found: list[Space] = []
-    at: dict[fx.Node, Space] = {}
-    images = Space()
-
-    def width(space: Space) -> int:
-        """Channels; 0 where no layer made them."""
-        if space.inlay and not space.makers:
-            return space.inlay.front + width(space.inlay.space) + space.inlay.back
-        weights = [modules[name].weight for name in space.makers[:1]]
-        return sum(map(len, weights))
-
-    def mark(node: fx.Node, *spaces: Space) -> None:
-        for space in spaces:
-            space.unclear.append(str(node.target if node.op == "call_module" else node))
-
-    for node in graph.graph.nodes:
-        name = str(node.target)
-        module = modules.get(name) if node.op == "call_module" else None
-        here = list(dict.fromkeys(at[arg].root() for arg in node.all_input_nodes if arg in at))
-        again = next((space.root() for space in found if name in space.carriers()), None)
-        if node.op == "placeholder":
-            found.append(images)
-            at[node] = images
-        elif not here or _is_size(node):
-            continue
-        elif again is not None or node.op == "output":
-            at[node] = again or here[0]
-            mark(node, *here, at[node])
-        elif isinstance(module, _BatchNorm):
-            here[0].norms.append(name)
-            at[node] = here[0]
-        elif isinstance(module, nn.Conv2d) and (
-            1 < module.groups == module.in_channels == module.out_channels
-        ):
-            here[0].depthwise.append(name)
-            at[node] = here[0]
-        elif (layer := _layer(node, modules)) is not None:
-            by_linear = any(isinstance(modules[maker], nn.Linear) for maker in here[0].makers)
-            if by_linear and layer.weight.shape[1] != width(here[0]):  # (N, L, C), flattened
-                mark(node, here[0])
-            here[0].readers.append(name)
-            found.append(Space(makers=[name]))
-            at[node] = found[-1]
-        elif is_one_of(node, modules, JOIN):
-            sizes = [width(space) for space in here]
-            at[node] = here[sizes.index(max(sizes))]
-            inlays = {(s.inlay.space, s.inlay.front) for s in here if s.inlay}
-            alike = len({*sizes} - {0}) == 1 and images not in here and len(inlays) < 2
-            if len(here) == 1 or alike:
-                for space in here:
-                    at[node].join(space)
-            else:  # one side is spread over the channels of the other
-                mark(node, *here)
-        elif (
-            is_one_of(node, modules, ELEMENTWISE)
-            or _flattens(node, modules)
-            or _takes_pixels(node)
-            or _averages_pixels(node)
-            or _pads_pixels(node)
-        ):
-            at[node] = here[0]
-        elif (added := _pads_channels(node)) and width(here[0]):
-            found.append(Space(inlay=Inlay(here[0], *added)))
-            at[node] = found[-1]
-        else:
-            mark(node, *here)
-            makers = [name] if isinstance(module, nn.Conv2d | nn.Linear) else []
-            found.append(Space(makers=makers))
-            mark(node, found[-1])
-            at[node] = found[-1]
-    return [space for space in found if space.joined is None]
-
-
-def is_padding(name: str) -> bool:
-    """An unclear operation is F.pad, by numbers that are not known before it runs."""
-    return name.rpartition("_")[0] == "pad" or name == "pad"
-
-
-def _takes_pixels(node: fx.Node) -> bool:
-    """x[:, :, rows, columns]: all images, all channels."""
-    index = node.args[1] if node.target is operator.getitem else None
-    return isinstance(index, tuple) and index[:2] == (slice(None), slice(None))
-
-
-def _padding(node: fx.Node) -> list[int]:
-    """Numbers of F.pad, from the last axis to the first; none of anything else."""
-    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    if node.target is not F.pad or not isinstance(widths, tuple | list):
-        return []
-    numbers = list(widths)
-    while len(numbers) > 6 and numbers[-2:] == [0, 0]:  # of the images themselves
-        del numbers[-2:]
-    return numbers
-
-
-def _pads_pixels(node: fx.Node) -> bool:
-    """Padding of height and width alone: two numbers each."""
-    widths = _padding(node)
-    return bool(widths) and not any(widths[4:])
-
-
-def _pads_channels(node: fx.Node) -> tuple[int, int] | None:
-    """How many channels are put before and behind."""
-    match _padding(node):
-        case [_, _, _, _, int(front), int(back)] if front >= 0 and back >= 0:
-            return front, back
-    return None
-
-
-def _averages_pixels(node: fx.Node) -> bool:
-    """x.mean((2, 3))."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    dims = dims if isinstance(dims, tuple | list) else (dims,)
-    return node.target in (torch.mean, "mean") and all(d in (2, 3, -1, -2) for d in dims)
-
-
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     """x.size(0) and x.shape[0], which only serve a view."""
     if node.target is operator.getitem:
-        return isinstance(node.args[0], fx.Node) and _is_size(node.args[0])
+        return isinstance(node.args[0], fx.Node) and is_size(node.args[0])
     return node.target == "size" or (node.target is getattr and node.args[1] == "shape")
 
 

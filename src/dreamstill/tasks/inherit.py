@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
-from dreamstill.tasks.graph import Space, batch_norms, channel_spaces, trace
+from dreamstill.tasks.graph import batch_norms, trace
+from dreamstill.tasks.spaces import Space, channel_spaces
 
 __all__ = ["inherit"]
 

@@ -27,8 +27,9 @@ from dreamstill.probe import probed_at_once
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import channel_spaces, is_padding, trace
+from dreamstill.tasks.graph import trace
 from dreamstill.tasks.reconstruct import reconstruct
+from dreamstill.tasks.spaces import channel_spaces, is_padding
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = ["Importance", "PruneSettings", "RoundRecord", "Target", "prune"]
@@ -185,18 +186,10 @@ def prune(
             channels cut.
 
     """
-    tp = library()
+    library()
     own = model is None or model is teacher.module
     model = copy.deepcopy(teacher.module if model is None else model)
-    last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
-    if last is None:
-        raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
-    scaled = any(isinstance(m, _BatchNorm) and m.affine for m in model.modules())
-    if settings.importance is Importance.BATCH_NORM and not scaled:
-        raise SettingsError(
-            f"importance {settings.importance.value} reads BatchNorm's scales, and "
-            f"{type(model).__name__} has none: take magnitude or taylor"
-        )
+    last = _last_layer(model, teacher, settings)
     model.requires_grad_(True)
     whole = _cost(model, teacher, settings.target)
     records = []
@@ -205,7 +198,7 @@ def prune(
         goal = whole * settings.keep ** (step / settings.rounds)
         before = copy.deepcopy(model) if settings.reconstruct else model
         try:
-            kept = _narrow(tp, model, last, teacher, images, settings, goal)
+            kept = _narrow(model, last, teacher, images, settings, goal)
         except DreamstillError:
             raise
         except Exception as error:  # the library does not follow every operation
@@ -234,6 +227,20 @@ def prune(
     return model.eval().requires_grad_(False), records
 
 
+def _last_layer(model: nn.Module, teacher: Teacher, settings: PruneSettings) -> str:
+    """Name of the layer whose outputs stay, in a network that can be pruned as asked."""
+    last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
+    if last is None:
+        raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
+    scaled = any(isinstance(m, _BatchNorm) and m.affine for m in model.modules())
+    if settings.importance is Importance.BATCH_NORM and not scaled:
+        raise SettingsError(
+            f"importance {settings.importance.value} reads BatchNorm's scales, and "
+            f"{type(model).__name__} has none: take magnitude or taylor"
+        )
+    return last
+
+
 def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
     cost = measure_cost(model, teacher.spec, num_runs=50 if target is Target.LATENCY else 1)
     return cost.latency_ms.median if target is Target.LATENCY else getattr(cost, target.value)
@@ -253,7 +260,6 @@ def padded_layers(model: nn.Module) -> list[str]:
 
 
 def _narrow(
-    tp: Any,
     model: nn.Module,
     last: str,
     teacher: Teacher,
@@ -275,7 +281,7 @@ def _narrow(
     example = teacher.spec.encode(images[:1].to(teacher.device))
     model.eval()
     seconds = layer_seconds(model, example) if settings.latency else {}
-    pruner = tp.pruner.BasePruner(
+    pruner = library().pruner.BasePruner(
         model,
         example,
         importance=importance_of(settings, seconds),
