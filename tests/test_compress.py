@@ -19,13 +19,8 @@ from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.nets.resnet_cifar import resnet20
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.factorize import (
-    FactorizeSettings,
-    factorize,
-    modes_by_responses,
-    modes_of,
-    split_convolution,
-)
+from dreamstill.tasks.factorize import FactorizeSettings, factorize
+from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolution
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
 from dreamstill.tasks.merge import MergeSettings, merge, merge_order

@@ -104,9 +104,7 @@ def synthesize(
         if not checkpoint.is_file():
             discard(folder, existed=existed)
         raise
-    present = classes.unique()[:MOST_CLASSES]
-    rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in present]
-    picture = class_rows(rows, [str(k) for k in present.tolist()])
+    picture = draw_classes(x, classes)
     write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
     counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
     return {
@@ -116,6 +114,13 @@ def synthesize(
         "images_per_class": counts,
         "queries": teacher.queries,
     }
+
+
+def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:
+    """A PNG of ten images of each class; of uint8 (N, C, H, W) and classes (N,)."""
+    present = classes.unique()[:MOST_CLASSES]
+    rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in present]
+    return class_rows(rows, [str(k) for k in present.tolist()])
 
 
 def distill_and_report(
