@@ -24,8 +24,8 @@ from dreamstill.synthesis.drawings import CLOTHES
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
 from dreamstill.tasks.layers import entering_quantized, weights_in
-from dreamstill.tasks.pack import load_packed
-from dreamstill.tasks.quantize import QuantizedLayer
+from dreamstill.tasks.packed import load_packed
+from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec, build
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}

@@ -24,23 +24,11 @@ from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolu
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
 from dreamstill.tasks.merge import MergeSettings, merge, merge_order
-from dreamstill.tasks.pack import (
-    PackSettings,
-    codebook_of,
-    from_gaps,
-    gaps_of,
-    lamp_masks,
-    load_packed,
-    pack,
-    save_packed,
-)
+from dreamstill.tasks.pack import PackSettings, codebook_of, lamp_masks, pack
+from dreamstill.tasks.packed import from_gaps, gaps_of, load_packed, save_packed
 from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
-from dreamstill.tasks.quantize import (
-    QuantizedLayer,
-    QuantizeSettings,
-    quantize,
-    quantize_without_inputs,
-)
+from dreamstill.tasks.quantize import QuantizeSettings, quantize, quantize_without_inputs
+from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))

@@ -20,15 +20,17 @@ from dreamstill.tasks.equalize import Moments, equalize, expected_inputs, relu_m
 from dreamstill.tasks.graph import fold_batch_norm
 from dreamstill.tasks.quantize import (
     Calibration,
-    QuantizedLayer,
     QuantizeSettings,
-    best_step,
-    fake_quantize,
-    mixed_bits,
     quantize,
     quantize_without_inputs,
+)
+from dreamstill.tasks.quantized import (
+    QuantizedLayer,
+    best_step,
+    fake_quantize,
     quantized_bytes,
 )
+from dreamstill.tasks.sensitivity import mixed_bits
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 GREY = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.25,))

@@ -22,16 +22,16 @@ from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_int8
 from dreamstill.tasks.merge import MergeSettings, merge
-from dreamstill.tasks.pack import PackSettings, load_packed, pack, save_packed
+from dreamstill.tasks.pack import PackSettings, pack
+from dreamstill.tasks.packed import load_packed, save_packed
 from dreamstill.tasks.prune import PruneSettings, prune
 from dreamstill.tasks.quantize import (
-    QuantizedLayer,
     QuantizeSettings,
     check_without_inputs,
     quantize,
     quantize_without_inputs,
-    quantized_bytes,
 )
+from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = ["TASKS", "Outcome", "Work", "answers_of_file"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.probe import Probe, probed_at_once
-from dreamstill.tasks.quantize import QuantizedLayer
+from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec
 
 __all__ = ["entering_quantized", "weights_in"]

@@ -1,44 +1,38 @@
 """Quantize to 2 to 8 bits by simulation: with no input at all, or calibrated and fine-tuned.
 
 Every convolution and linear layer gets a quantized weight and a quantized input, but those inside
-torch's attention, which reads their weights itself. Sources: DFQ
-(Nagel et al. 2019) for ranges and bias correction without inputs; LSQ (Esser et al. 2020) for step
-sizes that learn, here as logarithms and without its scaling of their gradients; ZeroQ (Cai et al.
-2020) for the sensitivity of a layer: KL(whole precision || that layer alone at low bits) on the
-images. The fine-tuning is distillation from the network itself.
+torch's attention, which reads their weights itself. Sources: DFQ (Nagel et al. 2019) for ranges and
+bias correction without inputs; LSQ (Esser et al. 2020) for step sizes that learn (`quantized`);
+ZeroQ (Cai et al. 2020) for the bits of each layer (`sensitivity`). The fine-tuning is distillation
+from the network itself.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import SettingsError, TeacherError
-from dreamstill.evaluate import predict
-from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import Probe, probed_at_once
 from dreamstill.settings import no_effect, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, map_modules, plain_layers
+from dreamstill.tasks.quantized import Logarithm, QuantizedLayer
+from dreamstill.tasks.sensitivity import mixed_bits, sensitivities
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = [
     "Calibration",
     "QuantizeSettings",
-    "QuantizedLayer",
     "check_without_inputs",
-    "mixed_bits",
     "quantize",
     "quantize_without_inputs",
-    "quantized_bytes",
-    "sensitivities",
 ]
 
 
@@ -74,96 +68,6 @@ class QuantizeSettings:
         within(self, 0.25, 1, "size")
         if self.size is not None:
             no_effect(self, "beside size", "weight_bits")
-
-
-def round_through(values: Tensor) -> Tensor:
-    """Round; the gradient passes as if it had not."""
-    return values + (values.round() - values).detach()
-
-
-def fake_quantize(values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """Values on the grid step * {low, ..., high}; gradients to values and step: LSQ."""
-    return round_through(torch.clamp(values / step, low, high)) * step
-
-
-def best_step(weight: Tensor, bits: int, *, per_channel: bool) -> Tensor:
-    """The symmetric step of least squared error: of 80 shares of the largest magnitude.
-
-    Returns:
-        (O, 1, ...) for each output channel, or a scalar's shape for all.
-
-    """
-    high = 2 ** (bits - 1) - 1
-    rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
-    largest = rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
-    best = largest / high
-    best_error = torch.full_like(largest, torch.inf)
-    for share in torch.linspace(0.2, 1.0, 81).tolist():
-        step = share * largest / high
-        error = (fake_quantize(rows, step, -high - 1, high) - rows).pow(2).sum(1, keepdim=True)
-        better = error < best_error
-        best, best_error = torch.where(better, step, best), torch.where(better, error, best_error)
-    shaped: Tensor = best.view(-1, *[1] * (weight.ndim - 1))
-    return shaped
-
-
-class QuantizedLayer(nn.Module):
-    """A convolution or linear layer that computes with quantized weight and input.
-
-    Args:
-        layer: its weight and bias are taken over.
-        weight_bits, activation_bits: 2 to 8.
-        low, high: the range of its input; a grid of 2^bits values spans it, 0 among them.
-        per_channel: see QuantizeSettings.
-
-    """
-
-    def __init__(
-        self,
-        layer: nn.Conv2d | nn.Linear,
-        weight_bits: int,
-        activation_bits: int,
-        low: float,
-        high: float,
-        *,
-        per_channel: bool,
-    ) -> None:
-        super().__init__()
-        self.layer, self.weight_bits, self.activation_bits = layer, weight_bits, activation_bits
-        step = best_step(layer.weight.detach(), weight_bits, per_channel=per_channel)
-        self.weight_step = nn.Parameter(step)
-        low, high = min(low, 0.0), max(high, 1e-6)
-        levels = 2**activation_bits - 1
-        self.input_step = nn.Parameter(torch.tensor((high - low) / levels, device=step.device))
-        # whole steps below zero, so that zero, which padding puts in, is on the grid
-        self.zero_point = round(-low / (high - low) * levels)
-
-    def quantized_weight(self) -> Tensor:
-        """The weight on its grid."""
-        high = 2 ** (self.weight_bits - 1) - 1
-        return fake_quantize(self.layer.weight, self.weight_step, -high - 1, high)
-
-    def quantized_input(self, inputs: Tensor) -> Tensor:
-        """What enters, on its grid."""
-        levels = 2**self.activation_bits - 1
-        return fake_quantize(inputs, self.input_step, -self.zero_point, levels - self.zero_point)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """As the layer, on the grids."""
-        inputs = self.quantized_input(inputs)
-        layer, weight = self.layer, self.quantized_weight()
-        if isinstance(layer, nn.Linear):
-            return F.linear(inputs, weight, layer.bias)
-        output: Tensor = layer._conv_forward(inputs, weight, layer.bias)
-        return output
-
-
-def quantized_bytes(model: nn.Module) -> int:
-    """Bytes of a quantized network: weights at their bits, steps and all the rest as float32."""
-    bits: int = 8 * sum(v.numel() * v.element_size() for v in model.state_dict().values())
-    for layer in (m for m in model.modules() if isinstance(m, QuantizedLayer)):
-        bits -= (32 - layer.weight_bits) * layer.layer.weight.numel()
-    return -(-bits // 8)
 
 
 Ranges = dict[str, tuple[float, float]]
@@ -277,75 +181,6 @@ def _correct_bias(layer: QuantizedLayer, moments: Moments) -> None:
     layer.layer.bias = nn.Parameter((0 if bias is None else bias.detach()) - shift)
 
 
-@torch.no_grad()
-def sensitivities(
-    model: nn.Module,
-    spec: InputSpec,
-    images: Tensor,
-    settings: QuantizeSettings,
-    names: Iterable[str],
-    candidates: tuple[int, ...] = (2, 3, 4, 6, 8),
-) -> dict[str, dict[int, float]]:
-    """By layer and bits, mean KL(model || model with this layer's weight alone at these bits).
-
-    Args:
-        model: its layers `names` are changed one at a time, and brought back.
-        spec: its input.
-        images: uint8 (N, C, H, W); the first 512 are shown.
-        settings: whether steps are of channels.
-        names: of layers.
-        candidates: bits.
-
-    """
-    shown = images[:512]
-    whole = predict(model, spec, shown)
-    table: dict[str, dict[int, float]] = {}
-    for name in names:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        weight = layer.weight.detach().clone()
-        table[name] = {}
-        for bits in candidates:
-            high = 2 ** (bits - 1) - 1
-            step = best_step(weight, bits, per_channel=settings.per_channel)
-            layer.weight.copy_(fake_quantize(weight, step, -high - 1, high))
-            table[name][bits] = kl_divergence(predict(model, spec, shown), whole).item()
-        layer.weight.copy_(weight)
-    return table
-
-
-def mixed_bits(
-    table: dict[str, dict[int, float]], sizes: dict[str, int], share: float
-) -> dict[str, int]:
-    """Bits of each layer: from the most, lower the one whose KL rises least for each bit saved.
-
-    Args:
-        table: of `sensitivities`.
-        sizes: weights of each layer.
-        share: of the size at 8 bits, at most.
-
-    Raises:
-        SettingsError: the fewest bits are still too many.
-
-    """
-    bits = {name: max(choices) for name, choices in table.items()}
-    budget = share * 8 * sum(sizes.values())
-    while sum(sizes[name] * b for name, b in bits.items()) > budget:
-        steps = []
-        for name, now in bits.items():
-            lower = [b for b in table[name] if b < now]
-            if lower:
-                bits_below = max(lower)
-                rise = table[name][bits_below] - table[name][now]
-                steps.append((rise / (sizes[name] * (now - bits_below)), name, bits_below))
-        if not steps:
-            fewest = min(bits.values())
-            raise SettingsError(f"size {share} cannot be met with at least {fewest} bits")
-        _, name, lower_bits = min(steps)
-        bits[name] = lower_bits
-    return bits
-
-
 def quantize(
     teacher: Teacher,
     images: Tensor,
@@ -377,7 +212,7 @@ def quantize(
     bits = None
     if settings.size is not None:
         names, layers = list(ranges), plain_layers(model)
-        table = sensitivities(model, teacher.spec, images, settings, names)
+        table = sensitivities(model, teacher.spec, images, names, per_channel=settings.per_channel)
         if fixed := settings.first_last_bits:  # they count in the size and have no choice
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layers[name].weight.numel() for name in names}
@@ -397,18 +232,6 @@ def quantize(
         for layer, name in _steps(model):
             parametrize.remove_parametrizations(layer, name)
     return model.eval().requires_grad_(False)
-
-
-class Logarithm(nn.Module):
-    """Learn a step as its logarithm: it stays above 0, and Adam changes it by a share of itself."""
-
-    def forward(self, logarithm: Tensor) -> Tensor:
-        """The step."""
-        return logarithm.exp()
-
-    def right_inverse(self, step: Tensor) -> Tensor:
-        """What is learned."""
-        return step.log()
 
 
 def _steps(model: nn.Module) -> list[tuple[QuantizedLayer, str]]:

@@ -1,0 +1,217 @@
+r"""The file of a packed network, decoded exactly: Huffman-coded weights of few values.
+
+Source: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 4. Little endian: the magic
+`DSPACK1\n`; two lengths in bytes (uint32), of header and numbers; the header, JSON within zlib; the
+numbers, float32: the codebooks in order, then the tensors that are not shared (biases, BatchNorm);
+then one stream of bits, the codes and the gaps of each shared tensor. The header holds what
+decoding needs: each tensor's name and shape, and for a shared one its number of weights, its
+codebook's size and the canonical Huffman code lengths of codes and gaps. All of it is counted in
+the size.
+"""
+
+import heapq
+import json
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dreamstill.errors import ExportError
+from dreamstill.tasks.pack import weights_of
+
+__all__ = ["load_packed", "save_packed"]
+
+MAGIC = b"DSPACK1\n"
+MAX_GAP = 255
+"""A longer run of zeros is written as a gap of this and a weight of zero."""
+
+
+def huffman_lengths(symbols: Iterable[int]) -> dict[int, int]:
+    """Bits of each symbol's code in an optimal prefix code.
+
+    >>> sorted(huffman_lengths([0, 0, 0, 0, 1, 1, 2]).items())
+    [(0, 1), (1, 2), (2, 2)]
+    """
+    counts = Counter(symbols)
+    if len(counts) == 1:
+        return dict.fromkeys(counts, 1)
+    heap = [
+        (count, index, {symbol: 0}) for index, (symbol, count) in enumerate(sorted(counts.items()))
+    ]
+    heapq.heapify(heap)
+    unique = len(heap)
+    while len(heap) > 1:
+        a, b = heapq.heappop(heap), heapq.heappop(heap)
+        deeper = {symbol: length + 1 for symbol, length in (a[2] | b[2]).items()}
+        heapq.heappush(heap, (a[0] + b[0], unique, deeper))
+        unique += 1
+    return heap[0][2] if heap else {}
+
+
+def canonical_codes(lengths: dict[int, int]) -> dict[int, str]:
+    """Prefix codes by length and symbol alone, so that a decoder needs the lengths alone.
+
+    >>> canonical_codes({0: 1, 1: 2, 2: 2})
+    {0: '0', 1: '10', 2: '11'}
+    """
+    codes, code, previous = {}, 0, 0
+    for length, symbol in sorted((length, symbol) for symbol, length in lengths.items()):
+        code <<= length - previous
+        codes[symbol] = format(code, f"0{length}b")
+        code, previous = code + 1, length
+    return codes
+
+
+def gaps_of(codes: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """Codes that are not 0 and the zeros before each, with fillers for gaps above MAX_GAP."""
+    symbols, gaps, last = [], [], -1
+    for position in codes.nonzero()[0].tolist():
+        gap = position - last - 1
+        while gap > MAX_GAP:
+            symbols.append(0)
+            gaps.append(MAX_GAP)
+            gap -= MAX_GAP + 1
+        symbols.append(int(codes[position]))
+        gaps.append(gap)
+        last = position
+    return symbols, gaps
+
+
+def from_gaps(symbols: list[int], gaps: list[int], size: int) -> NDArray[np.int64]:
+    """The inverse of `gaps_of`."""
+    codes = np.zeros(size, dtype=np.int64)
+    position = -1
+    for symbol, gap in zip(symbols, gaps, strict=True):
+        position += gap + 1
+        codes[position] = symbol
+    return codes
+
+
+class _Bits:
+    """Read prefix codes one bit at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits = np.unpackbits(np.frombuffer(data, np.uint8))
+        self.at = 0
+
+    def read(self, num: int, lengths: dict[int, int]) -> list[int]:
+        table = {code: symbol for symbol, code in canonical_codes(lengths).items()}
+        symbols = []
+        for _ in range(num):
+            code = ""
+            while code not in table:
+                code += "1" if self.bits[self.at] else "0"
+                self.at += 1
+            symbols.append(table[code])
+        return symbols
+
+
+def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = None) -> int:
+    """Write a packed network; returns the file's size in bytes.
+
+    Args:
+        model: what `pack` returned.
+        path: to write.
+        card: anything to keep in the header, such as the factory and the input's spec.
+
+    Raises:
+        ExportError: the file cannot be written, or does not decode to the network exactly.
+
+    """
+    shared = {n: m for n, m in weights_of(model).items() if parametrize.is_parametrized(m)}
+    header: dict[str, Any] = {"card": card or {}, "shared": [], "plain": []}
+    stream: list[str] = []
+    floats: list[NDArray[np.float32]] = []
+    for name, layer in shared.items():
+        parts: Any = layer.parametrizations["weight"]  # type: ignore[index]
+        codes = parts[0].codes.flatten().numpy()
+        codebook = parts.original.detach().numpy()[1:]
+        symbols, gaps = gaps_of(codes)
+        lengths = (huffman_lengths(symbols), huffman_lengths(gaps)) if symbols else ({}, {})
+        for values, table in zip((symbols, gaps), lengths, strict=True):
+            coded = canonical_codes(table)
+            stream += [coded[value] for value in values]
+        floats.append(codebook.astype("<f4"))
+        header["shared"].append(
+            {
+                "name": f"{name}.weight",
+                "shape": list(layer.weight.shape),
+                "entries": len(codebook),
+                "num": len(symbols),
+                "codes": sorted(lengths[0].items()),
+                "gaps": sorted(lengths[1].items()),
+            }
+        )
+    for name, value in unpacked_state(model).items():
+        if name.removesuffix(".weight") not in shared:
+            kind = str(value.dtype).removeprefix("torch.")
+            header["plain"].append({"name": name, "shape": list(value.shape), "dtype": kind})
+            floats.append(value.detach().cpu().numpy().astype("<f4"))
+    bits = "".join(stream)
+    packed = np.packbits(np.frombuffer(bits.encode(), np.uint8) - ord("0")).tobytes()
+    head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+    body = b"".join(array.tobytes() for array in floats)
+    data = MAGIC + struct.pack("<II", len(head), len(body)) + head + body + packed
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}") from error
+    decoded, _ = load_packed(path)
+    for name, value in unpacked_state(model).items():
+        if not torch.equal(decoded[name], value):
+            path.unlink()
+            raise ExportError(f"{name} does not decode to what was packed")
+    return len(data)
+
+
+def unpacked_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a packed network as its plain architecture has it."""
+    state = {k: v for k, v in model.state_dict().items() if ".parametrizations." not in k}
+    for name, layer in weights_of(model).items():
+        state[f"{name}.weight"] = layer.weight.detach()
+    return state
+
+
+def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a packed file: the state dict and the card; ExportError if it is not one."""
+    try:
+        data = path.read_bytes()
+        if not data.startswith(MAGIC):
+            raise ExportError(f"{path} is not a packed network")
+        start = len(MAGIC) + 8
+        head, body = struct.unpack("<II", data[len(MAGIC) : start])
+        header = json.loads(zlib.decompress(data[start : start + head]))
+        floats = np.frombuffer(data[start + head : start + head + body], "<f4")
+        bits = _Bits(data[start + head + body :])
+        return _decode(header, floats, bits), header["card"]
+    except (OSError, struct.error, zlib.error, ValueError, KeyError, IndexError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{path} is not a whole packed network: {error}") from error
+
+
+def _decode(header: dict[str, Any], floats: NDArray[np.float32], bits: _Bits) -> dict[str, Tensor]:
+    state, at = {}, 0
+    for entry in header["shared"]:
+        symbols, gaps = (
+            bits.read(entry["num"], {int(s): int(n) for s, n in entry[key]})
+            for key in ("codes", "gaps")
+        )
+        codebook = np.concatenate([np.zeros(1, "<f4"), floats[at : at + entry["entries"]]])
+        at += entry["entries"]
+        codes = from_gaps(symbols, gaps, int(np.prod(entry["shape"])))
+        state[entry["name"]] = torch.from_numpy(codebook[codes].reshape(entry["shape"]).copy())
+    for entry in header["plain"]:
+        size = int(np.prod(entry["shape"], dtype=np.int64))
+        values = torch.from_numpy(floats[at : at + size].reshape(entry["shape"]).copy())
+        state[entry["name"]] = values.to(getattr(torch, entry["dtype"]))
+        at += size
+    return state
