@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import toys
 from dreamstill import cli
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.errors import DreamstillError, RunError, SettingsError, TeacherError
+from dreamstill.errors import DreamstillError, ExportError, RunError, SettingsError, TeacherError
 from dreamstill.export import load_exported
 from dreamstill.links import TASKS
 from dreamstill.nets.seeded import seeded
@@ -327,6 +327,49 @@ def test_new_classes_by_command(
     assert cli.main([*arguments[:-1], str(tmp_path / "other")]) == 2
     assert "labels of new classes must be 4 or more; got 3" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_mistake_in_learning_new_classes_leaves_no_folder(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))  # without BatchNorm
+    save_file(flat.state_dict(), tmp_path / "teacher.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toys, "small_cnn", lambda: flat)
+        np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.full(8, 4))
+        arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+        arguments += ["--new", str(tmp_path / "new.npz"), "--out", str(tmp_path / "run")]
+        assert cli.main([*arguments, "--method", "abd"]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_learned_is_not_learned_again(
+    plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "new.npz", x=rng.integers(0, 256, (8, 1, 8, 8), np.uint8), y=np.full(8, 4))
+    arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+    arguments += ["--new", str(tmp_path / "new.npz"), "--out", str(tmp_path / "run")]
+    arguments += ["--continual.steps", "3", "--num-images", "64"]
+
+    def refuse(*_: object) -> None:
+        raise ExportError("no such format")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dreamstill.learning.export", refuse)
+        assert cli.main(arguments) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["not_exported"] == "no such format"
+    learned = (tmp_path / "run" / "network.safetensors").read_bytes()
+    monkeypatch.setattr("dreamstill.learning.learn", refuse)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "run" / "network.safetensors").read_bytes() == learned
+    given = torch.randn(3, 1, 8, 8)
+    first = load_exported(tmp_path / "run" / "network.onnx")(given)
+    model = toys.small_cnn()
+    model.head = torch.nn.Linear(model.head.in_features, 5)
+    model.load_state_dict(load_file(tmp_path / "run" / "network.safetensors"))
+    torch.testing.assert_close(first, model.eval()(given), atol=1e-5, rtol=0)
 
 
 def test_new_classes_from_pictures_become_what_an_archive_of_them_does(

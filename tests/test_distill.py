@@ -26,6 +26,7 @@ from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import Batch, Synthesizer
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.noise import Noise, NoiseSettings
+from dreamstill.synthesis.rdskd import Rdskd, RdskdSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
 from dreamstill.synthesis.zskt import Zskt, ZsktSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings, Transfer
@@ -266,21 +267,62 @@ def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) ->
     with pytest.raises(SettingsError, match=r"before its first step: set distill\.fresh_every"):
         distill(tmp_path / "run", job, toys.cnn_teacher())
     assert not (tmp_path / "run").exists()
+    never = replace(job, distill=replace(job.distill, fresh_every=0))
+    with pytest.raises(SettingsError, match="before its first step"):
+        distill(tmp_path / "run", never, toys.cnn_teacher())
     fresh = replace(job, distill=replace(job.distill, fresh_every=2))
     distill(tmp_path / "run", fresh, toys.cnn_teacher())
 
 
-def test_a_generator_is_told_how_long_the_run_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"judge_every": 7},
+        {"fresh_every": 3},
+        {"fresh_every": 15, "prefill": 10},
+        {"fresh_every": 0, "prefill": 10},
+        {"steps": 0, "prefill": 10, "fresh_every": 2},
+    ],
+)
+def test_a_generator_is_told_how_many_batches_a_run_has(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    settings = DistillSettings(**{"steps": 40, "held_out": 10, **changes})
+    synthesis = ZsktSettings(batch_size=4, widths=(4, 4), student_steps=10)
     job = Job(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="zskt",
-        synthesis=ZsktSettings(batch_size=4, widths=(4, 4)),
-        distill=DistillSettings(steps=40),
+        synthesis=synthesis,
+        inherit=settings.steps == 0,
+        distill=settings,
     )
-    method = _distillation(tmp_path, job, toys.cnn_teacher()).synthesizer
+    work = _distillation(tmp_path, job, toys.cnn_teacher())
+    method = work.synthesizer
     assert isinstance(method, Zskt)
-    assert method.settings.cosine_batches == 4
+    for _ in work.run():
+        pass
+    assert method.batches == method.cosine_batches
+
+
+def test_a_collapse_at_the_first_sitting_keeps_what_was_learned_before(tmp_path: Path) -> None:
+    settings = RdskdSettings(batch_size=64, latent=8, widths=(4, 4), generator_steps=3)
+    job = Job(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:student",
+        method="rdskd",
+        synthesis=settings,
+        distill=DistillSettings(steps=2, judge_every=1, held_out=64),
+    )
+    work = _distillation(tmp_path, job, toys.cnn_teacher())
+    work.judge.is_collapse = lambda batch: True  # type: ignore[method-assign]
+    for _ in work.run():
+        pass
+    method = work.synthesizer
+    assert isinstance(method, Rdskd)
+    assert method.stages.step == 3
+    assert not method.generator.module.training
 
 
 @pytest.mark.parametrize("noise", [True, False])

@@ -11,7 +11,6 @@ from torch import nn
 import toys
 from dreamstill.errors import SettingsError
 from dreamstill.nets.generators import Generator
-from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.dafl import MNIST, Dafl, DaflSettings, dafl_loss
 from dreamstill.synthesis.deepinversion import (
     IMAGENET,
@@ -124,18 +123,20 @@ def test_generator_meets_any_size() -> None:
         torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(shape[0]), atol=1e-4, rtol=0)
 
 
-def test_zskt_falls_to_zero_over_the_students_steps() -> None:
+def test_zskt_falls_to_zero_over_its_batches() -> None:
     teacher, student, rates = toys.cnn_teacher(), toys.seeded_student(), []
     settings = ZsktSettings(batch_size=4, widths=(4, 4), student_steps=10)
-    synthesizer = open_synthesizer("zskt", teacher, settings, rng=rng(), steps=40)
-    assert isinstance(synthesizer, Zskt)
+    synthesizer = Zskt(teacher, settings, rng=rng())
+    synthesizer.anneal_over(4)
     for _ in range(5):
         synthesizer.next_batch(student)
         rates.append(synthesizer.generator.optimizer.param_groups[0]["lr"] / settings.lr)
     wanted = [1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0.0]
     assert rates == pytest.approx(wanted, abs=1e-9)
     for given in (0, 7):
-        assert replace(settings, cosine_batches=given).over(40).cosine_batches == given
+        synthesizer = Zskt(teacher, replace(settings, cosine_batches=given), rng=rng())
+        synthesizer.anneal_over(4)
+        assert synthesizer.cosine_batches == given
 
 
 def test_inversion_loss_is_zero_for_perfect_statistics_and_targets() -> None:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import DreamstillError, ExportError, SettingsError
+from dreamstill.errors import ExportError, SettingsError
 from dreamstill.evaluate import accuracy, agreement, measure_cost, predict
 from dreamstill.export import export
-from dreamstill.folder import claim, discard, write_json
+from dreamstill.folder import claimed, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
 from dreamstill.links import TASKS, Work, answers_of_file
@@ -135,18 +135,11 @@ def run_chain(
     check_keepable(kin)
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
-    existed = folder.exists()
-    claim(folder, chain, resume=resume)
-    same_origin(folder, teacher, images)
-    try:
+    with claimed(folder, chain, "images.*", "links/*.json", resume=resume):
+        same_origin(folder, teacher, images)
         if images is None:
             images = own_images(folder / "images.npz", chain, teacher, on_progress)
         made = _make_links(folder / "links", chain, teacher, images, kin, on_progress)
-    except DreamstillError:
-        worth = [folder / "images.npz", folder / "images.pt", *(folder / "links").glob("*.json")]
-        if not resume and not any(path.is_file() for path in worth):
-            discard(folder, existed=existed)  # of a mistake in the first link nothing is left
-        raise
     return _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
 
 

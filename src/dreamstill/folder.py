@@ -8,8 +8,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dreamstill.errors import RunError, first_line
+from dreamstill.errors import DreamstillError, RunError, first_line
 from dreamstill.settings import read_plain, to_plain
 
 __all__ = [
     "check_empty",
     "claim",
+    "claimed",
     "discard",
     "environment",
     "load_checkpoint",
@@ -62,6 +63,25 @@ def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) 
         if isinstance(error, RunError):
             raise
         raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def claimed(folder: Path, job: Any, *worth: str, resume: bool = False) -> Iterator[None]:
+    """Claim a folder, and undo it where a mistake ends the job before anything worth keeping.
+
+    Args:
+        folder, job, resume: see `claim`.
+        worth: patterns of files that a resume would take up.
+
+    """
+    existed = folder.exists()
+    claim(folder, job, resume=resume)
+    try:
+        yield
+    except DreamstillError:
+        if not resume and not any(any(folder.glob(pattern)) for pattern in worth):
+            discard(folder, existed=existed)
+        raise
 
 
 def check_empty(folder: Path) -> None:

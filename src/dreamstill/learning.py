@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamstill.errors import ExportError
 from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
-from dreamstill.folder import claim, save_arrays, save_weights, write_json
+from dreamstill.folder import claimed, save_arrays, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.run import open_from, seeded_process
 from dreamstill.settings import no_effect
@@ -20,11 +21,14 @@ from dreamstill.tasks.continual import (
     ContinualSettings,
     average_and_forgetting,
     check_new_classes,
+    grow,
     learn,
 )
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Teacher, load_weights, open_teacher
 
 __all__ = ["Learning", "learn_classes"]
+
+LEARNED = "network.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +60,14 @@ def learn_classes(
     Args:
         folder: new, or with `resume` one that holds the same job.
         job: what to do.
-        resume: images that are finished are not synthesized again.
+        resume: images that are finished are not synthesized again, what is learned is not again.
         real: .npz with x, y of old and new classes, or a folder: accuracy on each, before and
             after, and forgetting, at the end.
         on_progress: called after every step.
 
     Returns:
-        What summary.json holds: the numbers of classes, the files written, and, if measured,
-        accuracy on old and new classes, average and forgetting.
+        What summary.json holds: the numbers of classes, the files written, or why they could not
+        be, and, if measured, accuracy on old and new classes, average and forgetting.
 
     Raises:
         TeacherError: the network cannot be opened, or has no last linear layer.
@@ -71,7 +75,6 @@ def learn_classes(
         RunError: the folder holds something else, or with `resume` another job, or one of another
             teacher or other images.
         SettingsError: the method does not go with the network.
-        ExportError: a file cannot be written, or does not answer as the network.
         NonFiniteError: a loss is not finite.
 
     """
@@ -79,26 +82,15 @@ def learn_classes(
     new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)
     num_classes = int(labels.max()) + 1
-    test = load_images(real, teacher.spec, num_classes) if real is not None else None
-    dreams = load_unlabelled(Path(job.images), teacher.spec) if job.images else new[:0]
-    claim(folder, job, resume=resume)
-    same_origin(folder, teacher, dreams if job.images else None)
-    if not job.images and job.continual.dreaming:
-        dreams = own_images(folder / "images.npz", job, teacher, on_progress)
-    rng = torch.Generator().manual_seed(job.seed)
-    with seeded_process(job.seed):
-        network = learn(
-            teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
-        )
-    save_weights(folder / "network.safetensors", network.module)
-    summary: dict[str, Any] = {
-        "old_classes": teacher.num_classes,
-        "classes": network.num_classes,
-        "files": [
-            asdict(export(network.module, teacher.spec, folder / f"network.{kind}"))
-            for kind in ("onnx", "pt2")
-        ],
-    }
+    test = load_images(real, teacher.spec, num_classes) if real else None
+    given = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
+    with claimed(folder, job, "images.*", LEARNED, resume=resume):
+        same_origin(folder, teacher, given)
+        dreams = new[:0] if given is None else given
+        if given is None and job.continual.dreaming:
+            dreams = own_images(folder / "images.npz", job, teacher, on_progress)
+        network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
+    summary: dict[str, Any] = {"old_classes": teacher.num_classes, "classes": num_classes}
     pictures = _learned_from(teacher, dreams, new, labels)
     if test is not None and real is not None:
         x, y = test
@@ -106,8 +98,36 @@ def learn_classes(
         summary |= {"images": real.name} | _kept(before, after, y)
         pictures["confusion"] = confusion_matrix(after, y, num_classes).numpy()
     save_arrays(folder / "pictures.npz", **pictures)
+    paths = [folder / f"network.{kind}" for kind in ("onnx", "pt2")]
+    try:
+        summary["files"] = [asdict(export(network.module, teacher.spec, path)) for path in paths]
+    except ExportError as error:  # what was learned is worth its summary
+        summary |= {"files": [], "not_exported": str(error)}
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _learned(
+    path: Path,
+    job: Learning,
+    teacher: Teacher,
+    dreams: Tensor,
+    new: Tensor,
+    labels: Tensor,
+    on_progress: OnProgress,
+) -> Teacher:
+    """The network that knows the new classes too, kept in `path`, and read back from there."""
+    rng = torch.Generator().manual_seed(job.seed)
+    if path.is_file():
+        model = grow(teacher, int(labels.max()) + 1, rng)
+        model.load_state_dict(load_weights(path))
+        return open_teacher(model, teacher.spec)
+    with seeded_process(job.seed):
+        network = learn(
+            teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
+        )
+    save_weights(path, network.module)
+    return network
 
 
 def _kept(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
@@ -147,6 +167,10 @@ def _learned_from(
     """Images for the report, uint8 (N, C, H, W), a dozen of a class, and their classes."""
     dreams = dreams[:MOST_SHOWN]
     named = predict(teacher.module, teacher.spec, dreams).argmax(1) if len(dreams) else labels[:0]
-    images, classes = torch.cat([dreams, new]), torch.cat([named, labels])
-    shown = torch.cat([(classes == k).nonzero()[:12, 0] for k in classes.unique()])
-    return {"images": images[shown].numpy(), "classes": classes[shown].numpy()}
+    picked = [
+        (images[index], classes[index])
+        for images, classes in ((dreams, named), (new, labels))
+        for index in ((classes == k).nonzero()[:12, 0] for k in classes.unique())
+    ]
+    images, classes = (torch.cat(parts).numpy() for parts in zip(*picked, strict=True))
+    return {"images": images, "classes": classes}

@@ -277,8 +277,8 @@ def distill(
 
 def _check_competition(job: Job) -> None:
     """What plays against the student is made while it learns, not all against its random start."""
-    waits = not METHODS[job.method].synthesizer.streams and job.distill.fresh_every is None
-    if waits and needs_student(job.method, job.synthesis):
+    streams = METHODS[job.method].synthesizer.streams
+    if not job.distill.fresh_period(streams=streams) and needs_student(job.method, job.synthesis):
         raise SettingsError(
             f"{job.method} plays against the student, and all its images would be made before its "
             "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper"
@@ -290,8 +290,7 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
     kept = inherit(teacher.module, student) if job.inherit else None
-    steps = job.distill.steps
-    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng, steps=steps)
+    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     fresh = job.distill.fresh_period(streams=method.streams)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:

@@ -26,17 +26,29 @@ def write_continual_report(folder: Path) -> Path:
     )
 
 
+def most_shown(classes: set[int], num_old: int) -> list[int]:
+    """The classes to draw, in order: the new ones, and old ones where there is room.
+
+    >>> most_shown(set(range(30)), 28)[-4:]
+    [16, 17, 28, 29]
+    """
+    new = sorted(k for k in classes if k >= num_old)[:MOST_CLASSES]
+    return sorted(classes - set(new))[: MOST_CLASSES - len(new)] + new
+
+
 def continual_figures(
     summary: dict[str, Any], pictures: Mapping[str, figures.Array]
 ) -> Iterator[Figure]:
     """Pictures by class, accuracy by class, confusion."""
+    num_old = summary["old_classes"]
     if "images" in pictures:
         images, classes = pictures["images"] / 255, pictures["classes"]
-        present = sorted(set(classes.tolist()))[:MOST_CLASSES]
-        names = [f"{k}, {'old' if k < summary['old_classes'] else 'new'}" for k in present]
+        present = most_shown(set(classes.tolist()), num_old)
+        names = [f"{k}, {'old' if k < num_old else 'new'}" for k in present]
         rows = [list(images[classes == k]) for k in present]
         yield Figure("What it learned from", figures.class_rows(rows, names))
-    if by_class := summary.get("by_class", [])[:MOST_CLASSES]:
+    if measured := {of["class"]: of for of in summary.get("by_class", [])}:
+        by_class = [measured[k] for k in most_shown(set(measured), num_old)]
         before = [100 * (of["before"] or 0) for of in by_class]
         after = [100 * of["after"] for of in by_class]
         names = [str(of["class"]) for of in by_class]

@@ -116,7 +116,6 @@ def open_synthesizer(
     settings: Any,
     *,
     rng: torch.Generator,
-    steps: int | None = None,
 ) -> Synthesizer:
     """Make a method for a teacher.
 
@@ -124,7 +123,6 @@ def open_synthesizer(
         name, settings: of the method.
         teacher: whose inputs it makes.
         rng: of all that it draws.
-        steps: of the student, where one learns beside it: its own learning rate may follow them.
 
     Raises:
         TeacherError: the teacher lacks what the method needs.
@@ -136,7 +134,5 @@ def open_synthesizer(
             f"{name} needs {missing[0]}, which the teacher does not offer; "
             f"methods that it can serve: {', '.join(able)}"
         )
-    if steps is not None and hasattr(settings, "over"):
-        settings = settings.over(steps)
     synthesizer: Synthesizer = METHODS[name].synthesizer(teacher, settings, rng=rng)
     return synthesizer

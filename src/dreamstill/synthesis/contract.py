@@ -1,14 +1,14 @@
 """The one contract: what every synthesizer takes and gives."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from dreamstill.teacher import Teacher
 
-__all__ = ["Batch", "Synthesizer", "answered"]
+__all__ = ["Annealed", "Batch", "Synthesizer", "answered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +62,13 @@ class Synthesizer(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where `state_dict` left off."""
+
+
+@runtime_checkable
+class Annealed(Protocol):
+    """A synthesizer whose own learning rate can fall over a run."""
+
+    batch_size: int
+
+    def anneal_over(self, batches: int) -> None:
+        """Let it fall to 0 over so many batches, unless its settings say something else."""

@@ -112,8 +112,8 @@ class LearnedFirst:
         """(num, C, H, W), drawn before the step while the generator still learns."""
         generator = self.generator
         z = generator.draw(num)
-        if self.step == self.steps:
-            generator.module.eval()
+        generator.module.train(self.step < self.steps)
+        if not generator.module.training:
             with torch.no_grad():
                 return answered(generator.teacher, generator.images(z))
         images = generator.images(z)

@@ -58,7 +58,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "deepinversion": {
         "cifar10": Preset(deepinversion.CIFAR10),
-        "adaptive": Preset(replace(deepinversion.CIFAR10, competition=10.0), {"fresh_every": 50}),
+        "adaptive": Preset(
+            replace(deepinversion.CIFAR10, competition=10.0), {"prefill": 0, "fresh_every": 50}
+        ),
         "imagenet": Preset(deepinversion.IMAGENET),
     },
     "zskd": {

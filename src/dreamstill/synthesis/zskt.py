@@ -9,7 +9,7 @@ in eval mode while the generator learns.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -43,20 +43,14 @@ class ZsktSettings:
     student_steps: int = 10
     """Student steps on the same z after each generator step; at least 1."""
     cosine_batches: int | None = None
-    """Generator steps over which its learning rate falls to 0 by a cosine; 0: it stays. Default:
-    those that the student's steps ask for, where these are known."""
+    """Batches over which the generator's learning rate falls to 0 by a cosine; 0: it stays.
+    Default: all those of a distillation, the judge's among them."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "batch_size")
         at_least(self, 1, "latent", "widths", "student_steps")
         at_least(self, 0, "clip", "cosine_batches")
         above(self, 0, "lr")
-
-    def over(self, steps: int) -> "ZsktSettings":
-        """The same, its cosine as long as a student's steps unless it has a length of its own."""
-        if self.cosine_batches is not None:
-            return self
-        return replace(self, cosine_batches=math.ceil(steps / self.student_steps))
 
 
 class Zskt:
@@ -70,11 +64,17 @@ class Zskt:
 
     def __init__(self, teacher: Teacher, settings: ZsktSettings, *, rng: torch.Generator) -> None:
         self.teacher, self.settings = teacher, settings
-        self.repeat = settings.student_steps
+        self.batch_size, self.repeat = settings.batch_size, settings.student_steps
         self.generator = LatentGenerator(
             teacher, settings.latent, settings.widths, settings.lr, rng, bounded=False
         )
+        self.cosine_batches = settings.cosine_batches or 0
         self.batches = 0
+
+    def anneal_over(self, batches: int) -> None:
+        """Let the generator's learning rate fall to 0 over so many batches."""
+        if self.settings.cosine_batches is None:
+            self.cosine_batches = batches
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W) of the z that the generator just learned on."""
@@ -92,9 +92,8 @@ class Zskt:
             return answered(self.teacher, generator.images(z))
 
     def _anneal(self) -> None:
-        total = self.settings.cosine_batches
-        if total:
-            share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.batches / total)))
+        if self.cosine_batches:
+            share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.batches / self.cosine_batches)))
             self.generator.optimizer.param_groups[0]["lr"] = self.settings.lr * share
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Distill: train a student on what a synthesizer makes, and keep the one the judge chooses."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, Pool, augment
 from dreamstill.probe import batch_norm_layers
 from dreamstill.settings import above, at_least, no_effect, within
-from dreamstill.synthesis.contract import Batch, Synthesizer
+from dreamstill.synthesis.contract import Annealed, Batch, Synthesizer
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
@@ -167,18 +168,38 @@ class Distillation:
         boundary = Transfer.BOUNDARY in settings.transfer
         self.boundary_steps = int(settings.boundary_share * settings.steps) if boundary else 0
         self.warmed_up = 0
-        self.healthy = copy.deepcopy(synthesizer.state_dict())
-        self.aside = copy.deepcopy(self.healthy) if synthesizer.remembers else None
+        self._start_from(synthesizer)
         self.repeated: Batch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
         self.step = 0
+
+        if isinstance(synthesizer, Annealed):
+            synthesizer.anneal_over(self._num_batches(synthesizer.batch_size))
+
+    def _start_from(self, synthesizer: Synthesizer) -> None:
+        """Take what the synthesizer is now for healthy, and for the judge's own memory."""
+        self.healthy = copy.deepcopy(synthesizer.state_dict())
+        self.aside = copy.deepcopy(self.healthy) if synthesizer.remembers else None
+
+    def _num_batches(self, size: int) -> int:
+        """Of `size` images, that the synthesizer is asked for from now to the last step."""
+        settings = self.settings
+        pool = max(self.prefill, 0 if self.inherited is None else self.reconstruct)
+        num = math.ceil(settings.held_out / size) + math.ceil(pool / size)
+        if self.fresh_every:
+            period = math.ceil(self.synthesizer.repeat / self.fresh_every) * self.fresh_every
+            num += math.ceil(settings.steps / period)
+            num += math.ceil(settings.steps / settings.judge_every)
+        return num
 
     def run(self) -> Iterator[Progress]:
         """Fill the pool, then train; yields after every batch and step, when a stop is safe."""
         while self.warmed_up < self.synthesizer.warm_up:
             self.synthesizer.next_batch(self.student)
             self.warmed_up += 1
+            if self.warmed_up == self.synthesizer.warm_up:
+                self._start_from(self.synthesizer)
             yield Progress("warm up", self.warmed_up, self.synthesizer.warm_up, {})
         while len(self.judge.images) < self.settings.held_out or self.pool.added < self.prefill:
             self._synthesize()
