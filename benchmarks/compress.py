@@ -16,6 +16,7 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ import torch
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.evaluate import accuracy, measure_cost, measure_latency
+from dreamstill.evaluate import accuracy, answers, measure_cost, measure_latency
 from dreamstill.export import export, load_exported
 from dreamstill.folder import environment
 from dreamstill.images import load_images
 from dreamstill.run import TeacherFile, open_from, settle_process
+from dreamstill.settings import to_plain
 from dreamstill.sources import draw_images
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
 from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
@@ -121,8 +123,12 @@ def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int
         images = training_images(data, teacher.spec)
         rng = torch.Generator().manual_seed(seed)
         return images[torch.randperm(len(images), generator=rng)[:num]]
-    methods = synthesizers(CLOTHES if "fashion" in data.name else Drawing())
-    return synthetic_images(teacher, *methods[source], num, seed)
+    return synthetic_images(teacher, *synthesizers(drawing_of(data))[source], num, seed)
+
+
+def drawing_of(data: Path) -> Drawing:
+    """What structured noise draws for a data set."""
+    return CLOTHES if "fashion" in data.name else Drawing()
 
 
 def synthesizers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
@@ -137,6 +143,13 @@ def synthesizers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
         "ours": ("structured_noise", ours),
         **{name: ("knowledge_within", settings) for name, settings in within.items()},
     }
+
+
+def settings_of(sources: Sequence[str], drawing: Drawing) -> dict[str, Any]:
+    """Of the rows, and of the methods that make the images: plain values."""
+    methods = synthesizers(drawing)
+    made = {source: to_plain(methods[source]) for source in sources if source in methods}
+    return {"rows": ROWS, "methods": made}
 
 
 def synthetic_images(
@@ -178,7 +191,7 @@ def run_whole(teacher: Teacher, data: Path, kind: str) -> dict[str, Any]:
         path = Path(folder) / f"whole.{kind}"
         size = export(teacher.module, teacher.spec, path).bytes
         runtime = load_exported(path)
-        logits = torch.cat([runtime(teacher.spec.encode(part)) for part in x.split(500)])
+        logits = answers(runtime, teacher.spec, x)
         latency = measure_latency(runtime, teacher.spec)
     return {
         "accuracy": round(100 * accuracy(logits, y), 2),
@@ -237,7 +250,7 @@ def main() -> None:
         "data": DATA[args.teacher],
         "teacher": {k: card[k] for k in ("factory", "accuracy", "trained_on", "settings")},
         "num_images": NUM_IMAGES,
-        "settings": ROWS,
+        "settings": settings_of(sources, drawing_of(data)),
         "environment": environment("cpu"),
         "rows": {},
     }

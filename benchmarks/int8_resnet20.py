@@ -10,10 +10,8 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-import torch
-
 from benchmarks.resnets import SOURCES, SPEC, open_study, source_images
-from dreamstill.evaluate import measure_latency
+from dreamstill.evaluate import answers, measure_latency
 from dreamstill.export import export, load_exported
 from dreamstill.tasks.int8 import export_int8
 
@@ -28,7 +26,7 @@ def main() -> None:
 
     def measured(row: str, path: Path) -> None:
         run = load_exported(path)
-        logits = torch.cat([run(SPEC.encode(part)) for part in study.x.split(500)])
+        logits = answers(run, SPEC, study.x)
         latency = round(measure_latency(run, SPEC).median, 2)
         study.add(row, logits, bytes=path.stat().st_size, latency_ms=latency)
 

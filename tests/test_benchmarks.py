@@ -16,6 +16,7 @@ from benchmarks.table import lines_of, mean_and_spread, page, plain_lines
 
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import method_settings, student_settings
+from dreamstill.synthesis.drawings import Drawing
 from dreamstill.tasks.distill import DistillSettings
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,9 @@ def test_whole_networks_stand_beside_their_int8_files(
 ) -> None:
     out = tmp_path / "record.json"
     made = {"ours": {"runs": [{"accuracy": 9.0, "smaller": 3.0, "latency_ms": 0.1}]}}
-    old = {"settings": compress.ROWS, "rows": {"int8, onnxruntime": made}}
+    sources = (*compress.SOURCES, *(compress.WITHIN if "bn" in name else ()))
+    settings = compress.settings_of(sources, Drawing())
+    old = {"settings": settings, "rows": {"int8, onnxruntime": made}}
     out.write_text(json.dumps(old | {"environment": {"commit": "then"}}))
     options = ["--data", str(data), "--out", str(out), "--rows", "FP32, onnxruntime"]
     monkeypatch.setattr(sys, "argv", ["x", name, *options, "--seeds", "1", "--resume"])

@@ -505,6 +505,25 @@ def test_a_network_without_layers_to_factorize_is_named() -> None:
         factorize(model, SPEC, FactorizeSettings(macs=0.5))
 
 
+def test_layers_called_by_keyword_are_factorized() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+            self.head = nn.Linear(8 * 24 * 24, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(input=self.second(input=self.first(x)).flatten(1))
+            return logits
+
+    with seeded(rng()):
+        model = Keywords()
+    settings = FactorizeSettings(macs=0.7)
+    small, records = factorize(model, SPEC, settings, images(64), rng=rng())
+    assert records
+    assert small(shown(4)).shape == (4, 4)
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_factors_are_solved_for_what_the_layers_made(*, batch_norm: bool) -> None:
     model = lenet(batch_norm=batch_norm)

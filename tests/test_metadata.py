@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import toys
-from dreamstill.errors import DataError, SettingsError, TeacherError
+from dreamstill.errors import DataError, RunError, SettingsError, TeacherError
 from dreamstill.metadata import Kind, graph_basis, load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import open_synthesizer
@@ -154,3 +154,20 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     record_metadata(teacher, quadrant_images(40), path)
     with pytest.raises(TeacherError, match="was recorded on the teacher"):
         load_metadata(path, toys.cnn_teacher())
+
+
+def test_the_top_of_a_network_of_one_layer_is_refused(tmp_path: Path) -> None:
+    flat = open_teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), toys.SPEC)
+    with pytest.raises(TeacherError, match="needs a last linear layer behind another"):
+        record_metadata(flat, quadrant_images(64), tmp_path / "m.safetensors", kind=Kind.TOP)
+
+
+def test_the_folder_of_a_file_is_made_before_any_image_is_shown(tmp_path: Path) -> None:
+    teacher, images = toys.quadrant_teacher(), quadrant_images(64)
+    record_metadata(teacher, images, tmp_path / "new" / "m.safetensors")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["m.safetensors"]
+    (tmp_path / "file").touch()
+    queries = teacher.queries
+    with pytest.raises(RunError, match="cannot make"):
+        record_metadata(teacher, images, tmp_path / "file" / "m.safetensors")
+    assert teacher.queries == queries

@@ -462,3 +462,39 @@ def test_what_needs_images_says_so() -> None:
         quantize_without_inputs(lenet(), QuantizeSettings(calibration=Calibration.MIN_MAX))
     with pytest.raises(SettingsError, match=r"weight_bits must be in \[2, 8\]; got 1"):
         QuantizeSettings(weight_bits=1)
+
+
+class ChannelsLast(nn.Module):
+    """A linear layer over the channels of a map, as in networks that permute them to the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.mix = nn.Linear(6, 8)
+        self.head = nn.Linear(8 * 28 * 28, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mix(self.norm(self.conv(x)).permute(0, 2, 3, 1))
+        logits: torch.Tensor = self.head(x.flatten(1))
+        return logits
+
+
+def test_biases_are_corrected_where_channels_are_last() -> None:
+    with seeded(torch.Generator().manual_seed(0)):
+        model = ChannelsLast()
+    model.norm.bias.data.fill_(0.7)  # the mean of what enters `mix`
+    teacher = open_teacher(model, GREY)
+    settings = QuantizeSettings(weight_bits=3, first_last_bits=None)
+    biases = []
+    for correct in (False, True):
+        quantized = quantize_without_inputs(teacher, settings, correct=correct)
+        mix = quantized.get_submodule("mix")
+        assert isinstance(mix, QuantizedLayer)
+        assert mix.layer.bias is not None
+        biases.append(mix.layer.bias.detach())
+    assert isinstance(mix, QuantizedLayer)
+    error = mix.quantized_weight() - mix.layer.weight
+    expected = error @ error.new_full((6,), 0.7)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(biases[0] - biases[1], expected.detach(), atol=1e-6, rtol=1e-4)

@@ -205,7 +205,7 @@ def test_deepinversion_classes_take_turns() -> None:
     settings = DeepInversionSettings(batch_size=6, steps=1)
     synthesizer = DeepInversion(toys.cnn_teacher(), settings, rng=rng())
     synthesizer.next_batch()
-    assert synthesizer.next_class == 2
+    assert synthesizer.turns.next_class == 2
 
 
 def test_half_the_resolution_is_one_value_for_four_pixels() -> None:

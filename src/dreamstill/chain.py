@@ -7,7 +7,7 @@ read back as weights, with the classes of torch.nn, of this package and of the p
 user's factories alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,19 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import ExportError, SettingsError
-from dreamstill.evaluate import accuracy, agreement, measure_cost, predict
-from dreamstill.export import export
+from dreamstill.evaluate import (
+    accuracy,
+    agreement,
+    answers,
+    evaluating,
+    measure_cost,
+    measure_latency,
+    predict,
+)
+from dreamstill.export import export, load_exported
 from dreamstill.folder import claimed, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
-from dreamstill.links import TASKS, Work, answers_of_file
+from dreamstill.links import TASKS, Work
 from dreamstill.run import open_from, open_student, seeded_process
 from dreamstill.settings import from_plain, read_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.finetune import check_finetuning
 from dreamstill.tasks.layers import entering_quantized, weights_in
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Chain", "Link", "read_chain", "run_chain"]
 
@@ -162,7 +170,10 @@ def _make_links(
     """Do every link on what the one before it made, or read it back where it is finished."""
     folder.mkdir(exist_ok=True)
     shown = images[-NUM_SHOWN:]
-    made = [Made("teacher", teacher.module, _measured(teacher.module, teacher, shown))]
+    wanted = predict(teacher.module, teacher.spec, shown)
+
+    record = _measured(teacher.module, {}, folder, teacher.spec, shown, wanted)
+    made = [Made("teacher", teacher.module, record)]
     for index, link in enumerate(chain.links):
         stem = folder / f"{index + 1}-{link.task}"
         kept, finished = stem.with_suffix(".pt"), stem.with_suffix(".json")
@@ -173,7 +184,8 @@ def _make_links(
             work = Work(teacher, images, rng, on_progress, stem)
             with seeded_process(chain.seed + index):
                 network, record = TASKS[link.task][1](made[-1].network, link.settings, work)
-            record = {"task": link.task} | _measured(network, teacher, shown) | record
+            record = {"task": link.task} | record
+            record = _measured(network, record, folder, teacher.spec, shown, wanted)
             save_network(network, kept)
             write_json(finished, record)
         made.append(Made(stem.name, network, record))
@@ -193,7 +205,9 @@ def _summarize(
     if test is not None and real is not None:
         summary["images"] = real.name
         for one in made:
-            logits = _answers(one, teacher, test[0], folder / "links")
+            run = _runtime(one.network, one.record, folder / "links")
+            with evaluating(one.network):
+                logits = answers(run, teacher.spec, test[0])
             one.record["accuracy"] = accuracy(logits, test[1])
     whole, *links = [one.record for one in made]
     summary = {"teacher": whole, "links": links} | summary
@@ -210,17 +224,26 @@ def _summarize(
     return summary
 
 
-def _answers(one: Made, teacher: Teacher, images: Tensor, links: Path) -> Tensor:
-    """Logits for uint8 images: of an int8 file in its own runtime, else of the network."""
-    if one.record.get("task") != "int8":
-        return predict(one.network, teacher.spec, images)
-    path = links / Path(one.record["files"][0]["path"]).name  # the folder may have moved
-    return answers_of_file(path, teacher, images)
+def _measured(
+    network: nn.Module,
+    record: dict[str, Any],
+    folder: Path,
+    spec: InputSpec,
+    images: Tensor,
+    wanted: Tensor,
+) -> dict[str, Any]:
+    """A link's record with its cost, and its agreement with the logits wanted for the images."""
+    run = _runtime(network, record, folder)
+    with evaluating(network):
+        latency, logits = measure_latency(run, spec), answers(run, spec, images)
+    cost = asdict(measure_cost(network, spec, num_runs=1)) | {"latency_ms": asdict(latency)}
+    return cost | {"agreement": agreement(logits, wanted)} | record
 
 
-def _measured(network: nn.Module, teacher: Teacher, images: Tensor) -> dict[str, Any]:
-    """A network's cost, and its agreement with the teacher on the images."""
-    same = agreement(
-        predict(network, teacher.spec, images), predict(teacher.module, teacher.spec, images)
-    )
-    return asdict(measure_cost(network, teacher.spec)) | {"agreement": same}
+def _runtime(
+    network: nn.Module, record: dict[str, Any], folder: Path
+) -> Callable[[Tensor], Tensor]:
+    """What answers for a link: its network, or of int8 the first file in its own runtime."""
+    if record.get("task") != "int8":
+        return network
+    return load_exported(folder / Path(record["files"][0]["path"]).name)  # it may have moved

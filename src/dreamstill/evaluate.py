@@ -21,7 +21,9 @@ __all__ = [
     "Latency",
     "accuracy",
     "agreement",
+    "answers",
     "confusion_matrix",
+    "count_macs",
     "expected_calibration_error",
     "measure_cost",
     "measure_latency",
@@ -38,13 +40,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def predict(module: nn.Module, spec: InputSpec, images: Tensor) -> Tensor:
     """uint8 images (N, C, H, W) -> logits (N, K) on the CPU."""
-    parameter = next(module.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
     with evaluating(module):
-        batches = [
-            module(spec.encode(b.to(device))).cpu() for b in images.split(shown_at_once(spec.shape))
-        ]
-    return torch.cat(batches)
+        return answers(module, spec, images, device=device_of(module))
+
+
+def answers(
+    run: Callable[[Tensor], Tensor],
+    spec: InputSpec,
+    images: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Logits (N, K) on the CPU of anything that answers for uint8 images (N, C, H, W)."""
+    batches = images.split(shown_at_once(spec.shape))
+    return torch.cat([run(spec.encode(batch.to(device))).cpu() for batch in batches])
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's parameters are; the CPU where it has none."""
+    parameter = next(module.parameters(), None)
+    return parameter.device if parameter is not None else torch.device("cpu")
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -104,20 +119,24 @@ class Cost:
 
 def measure_cost(module: nn.Module, spec: InputSpec, *, num_runs: int = 50) -> Cost:
     """Count and time a network on one image; latency with the current number of threads."""
-    parameter = next(module.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    image = torch.zeros(1, *spec.shape, device=device)
-    with evaluating(module), _no_fused_kernels(), FlopCounterMode(display=False) as counter:
-        module(image)
     with evaluating(module):
-        latency = measure_latency(module, spec, device=device, num_runs=num_runs)
+        latency = measure_latency(module, spec, device=device_of(module), num_runs=num_runs)
     stored = [*module.parameters(), *module.buffers()]
     return Cost(
         parameters=sum(p.numel() for p in module.parameters()),
-        macs=counter.get_total_flops() // 2,
+        macs=count_macs(module, spec),
         bytes=sum(t.numel() * t.element_size() for t in stored),
         latency_ms=latency,
     )
+
+
+def count_macs(module: nn.Module, spec: InputSpec) -> int:
+    """Multiply-accumulates for one image, see `Cost`."""
+    image = torch.zeros(1, *spec.shape, device=device_of(module))
+    with evaluating(module), _no_fused_kernels(), FlopCounterMode(display=False) as counter:
+        module(image)
+    macs: int = counter.get_total_flops() // 2
+    return macs
 
 
 @contextmanager

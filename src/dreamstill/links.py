@@ -1,7 +1,7 @@
 """The links of a chain: one task on one network each, with its settings."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
-from dreamstill.evaluate import agreement, measure_latency, predict
-from dreamstill.export import load_exported
-from dreamstill.probe import shown_at_once
 from dreamstill.run import RANDOM_START, open_student
 from dreamstill.settings import at_least, no_effect, to_plain
 from dreamstill.sources import OnProgress
@@ -34,7 +31,7 @@ from dreamstill.tasks.quantize import (
 from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["TASKS", "Outcome", "Work", "answers_of_file"]
+__all__ = ["TASKS", "Outcome", "Work"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,14 +119,8 @@ class Work:
     stem: Path
     """Where the link's files go, less their suffix."""
 
-    def tune(
-        self,
-        model: nn.Module,
-        settings: DistillSettings | None,
-        inherited: Mapping[str, Tensor] | None = None,
-        reconstruct: int = 0,
-    ) -> nn.Module:
-        """Fine-tune towards the teacher, if asked."""
+    def tune(self, model: nn.Module, settings: DistillSettings | None, **start: Any) -> nn.Module:
+        """Fine-tune towards the teacher, if asked; `start` as of `finetune`."""
         if settings is None:
             return model
         tuned = finetune(
@@ -138,8 +129,7 @@ class Work:
             self.images,
             settings,
             rng=self.rng,
-            inherited=inherited,
-            reconstruct=reconstruct,
+            **start,
             on_progress=self.on_progress,
         )
         return tuned.requires_grad_(False)
@@ -151,7 +141,8 @@ Outcome = tuple[nn.Module, dict[str, Any]]
 def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
     student = open_student(settings.student, work.teacher, work.rng)
     kept = inherit(work.teacher.module, student) if settings.inherit else None
-    return work.tune(student, settings.training, kept, settings.reconstruct), {}
+    start = {"inherited": kept, "reconstruct": settings.reconstruct}
+    return work.tune(student, settings.training, **start), {}
 
 
 def _prune(model: nn.Module, settings: PruneSettings, work: Work) -> Outcome:
@@ -205,22 +196,7 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
         )
         for kind in settings.formats
     ]
-    path, teacher, shown = Path(records[0].path), work.teacher, work.images[-1000:]
-    wanted = predict(teacher.module, teacher.spec, shown)
-    return model, {
-        "files": [asdict(r) for r in records],
-        "bytes": records[0].bytes,
-        "agreement": agreement(answers_of_file(path, teacher, shown), wanted),
-        "latency_ms": asdict(measure_latency(load_exported(path), teacher.spec)),
-    }
-
-
-def answers_of_file(path: Path, teacher: Teacher, images: Tensor) -> Tensor:
-    """Logits for uint8 images of an exported file in its own runtime."""
-    run = load_exported(path)
-    return torch.cat(
-        [run(teacher.spec.encode(part)) for part in images.split(shown_at_once(teacher.spec.shape))]
-    )
+    return model, {"files": [asdict(r) for r in records], "bytes": records[0].bytes}
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:

@@ -78,7 +78,7 @@ def synthesize(
     existed = folder.exists()
     if not resume:
         check_empty(folder)
-    if resume and not checkpoint.is_file():
+    elif not checkpoint.is_file():
         raise RunError(f"{folder} holds nothing to resume: images.pt is missing")
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     try:
@@ -99,13 +99,13 @@ def synthesize(
         classes = out.argmax(1)
         arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": out.numpy()}
         save_arrays(folder / "images.npz", **arrays)
-        checkpoint.unlink(missing_ok=True)
+        picture = draw_classes(x, classes)
+        write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
+        checkpoint.unlink(missing_ok=True)  # until here a resume can end what a kill cut off
     except BaseException:
         if not checkpoint.is_file():
             discard(folder, existed=existed)
         raise
-    picture = draw_classes(x, classes)
-    write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
     counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
     return {
         "images": str(folder / "images.npz"),

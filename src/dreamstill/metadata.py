@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
+from dreamstill.folder import write_atomically
 from dreamstill.probe import Probe, probed_at_once
 from dreamstill.teacher import Teacher
 
@@ -111,9 +112,10 @@ def activations(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
 
 def _layer_sets(kind: Kind, teacher: Teacher, names: list[str]) -> list[tuple[str, ...]]:
     if kind is Kind.TOP:
-        if teacher.offers.last_linear is None:
-            raise TeacherError("metadata of kind top needs a last linear layer")
-        return [(teacher.offers.last_linear,)]
+        last = teacher.offers.last_linear
+        if last is None or last not in names:
+            raise TeacherError("metadata of kind top needs a last linear layer behind another")
+        return [(last,)]
     if kind is Kind.ALL:
         return [(name,) for name in names]
     linear = [
@@ -162,7 +164,7 @@ def record_metadata(
     Args:
         teacher: its own answers are the classes.
         images: uint8 (N, C, H, W); at least two of every class the teacher names.
-        path: .safetensors to write.
+        path: .safetensors to write; its folder is made.
         kind: see Kind.
         num_vectors: of the graph basis, for the spectral kinds.
         largest_root: views of more activations keep standard deviations alone.
@@ -173,6 +175,10 @@ def record_metadata(
         RunError: the file cannot be written.
 
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make {path.parent}: {error.strerror}") from error
     shown = activations(teacher, _shown(teacher, images[:1]))
     spectral = kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
     recorders: dict[tuple[str, ...], ClassMoments | Activations] = {}
@@ -203,10 +209,8 @@ def record_metadata(
         "teacher": metadata.fingerprint,
         "rectified": " ".join(view.name for view in views if view.rectified),
     }
-    try:
-        save_file(dict(_tensors(metadata)), path, metadata=header)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write {path}: {error}") from error
+    tensors = dict(_tensors(metadata))
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
     return metadata
 
 

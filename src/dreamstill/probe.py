@@ -1,14 +1,22 @@
 """Record what enters and leaves layers during a forward pass; always unhooked on leaving."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Probe", "batch_norm_layers", "eval_mode", "probed_at_once", "shown_at_once"]
+__all__ = [
+    "Probe",
+    "batch_norm_layers",
+    "eval_mode",
+    "probed_at_once",
+    "shown_at_once",
+    "watched",
+]
 
 
 class Probe:
@@ -60,6 +68,26 @@ class Probe:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+@contextmanager
+def watched(
+    layers: Mapping[str, nn.Module], look: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Call `look` with name, input and output after each run of a layer, at once.
+
+    For what cannot wait for the end of the pass: what follows a layer may change both in place, and
+    a layer may run more than once.
+    """
+
+    def hook(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        look(name, args[0] if args else kwargs["input"], output)
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            handle = layer.register_forward_hook(partial(hook, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
 
 
 def _float32(value: Any) -> Any:

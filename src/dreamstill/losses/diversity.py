@@ -8,10 +8,10 @@ __all__ = ["information_entropy", "sample_diversity"]
 
 
 def information_entropy(logits: Tensor) -> Tensor:
-    """Negative entropy of the batch's mean class probability, in units of log10.
+    """Negative entropy of the batch's mean class probability, in nats.
 
-    Chen et al. 2019 (DAFL), equation 4; the authors' code uses log10. In [-log10 K, 0]; the
-    minimum is a batch that the teacher spreads evenly over the K classes.
+    Chen et al. 2019 (DAFL), equation 4. In [-log K, 0]; the minimum is a batch that the teacher
+    spreads evenly over the K classes.
 
     Args:
         logits: (N, K).
@@ -19,7 +19,7 @@ def information_entropy(logits: Tensor) -> Tensor:
     """
     # above 0, where the gradient of x log x is no number
     mean = F.softmax(logits, dim=1).mean(0).clamp_min(1e-30)
-    entropy: Tensor = torch.special.xlogy(mean, mean).sum() / torch.log(mean.new_tensor(10.0))
+    entropy: Tensor = torch.special.xlogy(mean, mean).sum()
     return entropy
 
 

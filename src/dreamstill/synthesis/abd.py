@@ -7,6 +7,7 @@ learner of the same paper is, and for any other task. Two stages: the generator 
 range, with the gradient passed through the clip.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -83,7 +84,7 @@ class Abd:
         settings = self.settings
         divergence, logits = batch_norm_divergence(self.teacher, images)
         # in units of log K: -1 is a batch that is spread evenly
-        balance = information_entropy(logits) / torch.log10(logits.new_tensor(logits.shape[1]))
+        balance = information_entropy(logits) / math.log(logits.shape[1])
         loss = (
             settings.content * F.cross_entropy(logits / settings.temperature, logits.argmax(1))
             + settings.information_entropy * balance

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dreamstill.synthesis.contract import Batch
 
-__all__ = ["ClassMemory", "balanced", "matched", "rank_in_class", "turns"]
+__all__ = ["ClassMemory", "Turns", "balanced", "matched", "rank_in_class"]
 
 
 def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
@@ -24,15 +24,31 @@ def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
     return rank
 
 
-def turns(first: int, num: int, num_classes: int, device: torch.device) -> tuple[Tensor, int]:
-    """`num` classes in turn from `first` on, and whose turn is next.
+class Turns:
+    """Classes in turn, so that batches are balanced over a run.
 
-    >>> classes, following = turns(2, 4, 3, torch.device("cpu"))
-    >>> classes.tolist(), following
-    ([2, 0, 1, 2], 0)
+    >>> turns = Turns(3)
+    >>> turns.take(4).tolist(), turns.take(2).tolist()
+    ([0, 1, 2, 0], [1, 2])
     """
-    order = torch.arange(first, first + num, device=device)
-    return order % num_classes, (first + num) % num_classes
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        self.num_classes, self.device = num_classes, device
+        self.next_class = 0
+
+    def take(self, num: int) -> Tensor:
+        """The next `num` classes."""
+        order = torch.arange(self.next_class, self.next_class + num, device=self.device)
+        self.next_class = (self.next_class + num) % self.num_classes
+        return order % self.num_classes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is."""
+        return {"next_class": self.next_class}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the turn."""
+        self.next_class = state["next_class"]
 
 
 def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:

@@ -6,6 +6,7 @@ gradient passed through the clip so that saturated pixels keep learning; the gen
 a setting, because the paper's are 300 times the cost of LeNet-5.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,9 +61,10 @@ CIFAR100 = DaflSettings(
 
 def dafl_loss(logits: Tensor, features: Tensor, settings: DaflSettings) -> Tensor:
     """Equation 6 on the teacher's logits (N, K) and penultimate features (N, D)."""
+    balance = information_entropy(logits) / math.log(10)  # as in the authors' code
     return (
         settings.one_hot * F.cross_entropy(logits, logits.argmax(1))
-        + settings.information_entropy * information_entropy(logits)
+        + settings.information_entropy * balance
         + settings.activation * activation(features)
     )
 

@@ -23,7 +23,7 @@ from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.probe import Probe, eval_mode
 from dreamstill.settings import above, at_least, within
-from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.batch_norm import norms_of
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
@@ -150,17 +150,14 @@ class DeepInversion:
     ) -> None:
         self.teacher, self.settings, self.rng = teacher, settings, rng
         self.norms = norms_of(teacher)
-        self.next_class = 0
+        self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch: (batch_size, C, H, W), the iterate of the lowest loss."""
         settings, teacher = self.settings, self.teacher
         if settings.competition and student is None:
             raise SettingsError("deepinversion competes with a student: hand one to next_batch")
-        device = self.rng.device
-        targets, self.next_class = turns(
-            self.next_class, settings.batch_size, teacher.num_classes, device
-        )
+        targets = self.turns.take(settings.batch_size)
 
         def objective(images: Tensor, *, low_resolution: bool) -> Tensor:
             images = halved(images) if low_resolution else images
@@ -193,8 +190,8 @@ class DeepInversion:
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is; each batch starts from fresh noise."""
-        return {"next_class": self.next_class}
+        return self.turns.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the turn."""
-        self.next_class = state["next_class"]
+        self.turns.load_state_dict(state)

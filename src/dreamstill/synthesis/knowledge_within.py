@@ -17,7 +17,7 @@ from dreamstill.losses.priors import smoothness
 from dreamstill.losses.statistics import batch_statistics
 from dreamstill.probe import Probe, probed_at_once
 from dreamstill.settings import above, at_least, no_effect
-from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.batch_norm import batch_norm_divergence, divergence_of, norms_of
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
@@ -114,15 +114,12 @@ class KnowledgeWithin:
                 f"does not offer; {Scheme.INCEPTION} can do without"
             )
         self.teacher, self.settings, self.rng = teacher, settings, rng
-        self.next_class = 0
+        self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch: (batch_size, C, H, W)."""
         settings, teacher = self.settings, self.teacher
-        size = settings.batch_size
-        classes, self.next_class = turns(
-            self.next_class, size, teacher.num_classes, self.rng.device
-        )
+        classes = self.turns.take(settings.batch_size)
 
         def objective(images: Tensor) -> Tensor:
             if settings.scheme is Scheme.INCEPTION:
@@ -145,8 +142,8 @@ class KnowledgeWithin:
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is; each batch starts from fresh noise."""
-        return {"next_class": self.next_class}
+        return self.turns.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the turn."""
-        self.next_class = state["next_class"]
+        self.turns.load_state_dict(state)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.metadata import activations, load_metadata
 from dreamstill.settings import above, at_least
-from dreamstill.synthesis.balance import turns
+from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
@@ -68,15 +68,12 @@ class MetadataImages:
             raise SettingsError("metadata needs synthesis.file: what the teacher's owner recorded")
         self.teacher, self.settings, self.rng = teacher, settings, rng
         self.metadata = load_metadata(Path(settings.file), teacher)
-        self.next_class = 0
+        self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch: (batch_size, C, H, W)."""
         settings, teacher = self.settings, self.teacher
-        size = settings.batch_size
-        classes, self.next_class = turns(
-            self.next_class, size, teacher.num_classes, self.rng.device
-        )
+        classes = self.turns.take(settings.batch_size)
         wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
 
         def objective(images: Tensor) -> Tensor:
@@ -98,8 +95,8 @@ class MetadataImages:
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is; each batch starts afresh."""
-        return {"next_class": self.next_class}
+        return self.turns.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the turn."""
-        self.next_class = state["next_class"]
+        self.turns.load_state_dict(state)

@@ -84,8 +84,8 @@ class Rdskd:
         """Each loss enters by the exponential of its rise over its base; and the logits."""
         settings = self.settings
         logits = self.teacher(images)
-        entropy = information_entropy(logits) * torch.log(logits.new_tensor(10.0))  # in nats
-        losses = torch.stack([F.cross_entropy(logits, logits.argmax(1)), entropy])
+        authenticity = F.cross_entropy(logits, logits.argmax(1))
+        losses = torch.stack([authenticity, information_entropy(logits)])
         rise = (losses - self.base).exp()
         if self.stages.step % settings.refresh_every == 0:
             self.base = losses.detach()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, NonFiniteError, TeacherError
+from dreamstill.evaluate import answers
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nets.seeded import seeded
 from dreamstill.settings import above, at_least, no_effect
@@ -185,12 +186,7 @@ def _class_weights(teacher: Teacher, dreams: Tensor, labels: Tensor) -> Tensor:
     """ABD's weights by class id: inversely as often as a class is in a batch of both halves."""
     counts = torch.zeros(int(labels.max()) + 1)
     with torch.no_grad():
-        named = torch.cat(
-            [
-                teacher(teacher.spec.encode(part.to(teacher.device))).argmax(1).cpu()
-                for part in dreams.split(500)
-            ]
-        )
+        named = answers(teacher, teacher.spec, dreams, device=teacher.device).argmax(1)
     counts += torch.bincount(named, minlength=len(counts)) / len(named)
     counts += torch.bincount(labels, minlength=len(counts)) / len(labels)
     share = counts.clamp_min(1e-3)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
-from dreamstill.evaluate import measure_cost
+from dreamstill.evaluate import count_macs
 from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.settings import at_least, no_effect, within
 from dreamstill.tasks.factors import modes_by_responses, modes_of, with_factors
@@ -89,7 +89,8 @@ def ranks_of(
         }
         taken = {name: index for name, index in found.items() if index is not None}
     else:
-        whole = getattr(measure_cost(model, spec, num_runs=1), target)
+        parameters = sum(p.numel() for p in model.parameters())
+        whole = count_macs(model, spec) if target == "macs" else parameters
         free = sum(choices.whole[target] for choices in layers.values())
         taken = ranks_by_price(layers, target, free - (1 - share) * whole)
         if not taken and share < 1:

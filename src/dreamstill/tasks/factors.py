@@ -8,14 +8,12 @@ weights times the root of the inputs' second moments.
 
 import copy
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dreamstill.probe import watched
 from dreamstill.tasks.graph import map_modules
 
 __all__ = ["Mode", "Modes", "is_matrix", "modes_by_responses", "modes_of", "with_factors"]
@@ -166,15 +164,14 @@ def modes_by_responses(
     """Of layers on batches (N, C, H, W) in the input space; the model is in its eval mode."""
     given, made = dict[str, Tensor](), dict[str, Tensor]()
 
-    def look(name: str, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def look(name: str, entering: Tensor, leaving: Tensor) -> None:
+        layer = layers[name]
         channels = -1 if isinstance(layer, nn.Linear) else 1
-        made[name] = second_moment(output, channels, layer.bias) + made.get(name, 0)
+        made[name] = second_moment(leaving, channels, layer.bias) + made.get(name, 0)
         if not is_matrix(layer):
-            given[name] = second_moment(args[0], 1) + given.get(name, 0)
+            given[name] = second_moment(entering, 1) + given.get(name, 0)
 
-    with ExitStack() as stack:  # at once: what follows a layer may change both in place
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(partial(look, name)).remove)
+    with watched(layers, look):
         for batch in batches:
             model(batch)
     return {name: modes_of(layer, given.get(name), made[name]) for name, layer in layers.items()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import DataError, SettingsError
 from dreamstill.pool import Pool, StoredImages
+from dreamstill.probe import shown_at_once
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.teacher import Teacher
@@ -77,7 +78,7 @@ def finetune(
             inherited=inherited,
             reconstruct=reconstruct,
         )
-        for part in kept.split(256):
+        for part in kept.split(shown_at_once(teacher.spec.shape)):
             work.judge.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
         for progress in work.run():
             on_progress(progress)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dreamstill.errors import ExportError
-from dreamstill.evaluate import agreement, evaluating, predict
+from dreamstill.evaluate import agreement, answers, evaluating, predict
 from dreamstill.export import check_formats, export, load_exported, quiet, write_pt2, write_pte
 from dreamstill.teacher import InputSpec
 
@@ -108,14 +108,13 @@ def export_int8(
             else:
                 quantizer = _executorch(method)
                 write_pte(_quantized(model, spec, calibration, quantizer), spec, path)
-            run = load_exported(path)
-            answers = torch.cat([run(spec.encode(part)) for part in compared.split(256)])
+            logits = answers(load_exported(path), spec, compared)
     except ExportError:
         raise
     except Exception as error:  # quantizers raise many kinds of their own
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise ExportError(f"cannot quantize to {path.name}: {reason}") from error
-    same = agreement(answers, predict(model, spec, compared))
+    same = agreement(logits, predict(model, spec, compared))
     if same < 0.5:
         path.unlink()
         raise ExportError(f"the int8 file agrees with the network on {same:.0%} of the images")

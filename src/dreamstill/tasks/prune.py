@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import DreamstillError, SettingsError, TeacherError, first_line
-from dreamstill.evaluate import measure_cost
+from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
 from dreamstill.probe import probed_at_once
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
@@ -242,8 +242,12 @@ def _last_layer(model: nn.Module, teacher: Teacher, settings: PruneSettings) -> 
 
 
 def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
-    cost = measure_cost(model, teacher.spec, num_runs=50 if target is Target.LATENCY else 1)
-    return cost.latency_ms.median if target is Target.LATENCY else getattr(cost, target.value)
+    if target is Target.MACS:
+        return count_macs(model, teacher.spec)
+    if target is Target.PARAMETERS:
+        return sum(p.numel() for p in model.parameters())
+    with evaluating(model):
+        return measure_latency(model, teacher.spec, device=teacher.device).median
 
 
 def padded_layers(model: nn.Module) -> list[str]:

@@ -175,8 +175,8 @@ def _correct_bias(layer: QuantizedLayer, moments: Moments) -> None:
     error = layer.quantized_weight() - layer.layer.weight
     whole = copy.deepcopy(layer.layer)
     whole.weight, whole.bias = nn.Parameter(error), None
-    shift = whole(moments.mean)
-    shift = shift.mean((0, 2, 3)) if shift.ndim == 4 else shift.mean(0)
+    shift = whole(moments.mean).movedim(1 if isinstance(whole, nn.Conv2d) else -1, 0)
+    shift = shift.flatten(1).mean(1)
     bias = layer.layer.bias
     layer.layer.bias = nn.Parameter((0 if bias is None else bias.detach()) - shift)
 

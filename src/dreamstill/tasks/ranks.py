@@ -2,15 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.probe import eval_mode
+from dreamstill.probe import eval_mode, watched
 from dreamstill.tasks.factors import Modes, is_matrix
 
 __all__ = [
@@ -58,17 +55,15 @@ def positions_of(
     """Of layers in the order in which they are first called."""
     found: dict[str, Positions] = {}
 
-    def look(name: str, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def look(name: str, given: Tensor, made: Tensor) -> None:
         entering, leaving = (
             value.numel() // channels
-            for value, channels in zip((args[0], output), layer.weight.shape[1::-1], strict=True)
+            for value, channels in zip((given, made), layers[name].weight.shape[1::-1], strict=True)
         )
         before = found.get(name, (0, 0))
         found[name] = before[0] + entering, before[1] + leaving
 
-    with ExitStack() as stack, eval_mode(model):
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(partial(look, name)).remove)
+    with watched(layers, look), eval_mode(model):
         model(image)
     return found
 

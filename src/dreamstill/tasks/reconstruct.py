@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import NonFiniteError
-from dreamstill.probe import eval_mode
+from dreamstill.probe import eval_mode, watched
 from dreamstill.tasks.graph import shared_weights
 
 __all__ = ["reconstruct"]
@@ -68,7 +68,7 @@ def reconstruct(
         if _can_be_solved(layer) and name not in tied
     }
 
-    def look(name: str, output: Tensor) -> None:
+    def look(name: str, given: Tensor, output: Tensor) -> None:
         calls[name] += 1
         made = _rows(output, layers[name])
         size = (len(made), min(POSITIONS, made.shape[1]))
@@ -82,12 +82,10 @@ def reconstruct(
         if calls[name] == 1 and _patches(given[:1], layers[name]).shape[1] == positions:
             _solve(name, layers[name], given, where.to(given.device), wanted)
 
-    with ExitStack() as stack, eval_mode(whole), eval_mode(narrow):
+    with eval_mode(whole), watched({name: whole.get_submodule(name) for name in layers}, look):
+        whole(inputs)
+    with ExitStack() as stack, eval_mode(narrow):
         for name in layers:
-            hook = whole.get_submodule(name).register_forward_hook(
-                lambda layer, args, output, name=name: look(name, output)
-            )
-            stack.callback(hook.remove)
             hook = layers[name].register_forward_pre_hook(
                 lambda layer, args, kwargs, name=name: solve(
                     name, args[0] if args else kwargs["input"]
@@ -95,7 +93,6 @@ def reconstruct(
                 with_kwargs=True,
             )
             stack.callback(hook.remove)
-        whole(inputs)
         narrow(inputs)
 
 

@@ -124,9 +124,12 @@ def _after(
     name, first = str(node.target), here[0]
     module = modules.get(name) if node.op == "call_module" else None
     again = next((space.root() for space in found if name in space.carriers()), None)
-    if again is not None or node.op == "output":
-        mark(node, *here, again or first)
-        return again or first
+    if node.op == "output":
+        mark(node, *here)
+        return first
+    if again is not None:
+        mark(node, *here, again)
+        return again
     if isinstance(module, _BatchNorm):
         first.norms.append(name)
         return first
