@@ -119,8 +119,8 @@ class Work:
     stem: Path
     """Where the link's files go, less their suffix."""
 
-    def tune(self, model: nn.Module, settings: DistillSettings | None, **start: Any) -> nn.Module:
-        """Fine-tune towards the teacher, if asked; `start` as of `finetune`."""
+    def tune(self, model: nn.Module, settings: DistillSettings | None) -> nn.Module:
+        """Fine-tune towards the teacher, if asked."""
         if settings is None:
             return model
         tuned = finetune(
@@ -129,7 +129,6 @@ class Work:
             self.images,
             settings,
             rng=self.rng,
-            **start,
             on_progress=self.on_progress,
         )
         return tuned.requires_grad_(False)
@@ -141,8 +140,17 @@ Outcome = tuple[nn.Module, dict[str, Any]]
 def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
     student = open_student(settings.student, work.teacher, work.rng)
     kept = inherit(work.teacher.module, student) if settings.inherit else None
-    start = {"inherited": kept, "reconstruct": settings.reconstruct}
-    return work.tune(student, settings.training, **start), {}
+    student = finetune(
+        work.teacher,
+        student,
+        work.images,
+        settings.training,
+        rng=work.rng,
+        inherited=kept,
+        reconstruct=settings.reconstruct,
+        on_progress=work.on_progress,
+    )
+    return student.requires_grad_(False), {}
 
 
 def _prune(model: nn.Module, settings: PruneSettings, work: Work) -> Outcome:

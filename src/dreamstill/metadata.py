@@ -16,7 +16,7 @@ the network. Treat it as you would such averages.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -181,27 +181,39 @@ def record_metadata(
         raise RunError(f"cannot make {path.parent}: {error.strerror}") from error
     shown = activations(teacher, _shown(teacher, images[:1]))
     spectral = kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
-    recorders: dict[tuple[str, ...], ClassMoments | Activations] = {}
-    for layers in _layer_sets(kind, teacher, list(shown)):
-        size = sum(shown[name].numel() for name in layers)
-        if spectral or size <= largest_root:
-            recorders[layers] = Activations(num_vectors if spectral else 0, largest_root)
-        else:  # moments are all that is written, and activations would fill the memory
-            recorders[layers] = ClassMoments(teacher.num_classes, size)
-    counts = torch.zeros(teacher.num_classes, dtype=torch.long)
+    sets = _layer_sets(kind, teacher, list(shown))
+    # of large views moments are all that is written, and activations would fill the memory
+    moments = {
+        layers: ClassMoments(teacher.num_classes, size)
+        for layers in sets
+        if (size := sum(shown[name].numel() for name in layers)) > largest_root and not spectral
+    }
+    kept = {name: list[Tensor]() for layers in sets if layers not in moments for name in layers}
+    named = list[Tensor]()
     for part in images.split(probed_at_once(teacher.spec.shape)):
-        recorded = activations(teacher, _shown(teacher, part))
-        classes = recorded["logits"].argmax(1).cpu()
-        counts += torch.bincount(classes, minlength=teacher.num_classes)
-        for layers, recorder in recorders.items():
-            values = torch.cat([recorded[name].flatten(1) for name in layers], 1)
-            recorder.add(values.cpu(), classes)
+        recorded = {
+            n: v.flatten(1).cpu() for n, v in activations(teacher, _shown(teacher, part)).items()
+        }
+        named.append(recorded["logits"].argmax(1))
+        for name, values in kept.items():
+            values.append(recorded[name])
+        for layers, recorder in moments.items():
+            recorder.add(torch.cat([recorded[name] for name in layers], 1), named[-1])
+    classes = torch.cat(named)
+    counts = torch.bincount(classes, minlength=teacher.num_classes)
     if int(counts.min()) < 2:
         raise DataError(
             f"metadata needs at least 2 images of every class; "
             f"class {int(counts.argmin())} has {int(counts.min())}"
         )
-    views = [recorder.view(layers) for layers, recorder in recorders.items()]
+    together = {name: torch.cat(values) for name, values in kept.items()}
+    num = num_vectors if spectral else 0
+    views = [
+        moments[layers].view(layers)
+        if layers in moments
+        else view_of(layers, together, classes, num_vectors=num, largest_root=largest_root)
+        for layers in sets
+    ]
     metadata = Metadata(kind=kind, fingerprint=teacher.fingerprint, views=tuple(views))
     header = {
         "format": FORMAT,
@@ -256,37 +268,35 @@ class ClassMoments:
         )
 
 
-class Activations:
-    """Values that come in parts and are all kept, for what needs them together.
+def view_of(
+    layers: tuple[str, ...],
+    values: Mapping[str, Tensor],
+    classes: Tensor,
+    *,
+    num_vectors: int,
+    largest_root: int,
+) -> View:
+    """What is recorded of layers.
 
     Args:
+        layers: names in `values`.
+        values: (N, size) activations.
+        classes: (N,), every class twice.
         num_vectors: of the graph basis; 0: none.
-        largest_root: more values than these have no root.
+        largest_root: more activations than these have no root.
 
     """
-
-    def __init__(self, num_vectors: int, largest_root: int) -> None:
-        self.num_vectors, self.largest_root = num_vectors, largest_root
-        self.values, self.classes = list[Tensor](), list[Tensor]()
-
-    def add(self, values: Tensor, classes: Tensor) -> None:
-        """(N, size) values of classes (N,)."""
-        self.values.append(values)
-        self.classes.append(classes)
-
-    def view(self, layers: tuple[str, ...]) -> View:
-        """Of `layers`, in which every class was seen twice."""
-        values, classes, basis, root = torch.cat(self.values), torch.cat(self.classes), None, None
-        if self.num_vectors:
-            basis = graph_basis(values, min(self.num_vectors, values.shape[1]))
-            values = values @ basis
-        groups = [values[classes == k] for k in range(int(classes.max()) + 1)]
-        if values.shape[1] <= self.largest_root:
-            root = torch.stack([covariance_root(group) for group in groups])
-        mean = torch.stack([group.mean(0) for group in groups])
-        std = torch.stack([group.std(0) for group in groups])
-        rectified = bool((values >= 0).all())
-        return View(layers=layers, mean=mean, root=root, std=std, basis=basis, rectified=rectified)
+    joined, basis, root = torch.cat([values[name] for name in layers], 1), None, None
+    if num_vectors:
+        basis = graph_basis(joined, min(num_vectors, joined.shape[1]))
+        joined = joined @ basis
+    groups = [joined[classes == k] for k in range(int(classes.max()) + 1)]
+    if joined.shape[1] <= largest_root:
+        root = torch.stack([covariance_root(group) for group in groups])
+    mean = torch.stack([group.mean(0) for group in groups])
+    std = torch.stack([group.std(0) for group in groups])
+    rectified = bool((joined >= 0).all())
+    return View(layers=layers, mean=mean, root=root, std=std, basis=basis, rectified=rectified)
 
 
 def covariance_root(values: Tensor) -> Tensor:
