@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 import toys
 from dreamstill import cli, main_job
+from dreamstill.arguments import parse
 from dreamstill.run import Job, TeacherFile
 from dreamstill.synthesis import METHODS, PRESETS
 from dreamstill.tasks.distill import Progress, Transfer
@@ -159,7 +160,7 @@ def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
 
 def job_of(*options: str) -> Job:
     known = ["--teacher.weights", "net.safetensors", "--student", "toys:student"]
-    return cli._job(cli._parse(["distill", *known, *options]))
+    return cli._job(parse(["distill", *known, *options], cli.COMMANDS))
 
 
 @pytest.mark.parametrize(

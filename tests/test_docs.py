@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dreamstill import chain, cli
+from dreamstill.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -31,9 +32,9 @@ def test_there_are_commands_in_the_pages() -> None:
 def test_every_command_is_understood(page: str, command: list[str]) -> None:
     if "--help" in command:
         with pytest.raises(SystemExit):
-            cli._parse(command)
+            parse(command, cli.COMMANDS)
     else:
-        cli._parse([word for word in command if word != "..."])
+        parse([word for word in command if word != "..."], cli.COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -23,6 +23,7 @@ ORDER = (
     ("report", "sources"),
     ("summarize", "links", "kept"),
     ("main_job", "flags", "chain", "learning", "terminal"),
+    ("arguments",),
     ("cli",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
