@@ -52,7 +52,7 @@ DAFL = Row(
 )
 DFAD = Row(
     method="dfad",
-    synthesis=replace(dfad.CIFAR10, **GENERATOR),
+    synthesis=replace(dfad.CIFAR10, drops=(), **GENERATOR),
     distill=replace(SCHEDULE, transfer=(Transfer.L1,)),
 )
 

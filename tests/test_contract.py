@@ -20,6 +20,7 @@ from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.metadata import load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
+from dreamstill.synthesis.contract import Annealed
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.drawings import CLOTHES, Drawing, structured_images
 from dreamstill.synthesis.knowledge_within import Scheme
@@ -312,6 +313,7 @@ def test_an_optimized_method_is_better_than_noise_at_its_own_objective(name: str
 UNLIKE: dict[str, Any] = {  # values that differ enough to be seen within four batches
     "clip": 1e-4,
     "cosine_batches": 2,
+    "drops": (0.3,),
     "generator_steps": 1,
     "low_resolution_steps": 6,
     "lr_warm_up": 6,
@@ -340,6 +342,8 @@ def other_value(name: str, value: Any) -> Any:
 def stream(name: str, **changes: Any) -> list[Tensor]:
     """How often a batch is trained on, and four batches beside a student that never learns."""
     synthesizer, student = make(name, toys.cnn_teacher(), **changes), toys.seeded_student()
+    if isinstance(synthesizer, Annealed):
+        synthesizer.anneal_over(4)
     images = [draw(synthesizer, student).images for _ in range(4)]
     return [torch.tensor(synthesizer.repeat), *images]
 
@@ -555,7 +559,7 @@ def test_settings_out_of_range_are_named(name: str) -> None:
     for field in dataclasses.fields(kind):
         number = type(field.default) in (int, float)
         if number or isinstance(field.default, tuple):
-            bad = (-1,) * len(field.default) if isinstance(field.default, tuple) else -1
+            bad = (-1,) * (len(field.default) or 1) if isinstance(field.default, tuple) else -1
             with pytest.raises(SettingsError, match=str(-1)):
                 kind(**{field.name: bad})
 

@@ -29,7 +29,13 @@ from dreamstill.synthesis.noise import Noise, NoiseSettings
 from dreamstill.synthesis.rdskd import Rdskd, RdskdSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
 from dreamstill.synthesis.zskt import Zskt, ZsktSettings
-from dreamstill.tasks.distill import Distillation, DistillSettings, Transfer
+from dreamstill.tasks.distill import (
+    Distillation,
+    DistillSettings,
+    Optimizer,
+    Transfer,
+    optimizer_of,
+)
 from dreamstill.teacher import InputSpec, Precision
 
 
@@ -364,6 +370,9 @@ def weights_after(folder: Path, **changes: object) -> torch.Tensor:
     [
         {"lr": 0.03},
         {"anneal": False},
+        {"optimizer": Optimizer.SGD, "lr": 0.02},
+        {"weight_decay": 0.1},
+        {"drops": (0.5,)},
         {"clip_gradient": 1e-3},
         {"temperature": 1.0},
         {"transfer": (Transfer.L1,)},
@@ -385,6 +394,35 @@ def test_the_learning_rate_falls_to_zero_by_a_cosine(tmp_path: Path) -> None:
         if progress.stage == "distill":
             rates.append(work.optimizer.param_groups[0]["lr"] / 0.02)
     assert rates == pytest.approx([0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"drops": (0.25, 0.5)}, [0.1, 0.01, 0.01, 0.01]),
+        ({"anneal": False}, [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_learning_rate_falls_in_steps_or_stays(
+    tmp_path: Path, changes: dict[str, Any], wanted: list[float]
+) -> None:
+    work, rates = work_in(tmp_path, steps=4, lr=0.02, **changes), []
+    for progress in work.run():
+        if progress.stage == "distill":
+            rates.append(work.optimizer.param_groups[0]["lr"] / 0.02)
+    assert rates == pytest.approx(wanted)
+
+
+def test_sgd_steps_by_gradient_momentum_and_decay() -> None:
+    settings = DistillSettings(optimizer=Optimizer.SGD, lr=0.1, momentum=0.5, weight_decay=0.2)
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = optimizer_of([weight], settings)
+    for _ in range(2):
+        weight.grad = torch.tensor([3.0])
+        optimizer.step()
+    # v = 3 + 0.2 w; then v = 0.5 v + 3 + 0.2 w
+    first = 1.0 - 0.1 * 3.2
+    assert weight.item() == pytest.approx(first - 0.1 * (0.5 * 3.2 + 3 + 0.2 * first))
 
 
 def test_the_judge_sits_also_at_the_last_step(tmp_path: Path) -> None:
@@ -448,6 +486,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
         ({"transfer": ()}, "at least one of kl"),
         ({"prefill": 0, "fresh_every": 0}, "nothing to learn from"),
         ({"held_out": 1}, "held_out must be at least 2"),
+        ({"momentum": 0.5}, "momentum 0.5 has no effect without sgd"),
+        ({"drops": (0.5,), "anneal": False}, "anneal False has no effect beside drops"),
+        ({"drops": (1.5,)}, r"drops must be in \[0, 1\]"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:

@@ -18,6 +18,7 @@ from dreamstill.synthesis.deepinversion import (
     DeepInversionSettings,
     inversion_loss,
 )
+from dreamstill.synthesis.dfad import Dfad, DfadSettings
 from dreamstill.synthesis.drawings import (
     CLOTHES,
     Drawing,
@@ -137,6 +138,17 @@ def test_zskt_falls_to_zero_over_its_batches() -> None:
         synthesizer = Zskt(teacher, replace(settings, cosine_batches=given), rng=rng())
         synthesizer.anneal_over(4)
         assert synthesizer.cosine_batches == given
+
+
+def test_dfad_falls_to_a_tenth_at_its_shares() -> None:
+    teacher, student, rates = toys.cnn_teacher(), toys.seeded_student(), []
+    settings = DfadSettings(batch_size=4, widths=(4, 4), student_steps=2, drops=(0.3, 0.6))
+    synthesizer = Dfad(teacher, settings, rng=rng())
+    synthesizer.anneal_over(10)
+    for _ in range(10):
+        synthesizer.next_batch(student)
+        rates.append(synthesizer.generator.optimizer.param_groups[0]["lr"] / settings.lr)
+    assert rates[::2] == pytest.approx([1.0, 1.0, 0.1, 0.01, 0.01])
 
 
 def test_inversion_loss_is_zero_for_perfect_statistics_and_targets() -> None:

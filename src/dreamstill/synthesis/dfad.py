@@ -2,8 +2,7 @@
 
 Source: Fang et al., "Data-Free Adversarial Distillation", 2019, algorithm 1, and the authors'
 code. Where this differs: images are clipped to the teacher's valid range; the student is in eval
-mode while the generator learns, so that its running statistics see what it is trained on alone; the
-generator's learning rate stays (on CIFAR theirs falls to a tenth at epochs 100 and 200 of 500).
+mode while the generator learns, so that its running statistics see what it is trained on alone.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import l1
 from dreamstill.probe import eval_mode
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, within
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -37,6 +36,9 @@ class DfadSettings:
     """Learning rate of the generator's Adam; above 0."""
     student_steps: int = 5
     """Batches for the student after each generator step; at least 1."""
+    drops: tuple[float, ...] = ()
+    """Shares of a distillation's batches after which the generator's learning rate falls to a
+    tenth; in [0, 1]."""
     log_loss: bool = False
     """-log(1 + L1) in place of -L1: a gradient that shrinks where the two differ most, which the
     paper takes for segmentation."""
@@ -45,10 +47,11 @@ class DfadSettings:
         at_least(self, 2, "batch_size")
         at_least(self, 1, "latent", "widths", "student_steps")
         above(self, 0, "lr")
+        within(self, 0, 1, "drops")
 
 
 MNIST = DfadSettings()
-CIFAR10 = DfadSettings(batch_size=256, latent=256)
+CIFAR10 = DfadSettings(batch_size=256, latent=256, drops=(0.2, 0.4))
 
 
 def dfad_loss(student: Tensor, teacher: Tensor, *, log_loss: bool) -> Tensor:
@@ -72,7 +75,12 @@ class Dfad:
         self.generator = LatentGenerator(
             teacher, settings.latent, settings.widths, settings.lr, rng
         )
-        self.batches = 0
+        self.batch_size, self.batches = settings.batch_size, 0
+        self.milestones: list[float] = []
+
+    def anneal_over(self, batches: int) -> None:
+        """Let the generator's learning rate fall at its shares of so many batches."""
+        self.milestones = [share * batches for share in self.settings.drops]
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Fresh images (batch_size, C, H, W); every `student_steps`-th call learns first."""
@@ -80,6 +88,8 @@ class Dfad:
             raise SettingsError("dfad plays against a student: hand one to next_batch")
         generator, size = self.generator, self.settings.batch_size
         if self.batches % self.settings.student_steps == 0:
+            drops = sum(self.batches >= milestone for milestone in self.milestones)
+            generator.optimizer.param_groups[0]["lr"] = self.settings.lr * 0.1**drops
             images = generator.images(generator.draw(size))
             with eval_mode(student):
                 rival = self.teacher.run(student, images)

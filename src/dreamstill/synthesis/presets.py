@@ -1,8 +1,7 @@
 """Presets: methods as their papers ran them on a data set, or as we did, and their students.
 
-What the student's side has no setting for is left out, and its default stands: papers that train
-it by SGD, in steps of the learning rate, are here Adam's with a cosine; ZSKD's kinds of
-augmentation are without their amounts.
+What the student's side has no setting for is left out: ZSKD's kinds of augmentation are without
+their amounts.
 """
 
 from dataclasses import replace
@@ -27,7 +26,14 @@ class Preset(NamedTuple):
 
 
 DAFL = {"transfer": ["kl"], "temperature": 1.0}
-DFAD = {"transfer": ["l1"]}
+DAFL_CIFAR = {
+    "steps": 240_000,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "drops": [0.4, 0.8],
+}
+DFAD = {"transfer": ["l1"], "optimizer": "sgd"}
 RDSKD = {"transfer": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
 ZSKT = {
     "transfer": ["kl", "attention"],
@@ -43,8 +49,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "dafl": {
         "mnist": Preset(dafl.MNIST, DAFL | {"steps": 24_000, "lr": 2e-3}),
-        "cifar10": Preset(dafl.CIFAR10, DAFL | {"steps": 240_000}),
-        "cifar100": Preset(dafl.CIFAR100, DAFL | {"steps": 240_000}),
+        "cifar10": Preset(dafl.CIFAR10, DAFL | DAFL_CIFAR),
+        "cifar100": Preset(dafl.CIFAR100, DAFL | DAFL_CIFAR),
         "ours": Preset(
             replace(dafl.MNIST, batch_size=128, widths=(32, 16), lr=0.02),
             {
@@ -81,8 +87,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "svhn": Preset(ZsktSettings(), ZSKT | {"steps": 500_000}),
     },
     "dfad": {
-        "mnist": Preset(dfad.MNIST, DFAD | {"steps": 10_000}),
-        "cifar10": Preset(dfad.CIFAR10, DFAD | {"steps": 125_000}),
+        "mnist": Preset(
+            dfad.MNIST, DFAD | {"steps": 10_000, "lr": 0.01, "weight_decay": 1e-4, "anneal": False}
+        ),
+        "cifar10": Preset(
+            dfad.CIFAR10,
+            DFAD | {"steps": 125_000, "lr": 0.1, "weight_decay": 5e-4, "drops": [0.2, 0.4]},
+        ),
     },
     "rdskd": {"mnist": Preset(rdskd.MNIST, RDSKD), "cifar10": Preset(rdskd.CIFAR10, RDSKD)},
     "abd": {"cifar100": Preset(AbdSettings())},

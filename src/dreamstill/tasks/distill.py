@@ -2,8 +2,9 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
 
-__all__ = ["Distillation", "DistillSettings", "Progress", "Transfer"]
+__all__ = ["Distillation", "DistillSettings", "Optimizer", "Progress", "Transfer"]
+
+
+class Optimizer(StrEnum):
+    """What changes the student's weights."""
+
+    ADAM = "adam"
+    SGD = "sgd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +58,19 @@ class DistillSettings:
     """Share of the steps that a boundary stage takes, where there is one. 0 to 1."""
     temperature: float = 4.0
     """Of kl, reverse-kl and js; above 0. At 1 they are the plain divergences."""
+    optimizer: Optimizer = Optimizer.ADAM
+    """adam or sgd, of the student."""
     lr: float = 2e-3
-    """Learning rate of the student's Adam; above 0."""
+    """Learning rate; above 0."""
+    momentum: float = 0.9
+    """Of sgd; in [0, 1]."""
+    weight_decay: float = 0.0
+    """At least 0."""
     anneal: bool = True
     """Bring the learning rate to 0 by a cosine over the steps."""
+    drops: tuple[float, ...] = ()
+    """Shares of the steps after which the learning rate falls to a tenth, in place of the cosine.
+    In [0, 1]."""
     judge_every: int = 100
     """Steps between the judge's sittings; at least 1. The last step always has one."""
     held_out: int = 2048
@@ -75,7 +92,12 @@ class DistillSettings:
         at_least(self, 2, "batch_size", "held_out")
         above(self, 0, "temperature", "lr")
         at_least(self, 0, "prefill", "fresh_every", "clip_gradient", "transfer_weights")
-        within(self, 0, 1, "boundary_share")
+        at_least(self, 0, "weight_decay")
+        within(self, 0, 1, "boundary_share", "momentum", "drops")
+        if self.optimizer is not Optimizer.SGD:
+            no_effect(self, "without sgd", "momentum")
+        if self.drops:
+            no_effect(self, "beside drops", "anneal")
         if self.prefill == 0 and self.fresh_every == 0:
             raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
         if not self.transfer:
@@ -93,6 +115,28 @@ class DistillSettings:
             raise SettingsError(
                 f"transfer_weights must have {len(self.transfer)} values; got {weights}"
             )
+
+
+def optimizer_of(
+    parameters: Iterable[nn.Parameter], settings: DistillSettings
+) -> torch.optim.Optimizer:
+    """Adam, or SGD with momentum."""
+    lr, decay = settings.lr, settings.weight_decay
+    if settings.optimizer is Optimizer.ADAM:
+        return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
+    return torch.optim.SGD(parameters, lr, settings.momentum, weight_decay=decay, fused=True)
+
+
+def schedule_of(
+    optimizer: torch.optim.Optimizer, settings: DistillSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Of the learning rate: steps down, a cosine to 0, or none."""
+    if settings.drops:
+        milestones = [round(share * settings.steps) for share in settings.drops]
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+    if settings.anneal:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +208,14 @@ class Distillation:
             kept=inherited,
         )
         parameters = [*student.parameters(), *self.loss.connectors.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, lr=settings.lr, fused=True)
+        self.optimizer = optimizer_of(parameters, settings)
         boundary = Transfer.BOUNDARY in settings.transfer
         self.boundary_steps = int(settings.boundary_share * settings.steps) if boundary else 0
         self.warmed_up = 0
         self._start_from(synthesizer)
         self.repeated: Batch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.steps)
+        self.schedule = schedule_of(self.optimizer, settings)
         self.step = 0
 
         if isinstance(synthesizer, Annealed):
@@ -273,8 +317,7 @@ class Distillation:
         if settings.clip_gradient:
             nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_gradient)
         self.optimizer.step()
-        if settings.anneal:
-            self.schedule.step()
+        self.schedule.step()
         self.step += 1
         record = {"step": float(self.step), "loss": value}
         if self.step % settings.judge_every == 0 or self.step == settings.steps:
