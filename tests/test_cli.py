@@ -279,10 +279,12 @@ def test_a_run_is_measured_with_its_own_teacher_and_floor(
     assert cli.main(distill(teacher, *noise, "--distill.steps", "3", out="short")) == 0
     evaluate = ["evaluate", str(folder / "run"), "--images", str(real), "--floor"]
     assert cli.main(distill(teacher, *noise, "--distill.lr", "1e-9", out="slow")) == 0
+    assert cli.main(distill(teacher, *noise, "--distill.optimizer", "sgd", out="sgd")) == 0
     for wrong, why in (
         ("run", "is a run of structured_noise"),
         ("short", "has another steps: 3"),
         ("slow", "has another lr: 1e-09"),
+        ("sgd", "has another optimizer: sgd"),
     ):
         assert cli.main([*evaluate, str(folder / wrong)]) == 2
         assert why in capsys.readouterr().err

@@ -25,16 +25,21 @@ from dreamstill.export import ExportRecord, check_formats, export
 from dreamstill.folder import save_arrays, write_json
 from dreamstill.pool import Pool
 from dreamstill.run import Job, open_from
-from dreamstill.settings import from_plain, read_plain
+from dreamstill.settings import from_plain, read_plain, to_plain
 from dreamstill.synthesis import METHODS
 from dreamstill.teacher import Teacher, load_module
 
 MOST_SHOWN = 2000
 """Synthetic images that a report's pictures are of."""
 
-__all__ = ["describe", "export_run", "open_run", "summarize"]
+__all__ = ["MOST_SHOWN", "export_run", "open_run", "read_job", "summarize"]
 
 Labeled = tuple[Tensor, Tensor]
+OF_IMAGES = (
+    *("batch_size", "prefill", "fresh_every", "pool", "augment"),
+    *("judge_every", "held_out"),
+)
+"""Settings of a distillation that its noise floor may have of its own."""
 
 
 def read_job(folder: Path) -> Job:
@@ -86,27 +91,12 @@ def open_floor(folder: Path, job: Job, teacher: Teacher) -> nn.Module:
 def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
     """What a job and its noise floor share: all but the images and when they come."""
     names = ("student", "inherit", "reconstruct", "precision")
-    course = (
-        *("steps", "lr", "anneal", "transfer", "transfer_weights", "temperature"),
-        *("boundary_share", "freeze_batch_norm", "clip_gradient"),
-    )
+    course = to_plain(job.distill)
     return (
         {"teacher": teacher.fingerprint}
         | {name: getattr(job, name) for name in names}
-        | {name: getattr(job.distill, name) for name in course}
+        | {name: value for name, value in course.items() if name not in OF_IMAGES}
     )
-
-
-def describe(module: nn.Module, teacher: Teacher, real: Labeled | None) -> dict[str, Any]:
-    """Cost of a network and, with real images and labels, its accuracy and calibration error."""
-    cost = asdict(measure_cost(module, teacher.spec))
-    if real is None:
-        return cost
-    logits = predict(module, teacher.spec, real[0])
-    return cost | {
-        "accuracy": accuracy(logits, real[1]),
-        "ece": expected_calibration_error(logits, real[1]),
-    }
 
 
 def summarize(
@@ -128,27 +118,26 @@ def summarize(
     same_student = known.get("chosen_at_step") == result.get("chosen_at_step")
     if real is None and known.get("images") and same_student:  # a resume of what was measured
         return known
-    summary: dict[str, Any] = {
-        "method": job.method,
-        "teacher": describe(teacher.module, teacher, real),
-        "student": describe(student, teacher, real),
-        **result,
-        "images": source if real is not None else "",
-    }
+    networks = {"teacher": teacher.module, "student": student}
+    floors = {} if floor is None else {"noise_floor": open_floor(floor, job, teacher)}
+    summary: dict[str, Any] = {"method": job.method, **result, "images": ""}
+    summary |= {name: asdict(measure_cost(of, teacher.spec)) for name, of in networks.items()}
     if "exports" in known:
         summary["exports"] = known["exports"]
+    pictures = _pictures(folder, teacher, student)
     if real is not None:
-        answers = predict(teacher.module, teacher.spec, real[0])
-        summary["student"]["agreement"] = agreement(
-            predict(student, teacher.spec, real[0]), answers
-        )
-        if floor is not None:
-            logits = predict(open_floor(floor, job, teacher), teacher.spec, real[0])
-            summary["noise_floor"] = {
-                "accuracy": accuracy(logits, real[1]),
-                "agreement": agreement(logits, answers),
+        x, y = real
+        summary["images"] = source
+        logits = {name: predict(of, teacher.spec, x) for name, of in (networks | floors).items()}
+        for name, of in logits.items():
+            summary[name] = summary.get(name, {}) | {
+                "accuracy": accuracy(of, y),
+                "ece": expected_calibration_error(of, y),
+                "agreement": agreement(of, logits["teacher"]),
             }
-    pictures = _pictures(folder, job, teacher, student, real)
+        confusion = confusion_matrix(logits["student"], y, teacher.num_classes)
+        pictures["real_mean"] = class_means(x, y, teacher.num_classes)
+        pictures["confusion"] = confusion.numpy()
     write_json(folder / "summary.json", summary)
     save_arrays(folder / "pictures.npz", **pictures)
     return summary
@@ -190,10 +179,8 @@ def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray
     return means
 
 
-def _pictures(
-    folder: Path, job: Job, teacher: Teacher, student: nn.Module, real: Labeled | None
-) -> dict[str, Any]:
-    """Arrays for the report: grid, means, histogram, filters, confusion."""
+def _pictures(folder: Path, teacher: Teacher, student: nn.Module) -> dict[str, Any]:
+    """Arrays for the report that need no real image: grid, means, histogram, filters."""
     pictures: dict[str, Any] = {}
     pool = Pool.reopen(folder / "pool", teacher.spec)
     if len(pool):
@@ -210,8 +197,4 @@ def _pictures(
         filters = _first_filters(module)
         if filters is not None:
             pictures[f"{name}_filters"] = filters
-    if real is not None:
-        pictures["real_mean"] = class_means(real[0], real[1], teacher.num_classes)
-        logits = predict(student, teacher.spec, real[0])
-        pictures["confusion"] = confusion_matrix(logits, real[1], teacher.num_classes).numpy()
     return pictures
