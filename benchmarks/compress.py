@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.evaluate import accuracy, answers, measure_cost, measure_latency
+from dreamstill.evaluate import accuracy, answers, measure_cost
 from dreamstill.export import export, load_exported
 from dreamstill.folder import environment
 from dreamstill.images import load_images
@@ -185,21 +185,20 @@ def run(weights: Path, data: Path, link: dict[str, Any], images: Path, seed: int
 
 def run_whole(teacher: Teacher, data: Path, kind: str) -> dict[str, Any]:
     """The network as it is, as a file in its runtime; a record as of `run`."""
-    whole = measure_cost(teacher.module, teacher.spec, num_runs=1)
     x, y = load_images(data, teacher.spec, teacher.num_classes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"whole.{kind}"
         size = export(teacher.module, teacher.spec, path).bytes
         runtime = load_exported(path)
         logits = answers(runtime, teacher.spec, x)
-        latency = measure_latency(runtime, teacher.spec)
+        whole = measure_cost(teacher.module, teacher.spec, run=runtime)
     return {
         "accuracy": round(100 * accuracy(logits, y), 2),
         "bytes": size,
         "smaller": round(whole.bytes / size, 1),
         "parameters": whole.parameters,
         "macs": whole.macs,
-        "latency_ms": round(latency.median, 3),
+        "latency_ms": round(whole.latency_ms.median, 3),
     }
 
 

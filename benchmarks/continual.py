@@ -152,19 +152,21 @@ def joint(
 
 def main() -> None:
     settle_process()
-    rows: dict[str, tuple[Recipe, str | None]] = {**ROWS, **BATCH_NORM_ROWS}
     parser = argparse.ArgumentParser(description="Class-incremental learning in five tasks.")
     parser.add_argument("data_set", choices=SPECS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--batch-norm", action="store_true", help="LeNet-5 with BatchNorm")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--rows", nargs="+", choices=(*rows, "joint"), default=(*rows, "joint"), metavar="ROW"
-    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="[all]")
     parser.add_argument("--resume", action="store_true", help="make the rows the record lacks")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
+    rows: dict[str, tuple[Recipe, str | None]] = {**ROWS}
+    rows |= BATCH_NORM_ROWS if args.batch_norm else {}
+    names = args.rows or [*rows, "joint"]
+    if unknown := [name for name in names if name not in (*rows, "joint")]:
+        parser.error(f"unknown row {unknown[0]}; known: {'; '.join(rows)}; joint")
     path = args.data / f"{args.data_set}.npz"
     mean, std = SPECS[args.data_set]
     spec = InputSpec(shape=(1, 28, 28), mean=(mean,), std=(std,))
@@ -178,8 +180,7 @@ def main() -> None:
     out = Path(f"benchmarks/records/{name}.json")
     settings = to_plain(SETTINGS) | {"dreams": NUM_DREAMS, "drawing": to_plain(drawing)}
     if args.batch_norm:
-        methods = dreamers(drawing).items()
-        settings["methods"] = {source: to_plain(of) for source, (_, of) in methods}
+        settings["methods"] = {source: to_plain(of) for source, of in dreamers(drawing).items()}
     record: dict[str, Any] = {
         "name": name,
         "data": args.data_set,
@@ -188,8 +189,8 @@ def main() -> None:
         "rows": {},
     }
     made = made_rows(out, record) if args.resume else {}
-    for row in args.rows:
-        if row not in made and (args.batch_norm or row not in BATCH_NORM_ROWS):
+    for row in names:
+        if row not in made:
             runs = [
                 joint(data, spec, seed, batch_norm=args.batch_norm)
                 if row == "joint"

@@ -344,7 +344,10 @@ def test_a_mistake_in_learning_new_classes_leaves_no_folder(
 
 
 def test_what_was_learned_is_not_learned_again(
-    plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "new.npz", x=rng.integers(0, 256, (8, 1, 8, 8), np.uint8), y=np.full(8, 4))
@@ -360,6 +363,7 @@ def test_what_was_learned_is_not_learned_again(
         assert cli.main(arguments) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["not_exported"] == "no such format"
+    assert "Not exported: no such format" in (tmp_path / "run" / "report.html").read_text()
     learned = (tmp_path / "run" / "network.safetensors").read_bytes()
     monkeypatch.setattr("dreamstill.learning.learn", refuse)
     assert cli.main([*arguments, "--resume"]) == 0
@@ -370,6 +374,9 @@ def test_what_was_learned_is_not_learned_again(
     model.head = torch.nn.Linear(model.head.in_features, 5)
     model.load_state_dict(load_file(tmp_path / "run" / "network.safetensors"))
     torch.testing.assert_close(first, model.eval()(given), atol=1e-5, rtol=0)
+    np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 2 + 4)
+    assert cli.main([*arguments, "--resume"]) == 2
+    assert "was started with another new" in capsys.readouterr().err
 
 
 def test_new_classes_from_pictures_become_what_an_archive_of_them_does(

@@ -21,7 +21,7 @@ from dreamstill import cli, main_job
 from dreamstill.arguments import parse
 from dreamstill.run import Job, TeacherFile
 from dreamstill.synthesis import METHODS, PRESETS
-from dreamstill.tasks.distill import Progress, Transfer
+from dreamstill.tasks.distill import DistillSettings, Progress, Transfer
 
 OWN_NETWORK = """
 import torch
@@ -163,6 +163,20 @@ def job_of(*options: str) -> Job:
     return cli._job(parse(["distill", *known, *options], cli.COMMANDS))
 
 
+def test_images_that_are_written_stay_when_their_picture_fails(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_job, "draw_classes", stop)
+    out = teacher.parent / "stopped"
+    arguments = ["synthesize", "--teacher.weights", str(teacher), "--out", str(out)]
+    assert cli.main([*arguments, "--num-images", "50"]) == 130
+    with np.load(out / "images.npz") as made:
+        assert made["x"].shape == (50, 1, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("method", "preset"), [(name, p) for name, presets in PRESETS.items() for p in presets]
 )
@@ -183,6 +197,23 @@ def test_a_preset_is_of_the_student_too_and_flags_win() -> None:
     assert of_ones_own.clip_gradient == 5.0
     rdskd = job_of("--method", "rdskd", "--preset", "mnist").distill
     assert (rdskd.transfer, rdskd.temperature) == ((Transfer.KL,), 10.0)
+
+
+def test_flags_take_the_place_of_what_a_preset_says_beside_them() -> None:
+    def student(*flags: str, method: str = "dafl", preset: str = "cifar10") -> DistillSettings:
+        return job_of("--method", method, "--preset", preset, *flags).distill
+
+    assert student().drops == (0.4, 0.8)
+    assert student("--distill.drops", "").drops == ()
+    assert student("--distill.drops", "0.5").drops == (0.5,)
+    cosine = student("--distill.anneal", "true")
+    assert (cosine.anneal, cosine.drops) == (True, ())
+    adam = student("--distill.optimizer", "adam")
+    default = DistillSettings()
+    assert (adam.lr, adam.weight_decay) == (default.lr, default.weight_decay)
+    assert student("--distill.drops", "0.5", method="dfad", preset="mnist").anneal
+    job = job_of("--method", "dfad", "--preset", "cifar10", "--synthesis.drops", "")
+    assert job.synthesis.drops == ()
 
 
 def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:

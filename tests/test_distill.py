@@ -25,6 +25,7 @@ from dreamstill.run import Job, TeacherFile, _distillation, distill
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import Batch, Synthesizer
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.dfad import Dfad, DfadSettings
 from dreamstill.synthesis.noise import Noise, NoiseSettings
 from dreamstill.synthesis.rdskd import Rdskd, RdskdSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
@@ -280,6 +281,7 @@ def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) ->
     distill(tmp_path / "run", fresh, toys.cnn_teacher())
 
 
+@pytest.mark.parametrize("kind", [ZsktSettings, DfadSettings])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -287,29 +289,30 @@ def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) ->
         {"judge_every": 7},
         {"fresh_every": 3},
         {"fresh_every": 15, "prefill": 10},
-        {"fresh_every": 0, "prefill": 10},
         {"steps": 0, "prefill": 10, "fresh_every": 2},
     ],
 )
 def test_a_generator_is_told_how_many_batches_a_run_has(
-    tmp_path: Path, changes: dict[str, Any]
+    tmp_path: Path, changes: dict[str, Any], kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = DistillSettings(**{"steps": 40, "held_out": 10, **changes})
-    synthesis = ZsktSettings(batch_size=4, widths=(4, 4), student_steps=10)
+    told: list[int] = []
+    owner = Zskt if kind is ZsktSettings else Dfad
+    monkeypatch.setattr(owner, "anneal_over", lambda self, batches: told.append(batches))
     job = Job(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
-        method="zskt",
-        synthesis=synthesis,
+        method=owner.__name__.lower(),
+        synthesis=kind(batch_size=4, widths=(4, 4), student_steps=10),
         inherit=settings.steps == 0,
         distill=settings,
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())
     method = work.synthesizer
-    assert isinstance(method, Zskt)
+    assert isinstance(method, owner)
     for _ in work.run():
         pass
-    assert method.batches == method.cosine_batches
+    assert told == [method.batches]
 
 
 def test_a_collapse_at_the_first_sitting_keeps_what_was_learned_before(tmp_path: Path) -> None:

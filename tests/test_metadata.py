@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -171,3 +171,12 @@ def test_the_folder_of_a_file_is_made_before_any_image_is_shown(tmp_path: Path) 
     with pytest.raises(RunError, match="cannot make"):
         record_metadata(teacher, images, tmp_path / "file" / "m.safetensors")
     assert teacher.queries == queries
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("dreamstill.metadata.save_file", full)
+    with pytest.raises(RunError, match="No space left"):
+        record_metadata(toys.quadrant_teacher(), quadrant_images(64), tmp_path / "m.safetensors")

@@ -498,3 +498,20 @@ def test_biases_are_corrected_where_channels_are_last() -> None:
     expected = error @ error.new_full((6,), 0.7)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(biases[0] - biases[1], expected.detach(), atol=1e-6, rtol=1e-4)
+
+
+def test_layers_called_by_keyword_are_quantized() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 26 * 26, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(input=self.first(input=x).relu().flatten(1))
+            return logits
+
+    with seeded(torch.Generator().manual_seed(0)):
+        teacher = open_teacher(Keywords(), GREY)
+    images = torch.randint(0, 256, (16, 1, 28, 28), dtype=torch.uint8)
+    quantized = quantize(teacher, images, QuantizeSettings(), rng=torch.Generator())
+    assert [type(part) for part in quantized.children()] == [QuantizedLayer] * 2

@@ -22,7 +22,6 @@ from dreamstill.evaluate import (
     answers,
     evaluating,
     measure_cost,
-    measure_latency,
     predict,
 )
 from dreamstill.export import export, load_exported
@@ -144,7 +143,7 @@ def run_chain(
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
     with claimed(folder, chain, "images.*", "links/*.json", resume=resume):
-        same_origin(folder, teacher, images)
+        same_origin(folder, teacher, images=images)
         if images is None:
             images = own_images(folder / "images.npz", chain, teacher, on_progress)
         made = _make_links(folder / "links", chain, teacher, images, kin, on_progress)
@@ -235,8 +234,8 @@ def _measured(
     """A link's record with its cost, and its agreement with the logits wanted for the images."""
     run = _runtime(network, record, folder)
     with evaluating(network):
-        latency, logits = measure_latency(run, spec), answers(run, spec, images)
-    cost = asdict(measure_cost(network, spec, num_runs=1)) | {"latency_ms": asdict(latency)}
+        logits = answers(run, spec, images)
+    cost = asdict(measure_cost(network, spec, run=run))
     return cost | {"agreement": agreement(logits, wanted)} | record
 
 

@@ -23,7 +23,7 @@ from dreamstill.errors import (
 )
 from dreamstill.flags import PREFIX, given_flags, read_toml
 from dreamstill.images import load_images, load_unlabelled
-from dreamstill.learning import Learning, learn_classes
+from dreamstill.learning import LEARNED, Learning, learn_classes
 from dreamstill.links import TASKS
 from dreamstill.metadata import Kind, record_metadata
 from dreamstill.report import write_chain_report, write_continual_report, write_report
@@ -273,7 +273,7 @@ def _report(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
     if (folder / "links").is_dir():
         page = write_chain_report(folder)
-    elif (folder / "network.safetensors").is_file():
+    elif (folder / LEARNED).is_file():
         page = write_continual_report(folder)
     else:
         page = write_report(folder)

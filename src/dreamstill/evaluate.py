@@ -24,6 +24,7 @@ __all__ = [
     "answers",
     "confusion_matrix",
     "count_macs",
+    "evaluating",
     "expected_calibration_error",
     "measure_cost",
     "measure_latency",
@@ -117,10 +118,19 @@ class Cost:
     latency_ms: Latency
 
 
-def measure_cost(module: nn.Module, spec: InputSpec, *, num_runs: int = 50) -> Cost:
-    """Count and time a network on one image; latency with the current number of threads."""
+def measure_cost(
+    module: nn.Module, spec: InputSpec, *, run: Callable[[Tensor], Tensor] | None = None
+) -> Cost:
+    """Count and time a network on one image; latency with the current number of threads.
+
+    Args:
+        module: what is counted.
+        spec: its input.
+        run: what is timed; default: the module. Its file in a runtime, for one.
+
+    """
     with evaluating(module):
-        latency = measure_latency(module, spec, device=device_of(module), num_runs=num_runs)
+        latency = measure_latency(run or module, spec, device=device_of(module))
     stored = [*module.parameters(), *module.buffers()]
     return Cost(
         parameters=sum(p.numel() for p in module.parameters()),

@@ -14,7 +14,12 @@ from typing import Any
 
 from dreamstill.errors import SettingsError
 
-__all__ = ["add_flags", "given_flags", "read_toml"]
+__all__ = [
+    "PREFIX",
+    "add_flags",
+    "given_flags",
+    "read_toml",
+]
 
 PREFIX = "settings:"
 
@@ -111,7 +116,8 @@ def from_text(hint: Any, text: str, flag: str) -> Any:
             return None
         return from_text(next(p for p in parts if p is not type(None)), text, flag)
     if origin is tuple:
-        return [from_text(parts[0], part, flag) for part in text.strip("[]").split(",")]
+        inside = text.strip("[]")
+        return [from_text(parts[0], part, flag) for part in inside.split(",")] if inside else []
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise SettingsError(f"{flag} must be true or false; got {text!r}")

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamstill.evaluate import agreement, answers
 from dreamstill.losses.logits import kl_divergence
-from dreamstill.probe import eval_mode, shown_at_once
+from dreamstill.probe import eval_mode
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import InputSpec
 
@@ -75,26 +76,23 @@ class Judge:
 
     def sit(self, student: nn.Module, step: int) -> Verdict:
         """Ask champion and challenger; the higher agreement stays, then the lower KL."""
-        agreement, kl = self.ask(student)
+        share, kl = self.ask(student)
         best = (-1.0, 0.0)
         if self.champion is not None:
             rival_agreement, rival_kl = self.ask(self.champion)
             best = (rival_agreement, -rival_kl)
-        kept = (agreement, -kl) >= best
+        kept = (share, -kl) >= best
         if kept:
             self.champion, self.champion_step = copy.deepcopy(student), step
-        return Verdict(agreement, kl, kept)
+        return Verdict(share, kl, kept)
 
     @torch.no_grad()
     def ask(self, student: nn.Module) -> tuple[float, float]:
         """Agreement with the teacher, and mean KL from it, on the held-out images."""
-        at_once = shown_at_once(self.spec.shape)
+        wanted = self.logits.cpu()
         with eval_mode(student):
-            logits = torch.cat(
-                [student(self.spec.encode(part)) for part in self.images.split(at_once)]
-            )
-        same = (logits.argmax(1) == self.logits.argmax(1)).float().mean().item()
-        return same, kl_divergence(logits, self.logits).item()
+            logits = answers(student, self.spec, self.images, device=self.images.device)
+        return agreement(logits, wanted), kl_divergence(logits, wanted).item()
 
     def state_dict(self) -> dict[str, Any]:
         """Held-out images and the champion."""

@@ -26,7 +26,11 @@ from dreamstill.tasks.continual import (
 )
 from dreamstill.teacher import Teacher, load_weights, open_teacher
 
-__all__ = ["Learning", "learn_classes"]
+__all__ = [
+    "LEARNED",
+    "Learning",
+    "learn_classes",
+]
 
 LEARNED = "network.safetensors"
 
@@ -85,7 +89,7 @@ def learn_classes(
     test = load_images(real, teacher.spec, num_classes) if real else None
     given = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
     with claimed(folder, job, "images.*", LEARNED, resume=resume):
-        same_origin(folder, teacher, given)
+        same_origin(folder, teacher, images=given, new=new, labels=labels)
         dreams = new[:0] if given is None else given
         if given is None and job.continual.dreaming:
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
@@ -98,11 +102,13 @@ def learn_classes(
         summary |= {"images": real.name} | _kept(before, after, y)
         pictures["confusion"] = confusion_matrix(after, y, num_classes).numpy()
     save_arrays(folder / "pictures.npz", **pictures)
-    paths = [folder / f"network.{kind}" for kind in ("onnx", "pt2")]
+    summary["files"] = []
     try:
-        summary["files"] = [asdict(export(network.module, teacher.spec, path)) for path in paths]
+        for kind in ("onnx", "pt2"):
+            record = export(network.module, teacher.spec, folder / f"network.{kind}")
+            summary["files"].append(asdict(record))
     except ExportError as error:  # what was learned is worth its summary
-        summary |= {"files": [], "not_exported": str(error)}
+        summary["not_exported"] = str(error)
     write_json(folder / "summary.json", summary)
     return summary
 

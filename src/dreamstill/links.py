@@ -31,7 +31,7 @@ from dreamstill.tasks.quantize import (
 from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["TASKS", "Outcome", "Work"]
+__all__ = ["TASKS", "Work"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,9 +101,9 @@ def synthesize(
         save_arrays(folder / "images.npz", **arrays)
         picture = draw_classes(x, classes)
         write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
-        checkpoint.unlink(missing_ok=True)  # until here a resume can end what a kill cut off
+        checkpoint.unlink(missing_ok=True)
     except BaseException:
-        if not checkpoint.is_file():
+        if not checkpoint.is_file() and not (folder / "images.npz").is_file():
             discard(folder, existed=existed)
         raise
     counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()

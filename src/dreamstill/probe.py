@@ -13,6 +13,7 @@ __all__ = [
     "Probe",
     "batch_norm_layers",
     "eval_mode",
+    "first_input",
     "probed_at_once",
     "shown_at_once",
     "watched",
@@ -20,7 +21,7 @@ __all__ = [
 
 
 class Probe:
-    """Context manager that keeps the first positional input and the output of each named layer.
+    """Context manager that keeps the first input and the output of each named layer.
 
     As float32, in the order in which the layers finish. A layer that runs several times in one
     forward pass keeps what it last had.
@@ -47,16 +48,16 @@ class Probe:
 
     def __enter__(self) -> "Probe":
         self._handles = [
-            layer.register_forward_hook(self._recorder(name))
+            layer.register_forward_hook(self._recorder(name), with_kwargs=True)
             for name, layer in self._layers.items()
         ]
         return self
 
-    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _recorder(self, name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+        def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             self.outputs[name] = _float32(output.clone() if self._copy else output)
-            if args:
-                self.inputs[name] = _float32(args[0])
+            if (given := first_input(args, kwargs)) is not None:
+                self.inputs[name] = _float32(given)
 
         return record
 
@@ -81,13 +82,18 @@ def watched(
     """
 
     def hook(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        look(name, args[0] if args else kwargs["input"], output)
+        look(name, first_input(args, kwargs), output)
 
     with ExitStack() as stack:
         for name, layer in layers.items():
             handle = layer.register_forward_hook(partial(hook, name), with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a layer was called with, by place or as `input`; None where neither."""
+    return args[0] if args else kwargs.get("input")
 
 
 def _float32(value: Any) -> Any:

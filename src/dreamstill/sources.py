@@ -187,11 +187,13 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
     checkpoint.unlink(missing_ok=True)
 
 
-def same_origin(folder: Path, teacher: Teacher, images: Tensor | None) -> None:
-    """Note of which teacher and images a folder is; RunError if it is of others."""
-    origin = {"teacher": teacher.fingerprint}
-    if images is not None:
-        origin["images"] = hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]
+def same_origin(folder: Path, teacher: Teacher, **given: Tensor | None) -> None:
+    """Note of which teacher and which given tensors a folder is; RunError if it is of others."""
+    origin = {"teacher": teacher.fingerprint} | {
+        name: hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+        for name, values in given.items()
+        if values is not None
+    }
     path = folder / "origin.json"
     if not path.is_file():
         write_json(path, origin)

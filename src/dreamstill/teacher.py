@@ -31,9 +31,12 @@ __all__ = [
     "Offers",
     "Precision",
     "Teacher",
+    "build",
     "load_module",
+    "load_weights",
     "open_teacher",
     "read_card",
+    "spec_from_card",
 ]
 
 

@@ -36,6 +36,7 @@ def write_chain_report(folder: Path) -> Path:
         networks=networks,
         whole=networks[0],
         images=summary.get("images"),
+        not_exported=summary.get("not_exported"),
         files=[file for link in summary["links"] for file in link.get("files", [])],
     )
 

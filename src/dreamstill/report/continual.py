@@ -23,6 +23,7 @@ def write_continual_report(folder: Path) -> Path:
         figures=list(continual_figures(summary, read_arrays(folder / "pictures.npz"))),
         summary=summary,
         files=summary["files"],
+        not_exported=summary.get("not_exported"),
     )
 
 

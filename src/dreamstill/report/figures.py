@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 __all__ = [
+    "Array",
     "bars",
     "before_after",
     "class_rows",

@@ -55,7 +55,13 @@ METHODS: dict[str, Method] = {
     "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinSettings),
     "metadata": Method(MetadataImages, MetadataSettings),
 }
-OF_LOSS = ("transfer", "transfer_weights", "temperature")
+GO_WITH = {
+    "transfer": ("transfer_weights", "temperature"),
+    "optimizer": ("lr", "momentum", "weight_decay"),
+    "anneal": ("drops",),
+    "drops": ("anneal",),
+}
+"""Settings of a student in a preset that mean nothing beside another choice of the first."""
 
 
 def missing_offers(name: str, teacher: Teacher) -> list[str]:
@@ -88,7 +94,8 @@ def method_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
 def student_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
     """Plain values of distillation, laid upon those of a method's preset.
 
-    Whoever names the transfer losses has the preset's weights and temperature of them no longer.
+    Whoever names the transfer losses, the optimizer or the course of its learning rate no longer
+    has what the preset says beside them: see GO_WITH.
 
     Raises:
         SettingsError: the method has no such preset.
@@ -98,8 +105,8 @@ def student_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
     if preset is None or not isinstance(given, dict):  # the latter is said of the job as a whole
         return given
     whole = _preset(name, preset).distill
-    own = {k: v for k, v in whole.items() if "transfer" not in given or k not in OF_LOSS}
-    return merge(own, given)
+    gone = {name for chosen in given for name in GO_WITH.get(chosen, ())}
+    return merge({name: value for name, value in whole.items() if name not in gone}, given)
 
 
 def _preset(name: str, preset: Any) -> Preset:

@@ -66,9 +66,9 @@ class Synthesizer(Protocol):
 
 @runtime_checkable
 class Annealed(Protocol):
-    """A synthesizer whose own learning rate can fall over a run."""
+    """A synthesizer whose own learning rate may fall over a run."""
 
     batch_size: int
 
     def anneal_over(self, batches: int) -> None:
-        """Let it fall to 0 over so many batches, unless its settings say something else."""
+        """Set its course, as the settings have it, over so many batches."""

@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "scenes": Preset(StructuredNoiseSettings(drawing=SCENES)),
     },
     "dafl": {
-        "mnist": Preset(dafl.MNIST, DAFL | {"steps": 24_000, "lr": 2e-3}),
+        "mnist": Preset(dafl.MNIST, DAFL | {"steps": 24_000, "lr": 2e-3, "anneal": False}),
         "cifar10": Preset(dafl.CIFAR10, DAFL | DAFL_CIFAR),
         "cifar100": Preset(dafl.CIFAR100, DAFL | DAFL_CIFAR),
         "ours": Preset(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dreamstill.probe import watched
 from dreamstill.tasks.graph import map_modules
 
-__all__ = ["Mode", "Modes", "is_matrix", "modes_by_responses", "modes_of", "with_factors"]
+__all__ = ["Modes", "is_matrix", "modes_by_responses", "modes_of", "with_factors"]
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,20 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from dreamstill.errors import TeacherError, first_line
 
 __all__ = [
+    "POSITIVE",
     "Pair",
+    "batch_norms",
+    "flattens",
     "fold_batch_norm",
+    "is_one_of",
     "is_relu6",
+    "is_size",
+    "layer_at",
+    "map_modules",
     "pairs",
     "plain_layers",
     "relu_for_relu6",
+    "replace_module",
     "shared_weights",
     "trace",
 ]
@@ -156,6 +164,7 @@ class Pair:
 def layer_at(
     node: fx.Node, modules: dict[str, nn.Module], *, grouped: bool = False
 ) -> nn.Conv2d | nn.Linear | None:
+    """The convolution or linear layer that a node calls; none of anything else."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, nn.Conv2d) and module.groups > 1 and not grouped:
         return None

@@ -12,7 +12,6 @@ from dreamstill.tasks.factors import Modes, is_matrix
 
 __all__ = [
     "Choices",
-    "Positions",
     "choices_of",
     "positions_of",
     "ranks_by_energy",

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import NonFiniteError
-from dreamstill.probe import eval_mode, watched
+from dreamstill.probe import eval_mode, first_input, watched
 from dreamstill.tasks.graph import shared_weights
 
 __all__ = ["reconstruct"]
@@ -87,9 +87,7 @@ def reconstruct(
     with ExitStack() as stack, eval_mode(narrow):
         for name in layers:
             hook = layers[name].register_forward_pre_hook(
-                lambda layer, args, kwargs, name=name: solve(
-                    name, args[0] if args else kwargs["input"]
-                ),
+                lambda layer, args, kwargs, name=name: solve(name, first_input(args, kwargs)),
                 with_kwargs=True,
             )
             stack.callback(hook.remove)

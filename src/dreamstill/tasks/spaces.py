@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.tasks.graph import POSITIVE, flattens, is_one_of, is_size, layer_at
 
-__all__ = ["Inlay", "Space", "channel_spaces", "is_padding"]
+__all__ = ["Space", "channel_spaces", "is_padding"]
 
 ELEMENTWISE: tuple[Any, ...] = (
     *POSITIVE,
