@@ -39,10 +39,14 @@ def mean_and_spread(row: dict[str, Any]) -> str:
     return f"{row['accuracy_mean']:.2f}{spread}"
 
 
+UNSHOWN = ("runs", "commit")
+"""Of a row."""
+
+
 def plain_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Any other record: its rows as they stand, a column for each name; nested ones by source."""
     rows = {name: with_latency(name, with_spread(row)) for name, row in rows.items()}
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "runs"))
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key not in UNSHOWN))
     columns.sort(key=lambda column: column == "latency_ms")  # the last
     lines = [f"| | {' | '.join(c.replace('_', ' ') for c in columns)} |"]
     lines.append("|---" * (len(columns) + 1) + "|")
