@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--batch-norm", action="store_true", help="LeNet-5 with BatchNorm")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="[all]")
-    parser.add_argument("--resume", action="store_true", help="make the rows the record lacks")
+    parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
@@ -190,28 +190,26 @@ def main() -> None:
     }
     made = made_rows(out, record) if args.resume else {}
     for row in names:
-        if row not in made:
-            runs = [
+        runs = made.get(row, {}).get("runs", [])
+        forgetting = made.get(row, {}).get("forgetting", [])
+        for seed in range(len(runs), args.seeds):
+            accuracies = (
                 joint(data, spec, seed, batch_norm=args.batch_norm)
                 if row == "joint"
                 else run(*rows[row], data, spec, drawing, seed, batch_norm=args.batch_norm)
-                for seed in range(args.seeds)
-            ]
-            made[row] = summarized(runs)
+            )
+            average, lost = average_and_forgetting(accuracies)
+            runs.append(round(100 * average, 2))
+            forgetting.append(round(100 * lost, 2))
+            made[row] = {
+                **mean_and_std(runs),
+                "forgetting_mean": round(statistics.mean(forgetting), 2),
+                "runs": runs,
+                "forgetting": forgetting,
+            }
             record["rows"] = {key: made[key] for key in (*rows, "joint") if key in made}
             out.write_text(json.dumps(record, indent=2) + "\n")
-            print(row, made[row], flush=True)
-
-
-def summarized(runs: list[list[list[float]]]) -> dict[str, Any]:
-    """Means and sample standard deviation over the seeds, in percent."""
-    found = [average_and_forgetting(run) for run in runs]
-    averages, forgetting = [100 * a for a, _ in found], [100 * f for _, f in found]
-    return {
-        **mean_and_std(averages),
-        "forgetting_mean": round(statistics.mean(forgetting), 2),
-        "runs": [round(a, 2) for a in averages],
-    }
+            print(row, "seed", seed, made[row], flush=True)
 
 
 if __name__ == "__main__":

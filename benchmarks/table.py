@@ -39,7 +39,7 @@ def mean_and_spread(row: dict[str, Any]) -> str:
     return f"{row['accuracy_mean']:.2f}{spread}"
 
 
-UNSHOWN = ("runs", "commit")
+UNSHOWN = ("runs", "forgetting", "commit")
 """Of a row."""
 
 
