@@ -11,6 +11,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.nets.lenet import lenet5, lenet5_half
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
+from dreamstill.probe import Probe, ReluInputs
 from dreamstill.tasks.graph import fold_batch_norm
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.transfer import Transfer, TransferLoss
@@ -49,8 +50,28 @@ def test_maps_are_paired_by_resolution_and_boundaries_before_the_relu() -> None:
     assert [name for name, _ in loss.pairs[Transfer.ATTENTION]] == [
         f"features.{i}" for i in (1, 2, 4, 5, 7)
     ]
-    assert loss.pairs[Transfer.BOUNDARY] == [(f"features.{i}",) * 2 for i in (0, 3, 6)]
+    assert loss.pairs[Transfer.BOUNDARY] == [("0", "0"), ("1", "1"), ("2", "2")]
     assert loss.pairs[Transfer.RELATIONAL] == [("classifier.2", "classifier.2")]
+
+
+def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
+    with seeded(rng()):
+        network = ResNetCifar(8, width=4)
+    teacher = open_teacher(network, CIFAR)
+    loss = loss_of(teacher, copy.deepcopy(network), Transfer.BOUNDARY)
+    blocks = {name: network.get_submodule(name) for name in ("layer1.0", "layer2.0", "layer3.0")}
+    with ReluInputs() as relus, Probe(blocks) as probe:
+        teacher(torch.randn(4, 3, 32, 32, generator=rng()))
+    for (_, theirs), block in zip(loss.pairs[Transfer.BOUNDARY], blocks, strict=True):
+        assert relus.inputs[theirs].relu().equal(probe.outputs[block])
+        assert relus.inputs[theirs].min() < 0
+
+
+def test_a_boundary_needs_a_relu() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2))
+    network(torch.zeros(1, 1, 28, 28))
+    with pytest.raises(SettingsError, match="boundary needs"):
+        loss_of(open_teacher(network, SPEC), copy.deepcopy(network), Transfer.BOUNDARY)
 
 
 @pytest.mark.parametrize("name", [t for t in Transfer if t not in ("mimic", "boundary")])
@@ -67,15 +88,15 @@ def test_every_loss_falls_when_the_student_learns(name: Transfer) -> None:
     if name is Transfer.LAYERS:
         student = lenet5()
     loss = loss_of(teacher, student, name)
-    only = name if name is Transfer.BOUNDARY else None
+    paid = loss.initialize if name is Transfer.BOUNDARY else loss
     parameters = [*student.parameters(), *loss.connectors.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
-    before = loss(images, only=only)
+    before = paid(images)
     for _ in range(30):
         optimizer.zero_grad()
-        loss(images, only=only).backward()
+        paid(images).backward()
         optimizer.step()
-    assert loss(images, only=only).item() < 0.8 * before.item()
+    assert paid(images).item() < 0.8 * before.item()
     assert all(p.grad is None for p in teacher.module.parameters())
 
 
@@ -202,7 +223,7 @@ def test_a_relu_in_place_does_not_hide_the_boundary() -> None:
     images = torch.randn(8, 1, 8, 8, generator=rng())
     loss = loss_of(teacher, student, Transfer.KL, Transfer.BOUNDARY)
     loss.connectors = nn.ModuleDict({k: nn.Identity() for k in loss.connectors})
-    paid = loss(images, only=Transfer.BOUNDARY).item()
+    paid = loss.initialize(images).item()
     ours, wanted = student.conv(images), teacher.module.get_submodule("conv")(images)
     silent = ((ours + 1).clamp_min(0) ** 2)[wanted <= 0].sum()
     firing = ((ours - 1).clamp_max(0) ** 2)[wanted > 0].sum()

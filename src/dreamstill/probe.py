@@ -6,11 +6,15 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 __all__ = [
     "Probe",
+    "ReluInputs",
     "batch_norm_layers",
     "eval_mode",
     "first_input",
@@ -69,6 +73,39 @@ class Probe:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+RELUS = (
+    *(F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.prelu, F.elu),  # ReLU6 is a hardtanh
+    *(torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+)
+
+
+class ReluInputs(TorchFunctionMode):
+    """Context manager that keeps what enters each ReLU and its kin, be it a module or a call.
+
+    `inputs` has copies as float32, by number, in the order of the calls.
+
+    Example:
+    >>> with ReluInputs() as relus:
+    ...     _ = nn.ReLU()(torch.tensor([-1.0, 2.0])) + torch.tensor([3.0]).relu()
+    >>> {name: entered.tolist() for name, entered in relus.inputs.items()}
+    {'0': [-1.0, 2.0], '1': [3.0]}
+
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: dict[str, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Keep a copy of the first argument of a ReLU; call every function as it is."""
+        kwargs = kwargs or {}
+        if func in RELUS:
+            self.inputs[str(len(self.inputs))] = first_input(args, kwargs).clone().float()
+        return func(*args, **kwargs)
 
 
 @contextmanager

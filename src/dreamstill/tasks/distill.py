@@ -305,8 +305,10 @@ class Distillation:
         if settings.freeze_batch_norm:
             for layer in batch_norm_layers(self.student).values():
                 layer.eval()
-        initializing = self.step < self.boundary_steps
-        loss = self.loss(images, logits, only=Transfer.BOUNDARY if initializing else None)
+        if self.step < self.boundary_steps:
+            loss = self.loss.initialize(images)
+        else:
+            loss = self.loss(images, logits)
         value = loss.item()
         if not torch.isfinite(loss):
             raise NonFiniteError(

@@ -12,7 +12,7 @@ from dreamstill.errors import SettingsError
 from dreamstill.losses import features as feature_losses
 from dreamstill.losses import logits as logit_losses
 from dreamstill.nets.seeded import seeded
-from dreamstill.probe import Probe, eval_mode
+from dreamstill.probe import Probe, ReluInputs, eval_mode
 from dreamstill.teacher import Teacher
 
 __all__ = ["Transfer", "TransferLoss"]
@@ -41,7 +41,7 @@ ON_LOGITS: dict[Transfer, Callable[[Tensor, Tensor, float], Tensor]] = {
     Transfer.MSE: logit_losses.mse,
     Transfer.L1: logit_losses.l1,
 }
-ON_OUTPUTS = (Transfer.ATTENTION, Transfer.BOUNDARY, Transfer.LAYERS, Transfer.MIMIC)
+ON_MAPS = (Transfer.ATTENTION, Transfer.BOUNDARY, Transfer.MIMIC)
 WEIGHTS = {
     Transfer.ATTENTION: 250.0,  # ZSKT
     Transfer.BOUNDARY: 3e-3,
@@ -90,7 +90,7 @@ def shared_layers(
 
 
 def last_maps(outputs: Mapping[str, Any]) -> dict[tuple[int, int], str]:
-    """The layer that finishes last at each resolution (H, W): its name."""
+    """The last to come at each resolution (H, W): its name."""
     return {
         (output.shape[2], output.shape[3]): name
         for name, output in outputs.items()
@@ -102,8 +102,8 @@ class TransferLoss:
     """The sum of the chosen losses; holds the connectors that some of them learn.
 
     Maps are compared where student and teacher share a resolution: `attention` and `mimic` on what
-    leaves the last layer or block there, `boundary` on what leaves the last convolution or
-    BatchNorm, before its ReLU. `relational` and `similarity` compare the penultimate features.
+    leaves the last layer or block there, `boundary` on what enters the last ReLU.
+    `relational` and `similarity` compare the penultimate features.
     `layers` compares every layer and block channel by channel, where the student was made from the
     teacher.
 
@@ -145,35 +145,46 @@ class TransferLoss:
                 self._pair(rng)
 
     def _pair(self, rng: torch.Generator) -> None:
-        """Choose the layers to compare and make the connectors between them."""
-        seen = []
+        """Choose what to compare and make the connectors between them."""
+        seen, entered = [], []
         inputs = torch.zeros(2, *self.teacher.spec.shape, device=self.teacher.device)
         for module in (self.student, self.teacher.module):
-            with eval_mode(module), Probe(dict(module.named_modules())) as probe:
+            with (
+                eval_mode(module),
+                Probe(dict(module.named_modules())) as probe,
+                ReluInputs() as relus,
+            ):
                 module(inputs)
             seen.append(probe)
+            entered.append(relus)
         for name in self.weights:
-            if name in ON_LOGITS:
+            if name is Transfer.BOUNDARY:
+                student, teacher = (relus.inputs for relus in entered)
+            elif name in ON_LOGITS:
                 continue
-            self.pairs[name] = self._pairs_of(name, *seen)
+            else:
+                student, teacher = (probe.outputs for probe in seen)
+            self.pairs[name] = self._pairs_of(name, student, teacher, seen)
             for ours, wanted in self.pairs[name]:
                 if name in (Transfer.BOUNDARY, Transfer.MIMIC):
-                    channels = (seen[0].outputs[ours].shape[1], seen[1].outputs[wanted].shape[1])
+                    channels = (student[ours].shape[1], teacher[wanted].shape[1])
                     self._connect(name, ours, channels, rng)
-        for side, module in enumerate((self.student, self.teacher.module)):
-            for pairs in self.pairs.values():
-                for pair in pairs:
-                    self.watched[side][pair[side]] = module.get_submodule(pair[side])
+                if name is not Transfer.BOUNDARY:
+                    self.watched[0][ours] = self.student.get_submodule(ours)
+                    self.watched[1][wanted] = self.teacher.module.get_submodule(wanted)
 
     def _pairs_of(
-        self, name: Transfer, student_probe: Probe, teacher_probe: Probe
+        self,
+        name: Transfer,
+        student: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        probes: list[Probe],
     ) -> list[tuple[str, str]]:
         if name is Transfer.LAYERS:
             of = self.teacher.module
-            self.shared = shared_layers(student_probe, teacher_probe, of, self.kept)
+            self.shared = shared_layers(probes[0], probes[1], of, self.kept)
             return [(layer, layer) for layer in self.shared]
-        student, teacher = student_probe.outputs, teacher_probe.outputs
-        if name not in ON_OUTPUTS:
+        if name not in ON_MAPS:
             last = [
                 [n for n in outputs if isinstance(module.get_submodule(n), nn.Linear)]
                 for outputs, module in ((student, self.student), (teacher, self.teacher.module))
@@ -181,17 +192,12 @@ class TransferLoss:
             if not all(last):
                 raise SettingsError(f"transfer {name.value} needs a linear layer in both networks")
             return [(last[0][-1], last[1][-1])]
-        if name is Transfer.BOUNDARY:
-            kinds = (nn.Conv2d, _BatchNorm)
-            student, teacher = (
-                {n: o for n, o in outputs.items() if isinstance(module.get_submodule(n), kinds)}
-                for outputs, module in ((student, self.student), (teacher, self.teacher.module))
-            )
         student_maps, teacher_maps = last_maps(student), last_maps(teacher)
         shared = [size for size in student_maps if size in teacher_maps]
         if not shared:
+            entering = " that enter a ReLU" if name is Transfer.BOUNDARY else ""
             raise SettingsError(
-                f"transfer {name.value} needs feature maps of one size in both networks; "
+                f"transfer {name.value} needs feature maps of one size{entering} in both networks; "
                 f"the student has {list(student_maps)}, the teacher {list(teacher_maps)}"
             )
         return [(student_maps[size], teacher_maps[size]) for size in shared]
@@ -209,22 +215,34 @@ class TransferLoss:
     def _key(name: Transfer, layer: str) -> str:
         return f"{name.value}:{layer}".replace(".", "/")
 
-    def __call__(
-        self, images: Tensor, logits: Tensor | None = None, *, only: Transfer | None = None
-    ) -> Tensor:
-        """The weighted sum on a batch.
+    def initialize(self, images: Tensor) -> Tensor:
+        """The weighted `boundary` alone on (N, C, H, W) in the teacher's input space.
+
+        It initializes the student, in a stage of its own.
+        """
+        with ReluInputs() as student:
+            self.teacher.run(self.student, images)
+        with torch.no_grad(), ReluInputs() as teacher:
+            self.teacher(images)
+        total = images.new_zeros(())
+        for depth, (mine, theirs) in enumerate(reversed(self.pairs[Transfer.BOUNDARY])):
+            ours = self.connectors[self._key(Transfer.BOUNDARY, mine)](student.inputs[mine])
+            loss = feature_losses.activation_boundary(ours, teacher.inputs[theirs])
+            total = total + loss / 2**depth  # the paper weights layers 1, 1/2, 1/4 from the top
+        return self.weights[Transfer.BOUNDARY] * total
+
+    def __call__(self, images: Tensor, logits: Tensor | None = None) -> Tensor:
+        """The weighted sum of all but `boundary` on a batch.
 
         Args:
             images: (N, C, H, W) in the teacher's input space.
             logits: the teacher's answer (N, K), if it was asked already.
-            only: one loss; default: all but `boundary`, a stage of its own that initializes the
-                student.
 
         """
-        names = [only] if only else [n for n in self.weights if n is not Transfer.BOUNDARY]
-        with Probe(self.watched[0], copy=True) as student:
+        names = [name for name in self.weights if name is not Transfer.BOUNDARY]
+        student, teacher = (Probe(layers, copy=True) for layers in self.watched)
+        with student:
             output = self.teacher.run(self.student, images)
-        teacher = Probe(self.watched[1], copy=True)
         if logits is None or any(name not in ON_LOGITS for name in names):
             with torch.no_grad(), teacher:
                 logits = self.teacher(images)
@@ -239,24 +257,21 @@ class TransferLoss:
 
     def _on_features(self, name: Transfer, student: Probe, teacher: Probe) -> Tensor:
         total = next(iter(student.outputs.values())).new_zeros(())
-        for depth, (mine, theirs) in enumerate(reversed(self.pairs[name])):
-            if name not in ON_OUTPUTS:
-                ours, wanted = student.inputs[mine], teacher.inputs[theirs]
-                if name is Transfer.SIMILARITY:
-                    return feature_losses.similarity_preserving(ours, wanted)
-                distance = feature_losses.relational_distance(ours, wanted)
-                return DISTANCE * distance + ANGLE * feature_losses.relational_angle(ours, wanted)
+        for mine, theirs in self.pairs[name]:
             ours, wanted = student.outputs[mine], teacher.outputs[theirs]
             if name is Transfer.LAYERS:
                 error = feature_losses.layer_error(ours, wanted.index_select(*self.shared[theirs]))
                 total = total + error / len(self.pairs[name])
-                continue
-            if name is Transfer.ATTENTION:
+            elif name is Transfer.ATTENTION:
                 total = total + feature_losses.attention(ours, wanted)
-                continue
-            ours = self.connectors[self._key(name, mine)](ours)
-            if name is Transfer.MIMIC:
+            elif name is Transfer.MIMIC:
+                ours = self.connectors[self._key(name, mine)](ours)
                 total = total + feature_losses.mimic(ours, wanted)
-            else:  # the paper weights layers 1, 1/2, 1/4 from the top
-                total = total + feature_losses.activation_boundary(ours, wanted) / 2**depth
+            else:
+                ours, wanted = student.inputs[mine], teacher.inputs[theirs]
+                if name is Transfer.SIMILARITY:
+                    total = feature_losses.similarity_preserving(ours, wanted)
+                else:
+                    total = DISTANCE * feature_losses.relational_distance(ours, wanted)
+                    total = total + ANGLE * feature_losses.relational_angle(ours, wanted)
         return total
