@@ -121,7 +121,7 @@ BENCHMARK = Benchmark(
         ),
         "rdskd": Row(
             method="rdskd",
-            synthesis=replace(rdskd.CIFAR10, batch_size=128, widths=WIDTHS, generator_steps=400),
+            synthesis=replace(rdskd.COLOR, batch_size=128, widths=WIDTHS, generator_steps=400),
             distill=SCHEDULE,
         ),
         "abd": Row(

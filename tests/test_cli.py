@@ -199,6 +199,32 @@ def test_a_preset_is_of_the_student_too_and_flags_win() -> None:
     assert (rdskd.transfer, rdskd.temperature) == ((Transfer.KL,), 10.0)
 
 
+@pytest.mark.parametrize(
+    ("method", "preset", "optimizer", "lr", "course"),
+    [
+        ("dafl", "mnist", "adam", 2e-3, "constant"),
+        ("dafl", "cifar10", "sgd", 0.1, (0.4, 0.8)),
+        ("deepinversion", "cifar10", "sgd", 0.1, (0.4, 0.8)),
+        ("deepinversion", "adaptive", "sgd", 0.1, (0.4, 0.8)),
+        ("zskd", "cifar10", "adam", 1e-3, "constant"),
+        ("zskt", "cifar10", "adam", 2e-3, "cosine"),
+        ("zskt", "svhn", "adam", 2e-3, "cosine"),
+        ("dfad", "mnist", "sgd", 0.01, "constant"),
+        ("dfad", "cifar10", "sgd", 0.1, (0.2, 0.4)),
+        ("rdskd", "mnist", "adam", 2e-3, "constant"),
+        ("rdskd", "svhn", "adam", 2e-3, "constant"),
+        ("rdskd", "cifar10", "adam", 2e-3, (0.8,)),
+        ("metadata", "mnist", "adam", 2e-3, "constant"),
+    ],
+)
+def test_a_presets_student_has_the_papers_course(
+    method: str, preset: str, optimizer: str, lr: float, course: str | tuple[float, ...]
+) -> None:
+    student = job_of("--method", method, "--preset", preset).distill
+    assert (student.optimizer, student.lr) == (optimizer, lr)
+    assert (student.drops or ("cosine" if student.anneal else "constant")) == course
+
+
 def test_flags_take_the_place_of_what_a_preset_says_beside_them() -> None:
     def student(*flags: str, method: str = "dafl", preset: str = "cifar10") -> DistillSettings:
         return job_of("--method", method, "--preset", preset, *flags).distill

@@ -30,7 +30,10 @@ __all__ = ["MetadataImages", "MetadataSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataSettings:
-    """Settings of metadata distillation; the defaults, but for the start, are the authors'."""
+    """Settings of metadata distillation; the defaults, but for the start, are the authors' numbers.
+
+    Their learning rate is of pixels in [0, 1]: the preset has it in the input space.
+    """
 
     file: str = ""
     """Path of the statistics that the teacher's owner recorded (`dreamstill metadata`)."""

@@ -1,7 +1,10 @@
 """Presets: methods as their papers ran them on a data set, or as we did, and their students.
 
 What the student's side has no setting for is left out: ZSKD's kinds of augmentation are without
-their amounts.
+their amounts. Where a paper names no course of the learning rate it stays as it is, and
+DeepInversion's student is without a weight decay, which its paper's supplement leaves open. Pixels
+that the authors optimize in [0, 1] are optimized in the teacher's input space here, so that their
+learning rates are divided by the standard deviation of the data set.
 """
 
 from dataclasses import replace
@@ -34,6 +37,14 @@ DAFL_CIFAR = {
     "drops": [0.4, 0.8],
 }
 DFAD = {"transfer": ["l1"], "optimizer": "sgd"}
+DEEPINVERSION = {
+    "transfer": ["kl"],
+    "temperature": 3.0,
+    "steps": 48_750,  # 250 epochs
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "drops": [0.4, 0.8],
+}
 RDSKD = {"transfer": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
 ZSKT = {
     "transfer": ["kl", "attention"],
@@ -63,21 +74,23 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "deepinversion": {
-        "cifar10": Preset(deepinversion.CIFAR10),
+        "cifar10": Preset(deepinversion.CIFAR10, DEEPINVERSION),
         "adaptive": Preset(
-            replace(deepinversion.CIFAR10, competition=10.0), {"prefill": 0, "fresh_every": 50}
+            replace(deepinversion.CIFAR10, competition=10.0),
+            DEEPINVERSION | {"prefill": 0, "fresh_every": 50},
         ),
         "imagenet": Preset(deepinversion.IMAGENET),
     },
     "zskd": {
         "cifar10": Preset(
-            ZskdSettings(batch_size=100, steps=1500, lr=1e-3),
+            ZskdSettings(batch_size=100, steps=1500, lr=4e-3),  # 1e-3 / 0.25
             {
                 "transfer": ["kl"],
                 "temperature": 20.0,
                 "steps": 312_500,  # 500 epochs
                 "batch_size": 64,
                 "lr": 1e-3,
+                "anneal": False,
                 "pool": 40_000,
             },
         ),
@@ -95,10 +108,17 @@ PRESETS: dict[str, dict[str, Preset]] = {
             DFAD | {"steps": 125_000, "lr": 0.1, "weight_decay": 5e-4, "drops": [0.2, 0.4]},
         ),
     },
-    "rdskd": {"mnist": Preset(rdskd.MNIST, RDSKD), "cifar10": Preset(rdskd.CIFAR10, RDSKD)},
+    "rdskd": {
+        "mnist": Preset(rdskd.MNIST, RDSKD | {"anneal": False}),
+        "svhn": Preset(rdskd.COLOR, RDSKD | {"anneal": False}),
+        "cifar10": Preset(rdskd.COLOR, RDSKD | {"drops": [0.8]}),
+    },
     "abd": {"cifar100": Preset(AbdSettings())},
     "metadata": {
         # 100 batches a class, shown 30 times
-        "mnist": Preset(MetadataSettings(), {"steps": 7500, "pool": 64_000}),
+        "mnist": Preset(
+            MetadataSettings(lr=0.23),  # 0.07 / 0.308
+            {"steps": 7500, "anneal": False, "pool": 64_000},
+        ),
     },
 }

@@ -19,7 +19,7 @@ from dreamstill.synthesis.contract import Batch
 from dreamstill.synthesis.latent import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "MNIST", "Rdskd", "RdskdSettings"]
+__all__ = ["COLOR", "MNIST", "Rdskd", "RdskdSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,8 @@ class RdskdSettings:
 
 
 MNIST = RdskdSettings()
-CIFAR10 = RdskdSettings(latent=1000)
+COLOR = RdskdSettings(latent=1000)
+"""The authors' for SVHN and CIFAR-10."""
 
 
 class Rdskd:

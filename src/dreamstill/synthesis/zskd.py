@@ -32,7 +32,7 @@ class ZskdSettings:
     batch_size: int = 500
     """Data Impressions optimized together; each is on its own, so this is a matter of speed."""
     steps: int = 150
-    """Adam steps a batch; at least 1. The authors' code has 1500 at a learning rate of 1e-3."""
+    """Adam steps a batch; at least 1. The authors' code has 1500 at 1e-3, of pixels in [0, 1]."""
     lr: float = 0.15
     """Learning rate of Adam, in the teacher's input space; above 0."""
     temperature: float = 20.0
