@@ -44,7 +44,7 @@ DATA = {
     "lenet5_bn_mnist": "mnist",  # DFQ reads ranges off BatchNorm
 }
 SOURCES = ("real", "noise", "ours")
-WITHIN = {scheme.value: scheme for scheme in (Scheme.BNS, Scheme.BNS_INCEPTION)}
+WITHIN = {scheme.value: scheme for scheme in Scheme}
 """The Knowledge Within's images, on a network with BatchNorm."""
 NUM_IMAGES = 8000
 TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "held_out": 500}

@@ -5,6 +5,7 @@ python -m benchmarks.table          # rewrites the tables in place
 
 import json
 import statistics
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def mean_and_spread(row: dict[str, Any]) -> str:
     return f"{row['accuracy_mean']:.2f}{spread}"
 
 
+NOTES = tomllib.loads((FOLDER / "notes.toml").read_text())
+"""What the papers have and our records have not, and why, by record."""
 UNSHOWN = ("runs", "forgetting", "commit")
 """Of a row."""
 
@@ -87,12 +90,16 @@ def section(record: dict[str, Any]) -> str:
     if teacher:
         name = teacher["factory"].rpartition(":")[2]
         text += f", teacher `{name}` of {100 * teacher['accuracy']:.2f} %"
+        text += f" (trained on {teacher['trained_on']})"
     if "student" in record:
         text += f", student `{record['student'].rpartition(':')[2]}`"
-        return "\n".join([title, "", text, "", *HEAD, *lines_of(record)])
-    if teacher:
-        text += "; accuracy in % and how much smaller, fine-tuned or calibrated on each source"
-    return "\n".join([title, "", text, "", *plain_lines(record["rows"])])
+        rows = [*HEAD, *lines_of(record)]
+    else:
+        if teacher:
+            text += "; accuracy in % and how much smaller, fine-tuned or calibrated on each source"
+        rows = plain_lines(record["rows"])
+    note = ["", NOTES[record["name"]]] if record["name"] in NOTES else []
+    return "\n".join([title, "", text, "", *rows, *note])
 
 
 def tables(folder: Path = FOLDER / "records") -> str:

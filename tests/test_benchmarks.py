@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import compress, protocol
-from benchmarks.table import lines_of, mean_and_spread, page, plain_lines
+from benchmarks.table import NOTES, lines_of, mean_and_spread, page, plain_lines, tables
 
 from dreamstill.settings import from_plain, to_plain
 from dreamstill.synthesis import method_settings, student_settings
@@ -99,6 +99,14 @@ def test_our_preset_of_dafl_is_the_recipes() -> None:
 
 def test_the_table_is_what_the_records_say() -> None:
     assert page() == (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_a_note_is_beneath_the_table_of_its_record() -> None:
+    names = {path.stem for path in RECORDS}
+    assert set(NOTES) <= names
+    sections = {part.partition("\n")[0]: part for part in tables().split("### ")}
+    for name, note in NOTES.items():
+        assert sections[name].rstrip().endswith(note)
 
 
 def test_table_lines_carry_mean_and_spread() -> None:

@@ -8,7 +8,8 @@ image goes to a new class).
 the new images; cross-entropy over all classes with the features held fixed, classes weighted by how
 rare they are; and the old features kept where the old head's weights say that they matter. `lwf` is
 Li and Hoiem 2016, no synthetic image at all, and `finetune` forgets: what the others are measured
-against.
+against. Where this differs: all learn by Adam and a cosine, `continual.steps` long, where Smith et
+al. take 250 epochs of SGD at 0.1 with three drops.
 """
 
 import copy
