@@ -67,6 +67,21 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
     assert "head.weight" in state
 
 
+def test_from_a_teacher_to_a_student_pruned_quantized_and_packed(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    distill = {"task": "distill", "student": "toys:student", "training": TUNE}
+    quantize = {"task": "quantize", "weight_bits": 4, "finetune": TUNE}
+    chain = plain | {"link": [distill, LINKS[0], quantize, LINKS[2]]}
+    summary = run_chain(tmp_path / "run", read_chain(chain))
+    student, pruned, quantized, packed = summary["links"]
+    assert summary["teacher"]["macs"] > student["macs"] > pruned["macs"] == quantized["macs"]
+    assert pruned["bytes"] < student["bytes"] < summary["teacher"]["bytes"]
+    state, _ = load_packed(Path(packed["files"][0]["path"]))
+    network = torch.load(tmp_path / "run" / "links" / "4-pack.pt", weights_only=False)
+    torch.testing.assert_close(state, dict(network.state_dict()), rtol=0, atol=0)
+
+
 def test_the_page_shows_what_each_link_did_to_the_layers(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
