@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ from dreamstill.settings import to_plain
 from dreamstill.synthesis.drawings import CLOTHES
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.synthesis.zskd import ZskdSettings
+from dreamstill.tasks.graph import fold_batch_norm
 from dreamstill.tasks.layers import entering_quantized, weights_in
 from dreamstill.tasks.packed import load_packed
 from dreamstill.tasks.quantized import QuantizedLayer
@@ -105,6 +107,22 @@ def test_a_quantized_network_goes_on_to_its_files(plain: dict[str, object], tmp_
     links = run_chain(tmp_path / "run", read_chain(plain | {"link": tasks}))["links"]
     assert [link["task"] for link in links] == ["quantize", "int8", "pack"]
     assert min(link["agreement"] for link in links[:2]) > 0.9
+    graph = onnx.load(links[1]["files"][0]["path"]).graph  # the runtime quantizes, not the graph
+    assert not {"Round", "Clip"} & {node.op_type for node in graph.node}
+    folded = fold_batch_norm(toys.small_cnn())
+    folded.load_state_dict(load_packed(Path(links[2]["files"][0]["path"]))[0])
+
+
+def test_what_a_task_leaves_whole_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    save_file(toys.Recurrent().state_dict(), weights)
+    card = {"factory": "toys:Recurrent", "shape": [1, 1, 64], "range": [0, 1]}
+    (tmp_path / "w.json").write_text(json.dumps(card))
+    out = ["--num-images", "64", "--teacher.weights", str(weights), "--out", str(tmp_path / "run")]
+    assert cli.main(["quantize", *out]) == 0
+    assert "quantize left whole: cells.weight_ih_l0, cells.weight_hh_l0" in capsys.readouterr().out
 
 
 def test_weights_are_counted_as_they_compute() -> None:

@@ -520,6 +520,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "no student": (lambda t: [*distill(t)[:3], "--out", str(t.parent / "run")], "--student"),
     "no out": (lambda t: [*distill(t)[:5]], "--out"),
     "missing weights": (with_weights(Path.unlink), "no weights at"),
+    "an empty path": (flags("--teacher.weights", ""), "no weights at ''"),
     "truncated weights": (
         with_weights(lambda p: p.write_bytes(p.read_bytes()[:200])),
         "not a whole safetensors file",

@@ -493,10 +493,17 @@ def test_a_weight_of_two_layers_stays_one(tmp_path: Path) -> None:
     assert torch.equal(weight(solved, "one"), weight(model, "one"))  # no solution suits both
     assert [(p.first, p.second) for p in pairs(trace(model))] == [("wide", "head")]
     packed_model, path = packed(teacher), tmp_path / "tied.packed"
-    save_packed(packed_model, path)
+    size = save_packed(packed_model, path)
     plain = copy.deepcopy(model)
     plain.load_state_dict(load_packed(path)[0])
     torch.testing.assert_close(plain(shown()), packed_model(shown()))
+    apart = copy.deepcopy(packed_model)
+    two = apart.get_submodule("two")
+    two.weight = nn.Parameter(weight(apart, "one").clone())
+    save_packed(apart, path)
+    assert (
+        path.stat().st_size - size > 0.9 * 4 * weight(apart, "two").numel()
+    )  # it was written once
 
 
 def test_a_network_without_layers_to_factorize_is_named() -> None:

@@ -71,6 +71,23 @@ def test_a_network_that_cannot_be_exported_is_an_error(suffix: str, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+class OneBatch(toys.SmallCnn):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(len(x), 4)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_code_that_fixes_the_batch_size_is_named(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"fixes the batch size: .* x.shape\[0\], not len"):
+        export(OneBatch(), toys.SPEC, tmp_path / f"m{suffix}")
+
+
+def test_a_prelu_of_vectors_goes_to_a_phone_too(tmp_path: Path) -> None:
+    layers = (nn.Conv2d(1, 4, 3), nn.PReLU(4), nn.Flatten(), nn.Linear(144, 8), nn.PReLU(8))
+    model = nn.Sequential(*layers, nn.Linear(8, 4))
+    assert export(model, toys.SPEC, tmp_path / "m.pte").max_abs_difference < 1e-5
+
+
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"unknown format 'tflite'; known: onnx, pt2, pte"):
         export(toys.small_cnn(), toys.SPEC, tmp_path / "m.tflite")

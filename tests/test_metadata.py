@@ -10,7 +10,7 @@ from torch import nn
 
 import toys
 from dreamstill.errors import DataError, RunError, SettingsError, TeacherError
-from dreamstill.metadata import Kind, graph_basis, load_metadata, record_metadata
+from dreamstill.metadata import Kind, activations, graph_basis, load_metadata, record_metadata
 from dreamstill.nets.seeded import seeded
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.metadata import MetadataSettings
@@ -40,8 +40,8 @@ def structured_images(teacher: Teacher) -> torch.Tensor:
 def test_the_record_holds_each_classs_mean_and_covariance(tmp_path: Path) -> None:
     teacher, images = toys.quadrant_teacher(), quadrant_images(200)
     metadata = record_metadata(teacher, images, tmp_path / "m.safetensors", kind=Kind.ALL)
-    (view,) = metadata.views  # one linear layer is the first and only: its input is not recorded
-    assert view.layers == ("logits",)
+    entering, view = metadata.views  # the means of the quadrants are no image
+    assert (entering.layers, view.layers) == (("head",), ("logits",))
     logits = teacher(teacher.spec.encode(images))
     ones = logits[torch.arange(200) % 4 == 1]
     torch.testing.assert_close(view.mean[1], ones.mean(0))
@@ -49,7 +49,7 @@ def test_the_record_holds_each_classs_mean_and_covariance(tmp_path: Path) -> Non
     torch.testing.assert_close(view.root[1] @ view.root[1].T, torch.cov(ones.T), atol=1e-4, rtol=0)
     again = load_metadata(tmp_path / "m.safetensors", teacher)
     assert again.kind is Kind.ALL
-    torch.testing.assert_close(again.views[0].root, view.root)
+    torch.testing.assert_close(again.views[1].root, view.root)
 
 
 def test_samples_have_the_recorded_moments(tmp_path: Path) -> None:
@@ -103,6 +103,13 @@ def deep_teacher() -> Teacher:
         module = nn.Sequential(*hidden, head := nn.Linear(8, 4))
         head.bias.sub_(module(torch.randn(256, 1, 8, 8)).mean(0))  # every class is named
     return open_teacher(module, toys.SPEC)
+
+
+def test_layers_of_signals_are_recorded_and_the_image_is_not() -> None:
+    seen = activations(open_teacher(toys.Sensor(), toys.SIGNAL), torch.randn(2, 1, 1, 64))
+    assert list(seen) == ["second", "head", "logits"]
+    seen = activations(open_teacher(toys.Recurrent(), toys.SIGNAL), torch.randn(2, 1, 1, 64))
+    assert list(seen) == ["head", "logits"]
 
 
 def test_spectral_pairs_are_all_pairs(tmp_path: Path) -> None:

@@ -438,7 +438,7 @@ def test_mixed_bits_go_down_where_it_costs_least() -> None:
     table = {"a": {4: 0.1, 8: 0.0}, "b": {4: 9.0, 8: 0.0}}
     assert mixed_bits(table, {"a": 100, "b": 100}, 0.75) == {"a": 4, "b": 8}
     assert mixed_bits(table, {"a": 100, "b": 100}, 0.5) == {"a": 4, "b": 4}
-    with pytest.raises(SettingsError, match=r"size 0\.4 cannot be met with at least 4 bits"):
+    with pytest.raises(SettingsError, match=r"size 0\.4 cannot be met: .* it is 0\.500"):
         mixed_bits(table, {"a": 100, "b": 100}, 0.4)
 
 
@@ -515,3 +515,43 @@ def test_layers_called_by_keyword_are_quantized() -> None:
     images = torch.randint(0, 256, (16, 1, 28, 28), dtype=torch.uint8)
     quantized = quantize(teacher, images, QuantizeSettings(), rng=torch.Generator())
     assert [type(part) for part in quantized.children()] == [QuantizedLayer] * 2
+
+
+def test_convolutions_of_signals_are_quantized_past_their_batch_norm() -> None:
+    with seeded(rng()):
+        model = toys.Sensor()
+        model.train()(torch.randn(256, 1, 1, 64))
+    teacher = open_teacher(model, toys.SIGNAL)
+    shown = torch.randint(0, 256, (128, 1, 1, 64), dtype=torch.uint8, generator=rng())
+    settings = QuantizeSettings(activation_bits=8)
+    quantized = quantize(teacher, shown, settings, rng=rng())
+    layers = {n for n, m in quantized.named_modules() if isinstance(m, QuantizedLayer)}
+    assert layers == {"first", "second", "head"}
+    wanted, got = (predict(m, toys.SIGNAL, shown) for m in (teacher.module, quantized))
+    assert (wanted - got).abs().max() < 0.05 * wanted.std()
+
+
+class Untraceable(nn.Module):
+    """Without BatchNorm, so that there is nothing to fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(784, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.reshape(len(x), 784))
+        return logits
+
+
+def test_what_has_no_batch_norm_need_not_be_traced() -> None:
+    with seeded(rng()):
+        teacher = open_teacher(Untraceable(), GREY)
+    shown = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=rng())
+    quantized = quantize(teacher, shown, QuantizeSettings(), rng=rng())
+    assert agreement(*(predict(m, GREY, shown) for m in (teacher.module, quantized))) > 0.95
+
+
+def test_a_weight_of_two_layers_is_counted_once() -> None:
+    one, two = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    two.weight = one.weight
+    assert quantized_bytes(nn.Sequential(one, two)) == 4 * 64

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.errors import NonFiniteError
+from dreamstill.errors import DataError, NonFiniteError
 from dreamstill.nets.lenet import lenet5_bn
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.prune import PruneSettings, prune
@@ -126,6 +126,12 @@ def test_what_is_not_finite_is_named() -> None:
     x[0, 0] = torch.inf
     with pytest.raises(NonFiniteError, match="0 was solved for weights that are not finite"):
         reconstruct(whole, narrow, {}, x, rng=rng())
+
+
+def test_one_image_is_too_few() -> None:
+    whole, narrow = (nn.Sequential(nn.Linear(4, 2)) for _ in range(2))
+    with pytest.raises(DataError, match="at least 2 images; got 1"):
+        reconstruct(whole, narrow, {}, torch.randn(1, 4, generator=rng()), rng=rng())
 
 
 def test_large_images_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

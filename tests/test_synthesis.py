@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import toys
-from dreamstill.errors import SettingsError
+from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.nets.generators import Generator
+from dreamstill.synthesis import open_synthesizer
+from dreamstill.synthesis.abd import AbdSettings
 from dreamstill.synthesis.dafl import MNIST, Dafl, DaflSettings, dafl_loss
 from dreamstill.synthesis.deepinversion import (
     IMAGENET,
@@ -40,7 +42,7 @@ from dreamstill.synthesis.zskd import (
     concentration,
 )
 from dreamstill.synthesis.zskt import Zskt, ZsktSettings
-from dreamstill.teacher import InputSpec
+from dreamstill.teacher import InputSpec, open_teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -211,6 +213,12 @@ def test_a_drawing_needs_a_structured_start() -> None:
         ZskdSettings(drawing=CLOTHES)
     with pytest.raises(SettingsError, match=r"prior 9\.0 has no effect with scheme bns"):
         KnowledgeWithinSettings(scheme=Scheme.BNS, prior=9.0)
+
+
+def test_abd_needs_pixels_to_smooth() -> None:
+    teacher = open_teacher(toys.Sensor(), toys.SIGNAL)
+    with pytest.raises(TeacherError, match="at least 3x3 pixels; the teacher's are 1x64"):
+        open_synthesizer("abd", teacher, AbdSettings(), rng=rng())
 
 
 def test_deepinversion_classes_take_turns() -> None:

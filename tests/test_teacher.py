@@ -37,7 +37,9 @@ def test_a_teacher_is_frozen_and_says_what_it_offers() -> None:
 
 
 def test_a_linear_layer_that_is_not_the_last_is_not_taken_for_it() -> None:
-    teacher = open_teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)), toys.SPEC)
+    teacher = open_teacher(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LogSoftmax(1)), toys.SPEC
+    )
     assert teacher.offers.last_linear is None
     with pytest.raises(TeacherError, match="last linear"):
         teacher.with_features(torch.zeros(1, 1, 8, 8))
@@ -104,6 +106,7 @@ class Returns(nn.Module):
         (Returns(torch.zeros(2, 0)), "at least 2 classes; got 0"),
         (Returns("text"), "got str"),
         (Returns(torch.full((2, 3), torch.nan)), "not finite"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)), "before softmax"),
     ],
 )
 def test_a_wrong_network_is_named(module: nn.Module, message: str) -> None:
@@ -166,11 +169,42 @@ def test_weights_must_fit_the_factory(tmp_path: Path) -> None:
         ("dreamstill.nets.lenet:absent", "cannot import"),
         ("json:loads", "failed"),
         ("builtins:dict", r"torch.nn.Module; got dict"),
+        ("sys:exit", "failed: SystemExit"),
+        ("test_teacher:lazy", "1.weight of .* is lazy: run the network once"),
     ],
 )
 def test_a_wrong_factory_is_named(factory: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=message):
         load_module(factory, tmp_path / "w.safetensors")
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+
+def test_a_mask_may_be_infinite_but_no_statistic(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(Masked().state_dict(), path)
+    load_module("test_teacher:Masked", path)
+    save_file({"mask": torch.full((2,), torch.nan)}, path)
+    with pytest.raises(TeacherError, match="not finite"):
+        load_module("test_teacher:Masked", path)
+    state = toys.small_cnn().state_dict() | {"norm.running_var": torch.full((6,), torch.inf)}
+    save_file(state, path)
+    with pytest.raises(TeacherError, match=r"norm.running_var .* not finite"):
+        load_module("toys:small_cnn", path)
+
+
+def test_what_a_checkpoint_holds_instead_is_named(tmp_path: Path) -> None:
+    torch.save({"generator": lenet5().state_dict(), "epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match="got dict of generator, epoch"):
+        load_weights(tmp_path / "w.pt")
 
 
 class Evil:
@@ -197,8 +231,8 @@ def test_a_misspelt_name_in_a_card_is_named_and_notes_are_left_alone(tmp_path: P
         read_card(tmp_path / "card.json")
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
 def test_torch_files_load_with_prefixes_and_wrapping(prefix: str, key: str, tmp_path: Path) -> None:
     path = tmp_path / "w.th"
     state = {f"{prefix}{k}": v for k, v in lenet5().state_dict().items()}

@@ -11,6 +11,7 @@ from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
+SIGNAL = InputSpec(shape=(1, 1, 64), mean=(0.5,), std=(0.25,))
 """Input space [-2, 2]."""
 
 
@@ -70,6 +71,34 @@ class MobileNet(nn.Module):
         x = self.block(self.stem(x))
         x = self.top(x + self.residual(x))
         logits: Tensor = self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
+
+
+class Sensor(nn.Module):
+    """Two convolutions with BatchNorm of a signal, which is a picture of one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm1 = nn.Conv1d(1, 4, 5), nn.BatchNorm1d(4)
+        self.second, self.norm2 = nn.Conv1d(4, 4, 5), nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.first(x.squeeze(2))).relu()
+        logits: Tensor = self.head(self.norm2(self.second(x)).relu().mean(2))
+        return logits
+
+
+class Recurrent(nn.Module):
+    """A GRU over eight parts of a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.GRU(8, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.cells(x.reshape(-1, 8, 8))
+        logits: Tensor = self.head(states[:, -1])
         return logits
 
 

@@ -72,7 +72,7 @@ def _can_resume(arguments: argparse.Namespace) -> bool:
     """There is something in the folder of a command that takes up what it left."""
     resume, out = (getattr(arguments, name, None) for name in ("resume", "out"))
     folder = Path(resume if isinstance(resume, str) else out or "")
-    return resume is not None and folder.is_dir() and any(folder.iterdir())
+    return hasattr(arguments, "resume") and folder.is_dir() and any(folder.iterdir())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

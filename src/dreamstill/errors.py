@@ -60,6 +60,13 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
 
 
+def innermost(error: BaseException) -> str:
+    """What the first cause of an error of somebody else's says, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Python's, torch's on a CPU, torch's on a GPU, or a size that no machine has.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, first_line
+from dreamstill.errors import ExportError, first_line, innermost
 from dreamstill.evaluate import evaluating
 from dreamstill.teacher import InputSpec
 
@@ -80,14 +80,19 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
     except Exception as error:  # exporters raise many kinds of their own
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ExportError(f"cannot export to {path.suffix}: {first_line(cause)}") from error
+        raise ExportError(f"cannot export to {path.suffix}: {_reason(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return ExportRecord(str(path), kind, path.stat().st_size, difference)
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, and what to change where it is a batch size that the code fixes."""
+    reason = innermost(error)
+    if any(sign in reason for sign in ("Constraints violated", "Got invalid dimensions")):
+        return "the network's code fixes the batch size: it takes x.shape[0], not len(x) or an int"
+    return reason
 
 
 def _example(spec: InputSpec, num: int) -> Tensor:
@@ -165,8 +170,13 @@ def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
     """Write ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
     exir = importlib.import_module("executorch.exir")
     xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    config = importlib.import_module("executorch.backends.xnnpack.partition.config")
     program = torch.export.export(module, (_example(spec, 1),))
-    lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+    kinds = config.ALL_PARTITIONER_CONFIGS
+    if any("prelu" in str(n.target) and n.meta["val"].ndim != 4 for n in program.graph.nodes):
+        kinds = [kind for kind in kinds if kind.__name__ != "PreluConfig"]  # which is of maps
+    partitioner = xnnpack.XnnpackPartitioner(configs=kinds)
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
     path.write_bytes(lowered.to_executorch().buffer)
 
 

@@ -1,7 +1,7 @@
 """The links of a chain: one task on one network each, with its settings."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from dreamstill.sources import OnProgress
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import finetune
+from dreamstill.tasks.graph import map_modules
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_int8
 from dreamstill.tasks.merge import MergeSettings, merge
-from dreamstill.tasks.pack import PackSettings, pack
+from dreamstill.tasks.pack import PackSettings, pack, weights_of
 from dreamstill.tasks.packed import load_packed, save_packed
 from dreamstill.tasks.prune import PruneSettings, prune
 from dreamstill.tasks.quantize import (
@@ -189,10 +190,32 @@ def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
         for name, layer in quantized.named_modules()
         if isinstance(layer, QuantizedLayer)
     }
-    return quantized, {"layers": layers, "bytes": quantized_bytes(quantized)}
+    changed = [m for m in quantized.modules() if isinstance(m, QuantizedLayer)]
+    record = {"layers": layers, "bytes": quantized_bytes(quantized)}
+    return quantized, record | _left_whole(quantized, changed)
+
+
+def _left_whole(model: nn.Module, changed: Iterable[nn.Module]) -> dict[str, list[str]]:
+    """Names of the matrices and kernels that are in none of the changed layers, as a record."""
+    done = {id(value) for layer in changed for value in layer.parameters()}
+    names = [n for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in done]
+    return {"left_whole": names} if names else {}
+
+
+def _on_grids(model: nn.Module) -> nn.Module:
+    """A network whose quantized layers are plain ones again, their weights left on their grids.
+
+    For files whose inputs are quantized by their runtime, or not at all.
+    """
+
+    def change(name: str, module: nn.Module) -> nn.Module | None:
+        return module.plain() if isinstance(module, QuantizedLayer) else None
+
+    return map_modules(copy.deepcopy(model), change)
 
 
 def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
+    model = _on_grids(model)
     records = [
         export_int8(
             model,
@@ -208,6 +231,7 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
+    model = _on_grids(model)
     packed = pack(
         work.teacher,
         work.images,
@@ -220,7 +244,8 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
     size = save_packed(packed, path, card=to_plain(work.teacher.spec))
     plain = copy.deepcopy(model)
     plain.load_state_dict(load_packed(path)[0])
-    return plain, {"files": [{"path": str(path), "bytes": size}], "bytes": size}
+    record = {"files": [{"path": str(path), "bytes": size}], "bytes": size}
+    return plain, record | _left_whole(plain, weights_of(plain).values())
 
 
 TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {

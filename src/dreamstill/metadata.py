@@ -98,15 +98,17 @@ class Metadata:
 
 
 def activations(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
-    """Inputs of every convolution and linear layer but the first, and `logits`, by name."""
+    """Inputs of every convolution and linear layer, and `logits`, by name; the image is none."""
     layers = {
         name: layer
         for name, layer in teacher.module.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
     }
     with Probe(layers) as probe:
         logits = teacher(images)
-    recorded = dict(list(probe.inputs.items())[1:])
+    recorded = dict(probe.inputs)
+    if recorded and next(iter(recorded.values())).numel() == images.numel():
+        recorded.pop(next(iter(recorded)))
     return recorded | {"logits": logits}
 
 

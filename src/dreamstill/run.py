@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError, SettingsError, first_line
+from dreamstill.errors import RunError, SettingsError, TeacherError, first_line
 from dreamstill.folder import (
     claim,
     discard,
@@ -148,6 +148,8 @@ def open_from(
 
     """
     weights = Path(file.weights)
+    if not weights.is_file():
+        raise TeacherError(f"no weights at {file.weights!r}")
     card_path = Path(file.card) if file.card else None
     if card_path is None:
         beside = [weights.with_suffix(s) for s in (".json", ".toml")]

@@ -6,6 +6,7 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 
 import difflib
 import hashlib
+import itertools
 import json
 import pkgutil
 import tomllib
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import TeacherError, first_line
@@ -283,21 +285,31 @@ def build(factory: str) -> nn.Module:
         raise TeacherError(f"cannot import the factory {factory!r}: {first_line(error)}") from error
     try:
         module = function()
-    except Exception as error:  # the user's own code: anything can come out of it
+    except (Exception, SystemExit) as error:  # the user's own code: anything can come out of it
         raise TeacherError(f"the factory {factory!r} failed: {error!r}") from error
     if not isinstance(module, nn.Module):
         raise TeacherError(
             f"the factory {factory!r} must return a torch.nn.Module; got {type(module).__name__}"
         )
+    for name, value in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(value):
+            raise TeacherError(
+                f"{name} of the factory {factory!r} is lazy: run the network once on an input there"
+            )
     return module
+
+
+CHECKPOINTS = ("state_dict", "model", "model_state_dict", "net")
+"""Names under which torch files hold a state dict among other things."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+"""What DataParallel, torch.compile and Lightning modules put before every name."""
 
 
 def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a torch file.
 
     Args:
-        path: the file. A torch file may hold the state dict itself, or under `state_dict`, `model`
-            or `model_state_dict`.
+        path: the file. A torch file may hold the state dict itself, or under one of CHECKPOINTS.
         allow_pickle: run the code that a full pickle carries. Never for a file you do not trust.
 
     Raises:
@@ -320,11 +332,13 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
         ) from error
     if isinstance(state, nn.Module):
         state = state.state_dict()
-    for name in ("state_dict", "model", "model_state_dict"):
+    for name in CHECKPOINTS:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise TeacherError(f"{path} must hold a state dict of tensors; got {type(state).__name__}")
+        names = f" of {', '.join(map(str, state))}" if isinstance(state, dict) else ""
+        got = type(state).__name__ + names
+        raise TeacherError(f"{path} must hold a state dict of tensors; got {got}")
     return state
 
 
@@ -340,8 +354,8 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
     """
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
-    expected = module.state_dict()
-    for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile, on every name
+    expected, parameters = module.state_dict(), dict(module.named_parameters())
+    for prefix in PREFIXES:
         if not state.keys() & expected.keys():
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     for name in expected.keys() - state.keys():
@@ -357,7 +371,8 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
                 f"{name} is {tuple(value.shape)} in {weights} and "
                 f"{tuple(expected[name].shape)} in {factory}"
             )
-        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+        values, counts = value.float(), name in parameters or ".running_" in f".{name}"
+        if (~values.isfinite() if counts else values.isnan()).any():  # a mask may hold -inf
             raise TeacherError(f"{name} in {weights} has values that are not finite")
     module.load_state_dict(state)
     for part in list(module.modules()):
@@ -386,7 +401,8 @@ def open_teacher(
         role: what messages call it.
 
     Raises:
-        TeacherError: the pass fails, or its output is not finite (N, K) logits with K >= 2.
+        TeacherError: the pass fails, or its output is not finite (N, K) logits with K >= 2; what
+            sums to 1 is taken for probabilities.
 
     """
     if num_classes is not None and num_classes < 2:
@@ -412,6 +428,8 @@ def open_teacher(
         raise TeacherError(f"the teacher has {logits.shape[1]} classes, not {num_classes}")
     if not torch.isfinite(logits).all():
         raise TeacherError(f"the {role}'s logits are not finite on random pixels")
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all():
+        raise TeacherError(f"the {role} returns probabilities: return the logits before softmax")
     last = _last_linear(linears, probe, logits)
     offers = Offers(
         gradient=logits.requires_grad,

@@ -110,6 +110,9 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
             f"{record['accuracy']:.2%}" if "accuracy" in record else "-",
         )
     Console().print(table)
+    for link in summary["links"]:
+        if "left_whole" in link:
+            print(f"{link['task']} left whole: {', '.join(link['left_whole'])}")
     for file in [f for link in summary["links"] for f in link.get("files", [])]:
         print(f"{file['path']}, {file['bytes']:,} bytes")
     print(summary.get("network") or summary["not_exported"])

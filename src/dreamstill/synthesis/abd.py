@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.errors import TeacherError
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.priors import gaussian_smoothness
 from dreamstill.settings import above, at_least
@@ -68,6 +69,11 @@ class Abd:
     needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
 
     def __init__(self, teacher: Teacher, settings: AbdSettings, *, rng: torch.Generator) -> None:
+        if min(teacher.spec.shape[1:]) < 3:
+            size = "x".join(map(str, teacher.spec.shape[1:]))
+            raise TeacherError(
+                f"abd smooths images of at least 3x3 pixels; the teacher's are {size}"
+            )
         self.teacher, self.settings = teacher, settings
         self.warm_up = settings.generator_steps
         self.generator = LatentGenerator(

@@ -66,10 +66,12 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     A BatchNorm layer that does not follow one layer alone stays; the others become identities.
 
     Raises:
-        TeacherError: the model cannot be traced.
+        TeacherError: the model has BatchNorm and cannot be traced.
 
     """
     model = copy.deepcopy(model).eval()
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return model
     for name, norm in batch_norms(trace(model)).items():
         layer, after = model.get_submodule(name), model.get_submodule(norm)
         assert isinstance(after, _BatchNorm)
@@ -93,7 +95,7 @@ def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
             before = node.args[0]
             layer = modules.get(str(before.target)) if before.op == "call_module" else None
             alone = len(before.users) == 1 and calls[str(before.target)] == 1
-            if isinstance(layer, nn.Conv2d | nn.Linear) and alone:
+            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and alone:
                 found[str(before.target)] = name
     return found
 
@@ -116,8 +118,10 @@ def shared_weights(model: nn.Module) -> list[str]:
     ]
 
 
-def plain_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """By name, convolutions and linear layers that another module may stand in for.
+def plain_layers(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
+) -> dict[str, Any]:
+    """By name, layers of some kinds that another module may stand in for.
 
     Not those of torch's attention and transformer layers, which read their weights themselves, nor
     of subclasses, which may compute something else.
@@ -127,7 +131,7 @@ def plain_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     for name, module in modules.items():
         parent = modules[name.rpartition(".")[0]]
         inside = type(parent).__module__.startswith("torch.nn.modules") and parent is not module
-        if type(module) in (nn.Conv2d, nn.Linear) and (
+        if type(module) in kinds and (
             not inside or isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict)
         ):
             found[name] = module

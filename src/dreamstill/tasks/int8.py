@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError
+from dreamstill.errors import ExportError, innermost
 from dreamstill.evaluate import agreement, answers, evaluating, predict
 from dreamstill.export import check_formats, export, load_exported, quiet, write_pt2, write_pte
 from dreamstill.teacher import InputSpec
@@ -112,8 +112,7 @@ def export_int8(
     except ExportError:
         raise
     except Exception as error:  # quantizers raise many kinds of their own
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise ExportError(f"cannot quantize to {path.name}: {reason}") from error
+        raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
     same = agreement(logits, predict(model, spec, compared))
     if same < 0.5:
         path.unlink()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import TeacherError
@@ -78,14 +79,13 @@ class Shared(nn.Module):
         return weight
 
 
-def weights_of(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+def weights_of(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
     """Layers whose weights are pruned and shared, by name; weights of two layers stay whole."""
     tied = shared_weights(model)
     return {
         n: m
         for n, m in model.named_modules()
-        if isinstance(m, nn.Conv2d | nn.Linear)
-        and (n not in tied or parametrize.is_parametrized(m))
+        if isinstance(m, _ConvNd | nn.Linear) and (n not in tied or parametrize.is_parametrized(m))
     }
 
 
@@ -181,7 +181,7 @@ def pack(
     return model.eval().requires_grad_(False)
 
 
-def share(layer: nn.Conv2d | nn.Linear, bits: int) -> None:
+def share(layer: _ConvNd | nn.Linear, bits: int) -> None:
     """Replace a layer's weight by a codebook of 2^bits entries, zero the first, in place."""
     weight = layer.weight
     codes = torch.zeros(weight.shape, dtype=torch.long, device=weight.device)

@@ -150,8 +150,13 @@ def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = N
                 "gaps": sorted(lengths[1].items()),
             }
         )
+    written: dict[tuple[int, torch.Size], str] = {}
     for name, value in unpacked_state(model).items():
         if name.removesuffix(".weight") not in shared:
+            first = written.setdefault((value.data_ptr() or id(value), value.shape), name)
+            if first != name:  # two layers of one weight
+                header["plain"].append({"name": name, "same_as": first})
+                continue
             kind = str(value.dtype).removeprefix("torch.")
             header["plain"].append({"name": name, "shape": list(value.shape), "dtype": kind})
             floats.append(value.detach().cpu().numpy().astype("<f4"))
@@ -210,6 +215,9 @@ def _decode(header: dict[str, Any], floats: NDArray[np.float32], bits: _Bits) ->
         codes = from_gaps(symbols, gaps, int(np.prod(entry["shape"])))
         state[entry["name"]] = torch.from_numpy(codebook[codes].reshape(entry["shape"]).copy())
     for entry in header["plain"]:
+        if "same_as" in entry:
+            state[entry["name"]] = state[entry["same_as"]]
+            continue
         size = int(np.prod(entry["shape"], dtype=np.int64))
         values = torch.from_numpy(floats[at : at + size].reshape(entry["shape"]).copy())
         state[entry["name"]] = values.to(getattr(torch, entry["dtype"]))

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import DreamstillError, SettingsError, TeacherError, first_line
 from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
+from dreamstill.export import quiet
 from dreamstill.probe import probed_at_once
 from dreamstill.settings import at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
@@ -198,7 +199,8 @@ def prune(
         goal = whole * settings.keep ** (step / settings.rounds)
         before = copy.deepcopy(model) if settings.reconstruct else model
         try:
-            kept = _narrow(model, last, teacher, images, settings, goal)
+            with quiet():
+                kept = _narrow(model, last, teacher, images, settings, goal)
         except DreamstillError:
             raise
         except Exception as error:  # the library does not follow every operation

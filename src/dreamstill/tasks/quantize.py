@@ -70,6 +70,8 @@ class QuantizeSettings:
             no_effect(self, "beside size", "weight_bits")
 
 
+KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+"""Layers that are quantized."""
 Ranges = dict[str, tuple[float, float]]
 
 
@@ -81,7 +83,7 @@ def observed_ranges(
     chunks: dict[str, list[tuple[float, float]]] = {}
     device = next(model.parameters()).device
     for part in images.split(probed_at_once(spec.shape)):
-        with Probe(plain_layers(model)) as probe:
+        with Probe(plain_layers(model, KINDS)) as probe:
             model(spec.encode(part.to(device)))
         for name, values in probe.inputs.items():
             flat = values.flatten()
@@ -108,7 +110,7 @@ def _with_bits(
     def change(name: str, module: nn.Module) -> nn.Module | None:
         if name not in ranges:
             return None
-        assert isinstance(module, nn.Conv2d | nn.Linear)
+        assert isinstance(module, KINDS)
         weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
         if bits is not None:
             weight_bits = bits[name]  # of the first and last layer too
@@ -197,12 +199,13 @@ def quantize(
         images: uint8 (N, C, H, W), synthetic or not.
         settings: see QuantizeSettings.
         rng: of the fine-tuning.
-        model: what is quantized; default: the teacher itself. Left as it was; its BatchNorm is
-            folded, so it must be traceable.
+        model: what is quantized; default: the teacher itself. Left as it was; BatchNorm is folded,
+            so that a network with it must be traceable.
         on_progress: called after each step of it.
 
     Raises:
-        TeacherError: the network cannot be traced, or has no layer that can be quantized.
+        TeacherError: the network has BatchNorm and cannot be traced, or has no layer that can be
+            quantized.
         SettingsError: a size that the fewest bits do not meet.
 
     """
@@ -211,7 +214,7 @@ def quantize(
     check_layers(ranges)
     bits = None
     if settings.size is not None:
-        names, layers = list(ranges), plain_layers(model)
+        names, layers = list(ranges), plain_layers(model, KINDS)
         table = sensitivities(model, teacher.spec, images, names, per_channel=settings.per_channel)
         if fixed := settings.first_last_bits:  # they count in the size and have no choice
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}

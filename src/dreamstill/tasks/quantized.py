@@ -4,6 +4,8 @@ Source: Esser et al., "Learned Step Size Quantization", ICLR 2020. Where this di
 as logarithms, without the scaling of their gradients.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,7 +63,7 @@ class QuantizedLayer(nn.Module):
 
     def __init__(
         self,
-        layer: nn.Conv2d | nn.Linear,
+        layer: nn.Conv1d | nn.Conv2d | nn.Linear,
         weight_bits: int,
         activation_bits: int,
         low: float,
@@ -78,6 +80,13 @@ class QuantizedLayer(nn.Module):
         self.input_step = nn.Parameter(torch.tensor((high - low) / levels, device=step.device))
         # whole steps below zero, so that zero, which padding puts in, is on the grid
         self.zero_point = round(-low / (high - low) * levels)
+
+    @torch.no_grad()
+    def plain(self) -> nn.Conv1d | nn.Conv2d | nn.Linear:
+        """A layer with the weight on its grid, whose input is left as it comes."""
+        layer = copy.deepcopy(self.layer)
+        layer.weight.copy_(self.quantized_weight())
+        return layer
 
     def quantized_weight(self) -> Tensor:
         """The weight on its grid."""
@@ -101,7 +110,8 @@ class QuantizedLayer(nn.Module):
 
 def quantized_bytes(model: nn.Module) -> int:
     """Bytes of a quantized network: weights at their bits, steps and all the rest as float32."""
-    bits: int = 8 * sum(v.numel() * v.element_size() for v in model.state_dict().values())
+    values = {(v.data_ptr() or id(v), v.shape): v for v in model.state_dict().values()}
+    bits: int = 8 * sum(v.numel() * v.element_size() for v in values.values())
     for layer in (m for m in model.modules() if isinstance(m, QuantizedLayer)):
         bits -= (32 - layer.weight_bits) * layer.layer.weight.numel()
     return -(-bits // 8)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.errors import NonFiniteError
+from dreamstill.errors import DataError, NonFiniteError
 from dreamstill.probe import eval_mode, first_input, watched
 from dreamstill.tasks.graph import shared_weights
 
@@ -55,9 +55,12 @@ def reconstruct(
         rng: draws the positions.
 
     Raises:
+        DataError: fewer than 2 images.
         NonFiniteError: a layer's solution is not finite.
 
     """
+    if len(inputs) < 2:
+        raise DataError(f"layers are solved on at least 2 images; got {len(inputs)}")
     inputs = inputs[: max(2, MOST_VALUES // inputs[0].numel())]
     targets: dict[str, tuple[Tensor, Tensor, int]] = {}
     calls = Counter[str]()

@@ -45,7 +45,7 @@ def sensitivities(
     table: dict[str, dict[int, float]] = {}
     for name in names:
         layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         weight = layer.weight.detach().clone()
         table[name] = {}
         for bits in candidates:
@@ -82,8 +82,11 @@ def mixed_bits(
                 rise = table[name][bits_below] - table[name][now]
                 steps.append((rise / (sizes[name] * (now - bits_below)), name, bits_below))
         if not steps:
-            fewest = min(bits.values())
-            raise SettingsError(f"size {share} cannot be met with at least {fewest} bits")
+            least = sum(sizes[name] * b for name, b in bits.items()) / (8 * sum(sizes.values()))
+            raise SettingsError(
+                f"size {share} cannot be met: with the fewest bits, and first_last_bits where they "
+                f"count, it is {least:.3f}"
+            )
         _, name, lower_bits = min(steps)
         bits[name] = lower_bits
     return bits
