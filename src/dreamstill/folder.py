@@ -50,7 +50,10 @@ def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) 
             raise RunError(f"{folder} holds no run to resume: settings.json is missing")
         found = read_plain(settings)
         if changed := [key for key in plain if found.get(key) != plain[key]]:
-            raise RunError(f"{folder} was started with another {changed[0]}; it cannot be resumed")
+            raise RunError(
+                f"{folder} was started with another {changed[0]}; it cannot be resumed"
+                + _usable_images(folder)
+            )
         return
     check_empty(folder)
     existed = folder.exists()
@@ -88,7 +91,16 @@ def claimed(folder: Path, job: Any, *worth: str, resume: bool = False) -> Iterat
 def check_empty(folder: Path) -> None:
     """RunError unless a folder is absent or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty: choose another folder, or resume the run in it")
+        more = _usable_images(folder)
+        raise RunError(
+            f"{folder} is not empty: choose another folder, or resume the run in it{more}"
+        )
+
+
+def _usable_images(folder: Path) -> str:
+    """What another job may take of a folder, where it has it."""
+    images = folder / "images.npz"
+    return f"; its images may be used again: --images {images}" if images.is_file() else ""
 
 
 def discard(folder: Path, *, existed: bool) -> None:
