@@ -490,6 +490,10 @@ BAD: dict[str, tuple[Break, str]] = {
         flags("--distill.prefill", "9"),
         "distill.prefill 9 makes images to replay",
     ),
+    "reconstruct on one image": (
+        flags("--inherit", "--reconstruct", "1"),
+        "reconstruct must be 0 or at least 2; got 1",
+    ),
     "reconstruct without inherit": (flags("--reconstruct", "7"), "7 has no effect without inherit"),
     "images and how many to synthesize": (
         lambda t: [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.run import RANDOM_START, open_student
-from dreamstill.settings import at_least, no_effect, to_plain
+from dreamstill.settings import no_effect, none_or_at_least, to_plain
 from dreamstill.sources import OnProgress
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
@@ -44,13 +44,14 @@ class DistillLink:
     inherit: bool = False
     """Start the student, a narrower copy of the teacher, from the teacher's channels."""
     reconstruct: int = 2048
-    """Images on which the layers of a student that inherits are solved, by least squares, for what
-    they make in the teacher, before the first step; at least 0: it starts as it was cut."""
+    """Images on which the layers of a student that inherits are solved, by least squares, for
+    what they make in the teacher, before the first step; at least 2, or 0: it starts as it was
+    cut."""
     training: DistillSettings = field(default_factory=DistillSettings)
     """The training; its images are the chain's."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "reconstruct")
+        none_or_at_least(self, 2, "reconstruct")
         if not self.inherit:
             no_effect(self, "without inherit", "reconstruct")
         if self.training.steps == 0 and not self.inherit:

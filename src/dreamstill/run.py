@@ -27,7 +27,7 @@ from dreamstill.folder import (
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import at_least, no_effect, to_plain
+from dreamstill.settings import no_effect, none_or_at_least, to_plain
 from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
@@ -96,8 +96,8 @@ class Job:
     """Start the student, a narrower copy of the teacher, from the teacher's channels."""
     reconstruct: int = 2048
     """Images, at most the pool's, on which the layers of a student that inherits are solved, by
-    least squares, for what they make in the teacher, before the first step; at least 0: it starts
-    as it was cut."""
+    least squares, for what they make in the teacher, before the first step; at least 2, or 0:
+    it starts as it was cut."""
     distill: DistillSettings = field(default_factory=DistillSettings)
     seed: int = 0
     device: str = "cpu"
@@ -111,7 +111,7 @@ class Job:
             raise SettingsError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
-        at_least(self, 0, "reconstruct")
+        none_or_at_least(self, 2, "reconstruct")
         if not self.inherit:
             no_effect(self, "without inherit", "reconstruct")
         self._check_batch_size()

@@ -17,6 +17,7 @@ __all__ = [
     "from_plain",
     "merge",
     "no_effect",
+    "none_or_at_least",
     "read_plain",
     "to_plain",
     "within",
@@ -28,6 +29,13 @@ def at_least(settings: Any, low: float, *names: str) -> None:
     for name in names:
         if not all(low <= value < math.inf for value in _numbers(getattr(settings, name))):
             raise SettingsError(f"{name} must be at least {low}; got {getattr(settings, name)}")
+
+
+def none_or_at_least(settings: Any, low: int, *names: str) -> None:
+    """SettingsError unless every named setting is 0, which is none, or at least `low`."""
+    for name in names:
+        if (value := getattr(settings, name)) != 0 and not value >= low:
+            raise SettingsError(f"{name} must be 0 or at least {low}; got {value}")
 
 
 def above(settings: Any, low: float, *names: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import count_macs
 from dreamstill.probe import eval_mode, shown_at_once
-from dreamstill.settings import at_least, no_effect, within
+from dreamstill.settings import at_least, no_effect, none_or_at_least, within
 from dreamstill.tasks.factors import modes_by_responses, modes_of, with_factors
 from dreamstill.tasks.graph import plain_layers, shared_weights
 from dreamstill.tasks.ranks import (
@@ -53,11 +53,12 @@ class FactorizeSettings:
     responses: int = 2048
     """Images whose responses say what to keep of a layer; at least 0: its weights alone say it."""
     reconstruct: int = 2048
-    """Images on which the factors are solved, and the layers that stay; at least 0: they are left
-    as they are cut."""
+    """Images on which the factors are solved, and the layers that stay; at least 2, or 0: they
+    are left as they are cut."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "responses", "reconstruct")
+        at_least(self, 0, "responses")
+        none_or_at_least(self, 2, "reconstruct")
         given = [n for n in ("macs", "parameters") if getattr(self, n) is not None]
         within(self, 1e-6, 1, "energy", *given)
         if len(given) > 1:

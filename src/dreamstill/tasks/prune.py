@@ -25,7 +25,7 @@ from dreamstill.errors import DreamstillError, SettingsError, TeacherError, firs
 from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
 from dreamstill.export import quiet
 from dreamstill.probe import probed_at_once
-from dreamstill.settings import at_least, within
+from dreamstill.settings import at_least, none_or_at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import trace
@@ -68,8 +68,8 @@ class PruneSettings:
     rounds: int = 4
     """Prune and fine-tune so many times; at least 1."""
     reconstruct: int = 2048
-    """Images on which layers are solved, by least squares, for what they made before the cut; at
-    least 0: they stay as they were cut."""
+    """Images on which layers are solved, by least squares, for what they made before the cut;
+    at least 2, or 0: they stay as they were cut."""
     finetune: DistillSettings | None = field(
         default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
     )
@@ -77,7 +77,8 @@ class PruneSettings:
 
     def __post_init__(self) -> None:
         within(self, 1e-6, 1 - 1e-6, "keep")
-        at_least(self, 0, "latency", "reconstruct")
+        at_least(self, 0, "latency")
+        none_or_at_least(self, 2, "reconstruct")
         at_least(self, 1, "rounds")
 
 
