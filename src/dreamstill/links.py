@@ -186,14 +186,13 @@ def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
             model=model,
             on_progress=work.on_progress,
         )
-    layers = {
+    layers = {n: m for n, m in quantized.named_modules() if isinstance(m, QuantizedLayer)}
+    bits = {
         name: {"weight_bits": layer.weight_bits, "activation_bits": layer.activation_bits}
-        for name, layer in quantized.named_modules()
-        if isinstance(layer, QuantizedLayer)
+        for name, layer in layers.items()
     }
-    changed = [m for m in quantized.modules() if isinstance(m, QuantizedLayer)]
-    record = {"layers": layers, "bytes": quantized_bytes(quantized)}
-    return quantized, record | _left_whole(quantized, changed)
+    record = {"layers": bits, "bytes": quantized_bytes(quantized)}
+    return quantized, record | _left_whole(quantized, layers.values())
 
 
 def _left_whole(model: nn.Module, changed: Iterable[nn.Module]) -> dict[str, list[str]]:
