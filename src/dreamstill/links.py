@@ -237,7 +237,7 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
         work.images,
         settings,
         rng=work.rng,
-        student=model,
+        model=model,
         on_progress=work.on_progress,
     )
     path = work.stem.with_suffix(".packed")

@@ -76,7 +76,7 @@ def draw_images(
     num_images: int,
     *,
     seed: int,
-    checkpoint: Path,
+    checkpoint: Path | None = None,
     checkpoint_every: float = 20.0,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ def draw_images(
         method, settings, seed: what makes them.
         num_images: how many.
         checkpoint: a file that what is finished goes to, and is taken up from, if it is there. To
-            be deleted when the images are kept.
+            be deleted when the images are kept. None: what is finished is in memory alone.
         checkpoint_every: seconds.
         on_progress: called after every batch.
 
@@ -123,11 +123,11 @@ def draw_images(
 
 
 class _Drawn:
-    """What is drawn so far, also in a file, from which it is taken up again."""
+    """What is drawn so far; also in a file, if there is to be one, from which it is taken up."""
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         every: float,
         origin: dict[str, Any],
         synthesizer: Synthesizer,
@@ -137,7 +137,7 @@ class _Drawn:
         self.synthesizer, self.rng = synthesizer, rng
         self.images, self.logits, self.warmed_up = list[Tensor](), list[Tensor](), 0
         self.saved = time.monotonic()
-        if path.is_file():
+        if path is not None and path.is_file():
             state = load_checkpoint(path, str(rng.device))
             if changed := [name for name in origin if state["origin"][name] != origin[name]]:
                 raise RunError(f"{path} was made with another {changed[0]}")
@@ -149,7 +149,7 @@ class _Drawn:
 
     def save_now_and_then(self) -> None:
         """Write the file, if it is older than `every` seconds."""
-        if time.monotonic() - self.saved < self.every:
+        if self.path is None or time.monotonic() - self.saved < self.every:
             return
         state = {
             "origin": self.origin,

@@ -134,7 +134,7 @@ def pack(
     settings: PackSettings,
     *,
     rng: torch.Generator,
-    student: nn.Module | None = None,
+    model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
     """A copy of a network with few, shared weights, ready for `save_packed`.
@@ -144,7 +144,7 @@ def pack(
         images: uint8 (N, C, H, W) to fine-tune on, synthetic or not.
         settings: see PackSettings.
         rng: of the fine-tuning.
-        student: what is packed; default: the teacher itself. Left as it was.
+        model: what is packed; default: the teacher itself. Left as it was.
         on_progress: called after each step.
 
     Raises:
@@ -155,7 +155,7 @@ def pack(
         TeacherError: no layer of weights of its own.
 
     """
-    model = copy.deepcopy(student if student is not None else teacher.module).requires_grad_(True)
+    model = copy.deepcopy(teacher.module if model is None else model).requires_grad_(True)
     if not weights_of(model):
         raise TeacherError("there is no convolution or linear layer that can be packed")
 
