@@ -123,7 +123,8 @@ def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int
         images = training_images(data, teacher.spec)
         rng = torch.Generator().manual_seed(seed)
         return images[torch.randperm(len(images), generator=rng)[:num]]
-    return synthetic_images(teacher, *synthesizers(drawing_of(data))[source], num, seed)
+    method, settings = synthesizers(drawing_of(data))[source]
+    return draw_images(teacher, method, settings, num, seed=seed)[0]
 
 
 def drawing_of(data: Path) -> Drawing:
@@ -150,16 +151,6 @@ def settings_of(sources: Sequence[str], drawing: Drawing) -> dict[str, Any]:
     methods = synthesizers(drawing)
     made = {source: to_plain(methods[source]) for source in sources if source in methods}
     return {"rows": ROWS, "methods": made}
-
-
-def synthetic_images(
-    teacher: Teacher, method: str, settings: Any, num: int, seed: int
-) -> torch.Tensor:
-    """uint8 (num, C, H, W) of a method."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "images.pt"
-        images, _ = draw_images(teacher, method, settings, num, seed=seed, checkpoint=checkpoint)
-    return images
 
 
 def run(weights: Path, data: Path, link: dict[str, Any], images: Path, seed: int) -> dict[str, Any]:

@@ -3,36 +3,42 @@
     python -m benchmarks.continual mnist --data FOLDER
     python -m benchmarks.continual fashion_mnist --data FOLDER
     python -m benchmarks.continual mnist --data FOLDER --batch-norm --rows abd "abd on generated"
+    python -m benchmarks.continual cifar10 --data FOLDER --seeds 1
 
-LeNet-5 learns the first two classes on their real images, then two more at a time with none of the
-old. The dreams of every network are structured noise that it classifies itself; rows "on noise"
-have clipped noise in their place, those "on real" the old classes' own images, which nobody has.
-`joint` sees all real images at once and bounds the rest. With BatchNorm the papers' own dreams are
-to be had as well: `generated` by Always Be Dreaming's generator, `inverted` from noise by
-DeepInversion, and from structured noise.
+LeNet-5 (on CIFAR-10, a JPEG copy, a ResNet of eight layers) learns the first two classes on their
+real images, then two more at a time with none of the old. The dreams of every network are
+structured noise that it classifies itself; rows "on noise" have clipped noise in their place, those
+"on real" the old classes' own images, which nobody has. `joint` sees all real images at once and
+bounds the rest. With BatchNorm the papers' own dreams are to be had as well: `generated` by Always
+Be Dreaming's generator, `inverted` from noise by DeepInversion, and from structured noise.
 """
 
 import argparse
 import json
 import os
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.compress import synthesizers, synthetic_images
+from benchmarks.compress import synthesizers
 from benchmarks.protocol import made_rows, mean_and_std
+from benchmarks.resnets import SPEC, THINGS
 from dreamstill.evaluate import accuracy, predict
 from dreamstill.folder import environment
 from dreamstill.images import load_images
 from dreamstill.nets.lenet import LeNet5
+from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import settle_process
 from dreamstill.settings import to_plain
+from dreamstill.sources import draw_images
 from dreamstill.synthesis.abd import AbdSettings
 from dreamstill.synthesis.deepinversion import DeepInversionSettings
 from dreamstill.synthesis.drawings import CLOTHES, Drawing
@@ -40,7 +46,12 @@ from dreamstill.synthesis.pixels import Start
 from dreamstill.tasks.continual import ContinualSettings, Recipe, average_and_forgetting, learn
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
-SPECS = {"mnist": (0.1306, 0.3081), "fashion_mnist": (0.286, 0.353)}
+SPECS = {
+    "mnist": InputSpec(shape=(1, 28, 28), mean=(0.1306,), std=(0.3081,)),
+    "fashion_mnist": InputSpec(shape=(1, 28, 28), mean=(0.286,), std=(0.353,)),
+    "cifar10": SPEC,
+}
+DRAWINGS = {"mnist": Drawing(), "fashion_mnist": CLOTHES, "cifar10": THINGS}
 SETTINGS = ContinualSettings(steps=600, batch_size=64, lr=1e-3)
 NUM_DREAMS = 6000
 ROWS = {
@@ -77,7 +88,7 @@ def dreamers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
 
 
 def fit(
-    model: LeNet5, spec: InputSpec, x: Tensor, y: Tensor, steps: int, rng: torch.Generator
+    model: nn.Module, spec: InputSpec, x: Tensor, y: Tensor, steps: int, rng: torch.Generator
 ) -> Teacher:
     """Train on real images: the first task, and the joint bound."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -101,7 +112,7 @@ def dreams_of(
     if source == "real":
         return old[torch.randperm(len(old), generator=rng)[:NUM_DREAMS]]
     seed = int(torch.randint(2**31, (), generator=rng))
-    return synthetic_images(teacher, *dreamers(drawing)[source], NUM_DREAMS, seed)
+    return draw_images(teacher, *dreamers(drawing)[source], NUM_DREAMS, seed=seed)[0]
 
 
 def run(
@@ -110,9 +121,8 @@ def run(
     data: dict[str, Tensor],
     spec: InputSpec,
     drawing: Drawing,
+    architecture: Callable[..., nn.Module],
     seed: int,
-    *,
-    batch_norm: bool,
 ) -> list[list[float]]:
     """Accuracy on tasks 0 to i after each task i."""
     rng = torch.Generator().manual_seed(seed)
@@ -123,7 +133,7 @@ def run(
         x, y = data["x_train"][of], data["y_train"][of]
         if network is None:
             with seeded(rng):
-                model = LeNet5(num_classes=2, batch_norm=batch_norm)
+                model = architecture(num_classes=2)
             network = fit(model, spec, x, y, SETTINGS.steps, rng)
         else:
             old = data["x_train"][data["y_train"] // 2 < task]
@@ -140,12 +150,12 @@ def run(
 
 
 def joint(
-    data: dict[str, Tensor], spec: InputSpec, seed: int, *, batch_norm: bool
+    data: dict[str, Tensor], spec: InputSpec, architecture: Callable[..., nn.Module], seed: int
 ) -> list[list[float]]:
     """Accuracy of a network that saw all classes at once, as if of one task."""
     rng = torch.Generator().manual_seed(seed)
     with seeded(rng):
-        model = LeNet5(batch_norm=batch_norm)
+        model = architecture(num_classes=10)
     network = fit(model, spec, data["x_train"], data["y_train"], 5 * SETTINGS.steps, rng)
     return [[accuracy(predict(network.module, spec, data["x_test"]), data["y_test"])]]
 
@@ -155,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Class-incremental learning in five tasks.")
     parser.add_argument("data_set", choices=SPECS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
-    parser.add_argument("--batch-norm", action="store_true", help="LeNet-5 with BatchNorm")
+    parser.add_argument("--batch-norm", action="store_true", help="in LeNet-5; ResNets have it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="[all]")
     parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
@@ -163,27 +173,28 @@ def main() -> None:
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
     rows: dict[str, tuple[Recipe, str | None]] = {**ROWS}
-    rows |= BATCH_NORM_ROWS if args.batch_norm else {}
+    lenet = args.data_set != "cifar10"
+    batch_norm = args.batch_norm or not lenet
+    rows |= BATCH_NORM_ROWS if batch_norm else {}
+    architecture = partial(LeNet5, batch_norm=batch_norm) if lenet else partial(ResNetCifar, 8)
     names = args.rows or [*rows, "joint"]
     if unknown := [name for name in names if name not in (*rows, "joint")]:
         parser.error(f"unknown row {unknown[0]}; known: {'; '.join(rows)}; joint")
     path = args.data / f"{args.data_set}.npz"
-    mean, std = SPECS[args.data_set]
-    spec = InputSpec(shape=(1, 28, 28), mean=(mean,), std=(std,))
-    drawing = CLOTHES if args.data_set == "fashion_mnist" else Drawing()
+    spec, drawing = SPECS[args.data_set], DRAWINGS[args.data_set]
     with np.load(path) as archive:
         x_train = torch.from_numpy(archive["x_train"])
         y_train = torch.from_numpy(archive["y_train"]).long()
     x_test, y_test = load_images(path, spec, 10)
     data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    name = f"continual_{args.data_set}" + ("_bn" if args.batch_norm else "")
+    name = f"continual_{args.data_set}" + ("_bn" if lenet and batch_norm else "")
     out = Path(f"benchmarks/records/{name}.json")
     settings = to_plain(SETTINGS) | {"dreams": NUM_DREAMS, "drawing": to_plain(drawing)}
-    if args.batch_norm:
+    if batch_norm:
         settings["methods"] = {source: to_plain(of) for source, of in dreamers(drawing).items()}
     record: dict[str, Any] = {
         "name": name,
-        "data": args.data_set,
+        "data": args.data_set if lenet else "CIFAR-10 (JPEG copy)",
         "settings": settings,
         "environment": environment("cpu"),
         "rows": {},
@@ -194,9 +205,9 @@ def main() -> None:
         forgetting = made.get(row, {}).get("forgetting", [])
         for seed in range(len(runs), args.seeds):
             accuracies = (
-                joint(data, spec, seed, batch_norm=args.batch_norm)
+                joint(data, spec, architecture, seed)
                 if row == "joint"
-                else run(*rows[row], data, spec, drawing, seed, batch_norm=args.batch_norm)
+                else run(*rows[row], data, spec, drawing, architecture, seed)
             )
             average, lost = average_and_forgetting(accuracies)
             runs.append(round(100 * average, 2))

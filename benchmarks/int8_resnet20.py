@@ -2,8 +2,8 @@
 
     python -m benchmarks.int8_resnet20 --data FOLDER --weights akamaster_cifar10_resnet20.th
 
-Calibrated on 1,024 images of each source. Latencies are medians for one image, those of the
-first seed, one after the other in one process.
+Calibrated on 1,024 images of each source. Latencies are medians for one image, one file after the
+other in one process for each seed; a row has the median of its seeds.
 """
 
 import tempfile

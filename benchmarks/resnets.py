@@ -116,11 +116,14 @@ class Study:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread over the seeds, what else the first run has, and the runs themselves."""
+    """Mean and spread over the seeds, the median latency, what else the first run has, the runs."""
+    more = {key: value for key, value in runs[0].items() if key not in ("accuracy", "agreement")}
+    if "latency_ms" in more:
+        more["latency_ms"] = statistics.median(run["latency_ms"] for run in runs)
     return {
         **mean_and_std([run["accuracy"] for run in runs]),
         "agreement_mean": round(statistics.mean(run["agreement"] for run in runs), 2),
-        **{key: value for key, value in runs[0].items() if key not in ("accuracy", "agreement")},
+        **more,
         "runs": runs,
     }
 

@@ -1,6 +1,7 @@
 """Chains from a teacher's file to a device's, and that they resume."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec, build
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
-LINKS = [
+LINKS: list[dict[str, Any]] = [
     {"task": "prune", "keep": 0.7, "rounds": 1, "finetune": TUNE},
     {"task": "int8", "formats": ["onnx", "pt2"]},
     {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE},
@@ -46,6 +47,25 @@ def plain(tmp_path: Path) -> dict[str, object]:
     card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
     (tmp_path / "teacher.json").write_text(json.dumps(card))
     return {"teacher": {"weights": str(weights)}, "num_images": 64, "link": LINKS}
+
+
+def test_what_a_later_link_lacks_is_said_before_any_image_is_made(
+    plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_scale = {"task": "prune", "importance": "batch-norm"}
+    with pytest.raises(SettingsError, match="batch-norm cannot follow merge"):
+        read_chain(plain | {"link": [{"task": "merge", "remove": 0.1}, by_scale]})
+    weights = tmp_path / "lenet5.safetensors"
+    save_file(build("dreamstill.nets.lenet:lenet5").state_dict(), weights)
+    spec = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]}
+    lenet = {"weights": str(weights), "factory": "dreamstill.nets.lenet:lenet5"} | spec
+    links = [{"task": "factorize"}, by_scale]
+    with pytest.raises(SettingsError, match=r"LeNet5 has none: take magnitude or taylor"):
+        run_chain(tmp_path / "run", read_chain(plain | {"teacher": lenet, "link": links}))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(SettingsError, match=r"pip install 'dreamstill\[prune\]'"):
+        read_chain(plain)
 
 
 def test_from_a_teacher_to_an_int8_and_a_packed_file(
@@ -191,6 +211,28 @@ def test_a_chain_resumes_after_its_last_finished_link(
     assert done == ["prune", "int8", "pack", "pack"]
     packed = [Path(s["links"][2]["files"][0]["path"]).read_bytes() for s in (wanted, result)]
     assert packed[0] == packed[1]
+
+
+def test_links_that_are_not_finished_may_be_others_on_resuming(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    impossible = {"task": "factorize", "parameters": 1e-3}
+    folder = tmp_path / "run"
+    with pytest.raises(SettingsError):
+        run_chain(folder, read_chain(plain | {"link": [LINKS[0], impossible]}))
+    pruned = (folder / "links" / "1-prune.pt").read_bytes()
+    corrected = [LINKS[0], LINKS[2]]
+    run_chain(folder, read_chain(plain | {"link": corrected}), resume=True)
+    longer = read_chain(plain | {"link": [*corrected, LINKS[1]]})
+    summary = run_chain(folder, longer, resume=True)
+    assert [link["task"] for link in summary["links"]] == ["prune", "pack", "int8"]
+    assert (folder / "links" / "1-prune.pt").read_bytes() == pruned
+    assert json.loads((folder / "settings.json").read_text()) == to_plain(longer)
+    with pytest.raises(RunError, match="started with another links"):
+        run_chain(folder, read_chain(plain | {"link": LINKS[:1]}), resume=True)
+    other = [LINKS[0] | {"keep": 0.6}, *corrected[1:]]
+    with pytest.raises(RunError, match="started with another links"):
+        run_chain(folder, read_chain(plain | {"link": other}), resume=True)
 
 
 class CallsAFunction:

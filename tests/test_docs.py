@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dreamstill import chain, cli
 from dreamstill.arguments import parse
 from dreamstill.evaluate import agreement, predict
+from dreamstill.nets.seeded import seeded
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -65,9 +67,10 @@ def test_the_page_on_python_runs_from_top_to_end(
     blocks = re.findall(r"```python\n(.*?)```", PYTHON.read_text(), re.DOTALL)
     assert len(blocks) == 4
     names: dict[str, Any] = {}
-    exec("\n".join(blocks), names)
+    with seeded(torch.Generator().manual_seed(0)):  # the students start at random
+        exec("\n".join(blocks), names)
     shown, said = names["images"][:500], names["logits"][:500]
     for name in ("student", "pruned", "factorized", "quantized"):
-        assert agreement(predict(names[name], names["spec"], shown), said) > 0.3, name
+        assert agreement(predict(names[name], names["spec"], shown), said) > 0.7, name
     assert names["work"].step == 100
     assert Path("pruned.onnx").is_file()

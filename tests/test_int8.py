@@ -57,6 +57,15 @@ def test_any_number_of_images_calibrates(method: Method, tmp_path: Path) -> None
     assert record.agreement > 0.5
 
 
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "pte"])
+def test_two_images_are_enough(kind: str, tmp_path: Path) -> None:
+    teacher = toys.cnn_teacher()
+    image = torch.arange(0, 256, 4, dtype=torch.uint8).view(1, *teacher.spec.shape)
+    images = torch.cat([image, image])
+    record = export_int8(teacher.module, teacher.spec, images, tmp_path / f"net.{kind}")
+    assert record.agreement == 1
+
+
 def first_step(path: Path) -> float:
     """Of the grid that the network's first layer puts out its values on."""
     if path.suffix == ".onnx":

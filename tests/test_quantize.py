@@ -18,6 +18,7 @@ from dreamstill.probe import Probe
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs, relu_moments
 from dreamstill.tasks.graph import fold_batch_norm
+from dreamstill.tasks.layers import entering_quantized
 from dreamstill.tasks.quantize import (
     Calibration,
     QuantizeSettings,
@@ -442,6 +443,12 @@ def test_mixed_bits_go_down_where_it_costs_least() -> None:
         mixed_bits(table, {"a": 100, "b": 100}, 0.4)
 
 
+def test_what_the_last_layer_saved_beyond_the_size_is_given_back() -> None:
+    table = {"small": {4: 0.001, 8: 0.0}, "large": {4: 0.3, 8: 0.0}}
+    # the small one alone does not save enough, and the large one then more than enough
+    assert mixed_bits(table, {"small": 10, "large": 100}, 0.6) == {"small": 8, "large": 4}
+
+
 def test_mixed_precision_meets_its_size() -> None:
     teacher = lenet()
     for fixed in (None, 8):  # at 8 bits the first and last layer count in the size
@@ -549,6 +556,78 @@ def test_what_has_no_batch_norm_need_not_be_traced() -> None:
     shown = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=rng())
     quantized = quantize(teacher, shown, QuantizeSettings(), rng=rng())
     assert agreement(*(predict(m, GREY, shown) for m in (teacher.module, quantized))) > 0.95
+
+
+class Again(nn.Module):
+    """One layer on an image and on its double, or on a part of it."""
+
+    def __init__(self, factor: float = 2.0, end: int | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.factor, self.end = factor, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        again = self.conv(x[..., : self.end] if self.end else x * self.factor)
+        logits: Tensor = self.conv(x).mean((2, 3)) + again.mean((2, 3))
+        return logits
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_a_layer_has_the_range_of_all_its_calls(factor: float) -> None:
+    teacher = open_teacher(Again(factor), GREY)  # pixels are from -2 to 2
+    shown = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
+    settings = QuantizeSettings(calibration=Calibration.MIN_MAX)
+    model = quantize(teacher, shown, settings, rng=rng())
+    (layer,) = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+    high = 2 * max(factor, 1.0)
+    assert layer.input_step.item() == pytest.approx(2 * high / 255)
+    entered = entering_quantized(model, GREY, shown)["conv"]
+    assert [end.item() for end in entered.aminmax()] == [-high, high]
+
+
+def test_calls_of_one_layer_are_told_apart_without_inputs() -> None:
+    mixed = Moments.mixture(
+        [Moments(*torch.tensor([-1.0, 1.0, -3.0, 1.0])), Moments(*torch.tensor([1.0, 3.0, 0, 5]))]
+    )
+    assert [v.item() for v in (mixed.mean, mixed.variance, mixed.low, mixed.high)] == [0, 3, -3, 5]
+    of_sizes = open_teacher(Again(end=14), GREY)
+    with pytest.raises(TeacherError, match="conv, called on maps of several sizes, puts out"):
+        quantize_without_inputs(of_sizes, QuantizeSettings())
+
+
+def test_what_is_seen_of_a_sorted_set_is_not_its_beginning() -> None:
+    teacher = lenet()
+    black, white = (torch.full((2048, 1, 28, 28), v, dtype=torch.uint8) for v in (0, 255))
+    settings = QuantizeSettings(calibration=Calibration.MIN_MAX, first_last_bits=None)
+    model = quantize(teacher, torch.cat([black, white]), settings, rng=rng())
+    first = next(m for m in model.modules() if isinstance(m, QuantizedLayer))
+    assert first.input_step.item() == pytest.approx(4 / 255)
+
+
+@pytest.mark.parametrize("make", [lenet, resnet])
+def test_a_network_keeps_its_mode(make: Callable[[], Teacher]) -> None:
+    network = copy.deepcopy(make().module).train()
+    equalize(network)
+    assert all(part.training for part in network.modules())
+
+
+def test_a_shared_weight_is_stored_once_for_each_grid() -> None:
+    one, two, three = (nn.Linear(8, 8, bias=False) for _ in range(3))
+    two.weight = three.weight = one.weight
+    quantized = nn.Sequential(
+        *(QuantizedLayer(m, 4, 8, 0.0, 1.0, per_channel=False) for m in (one, two, three))
+    )
+    steps = 3 * 2 * 4
+    assert quantized_bytes(quantized) == 64 // 2 + steps
+    with torch.no_grad():
+        quantized.get_parameter("2.weight_step").mul_(2)
+    assert quantized_bytes(quantized) == 64 + steps
+    assert quantized_bytes(nn.Sequential(quantized[0], one)) == 64 // 2 + 4 * 64 + 2 * 4
+
+
+def test_a_layer_of_two_names_is_counted_once() -> None:
+    layer = QuantizedLayer(nn.Linear(8, 8, bias=False), 4, 8, 0.0, 1.0, per_channel=False)
+    assert quantized_bytes(nn.Sequential(layer, layer)) == 64 // 2 + 2 * 4
 
 
 def test_a_weight_of_two_layers_is_counted_once() -> None:

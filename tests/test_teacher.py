@@ -1,16 +1,20 @@
 """Opening a teacher: what it offers, and every mistake by name."""
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import toys
 from dreamstill.errors import TeacherError
+from dreamstill.kept import check_keepable
 from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.probe import Probe
 from dreamstill.teacher import (
@@ -242,21 +246,52 @@ def test_torch_files_load_with_prefixes_and_wrapping(prefix: str, key: str, tmp_
     load_module("dreamstill.nets.lenet:lenet5", tmp_path / "w.safetensors")
 
 
-def double() -> nn.Module:
+def computed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Weights in double precision, the last of them computed."""
-    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 4)).double()
-    parametrizations.weight_norm(layers[2])
-    return layers
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), norm(nn.Linear(8, 4))).double()
 
 
-def test_weights_are_floats_and_computed_ones_become_plain(tmp_path: Path) -> None:
-    module = double()
+def weight_normed() -> nn.Module:
+    return computed(parametrizations.weight_norm)
+
+
+def spectral_normed() -> nn.Module:
+    return computed(parametrizations.spectral_norm)
+
+
+def weight_normed_before_parametrizations() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return computed(nn.utils.weight_norm)
+
+
+def spectral_normed_before_parametrizations() -> nn.Module:
+    return computed(nn.utils.spectral_norm)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        weight_normed,
+        spectral_normed,
+        weight_normed_before_parametrizations,
+        spectral_normed_before_parametrizations,
+    ],
+)
+def test_weights_are_floats_and_computed_ones_become_plain(
+    factory: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = factory().eval()
     inputs = torch.randn(3, 1, 8, 8)
+    for vector in module.buffers():  # of spectral norms, far from settled
+        vector.copy_(F.normalize(torch.randn_like(vector), dim=0))
     wanted = module(inputs.double()).float()
     torch.save(module.state_dict(), tmp_path / "w.pt")
-    loaded = load_module("test_teacher:double", tmp_path / "w.pt")
+    loaded = load_module(f"test_teacher:{factory.__name__}", tmp_path / "w.pt").eval()
     torch.testing.assert_close(loaded(inputs), wanted)
     assert set(loaded.state_dict()) == {"1.weight", "1.bias", "2.weight", "2.bias"}
+    check_keepable([loaded])
 
 
 class Wrapper(torch.nn.Module):

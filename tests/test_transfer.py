@@ -1,10 +1,12 @@
 """Transfer losses between two networks: which layers, which answers, what is learned."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import toys
 from dreamstill.errors import SettingsError
@@ -12,8 +14,10 @@ from dreamstill.nets.lenet import lenet5, lenet5_half
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
 from dreamstill.probe import Probe, ReluInputs
-from dreamstill.tasks.graph import fold_batch_norm
+from dreamstill.tasks.graph import fold_batch_norm, map_modules
 from dreamstill.tasks.inherit import inherit
+from dreamstill.tasks.pack import Mask
+from dreamstill.tasks.quantized import Logarithm, QuantizedLayer
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
@@ -65,6 +69,37 @@ def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
     for (_, theirs), block in zip(loss.pairs[Transfer.BOUNDARY], blocks, strict=True):
         assert relus.inputs[theirs].relu().equal(probe.outputs[block])
         assert relus.inputs[theirs].min() < 0
+
+
+def masked(layer: nn.Module) -> nn.Module:
+    """As `pack` fine-tunes it."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    parametrize.register_parametrization(layer, "weight", Mask(torch.ones(layer.weight.shape)))
+    return layer
+
+
+def on_a_grid(layer: nn.Module) -> nn.Module:
+    """As `quantize` fine-tunes it."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    quantized = QuantizedLayer(layer, 8, 8, -4.0, 4.0, per_channel=True)
+    parametrize.register_parametrization(quantized, "weight_step", Logarithm())
+    return quantized
+
+
+@pytest.mark.parametrize("change", [masked, on_a_grid])
+@pytest.mark.parametrize("name", EVERY)
+def test_what_makes_a_weight_is_no_map(
+    name: Transfer, change: Callable[[nn.Module], nn.Module]
+) -> None:
+    teacher, _, x = lenets()
+    plain, made = (copy.deepcopy(teacher.module) for _ in range(2))
+    made = map_modules(
+        made, lambda _, m: change(m) if isinstance(m, nn.Conv2d | nn.Linear) else None
+    )
+    loss = loss_of(teacher, made, name)
+    assert loss.pairs == loss_of(teacher, plain, name).pairs
+    paid = loss.initialize(x) if name is Transfer.BOUNDARY else loss(x)
+    assert paid.isfinite()
 
 
 def test_a_boundary_needs_a_relu() -> None:

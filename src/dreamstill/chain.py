@@ -30,11 +30,12 @@ from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
 from dreamstill.links import TASKS, Work
 from dreamstill.run import open_from, open_student, seeded_process
-from dreamstill.settings import from_plain, read_plain
+from dreamstill.settings import from_plain, read_plain, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.finetune import check_finetuning
 from dreamstill.tasks.layers import entering_quantized, weights_in
+from dreamstill.tasks.prune import Importance, check_importance
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Chain", "Link", "read_chain", "run_chain"]
@@ -74,6 +75,10 @@ class Chain(Images):
         after = tasks[tasks.index("quantize") + 1 :] if "quantize" in tasks else []
         if odd := [task for task in after if task not in ("int8", "pack")]:
             raise SettingsError(f"only int8 and pack can follow quantize; got {odd[0]}")
+        merged = self.links[tasks.index("merge") + 1 :] if "merge" in tasks else ()
+        for link in merged:
+            if link.task == "prune" and link.settings.importance is Importance.BATCH_NORM:
+                raise SettingsError("importance batch-norm cannot follow merge, which folds it")
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
@@ -81,7 +86,7 @@ def read_chain(plain: dict[str, Any]) -> Chain:
 
     Raises:
         SettingsError: there is no teacher or no link, or a task or setting is unknown, of another
-            type, outside its range or without effect.
+            type, outside its range or without effect, or pruning's library is absent.
         ExportError: an int8 format is unknown, or its libraries are absent.
 
     """
@@ -114,7 +119,7 @@ def run_chain(
     """Run a chain in a folder, or take it up after its last finished link.
 
     Args:
-        folder: new, or with `resume` one that holds the same chain.
+        folder: new, or with `resume` one that holds the same chain, as far as it was finished.
         chain: what to do.
         resume: finished links are read back, not done again.
         real: .npz with x, y: every network is measured on it, once, after the last link.
@@ -140,14 +145,33 @@ def run_chain(
     students = [link.settings.student for link in chain.links if link.task == "distill"]
     kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
     check_keepable(kin)
+    for link in chain.links:
+        if link.task == "prune":
+            check_importance(kin[-1], link.settings)
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
+    if resume:
+        _amend(folder, chain)
     with claimed(folder, chain, "images.*", "links/*.json", resume=resume):
         same_origin(folder, teacher, images=images)
         if images is None:
             images = own_images(folder / "images.npz", chain, teacher, on_progress)
         made = _make_links(folder / "links", chain, teacher, images, kin, on_progress)
     return _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
+
+
+def _amend(folder: Path, chain: Chain) -> None:
+    """Write down a chain that differs from the folder's after its finished links alone."""
+    settings, plain = folder / "settings.json", to_plain(chain)
+    if not settings.is_file():
+        return  # which is said where the folder is claimed
+    found = read_plain(settings)
+    done = len(list((folder / "links").glob("*.json")))
+    if (
+        found | {"links": plain["links"]} == plain
+        and found["links"][:done] == plain["links"][:done]
+    ):
+        write_json(settings, plain)
 
 
 class Made(NamedTuple):

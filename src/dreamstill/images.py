@@ -30,8 +30,8 @@ _UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryE
 def load_unlabelled(path: Path, spec: InputSpec) -> Tensor:
     """Read uint8 images (N, C, H, W): x or x_test of an .npz, or all pictures below a folder.
 
-    In an order of chance, always the same: files are often sorted by class, and tasks look at the
-    first images of a set. Raises DataError that names what is wrong with the file.
+    In an order of chance, always the same: files are often sorted by class, and agreement is
+    measured on the last images of a set. Raises DataError that names what is wrong with the file.
     """
     if path.is_dir():
         images = _pictures(path, _picture_files(path, deep=True), spec)

@@ -22,7 +22,7 @@ from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_in
 from dreamstill.tasks.merge import MergeSettings, merge
 from dreamstill.tasks.pack import PackSettings, pack, weights_of
 from dreamstill.tasks.packed import load_packed, save_packed
-from dreamstill.tasks.prune import PruneSettings, prune
+from dreamstill.tasks.prune import PruneSettings, library, prune
 from dreamstill.tasks.quantize import (
     QuantizeSettings,
     check_without_inputs,
@@ -56,6 +56,15 @@ class DistillLink:
             no_effect(self, "without inherit", "reconstruct")
         if self.training.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneLink(PruneSettings):
+    """Settings of pruning, where its library is installed."""
+
+    def __post_init__(self) -> None:
+        PruneSettings.__post_init__(self)  # slots and super() do not go together
+        library()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +164,7 @@ def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
     return student.requires_grad_(False), {}
 
 
-def _prune(model: nn.Module, settings: PruneSettings, work: Work) -> Outcome:
+def _prune(model: nn.Module, settings: PruneLink, work: Work) -> Outcome:
     pruned, rounds = prune(
         work.teacher, work.images, settings, rng=work.rng, model=model, on_progress=work.on_progress
     )
@@ -250,7 +259,7 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
 
 TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {
     "distill": (DistillLink, _distill),
-    "prune": (PruneSettings, _prune),
+    "prune": (PruneLink, _prune),
     "merge": (MergeLink, _merge),
     "factorize": (FactorizeLink, _factorize),
     "quantize": (QuantizeLink, _quantize),

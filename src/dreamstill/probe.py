@@ -20,6 +20,7 @@ __all__ = [
     "first_input",
     "probed_at_once",
     "shown_at_once",
+    "some_of",
     "watched",
 ]
 
@@ -170,6 +171,19 @@ def probed_at_once(shape: tuple[int, int, int]) -> int:
     """
     channels, height, width = shape
     return max(1, min(256, 256 * 3 * 32 * 32 // (channels * height * width)))
+
+
+def some_of(images: Tensor, num: int) -> Tensor:
+    """Of images (N, ...), `num` drawn by chance, always the same, or all in their order if fewer.
+
+    Not the first: sets are often sorted by class.
+
+    >>> len(set(some_of(torch.arange(9), 3).tolist())), some_of(torch.arange(2), 3).tolist()
+    (3, [0, 1])
+    """
+    if len(images) <= num:
+        return images
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:num]]
 
 
 def shown_at_once(shape: tuple[int, int, int]) -> int:

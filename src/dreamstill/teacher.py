@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
@@ -375,10 +377,25 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
         if (~values.isfinite() if counts else values.isnan()).any():  # a mask may hold -inf
             raise TeacherError(f"{name} in {weights} has values that are not finite")
     module.load_state_dict(state)
+    with eval_mode(module):  # while it trains, spectral_norm takes a step at every look
+        _make_weights_plain(module)
+    return module.float()
+
+
+def _make_weights_plain(module: nn.Module) -> None:
+    """Make weights that are computed plain ones, and leave nothing of what computed them."""
     for part in list(module.modules()):
         for name in list(getattr(part, "parametrizations", ())):
             parametrize.remove_parametrizations(part, name)
-    return module.float()
+        hooks: dict[int, Any] = part._load_state_dict_pre_hooks
+        for key, loading in list(hooks.items()):
+            if getattr(loading.hook, "__qualname__", "").startswith("weight_norm."):  # no pickle
+                del hooks[key]
+        for computing in list(part._forward_pre_hooks.values()):
+            if isinstance(computing, WeightNorm):
+                nn.utils.remove_weight_norm(part, computing.name)
+            elif isinstance(computing, SpectralNorm):
+                nn.utils.remove_spectral_norm(part, computing.name)
 
 
 def open_teacher(

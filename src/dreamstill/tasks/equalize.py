@@ -9,7 +9,7 @@ moments propagated through their own weights; a ReLU6 that keeps no two layers a
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,13 @@ class Moments:
         reach = REACH * variance.sqrt()
         return cls(mean, variance, mean - reach, mean + reach)
 
+    @classmethod
+    def mixture(cls, parts: Sequence["Moments"]) -> "Moments":
+        """Of what is as often the one as the other of parts of one shape."""
+        mean, variance, low, high = (torch.stack([getattr(p, of) for p in parts]) for of in PARTS)
+        spread = mean.var(0, correction=0)
+        return cls(mean.mean(0), variance.mean(0) + spread, low.amin(0), high.amax(0))
+
     def relu(self) -> "Moments":
         """After a ReLU."""
         mean, variance = relu_moments(self.mean, self.variance.sqrt())
@@ -112,18 +119,21 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 
 
 class _Propagate(fx.Interpreter):
-    """Run a graph on moments; keeps what enters every convolution and linear layer."""
+    """Run a graph on moments; keeps what enters convolutions and linear layers at each call."""
 
     def __init__(self, graph: fx.GraphModule, statistics: Statistics) -> None:
         super().__init__(graph)
-        self.statistics, self.inputs = statistics, dict[str, Moments]()
+        self.statistics, self.calls = statistics, dict[str, list[Moments]]()
         self.extra_traceback = False  # it would be put into the message of a refusal
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A layer, a ReLU, or something that moves values around."""
         module, x = self.fetch_attr(target), args[0]
         if isinstance(module, nn.Conv2d | nn.Linear):
-            self.inputs[target] = x
+            calls = self.calls.setdefault(target, [])
+            if calls and calls[0].mean.shape != x.mean.shape:
+                raise _unclear(f"{target}, called on maps of several sizes,")
+            calls.append(x)
             return self._through(module, x, self.statistics.get(target))
         if isinstance(module, _BatchNorm):
             return self._known(x.mean, _after(module))
@@ -220,7 +230,7 @@ def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]
     inputs = Moments(mean, variance, spec.clip(zeros - 1e9), spec.clip(zeros + 1e9))
     run = _Propagate(trace(equalized.model), equalized.statistics)
     run.run(inputs)
-    return run.inputs
+    return {name: Moments.mixture(calls) for name, calls in run.calls.items()}
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import count_macs
-from dreamstill.probe import eval_mode, shown_at_once
+from dreamstill.probe import eval_mode, shown_at_once, some_of
 from dreamstill.settings import at_least, no_effect, none_or_at_least, within
 from dreamstill.tasks.factors import modes_by_responses, modes_of, with_factors
 from dreamstill.tasks.graph import plain_layers, shared_weights
@@ -134,7 +134,7 @@ def factorize(
     if images is None or settings.responses == 0:
         modes = {name: modes_of(layer) for name, layer in plain.items()}
     else:
-        shown = images[:: max(1, len(images) // settings.responses)][: settings.responses]
+        shown = some_of(images, settings.responses)
         batches = (spec.encode(part.to(device)) for part in shown.split(shown_at_once(spec.shape)))
         with eval_mode(model):
             modes = modes_by_responses(model, plain, batches)
@@ -150,7 +150,7 @@ def factorize(
             for name, of in ranks.items()
             for factor, rank in enumerate(of)
         }
-        shown = spec.encode(images[: settings.reconstruct].to(device))
+        shown = spec.encode(some_of(images, settings.reconstruct).to(device))
         rng = rng or torch.Generator().manual_seed(0)
         reconstruct(with_factors(model, modes, full), factorized, kept, shown, rng=rng)
     return factorized, [RankRecord(name, layers[name].full, of) for name, of in ranks.items()]

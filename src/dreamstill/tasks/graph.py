@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dreamstill.errors import TeacherError, first_line
+from dreamstill.probe import eval_mode
 
 __all__ = [
     "POSITIVE",
@@ -51,9 +52,10 @@ POSITIVE: tuple[Any, ...] = (
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """A network's graph, in eval mode; TeacherError where its code cannot be traced."""
+    """A network's graph, as it is in eval mode; TeacherError where its code cannot be traced."""
     try:
-        return fx.symbolic_trace(model.eval())
+        with eval_mode(model):
+            return fx.symbolic_trace(model)
     except Exception as error:  # tracing runs the user's own code
         raise TeacherError(
             f"{type(model).__name__} cannot be traced to a graph: {first_line(error)}"

@@ -26,7 +26,7 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
     All of its parameters and buffers are overwritten.
 
     Args:
-        teacher: traceable by torch.fx; left as it was, in eval mode.
+        teacher: traceable by torch.fx; left as it was.
         student: the same layers by name, each as wide as the teacher's or narrower.
 
     Returns:

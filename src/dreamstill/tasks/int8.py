@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dreamstill.errors import ExportError, innermost
 from dreamstill.evaluate import agreement, answers, evaluating, predict
 from dreamstill.export import check_formats, export, load_exported, quiet, write_pt2, write_pte
+from dreamstill.probe import some_of
 from dreamstill.teacher import InputSpec
 
 __all__ = ["Backend", "Int8Record", "Method", "check_int8_formats", "export_int8"]
@@ -95,8 +96,9 @@ def export_int8(
 
     """
     check_int8_formats([path.suffix[1:]])
+    images = some_of(images, 1024)
     half = max(1, len(images) // 2)
-    calibration, compared = images[:half][:512], images[-half:][:512]
+    calibration, compared = images[:half], images[-half:]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(model), quiet():
@@ -248,7 +250,9 @@ def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any
     """The graph of a network, quantized; of the weights it keeps those that it reads."""
     pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
     shapes = ({0: torch.export.Dim("batch")},)
-    graph = torch.export.export(model, (spec.encode(images[:2]),), dynamic_shapes=shapes).module()
+    graph = torch.export.export(
+        model, (spec.encode(images[:1]).expand(2, -1, -1, -1),), dynamic_shapes=shapes
+    ).module()
     prepared = pt2e.prepare_pt2e(graph, quantizer)
     for part in images.split(64):
         prepared(spec.encode(part))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamstill.probe import Probe, probed_at_once
+from dreamstill.probe import probed_at_once, watched
 from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec
 
@@ -17,13 +17,21 @@ BINS = 41
 
 
 def entering_quantized(model: nn.Module, spec: InputSpec, images: Tensor) -> dict[str, Tensor]:
-    """What enters each quantized layer on the first of the images uint8 (N, C, H, W)."""
+    """What enters each quantized layer, at all calls, on the first images uint8 (N, C, H, W).
+
+    Flat, by name.
+    """
     layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
     if not layers:
         return {}
-    with Probe(layers) as probe, torch.no_grad():
+    entered: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def look(name: str, values: Tensor, output: Tensor) -> None:
+        entered[name].append(values.flatten())
+
+    with watched(layers, look), torch.no_grad():
         model(spec.encode(images[: probed_at_once(spec.shape)]))
-    return probe.inputs
+    return {name: torch.cat(values) for name, values in entered.items() if values}
 
 
 def weights_in(

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dreamstill.errors import DreamstillError, SettingsError, TeacherError, first_line
 from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
 from dreamstill.export import quiet
-from dreamstill.probe import probed_at_once
+from dreamstill.probe import probed_at_once, some_of
 from dreamstill.settings import at_least, none_or_at_least, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
@@ -33,7 +33,15 @@ from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.spaces import channel_spaces, is_padding
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["Importance", "PruneSettings", "RoundRecord", "Target", "prune"]
+__all__ = [
+    "Importance",
+    "PruneSettings",
+    "RoundRecord",
+    "Target",
+    "check_importance",
+    "library",
+    "prune",
+]
 
 
 class Importance(StrEnum):
@@ -209,8 +217,8 @@ def prune(
                 f"{type(model).__name__} does not run with channels cut: {first_line(error)}"
             ) from error
         if settings.reconstruct:
-            shown = teacher.spec.encode(images[: settings.reconstruct].to(teacher.device))
-            reconstruct(before, model, kept, shown, rng=rng)
+            shown = some_of(images, settings.reconstruct).to(teacher.device)
+            reconstruct(before, model, kept, teacher.spec.encode(shown), rng=rng)
         if own:
             of_teacher = {
                 n: of_teacher[n][left] if of_teacher else left for n, left in kept.items()
@@ -235,13 +243,18 @@ def _last_layer(model: nn.Module, teacher: Teacher, settings: PruneSettings) -> 
     last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
     if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
+    check_importance(model, settings)
+    return last
+
+
+def check_importance(model: nn.Module, settings: PruneSettings) -> None:
+    """SettingsError for an importance that reads what the network has not."""
     scaled = any(isinstance(m, _BatchNorm) and m.affine for m in model.modules())
     if settings.importance is Importance.BATCH_NORM and not scaled:
         raise SettingsError(
             f"importance {settings.importance.value} reads BatchNorm's scales, and "
             f"{type(model).__name__} has none: take magnitude or taylor"
         )
-    return last
 
 
 def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
@@ -326,9 +339,10 @@ def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
     Not of the divergence from the teacher: that is flat where the network is still the teacher.
     """
     model.zero_grad()
-    for part in images[:256].split(probed_at_once(teacher.spec.shape)):
+    images = some_of(images, 256)
+    for part in images.split(probed_at_once(teacher.spec.shape)):
         shown = teacher.spec.encode(part.to(teacher.device))
         with torch.no_grad():
             classes = teacher(shown).argmax(1)
         loss = nn.functional.cross_entropy(model(shown), classes, reduction="sum")
-        (loss / len(images[:256])).backward()
+        (loss / len(images)).backward()

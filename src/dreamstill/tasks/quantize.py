@@ -8,16 +8,18 @@ from the network itself.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import SettingsError, TeacherError
-from dreamstill.probe import Probe, probed_at_once
+from dreamstill.probe import probed_at_once, some_of, watched
 from dreamstill.settings import no_effect, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
@@ -79,26 +81,32 @@ Ranges = dict[str, tuple[float, float]]
 def observed_ranges(
     model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration
 ) -> Ranges:
-    """Range of what enters each layer over images uint8 (N, C, H, W), in the order of the calls."""
-    chunks: dict[str, list[tuple[float, float]]] = {}
+    """Range of what enters each layer over images uint8 (N, C, H, W), in the order of the calls.
+
+    A layer that is called several times has the range of all its calls.
+    """
+    chunks: list[Ranges] = []
     device = next(model.parameters()).device
-    for part in images.split(probed_at_once(spec.shape)):
-        with Probe(plain_layers(model, KINDS)) as probe:
+
+    def look(name: str, values: Tensor, output: Tensor) -> None:
+        flat = values.flatten().float()
+        if calibration is Calibration.PERCENTILE:
+            tail = max(1, round(1e-4 * len(flat)))
+            low = flat.kthvalue(tail).values
+            high = flat.kthvalue(len(flat) - tail + 1).values
+        else:
+            low, high = flat.aminmax()
+        before = chunks[-1].get(name, (math.inf, -math.inf))
+        chunks[-1][name] = min(before[0], float(low)), max(before[1], float(high))
+
+    with watched(plain_layers(model, KINDS), look):
+        for part in images.split(probed_at_once(spec.shape)):
+            chunks.append({})
             model(spec.encode(part.to(device)))
-        for name, values in probe.inputs.items():
-            flat = values.flatten()
-            if calibration is Calibration.PERCENTILE:
-                tail = max(1, round(1e-4 * len(flat)))
-                low = flat.kthvalue(tail).values
-                high = flat.kthvalue(len(flat) - tail + 1).values
-            else:
-                low, high = flat.aminmax()
-            chunks.setdefault(name, []).append((float(low), float(high)))
+    ends = {name: tuple(zip(*(c[name] for c in chunks), strict=True)) for name in chunks[0]}
     if calibration is Calibration.MIN_MAX:
-        return {n: (min(c[0] for c in v), max(c[1] for c in v)) for n, v in chunks.items()}
-    return {
-        n: (sum(c[0] for c in v) / len(v), sum(c[1] for c in v) / len(v)) for n, v in chunks.items()
-    }
+        return {name: (min(lows), max(highs)) for name, (lows, highs) in ends.items()}
+    return {name: (fmean(lows), fmean(highs)) for name, (lows, highs) in ends.items()}
 
 
 def _with_bits(
@@ -210,7 +218,8 @@ def quantize(
 
     """
     model = fold_batch_norm(teacher.module if model is None else model)
-    ranges = observed_ranges(model, teacher.spec, images[:2048], settings.calibration)
+    shown = some_of(images, 2048)
+    ranges = observed_ranges(model, teacher.spec, shown, settings.calibration)
     check_layers(ranges)
     bits = None
     if settings.size is not None:

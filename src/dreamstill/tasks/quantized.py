@@ -5,6 +5,7 @@ as logarithms, without the scaling of their gradients.
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,12 +110,25 @@ class QuantizedLayer(nn.Module):
 
 
 def quantized_bytes(model: nn.Module) -> int:
-    """Bytes of a quantized network: weights at their bits, steps and all the rest as float32."""
-    values = {(v.data_ptr() or id(v), v.shape): v for v in model.state_dict().values()}
-    bits: int = 8 * sum(v.numel() * v.element_size() for v in values.values())
-    for layer in (m for m in model.modules() if isinstance(m, QuantizedLayer)):
-        bits -= (32 - layer.weight_bits) * layer.layer.weight.numel()
-    return -(-bits // 8)
+    """Bytes of a quantized network: weights at their bits, steps and all the rest as float32.
+
+    A weight that layers share is counted once for each grid that it is put on.
+    """
+    modules = model.named_modules(remove_duplicate=False)  # as the state dict names them
+    layers = {n: m for n, m in modules if isinstance(m, QuantizedLayer)}
+    codes: dict[Any, int] = {}
+    for layer in layers.values():
+        grid = layer.weight_bits, tuple(layer.weight_step.flatten().tolist())
+        weight = layer.layer.weight
+        codes[weight.data_ptr(), grid] = layer.weight_bits * weight.numel()
+    on_grids = {f"{name}.layer.weight".removeprefix(".") for name in layers}
+    rest: dict[Any, int] = {
+        (value.data_ptr() or id(value), value.shape): value.numel() * value.element_size()
+        for name, value in model.state_dict().items()
+        if name not in on_grids
+    }
+    bits: int = sum(codes.values())
+    return -(-bits // 8) + sum(rest.values())
 
 
 class Logarithm(nn.Module):

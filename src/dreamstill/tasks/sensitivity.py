@@ -2,7 +2,8 @@
 
 Source: Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020: the sensitivity of
 a layer is KL(whole precision || that layer alone at low bits). Where this differs: a size is met by
-lowering, one step at a time, the layer whose KL rises least for each bit saved.
+lowering, one step at a time, the layer whose KL rises least for each bit saved; what the last step
+saved beyond it is given back, where it lowers a KL most.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import predict
 from dreamstill.losses.logits import kl_divergence
+from dreamstill.probe import some_of
 from dreamstill.tasks.quantized import best_step, fake_quantize
 from dreamstill.teacher import InputSpec
 
@@ -34,13 +36,13 @@ def sensitivities(
     Args:
         model: its layers `names` are changed one at a time, and brought back.
         spec: its input.
-        images: uint8 (N, C, H, W); the first 512 are shown.
+        images: uint8 (N, C, H, W); 512 of them are shown.
         names: of layers.
         candidates: bits.
         per_channel: a step for each output channel; else one for all.
 
     """
-    shown = images[:512]
+    shown = some_of(images, 512)
     whole = predict(model, spec, shown)
     table: dict[str, dict[int, float]] = {}
     for name in names:
@@ -61,6 +63,8 @@ def mixed_bits(
     table: dict[str, dict[int, float]], sizes: dict[str, int], share: float
 ) -> dict[str, int]:
     """Bits of each layer: from the most, lower the one whose KL rises least for each bit saved.
+
+    Then raise, within the size, those whose KL falls most.
 
     Args:
         table: of `sensitivities`.
@@ -89,4 +93,15 @@ def mixed_bits(
             )
         _, name, lower_bits = min(steps)
         bits[name] = lower_bits
-    return bits
+    while True:
+        room = budget - sum(sizes[name] * b for name, b in bits.items())
+        falls = [
+            (table[name][now] - kl, name, more)
+            for name, now in bits.items()
+            for more, kl in table[name].items()
+            if 0 < sizes[name] * (more - now) <= room and kl < table[name][now]
+        ]
+        if not falls:
+            return bits
+        _, name, more_bits = max(falls)
+        bits[name] = more_bits

@@ -13,6 +13,7 @@ from dreamstill.losses import features as feature_losses
 from dreamstill.losses import logits as logit_losses
 from dreamstill.nets.seeded import seeded
 from dreamstill.probe import Probe, ReluInputs, eval_mode
+from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import Teacher
 
 __all__ = ["Transfer", "TransferLoss"]
@@ -98,6 +99,19 @@ def last_maps(outputs: Mapping[str, Any]) -> dict[tuple[int, int], str]:
     }
 
 
+def _layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Every module by name, but those that make a weight: what they put out is no map."""
+    return {
+        name: part
+        for name, part in module.named_modules()
+        if "parametrizations" not in name.split(".")
+    }
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module.layer if isinstance(module, QuantizedLayer) else module, nn.Linear)
+
+
 class TransferLoss:
     """The sum of the chosen losses; holds the connectors that some of them learn.
 
@@ -151,7 +165,7 @@ class TransferLoss:
         for module in (self.student, self.teacher.module):
             with (
                 eval_mode(module),
-                Probe(dict(module.named_modules())) as probe,
+                Probe(_layers(module)) as probe,
                 ReluInputs() as relus,
             ):
                 module(inputs)
@@ -186,7 +200,7 @@ class TransferLoss:
             return [(layer, layer) for layer in self.shared]
         if name not in ON_MAPS:
             last = [
-                [n for n in outputs if isinstance(module.get_submodule(n), nn.Linear)]
+                [n for n in outputs if _is_linear(module.get_submodule(n))]
                 for outputs, module in ((student, self.student), (teacher, self.teacher.module))
             ]
             if not all(last):
