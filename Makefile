@@ -8,8 +8,8 @@ demo: .venv/installed  ## the main job: teacher in, student on a device out, no 
 	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/dreamstill demo --out runs/demo
 
-test: .venv/dev lint  ## the whole test command
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: .venv/dev lint  ## the whole test command, in two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -516,8 +516,8 @@ def test_layers_called_by_keyword_are_factorized() -> None:
     class Keywords(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
-            self.head = nn.Linear(8 * 24 * 24, 4)
+            self.first, self.second = nn.Conv2d(1, 8, 3, stride=3), nn.Conv2d(8, 8, 3)
+            self.head = nn.Linear(8 * 7 * 7, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.head(input=self.second(input=self.first(x)).flatten(1))

@@ -281,7 +281,6 @@ def spectral_normed_before_parametrizations() -> nn.Module:
 def test_weights_are_floats_and_computed_ones_become_plain(
     factory: Callable[[], nn.Module], tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
     module = factory().eval()
     inputs = torch.randn(3, 1, 8, 8)
     for vector in module.buffers():  # of spectral norms, far from settled
