@@ -78,7 +78,6 @@ def test_a_users_own_network_from_file_to_device(
     monkeypatch.syspath_prepend(str(tmp_path))
     import own_network  # type: ignore[import-not-found]
 
-    torch.manual_seed(0)
     save_file(own_network.big().state_dict(), tmp_path / "big.safetensors")
     options = [
         *("--teacher.weights", str(tmp_path / "big.safetensors")),

@@ -228,7 +228,6 @@ def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distilla
 def test_a_student_learns_the_quadrants(
     tmp_path: Path, transfer: tuple[Transfer, ...], precision: Precision
 ) -> None:
-    torch.manual_seed(0)
     work = work_in(tmp_path, steps=400, lr=0.01, transfer=transfer)
     work.teacher.precision = precision
     low = []

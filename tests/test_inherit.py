@@ -64,7 +64,6 @@ def random_norm(norm: nn.BatchNorm2d) -> None:
 
 
 def test_what_nobody_reads_is_left_behind_and_the_function_stays() -> None:
-    torch.manual_seed(0)
     teacher = Residual(6, 4).eval()
     random_norm(teacher.norm)
     silence(teacher, width=[1, 4], inner=[0, 3])
@@ -82,7 +81,6 @@ def test_a_student_of_the_same_widths_is_the_teacher(build: type[nn.Module]) -> 
 
 def test_a_residual_network_with_padded_shortcuts_is_cut_through() -> None:
     """The first group's channels lie in the middle of the second's, and those in the third's."""
-    torch.manual_seed(0)
     teacher = resnet20().eval()
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -124,7 +122,6 @@ class Padded(nn.Module):
 
 
 def test_padding_without_a_sum_is_cut_too() -> None:
-    torch.manual_seed(0)
     teacher = Padded(4, 3)
     with torch.no_grad():
         teacher.last.weight[:, [1, 2, 5]] = 0
@@ -148,7 +145,6 @@ def test_the_channels_of_the_largest_norms_are_taken_in_their_order() -> None:
 
 
 def test_a_half_starts_nearer_to_its_teacher_than_at_random() -> None:
-    torch.manual_seed(0)
     teacher, x = lenet5_bn().eval(), torch.randn(16, 1, 28, 28)
     distances = []
     for start in (lenet5_half_bn(), cut(teacher, lenet5_half_bn())):
@@ -243,7 +239,6 @@ def test_features_of_flattened_rows_are_not_taken_for_channels() -> None:
 
 
 def test_nothing_of_the_teacher_is_forgotten() -> None:
-    torch.manual_seed(0)
     teacher = Everything(5).eval()
     for key, value in teacher.state_dict().items():
         if value.is_floating_point():
