@@ -76,9 +76,10 @@ def with_latency(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A cell: a number, or accuracy and how much smaller."""
+    """A cell: a number, or accuracy and how much smaller, where that is known."""
     if isinstance(value, dict):
-        return f"{mean_and_spread(value)}, {value['smaller']:g}x"
+        smaller = f", {value['smaller']:g}x" if "smaller" in value else ""
+        return mean_and_spread(value) + smaller
     return "" if value is None else f"{value}"
 
 

@@ -130,14 +130,14 @@ def test_merging_copies_of_a_neuron_changes_nothing() -> None:
     whole.weight = nn.Parameter(half.weight.repeat(2, 1))
     whole.bias = nn.Parameter(half.bias.repeat(2))
     model = nn.Sequential(whole, nn.ReLU(), head)
-    merged, (record,) = merge(model, MergeSettings(remove=0.5))
+    merged, (record,) = merge(model, SPEC, MergeSettings(remove=0.5))
     x = torch.randn(8, 6, generator=rng())
     torch.testing.assert_close(merged(x), model(x), atol=1e-5, rtol=1e-5)
     assert (record.layer, record.before, record.after) == ("0", 10, 5)
     assert record.saliency[:5] == pytest.approx([0] * 5, abs=1e-9)
-    _, (record,) = merge(model, MergeSettings())
+    _, (record,) = merge(model, SPEC, MergeSettings())
     assert record.after == 5
-    cut, _ = merge(model, MergeSettings(remove=0.5, compensate=False))
+    cut, _ = merge(model, SPEC, MergeSettings(remove=0.5, compensate=False))
     assert not torch.allclose(cut(x), model(x), atol=0.05)
     assert len(weight(model, "0")) == 10
 
@@ -150,18 +150,33 @@ def test_a_filter_that_is_a_multiple_of_another_goes_into_it() -> None:
         assert first.bias is not None
         first.bias[2:] = 0.25 * first.bias[:2]
     model = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second)
-    merged, (record,) = merge(model, MergeSettings())
+    merged, (record,) = merge(model, SPEC, MergeSettings())
     torch.testing.assert_close(merged(shown()), model(shown()), atol=1e-5, rtol=1e-5)
     assert record.after == 2
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> None:
+    model, drawn = lenet(batch_norm=batch_norm), images(512)
+    unseen = SPEC.encode(drawn[-100:])
+    errors = []
+    for given in (None, drawn[:400]):
+        small, _ = merge(model, SPEC, MergeSettings(remove=0.5), given)
+        errors.append((small(unseen) - model(unseen)).square().mean())
+    assert errors[1] < 0.5 * errors[0]
+    as_merged, _ = merge(model, SPEC, MergeSettings(remove=0.5))
+    left, _ = merge(model, SPEC, MergeSettings(remove=0.5, reconstruct=0), drawn)
+    for mine, papers in zip(left.parameters(), as_merged.parameters(), strict=True):
+        assert torch.equal(mine, papers)
+
+
 def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(TeacherError, match="nothing to merge"):
-        merge(Residual(), MergeSettings())
+        merge(Residual(), SPEC, MergeSettings())
     with pytest.raises(SettingsError, match=r"narrower; known: stem\.0, top\.0$"):
-        merge(toys.MobileNet(nn.ReLU), MergeSettings(layers=("block.3",)))  # depthwise
+        merge(toys.MobileNet(nn.ReLU), SPEC, MergeSettings(layers=("block.3",)))  # depthwise
     with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
-        merge(lenet(), MergeSettings(layers=("classifier.2",)))
+        merge(lenet(), SPEC, MergeSettings(layers=("classifier.2",)))
     with pytest.raises(SettingsError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
         MergeSettings(remove=1.5)
 

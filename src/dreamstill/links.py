@@ -72,7 +72,7 @@ class MergeLink(MergeSettings):
     """Settings of merging, and of fine-tuning after it."""
 
     finetune: DistillSettings | None = None
-    """Fine-tuning on the images; none: the weights alone."""
+    """Fine-tuning on the images; none: no step is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class FactorizeLink(FactorizeSettings):
     """Settings of factorization, and of fine-tuning after it."""
 
     finetune: DistillSettings | None = None
-    """Fine-tuning on the images; none: the weights alone."""
+    """Fine-tuning on the images; none: no step is taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +172,9 @@ def _prune(model: nn.Module, settings: PruneLink, work: Work) -> Outcome:
 
 
 def _merge(model: nn.Module, settings: MergeLink, work: Work) -> Outcome:
-    merged, layers = merge(model, settings)
-    return work.tune(merged, settings.finetune), {"layers": [asdict(record) for record in layers]}
+    merged, layers = merge(model, work.teacher.spec, settings, work.images, rng=work.rng)
+    record = {"layers": [asdict(record) for record in layers]}
+    return work.tune(merged, settings.finetune), record
 
 
 def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome:

@@ -4,6 +4,7 @@ Sources: Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Network
 (linear layers: the saliency, the update, and the curve that tells where to stop); Kim et al.,
 "Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020 (convolutions: the filters of the
 smallest l1 norm go, each into the kept one of the most similar direction, scaled by their norms).
+With images the layers are then solved for what they made before, by `reconstruct`: ours.
 """
 
 import copy
@@ -14,8 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError, TeacherError
-from dreamstill.settings import within
+from dreamstill.probe import some_of
+from dreamstill.settings import none_or_at_least, within
 from dreamstill.tasks.graph import Pair, fold_batch_norm, pairs, replace_module, trace
+from dreamstill.tasks.reconstruct import reconstruct
+from dreamstill.teacher import InputSpec
 
 __all__ = ["LayerRecord", "MergeSettings", "merge", "merge_order"]
 
@@ -31,8 +35,12 @@ class MergeSettings:
     """Names of the layers to make narrower; default: all that feed one other layer alone."""
     compensate: bool = True
     """Off: cut neurons and give nothing to those that stay; what merging is measured against."""
+    reconstruct: int = 2048
+    """Images on which layers are solved, by least squares, for what they made before; at least 2,
+    or 0: the papers' method, the weights alone."""
 
     def __post_init__(self) -> None:
+        none_or_at_least(self, 2, "reconstruct")
         within(self, 0, 0.999, "remove")
         if len(set(self.layers)) < len(self.layers):
             raise SettingsError(f"layers names one twice: {', '.join(self.layers)}")
@@ -126,8 +134,8 @@ def _count(share: float, width: int) -> int:
     return int(share * width + 1e-9)
 
 
-def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> LayerRecord:
-    """Make one layer narrower, in place."""
+def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> tuple[LayerRecord, Tensor]:
+    """Make one layer narrower, in place; its record, and which of its outputs are left."""
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
     assert isinstance(first, nn.Conv2d | nn.Linear)
     assert isinstance(second, nn.Conv2d | nn.Linear)
@@ -155,7 +163,8 @@ def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> LayerRecor
     replace_module(model, pair.first, _with_weights(first, first.weight[stay], bias[stay]))
     narrowed = outgoing[:, stay].reshape(shape)
     replace_module(model, pair.second, _with_weights(second, narrowed, second.bias))
-    return LayerRecord(pair.first, width, int(stay.sum()), tuple(saliencies))
+    left = stay.nonzero().flatten()
+    return LayerRecord(pair.first, width, len(left), tuple(saliencies)), left
 
 
 def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -175,12 +184,23 @@ def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.M
 
 
 @torch.no_grad()
-def merge(model: nn.Module, settings: MergeSettings) -> tuple[nn.Module, list[LayerRecord]]:
-    """Make layers narrower from their weights alone; the model is left as it was.
+def merge(
+    model: nn.Module,
+    spec: InputSpec,
+    settings: MergeSettings,
+    images: Tensor | None = None,
+    *,
+    rng: torch.Generator | None = None,
+) -> tuple[nn.Module, list[LayerRecord]]:
+    """Make layers narrower: what goes, and what takes it over, the weights alone say.
 
     Args:
-        model: its BatchNorm layers are folded first. It must be traceable.
+        model: left as it was. Its BatchNorm layers are folded first. It must be traceable.
+        spec: its input.
         settings: see MergeSettings.
+        images: uint8 (N, C, H, W), synthetic or not, on which layers are solved; None: they stay
+            as they were merged.
+        rng: draws the positions in the images at which layers are solved; default: of seed 0.
 
     Returns:
         A new network and a record for each layer, in order.
@@ -197,5 +217,13 @@ def merge(model: nn.Module, settings: MergeSettings) -> tuple[nn.Module, list[La
     if missing := [name for name in settings.layers if name not in found]:
         raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
     names = settings.layers or tuple(found)
-    records = [_narrow(folded, found[name], settings) for name in names]
-    return folded, records
+    narrow, records, kept = copy.deepcopy(folded), [], {}
+    for name in names:
+        record, kept[name] = _narrow(narrow, found[name], settings)
+        records.append(record)
+    if images is not None and settings.reconstruct:
+        device = next(model.parameters()).device
+        shown = spec.encode(some_of(images, settings.reconstruct).to(device))
+        rng = rng or torch.Generator().manual_seed(0)
+        reconstruct(folded, narrow, kept, shown, rng=rng)
+    return narrow, records

@@ -81,7 +81,7 @@ class PruneSettings:
     finetune: DistillSettings | None = field(
         default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
     )
-    """The fine-tuning after each round; None: the weights alone."""
+    """The fine-tuning after each round; None: no step is taken."""
 
     def __post_init__(self) -> None:
         within(self, 1e-6, 1 - 1e-6, "keep")
