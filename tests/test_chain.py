@@ -117,6 +117,23 @@ def test_the_page_shows_what_each_link_did_to_the_layers(
     assert "latency is the simulation's" in page
 
 
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_page_of_merging_shows_the_curve_of_linear_layers(
+    plain: dict[str, object], tmp_path: Path, *, linear: bool
+) -> None:
+    save_file(build("dreamstill.nets.lenet:lenet5").state_dict(), tmp_path / "lenet5.safetensors")
+    plain["teacher"] = {
+        "weights": str(tmp_path / "lenet5.safetensors"),
+        "factory": "dreamstill.nets.lenet:lenet5",
+        **{"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]},
+    }
+    merge = {"task": "merge", "layers": ["classifier.0" if linear else "features.0"]}
+    run_chain(tmp_path / "run", read_chain(plain | {"link": [merge]}))
+    page = write_chain_report(tmp_path / "run").read_text()
+    assert "1. merge: neurons kept" in page
+    assert ("1. merge: what each removal costs" in page) is linear
+
+
 def test_none_is_a_word_in_a_file_too(plain: dict[str, object]) -> None:
     plain["link"] = [{"task": "quantize", "first_last_bits": "none"}]
     assert read_chain(plain).links[0].settings.first_last_bits is None
@@ -335,7 +352,7 @@ def test_each_task_is_a_command_with_a_page(
     summary = json.loads(capsys.readouterr().out)
     assert summary["links"][0]["layers"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png") == (5 if task == "quantize" else 2)
+    assert page.count("data:image/png") == {"quantize": 5, "merge": 3}.get(task, 2)
     assert cli.main(["report", out, "--json"]) == 0
     capsys.readouterr()
     assert (tmp_path / "run" / "report.html").read_text() == page

@@ -63,6 +63,13 @@ def layer_figures(link: dict[str, Any], before: Weights, after: Weights) -> Iter
         names = [layer["layer"] for layer in layers]
         sizes = [[layer[when] for layer in layers] for when in ("before", "after")]
         yield Figure("neurons kept", figures.before_after(names, *sizes))
+        curves = {
+            layer["layer"]: (layer["saliency"], layer["before"] - layer["after"])
+            for layer in layers
+            if layer["saliency"]
+        }
+        if curves:
+            yield Figure("what each removal costs", figures.prices(curves))
     if task == "factorize" and layers:
         yield ranks(layers)
     if task == "quantize" and layers:

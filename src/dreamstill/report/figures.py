@@ -18,6 +18,7 @@ __all__ = [
     "filters",
     "histograms",
     "matrix",
+    "prices",
     "ranges",
     "tradeoff",
 ]
@@ -204,6 +205,19 @@ def before_after(names: Sequence[str], before: Sequence[float], after: Sequence[
             va="center",
             fontsize=8,
         )
+    return _with_legend(figure, axes)
+
+
+def prices(layers: Mapping[str, tuple[Sequence[float], int]]) -> bytes:
+    """A PNG of what each removal of a neuron costs, in order, and where each layer stopped."""
+    figure = Figure(figsize=(6.5, 3.2))
+    axes = figure.subplots()
+    for name, (costs, removed) in layers.items():
+        (line,) = axes.plot(range(1, len(costs) + 1), costs, label=name)
+        axes.axvline(removed, color=line.get_color(), linestyle=":")
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set(xlabel="neurons removed (dotted: here it stopped)", ylabel="price of the next")
+    axes.spines[["top", "right"]].set_visible(False)
     return _with_legend(figure, axes)
 
 
