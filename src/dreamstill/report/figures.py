@@ -216,7 +216,7 @@ def prices(layers: Mapping[str, tuple[Sequence[float], int]]) -> bytes:
         (line,) = axes.plot(range(1, len(costs) + 1), costs, label=name)
         axes.axvline(removed, color=line.get_color(), linestyle=":")
     axes.set_yscale("log", nonpositive="clip")
-    axes.set(xlabel="neurons removed (dotted: here it stopped)", ylabel="price of the next")
+    axes.set(xlabel="neurons removed (dotted: here it stopped)", ylabel="price")
     axes.spines[["top", "right"]].set_visible(False)
     return _with_legend(figure, axes)
 
