@@ -105,6 +105,7 @@ class Study:
             "accuracy": round(100 * accuracy(logits, self.y), 2),
             "agreement": round(100 * agreement(logits, self.whole), 2),
             **more,
+            "commit": environment("cpu")["commit"],  # runs of a record may be of different days
         }
         self.record["rows"][row] = summary([*self._runs(row), run])
         print(row, run, flush=True)
@@ -117,7 +118,8 @@ class Study:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and spread over the seeds, the median latency, what else the first run has, the runs."""
-    more = {key: value for key, value in runs[0].items() if key not in ("accuracy", "agreement")}
+    own = ("accuracy", "agreement", "commit")
+    more = {key: value for key, value in runs[0].items() if key not in own}
     if "latency_ms" in more:
         more["latency_ms"] = statistics.median(run["latency_ms"] for run in runs)
     return {
