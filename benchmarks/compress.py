@@ -91,6 +91,9 @@ ROWS: dict[str, dict[str, Any]] = {
         "reconstruct": 2048,
         "finetune": None,
     },
+    "half the MACs by merging, no images": {"task": "merge", "remove": 0.38, "reconstruct": 0},
+    "half the MACs by merging, no training": {"task": "merge", "remove": 0.38},
+    "half the MACs by merging": {"task": "merge", "remove": 0.38, "finetune": TUNE_SHAKEN},
     "half the MACs by factorization": {
         "task": "factorize",
         "macs": 0.5,
@@ -201,7 +204,9 @@ def made_runs(record: dict[str, Any], row: str, source: str) -> list[dict[str, A
 
 def looks_at_images(row: str) -> bool:
     """Whether a row is of one source of images."""
-    return row not in FP32 and not ROWS[row].get("without_inputs")
+    if row in FP32 or ROWS[row].get("without_inputs"):
+        return False
+    return ROWS[row]["task"] != "merge" or ROWS[row].get("reconstruct") != 0
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
