@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dreamstill.errors import TeacherError
 from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.teacher import InputSpec
 
@@ -22,6 +23,7 @@ __all__ = [
     "accuracy",
     "agreement",
     "answers",
+    "check_same_function",
     "confusion_matrix",
     "count_macs",
     "evaluating",
@@ -55,6 +57,32 @@ def answers(
     """Logits (N, K) on the CPU of anything that answers for uint8 images (N, C, H, W)."""
     batches = images.split(shown_at_once(spec.shape))
     return torch.cat([run(spec.encode(batch.to(device))).cpu() for batch in batches])
+
+
+def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, change: str) -> None:
+    """Compare a network before and after a change that keeps its function, on random images.
+
+    Args:
+        before: the network as it was.
+        after: the changed network.
+        spec: the input of both.
+        change: what was done, a verb phrase such as "folding BatchNorm", for the message.
+
+    Raises:
+        TeacherError: a logit differs by more than a thousandth of the largest logit.
+
+    """
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, *spec.shape), dtype=torch.uint8, generator=rng)
+    wanted, got = predict(before, spec, images), predict(after, spec, images)
+    difference = (got - wanted).abs().max().item() if got.shape == wanted.shape else torch.inf
+    largest = wanted.abs().max().item()
+    if not difference <= 1e-3 * largest + 1e-5:
+        raise TeacherError(
+            f"{change} changes the answers of {type(before).__name__} by {difference:.3g} "
+            f"(largest logit {largest:.3g}), and should not: its code does something between its "
+            "layers that is not followed"
+        )
 
 
 def device_of(module: nn.Module) -> torch.device:
