@@ -41,9 +41,7 @@ def test_a_teacher_is_frozen_and_says_what_it_offers() -> None:
 
 
 def test_a_linear_layer_that_is_not_the_last_is_not_taken_for_it() -> None:
-    teacher = open_teacher(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LogSoftmax(1)), toys.SPEC
-    )
+    teacher = open_teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LeakyReLU()), toys.SPEC)
     assert teacher.offers.last_linear is None
     with pytest.raises(TeacherError, match="last linear"):
         teacher.with_features(torch.zeros(1, 1, 8, 8))
@@ -105,11 +103,11 @@ class Returns(nn.Module):
     ("module", "message"),
     [
         (nn.Conv2d(3, 4, 3), "does not run on inputs of shape"),
-        (nn.Conv2d(1, 4, 3), r"\(N, K\) logits; got \(2, 4, 6, 6\)"),
+        (nn.Conv2d(1, 4, 3), r"\(N, K\) logits; got \(4, 4, 6, 6\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "at least 2 classes; got 1"),
-        (Returns(torch.zeros(2, 0)), "at least 2 classes; got 0"),
+        (Returns(torch.zeros(4, 0)), "at least 2 classes; got 0"),
         (Returns("text"), "got str"),
-        (Returns(torch.full((2, 3), torch.nan)), "not finite"),
+        (Returns(torch.full((4, 3), torch.nan)), "not finite"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)), "before softmax"),
     ],
 )
