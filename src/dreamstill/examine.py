@@ -102,6 +102,12 @@ def check_steady(network: nn.Module, inputs: Tensor, logits: Tensor, role: str) 
     leaves = {
         name: part for name, part in network.named_modules() if not list(part.children()) and name
     }
+    for name, layer in leaves.items():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise TeacherError(
+                f"the {role}'s answer for an image depends on the others of its batch: {name} is "
+                "BatchNorm without running statistics; train it with track_running_stats=True"
+            )
     with torch.no_grad():
         with Probe(leaves, copy=True) as together:
             again = network(inputs)
@@ -123,15 +129,6 @@ def check_steady(network: nn.Module, inputs: Tensor, logits: Tensor, role: str) 
         and _same(answer, logits[:1])
     ):
         return
-    normed = [
-        name for name, m in leaves.items() if isinstance(m, _BatchNorm) and m.running_mean is None
-    ]
-    if normed:
-        raise TeacherError(
-            f"the {role}'s answer for an image depends on the others of its batch: {normed[0]} "
-            f"({len(normed)} such layers) is BatchNorm without running statistics; train it with "
-            "track_running_stats=True"
-        )
     where = next((n for n in leaves if _differs(alone.outputs.get(n), together.outputs.get(n))), "")
     raise TeacherError(
         f"the {role}'s answer for an image depends on the others of its batch"

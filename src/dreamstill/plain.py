@@ -81,10 +81,10 @@ def make_weights_plain(network: nn.Module, inputs: Tensor | None = None) -> None
 
     """
     with eval_mode(network), torch.no_grad():  # in train mode, spectral_norm takes steps
-        if inputs is None:
-            return _apply_known(network)
-        wanted = network(inputs.flip(0, -1))
+        wanted = None if inputs is None else network(inputs.flip(0, -1))
         _apply_known(network)
+        if inputs is None or wanted is None:
+            return
         _apply_own_hooks(network, inputs)
         if not torch.allclose(network(inputs.flip(0, -1)), wanted, rtol=1e-3, atol=1e-4):
             raise TeacherError(
@@ -151,17 +151,27 @@ class _Watch:
         self.changes_input = False
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
-        before = {
-            (id(part), name): (value, value.detach().clone()) for part, name, value in self._all()
-        }
+        """Run the hook on spoilt weights, to see which it sets, then on the right ones."""
+        right = [(part, name, value, value.detach().clone()) for part, name, value in self._all()]
+        for _, _, value, kept in right:
+            value.data = kept + 1
+        self.hook(module, *given)
+        now = {(part, name): value for part, name, value in self._all()}
+        for part, name, value, kept in right:
+            changed = now.pop((part, name), None)
+            if changed is not value or not torch.equal(value, kept + 1):
+                self._note(part, name)
+            value.data = kept
+            setattr(part, name, value)
+        for part, name in now:  # set for the first time
+            self._note(part, name)
         result = self.hook(module, *given)
-        for part, name, value in self._all():
-            old, copied = before.get((id(part), name), (None, None))
-            changed = value is not old or copied is None or not torch.equal(value, copied)
-            if changed and (part, name) not in self.weights:
-                self.weights.append((part, name))
         self.changes_input |= result is not None
         return result
+
+    def _note(self, owner: nn.Module, name: str) -> None:
+        if (owner, name) not in self.weights:
+            self.weights.append((owner, name))
 
     def _all(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
         """Yield the weights of the module and its parts: parameters, and what stands in for one."""
