@@ -45,6 +45,7 @@ DATA = {
     "lenet5_bn_mnist": "mnist",  # DFQ reads ranges off BatchNorm
 }
 SOURCES = ("real", "noise", "default", "ours")
+DEFAULT = {"default": ("structured_noise", StructuredNoiseSettings())}
 WITHIN = {scheme.value: scheme for scheme in Scheme}
 """The Knowledge Within's images, on a network with BatchNorm."""
 NUM_IMAGES = 8000
@@ -127,7 +128,7 @@ def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int
         images = training_images(data, teacher.spec)
         rng = torch.Generator().manual_seed(seed)
         return images[torch.randperm(len(images), generator=rng)[:num]]
-    method, settings = synthesizers(drawing_of(data))[source]
+    method, settings = (DEFAULT | synthesizers(drawing_of(data)))[source]
     return draw_images(teacher, method, settings, num, seed=seed)[0]
 
 
@@ -137,7 +138,7 @@ def drawing_of(data: Path) -> Drawing:
 
 
 def synthesizers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
-    """Method and settings by source: noise, default, ours (structured noise), WITHIN."""
+    """Method and settings by source: noise, ours (structured noise called all classes), WITHIN."""
     ours = StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing)
     within = {
         name: KnowledgeWithinSettings(scheme=scheme, batch_size=500, steps=100)
@@ -145,7 +146,6 @@ def synthesizers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
     }
     return {
         "noise": ("noise", NoiseSettings(batch_size=500)),
-        "default": ("structured_noise", StructuredNoiseSettings()),
         "ours": ("structured_noise", ours),
         **{name: ("knowledge_within", settings) for name, settings in within.items()},
     }
@@ -153,7 +153,7 @@ def synthesizers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
 
 def settings_of(sources: Sequence[str], drawing: Drawing) -> dict[str, Any]:
     """Of the rows, and of the methods that make the images: plain values."""
-    methods = synthesizers(drawing)
+    methods = DEFAULT | synthesizers(drawing)
     made = {source: to_plain(methods[source]) for source in sources if source in methods}
     return {"rows": ROWS, "methods": made}
 
