@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dreamstill.classes import warn_of_classes
+from dreamstill.delivered import compare_delivered
 from dreamstill.errors import ExportError, SettingsError
 from dreamstill.evaluate import (
     accuracy,
     agreement,
     answers,
     evaluating,
-    measure_cost,
+    measure_size,
     predict,
 )
 from dreamstill.export import export, load_exported
@@ -126,8 +128,9 @@ def run_chain(
         on_progress: called after every synthesized batch and training step.
 
     Returns:
-        What summary.json holds: the teacher and every link with its cost, agreement on a thousand
-        of the images, accuracy if measured, and the files written.
+        What summary.json holds: the teacher and every link with its bytes, parameters,
+        multiply-accumulates, latency in the one `runtime`, agreement on a thousand of the images,
+        accuracy if measured, and the files written; `warnings`, of the images' classes.
 
     Raises:
         TeacherError: a network cannot be opened, built, kept between links, or changed by a task.
@@ -156,8 +159,13 @@ def run_chain(
         same_origin(folder, teacher, images=images)
         if images is None:
             images = own_images(folder / "images.npz", chain, teacher, on_progress)
-        made = _make_links(folder / "links", chain, teacher, images, kin, on_progress)
-    return _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
+        wanted = predict(teacher.module, teacher.spec, images)
+        warnings = warn_of_classes(wanted, given=chain.images is not None)
+        made = _make_links(folder / "links", chain, teacher, images, wanted, kin, on_progress)
+    summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
+    summary["warnings"] = warnings
+    write_json(folder / "summary.json", summary)
+    return summary
 
 
 def _amend(folder: Path, chain: Chain) -> None:
@@ -187,14 +195,13 @@ def _make_links(
     chain: Chain,
     teacher: Teacher,
     images: Tensor,
+    wanted: Tensor,
     kin: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
     """Do every link on what the one before it made, or read it back where it is finished."""
     folder.mkdir(exist_ok=True)
-    shown = images[-NUM_SHOWN:]
-    wanted = predict(teacher.module, teacher.spec, shown)
-
+    shown, wanted = images[-NUM_SHOWN:], wanted[-NUM_SHOWN:]
     record = _measured(teacher.module, {}, folder, teacher.spec, shown, wanted)
     made = [Made("teacher", teacher.module, record)]
     for index, link in enumerate(chain.links):
@@ -208,6 +215,8 @@ def _make_links(
             with seeded_process(chain.seed + index):
                 network, record = TASKS[link.task][1](made[-1].network, link.settings, work)
             record = {"task": link.task} | record
+            if work.warnings:
+                record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.spec, shown, wanted)
             save_network(network, kept)
             write_json(finished, record)
@@ -223,8 +232,9 @@ def _summarize(
     real: Path | None,
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
-    """Measure what was made, and write weights.json, network.onnx and summary.json."""
-    summary: dict[str, Any] = {}
+    """Measure what was made, and write weights.json, network.onnx and the links' own files."""
+    runtime = compare_delivered(folder / "links", made, teacher.spec)
+    summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
         summary["images"] = real.name
         for one in made:
@@ -243,7 +253,6 @@ def _summarize(
         summary["network"] = export(made[-1].network, teacher.spec, folder / "network.onnx").path
     except ExportError as error:  # what the links made is worth its summary
         summary["not_exported"] = str(error)
-    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -255,12 +264,15 @@ def _measured(
     images: Tensor,
     wanted: Tensor,
 ) -> dict[str, Any]:
-    """A link's record with its cost, and its agreement with the logits wanted for the images."""
+    """A link's record with its size, and its agreement with the logits wanted for the images."""
     run = _runtime(network, record, folder)
     with evaluating(network):
         logits = answers(run, spec, images)
-    cost = asdict(measure_cost(network, spec, run=run))
-    return cost | {"agreement": agreement(logits, wanted)} | record
+    size = asdict(measure_size(network, spec))
+    if "files" not in record:
+        size["weight_bytes"] = size["bytes"]
+    del size["bytes"]
+    return size | {"agreement": agreement(logits, wanted)} | record
 
 
 def _runtime(

@@ -19,6 +19,7 @@ from dreamstill.evaluate import evaluating
 from dreamstill.teacher import InputSpec
 
 __all__ = [
+    "RUNTIMES",
     "ExportRecord",
     "check_formats",
     "export",
@@ -181,6 +182,8 @@ def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
 
 
 _WRITERS = {"onnx": _write_onnx, "pt2": write_pt2, "pte": write_pte}
+RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
+"""What runs a file, by its format."""
 
 
 def load_exported(path: Path) -> Callable[[Tensor], Tensor]:

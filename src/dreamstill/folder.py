@@ -143,7 +143,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a temporary file beside `path`, then rename it; RunError if it cannot."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it, which not every writer heeds
         write(temporary)
+        temporary.chmod(mode)
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk so
         reason = getattr(error, "strerror", None) or first_line(error)

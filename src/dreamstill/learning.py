@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamstill.classes import warn_of_classes
 from dreamstill.errors import ExportError
 from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
@@ -16,7 +17,6 @@ from dreamstill.images import load_images, load_unlabelled
 from dreamstill.run import open_from, seeded_process
 from dreamstill.settings import no_effect
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
-from dreamstill.summarize import MOST_SHOWN
 from dreamstill.tasks.continual import (
     ContinualSettings,
     average_and_forgetting,
@@ -93,9 +93,15 @@ def learn_classes(
         dreams = new[:0] if given is None else given
         if given is None and job.continual.dreaming:
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
+        warnings, named = list[str](), labels[:0]
+        if len(dreams):
+            logits = predict(teacher.module, teacher.spec, dreams)
+            warnings = warn_of_classes(logits, given=given is not None)
+            named = logits.argmax(1)
         network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
     summary: dict[str, Any] = {"old_classes": teacher.num_classes, "classes": num_classes}
-    pictures = _learned_from(teacher, dreams, new, labels)
+    summary["warnings"] = warnings
+    pictures = _learned_from((dreams, named), (new, labels))
     if test is not None and real is not None:
         x, y = test
         before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
@@ -168,14 +174,12 @@ def _kept(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
 
 
 def _learned_from(
-    teacher: Teacher, dreams: Tensor, new: Tensor, labels: Tensor
+    *sources: tuple[Tensor, Tensor],
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Images for the report, uint8 (N, C, H, W), a dozen of a class, and their classes."""
-    dreams = dreams[:MOST_SHOWN]
-    named = predict(teacher.module, teacher.spec, dreams).argmax(1) if len(dreams) else labels[:0]
+    """Images for the report, uint8 (N, C, H, W), a dozen of a class of each source; classes."""
     picked = [
         (images[index], classes[index])
-        for images, classes in ((dreams, named), (new, labels))
+        for images, classes in sources
         for index in ((classes == k).nonzero()[:12, 0] for k in classes.unique())
     ]
     images, classes = (torch.cat(parts).numpy() for parts in zip(*picked, strict=True))

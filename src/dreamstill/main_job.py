@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dreamstill.classes import class_counts, warn_of_classes
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import check_empty, discard, save_arrays, write_atomically
 from dreamstill.images import load_images, load_unlabelled
@@ -106,13 +107,13 @@ def synthesize(
         if not checkpoint.is_file() and not (folder / "images.npz").is_file():
             discard(folder, existed=existed)
         raise
-    counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
     return {
         "images": str(folder / "images.npz"),
         "picture": str(folder / "images.png"),
         "num_images": num_images,
-        "images_per_class": counts,
+        "images_per_class": class_counts(out).tolist(),
         "queries": teacher.queries,
+        "warnings": warn_of_classes(out),
     }
 
 
