@@ -29,8 +29,8 @@ from dreamstill.tasks.graph import fold_batch_norm
 from dreamstill.tasks.layers import entering_quantized, weights_in
 from dreamstill.tasks.packed import load_packed
 from dreamstill.tasks.quantized import QuantizedLayer
-from dreamstill.terminal import print_chain
 from dreamstill.teacher import InputSpec, build
+from dreamstill.terminal import print_chain
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
 LINKS: list[dict[str, Any]] = [

@@ -446,12 +446,10 @@ def start_of(folder: Path, **changes: Any) -> Distillation:
     teacher, generator = toys.quadrant_teacher(), rng()
     student = copy.deepcopy(teacher.module).requires_grad_(True)
     method = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=32), rng=generator)
-    settings = {"steps": 6, "judge_every": 2, "lr": 50.0, "anneal": False, "held_out": 64}
-    distill = DistillSettings(**settings | changes)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"steps": 6, "judge_every": 2, "lr": 50.0, "held_out": 64}
+    distill = DistillSettings(**settings | changes)
     pool = Pool(folder, teacher.spec, 256, {})
-    return Distillation(
-        teacher, student, method, pool, distill, rng=generator, pretrained=True
-    )
+    return Distillation(teacher, student, method, pool, distill, rng=generator, pretrained=True)
 
 
 @pytest.mark.parametrize("fresh", [{}, {"prefill": 128, "fresh_every": 0}])

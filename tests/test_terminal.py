@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 
 import toys
-from dreamstill import cli, terminal
+from dreamstill import cli
 from dreamstill.tasks.distill import Progress
 from dreamstill.terminal import Bars, print_continual, print_rows, print_summary
 
@@ -31,7 +31,7 @@ SUMMARY = {
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("dreamstill.terminal.time.monotonic", lambda: now[0])
     return now
 
 

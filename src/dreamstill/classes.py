@@ -22,19 +22,18 @@ def class_counts(logits: Tensor) -> Tensor:
 
 
 def missing_classes(counts: Tensor, images: str = "synthetic images") -> str | None:
-    """Return one line for images that a class is missing of, or that are nearly all of one class.
+    """Say in one line that a class is missing among images, or that nearly all are of one class.
 
     Args:
         counts: images that the teacher gives each class, (K,).
         images: what they are.
 
-    Returns:
-        What is wrong and what to do, below 400 characters; None where every class is named and none
-        is above 95 %, or where there are no images.
+    None where every class is named and none is above 95 %, or where there are no images.
 
     >>> print(missing_classes(torch.tensor([60, 0, 40]), "images"))
     the teacher gives none of the 100 images class 1: nothing here teaches it; make more images, \
 or take another method or preset, or images of your own
+
     """
     num, most = int(counts.sum()), int(counts.max())
     if num == 0:

@@ -46,7 +46,7 @@ def compare_delivered(
     try:
         for name, network, record in made:
             if record.get("task") == "int8":
-                files |= {name: path for path in _paths(folder, record) if path.suffix == kind}
+                files.update((name, p) for p in _paths(folder, record) if p.suffix == kind)
             elif record.get("task") != SIMULATED:
                 files[name] = Path(export(network, spec, folder / f"{name}{kind}").path)
     except ExportError:

@@ -109,8 +109,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) rows, values as they are written in a file.
 
-    >>> flatten({"seed": 0, "distill": {"steps": 5, "drops": [0.5, 0.75], "pool": None}})
-    [('seed', '0'), ('distill.steps', '5'), ('distill.drops', '0.5, 0.75'), ('distill.pool', 'none')]
+    >>> flatten({"seed": 0, "distill": {"steps": 5, "drops": [0.5, 0.75]}, "size": None})
+    [('seed', '0'), ('distill.steps', '5'), ('distill.drops', '0.5, 0.75'), ('size', 'none')]
     >>> flatten({"files": [{"path": "a"}, {"path": "b"}]})
     [('files.1.path', 'a'), ('files.2.path', 'b')]
     """

@@ -22,7 +22,15 @@ from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
 
-__all__ = ["Distillation", "DistillSettings", "Optimizer", "Progress", "Replay", "Transfer", "start_kept"]
+__all__ = [
+    "Distillation",
+    "DistillSettings",
+    "Optimizer",
+    "Progress",
+    "Replay",
+    "Transfer",
+    "start_kept",
+]
 
 log = logging.getLogger(__name__)
 
