@@ -70,8 +70,8 @@ def learn_classes(
         on_progress: called after every step.
 
     Returns:
-        What summary.json holds: the numbers of classes, the files written, or why they could not
-        be, and, if measured, accuracy on old and new classes, average and forgetting.
+        What summary.json holds: the numbers of classes, warnings, the files written, or why they
+        could not be, and, if measured, accuracy on old and new classes, average and forgetting.
 
     Raises:
         TeacherError: the network cannot be opened, or has no last linear layer.
@@ -93,22 +93,16 @@ def learn_classes(
         dreams = new[:0] if given is None else given
         if given is None and job.continual.dreaming:
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
-        warnings, named = list[str](), labels[:0]
-        if len(dreams):
-            logits = predict(teacher.module, teacher.spec, dreams)
-            warnings = warn_of_classes(logits, given=given is not None)
-            named = logits.argmax(1)
+        named, warnings = _named(teacher, dreams, given=given is not None)
         network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
     summary: dict[str, Any] = {"old_classes": teacher.num_classes, "classes": num_classes}
-    summary["warnings"] = warnings
+    summary |= {"warnings": warnings, "files": []}
     pictures = _learned_from((dreams, named), (new, labels))
     if test is not None and real is not None:
-        x, y = test
-        before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
-        summary |= {"images": real.name} | _kept(before, after, y)
-        pictures["confusion"] = confusion_matrix(after, y, num_classes).numpy()
+        before, after = (predict(of.module, teacher.spec, test[0]) for of in (teacher, network))
+        summary |= {"images": real.name} | _kept(before, after, test[1])
+        pictures["confusion"] = confusion_matrix(after, test[1], num_classes).numpy()
     save_arrays(folder / "pictures.npz", **pictures)
-    summary["files"] = []
     try:
         for kind in ("onnx", "pt2"):
             record = export(network.module, teacher.spec, folder / f"network.{kind}")
@@ -117,6 +111,14 @@ def learn_classes(
         summary["not_exported"] = str(error)
     write_json(folder / "summary.json", summary)
     return summary
+
+
+def _named(teacher: Teacher, dreams: Tensor, *, given: bool) -> tuple[Tensor, list[str]]:
+    """The classes (N,) that the teacher gives the images, and what is to be warned of."""
+    if len(dreams) == 0:
+        return torch.empty(0, dtype=torch.int64), []
+    logits = predict(teacher.module, teacher.spec, dreams)
+    return logits.argmax(1), warn_of_classes(logits, given=given)
 
 
 def _learned(

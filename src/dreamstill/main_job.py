@@ -98,8 +98,7 @@ def synthesize(
             on_progress=on_progress,
         )
         classes = out.argmax(1)
-        arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": out.numpy()}
-        save_arrays(folder / "images.npz", **arrays)
+        save_arrays(folder / "images.npz", x=x.numpy(), y=classes.numpy(), logits=out.numpy())
         picture = draw_classes(x, classes)
         write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
         checkpoint.unlink(missing_ok=True)
