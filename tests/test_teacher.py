@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -613,3 +614,18 @@ def test_sparse_and_quantized_weights_become_dense_floats(tmp_path: Path) -> Non
     torch.save(sparse, tmp_path / "w.pt")
     loaded = load_module("toys:SmallCnn", tmp_path / "w.pt").state_dict()
     assert torch.equal(loaded["head.weight"], state["head.weight"])
+
+
+def test_a_forward_caught_in_a_closure_is_refused() -> None:
+    module = toys.SmallCnn()
+    plain = module.conv.forward
+    setattr(module.conv, "forward", lambda x: plain(x) + 1)  # noqa: B010
+    with pytest.raises(TeacherError, match="conv has been given a forward"):
+        open_teacher(module, toys.SPEC)
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    module = toys.SmallCnn()
+    setattr(module, "lock", threading.Lock())  # noqa: B010
+    with pytest.raises(TeacherError, match=r"SmallCnn cannot be copied .*pickle"):
+        open_teacher(module, toys.SPEC)

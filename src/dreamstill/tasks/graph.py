@@ -116,8 +116,10 @@ def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
 
 def _calls(graph: fx.GraphModule) -> Counter[str]:
     """How often each module's weight is used: one that is used twice belongs to no one place."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    return calls + Counter(shared_weights(graph))
+    nodes = graph.graph.nodes
+    calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    read = (str(node.target) for node in nodes if node.op == "get_attr")  # by the network's code
+    return calls + Counter(shared_weights(graph)) + Counter(n.rpartition(".")[0] for n in read)
 
 
 def shared_weights(model: nn.Module) -> list[str]:
