@@ -31,12 +31,10 @@ def copy_network(network: nn.Module) -> nn.Module:
     """
     for name, module in network.named_modules():
         own = vars(module).get("forward")
-        if (
-            isinstance(own, FunctionType) and own.__closure__
-        ):  # deepcopy leaves functions as they are
+        if isinstance(own, FunctionType) and own.__closure__:  # which deepcopy leaves as it is
             raise TeacherError(
-                f"{name or type(network).__name__} has been given a forward that would call the old "
-                "layer from a copy: write a subclass with that forward"
+                f"{name or type(network).__name__} has been given a forward that would call the "
+                "old layer from a copy: write a subclass with that forward"
             )
     kept = {id(value): value.detach().clone() for value in _results_in(network, set())}
     try:
