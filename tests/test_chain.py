@@ -572,7 +572,7 @@ class Moody(toys.SmallCnn):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = super().forward(x)
-        return logits if logits.sum().item() > 0 else 2 * logits
+        return logits if logits.sum().item() < 1e9 else 2 * logits
 
 
 def test_a_chain_that_cannot_be_exported_keeps_its_summary(
