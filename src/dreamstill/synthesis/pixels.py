@@ -17,6 +17,7 @@ from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = [
     "Start",
+    "enlarged",
     "halved",
     "jittered",
     "lr_share",
@@ -60,9 +61,13 @@ def start_images(
 
 
 def halved(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) at half their resolution, pooled and enlarged again."""
-    pooled = F.avg_pool2d(images, 2, ceil_mode=True)
-    return F.interpolate(pooled, size=images.shape[2:], mode="nearest")
+    """Pool images (N, C, H, W) to half their resolution, a last odd row or column by itself."""
+    return F.avg_pool2d(images, 2, ceil_mode=True)
+
+
+def enlarged(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Repeat the pixels of images (N, C, h, w) until they are of `size` (H, W)."""
+    return F.interpolate(images, size=size, mode="nearest")
 
 
 def jittered(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> Tensor:
