@@ -243,8 +243,8 @@ def test_priors_at_half_the_resolution_are_of_the_pooled_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the enlarged one TV would be 1.58 times as much and the l2 norm twice as much."""
-    changes = {"total_variation": 2.0, "l2": 3.0, "batch_norm": 0.0, "jitter": 1, "flip": False}
     settings = replace(IMAGENET, batch_size=2, steps=1, low_resolution_steps=1, lr_warm_up=0)
+    priors = replace(settings, total_variation=2.0, l2=3.0, batch_norm=0.0, jitter=1, flip=False)
     teacher, seen = toys.cnn_teacher(), {}
     start = torch.randn(2, 1, 8, 8, generator=rng())
     monkeypatch.setattr("dreamstill.synthesis.deepinversion.start_images", lambda *_: start)
@@ -254,7 +254,7 @@ def test_priors_at_half_the_resolution_are_of_the_pooled_image(
         return images
 
     monkeypatch.setattr("dreamstill.synthesis.deepinversion.optimize_pixels", optimize)
-    synthesizer = DeepInversion(teacher, replace(settings, **changes), rng=rng())
+    synthesizer = DeepInversion(teacher, priors, rng=rng())
     synthesizer.rng.manual_seed(0)
     synthesizer.next_batch()
     logits = teacher(enlarged(halved(start), (8, 8)))

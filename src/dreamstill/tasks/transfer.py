@@ -223,11 +223,11 @@ class TransferLoss:
         self, name: Transfer, layer: str, channels: tuple[int, int], rng: torch.Generator
     ) -> None:
         with seeded(rng):
-            connector: nn.Module = nn.Conv2d(*channels, 1, bias=name is Transfer.MIMIC)
+            layers: list[nn.Module] = [nn.Conv2d(*channels, 1, bias=name is Transfer.MIMIC)]
             if name is Transfer.BOUNDARY:
-                nn.init.kaiming_normal_(connector.weight, mode="fan_out")
-                connector = nn.Sequential(connector, nn.BatchNorm2d(channels[1]))
-        self.connectors[self._key(name, layer)] = connector.to(self.teacher.device)
+                nn.init.kaiming_normal_(layers[0].get_parameter("weight"), mode="fan_out")
+                layers.append(nn.BatchNorm2d(channels[1]))
+        self.connectors[self._key(name, layer)] = nn.Sequential(*layers).to(self.teacher.device)
 
     def _connected(self, name: Transfer, layer: str, maps: Tensor) -> Tensor:
         """The student's maps with the teacher's channels."""
