@@ -32,7 +32,7 @@ from dreamstill.synthesis.drawings import (
     structured_images,
 )
 from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
-from dreamstill.synthesis.pixels import Start, enlarged, halved, start_images
+from dreamstill.synthesis.pixels import Start, halved, start_images
 from dreamstill.synthesis.structured_noise import (
     StructuredNoise,
     StructuredNoiseSettings,
@@ -233,7 +233,7 @@ def test_deepinversion_classes_take_turns() -> None:
 
 def test_half_the_resolution_is_one_value_for_four_pixels() -> None:
     images = torch.randn(2, 1, 8, 8, generator=rng())
-    shown = enlarged(halved(images), (8, 8))
+    shown = F.interpolate(halved(images), (8, 8))
     assert torch.equal(shown[:, :, ::2, ::2], shown[:, :, 1::2, 1::2])
     torch.testing.assert_close(halved(shown), halved(images))
     assert halved(images[..., :7]).shape[2:] == (4, 4)
@@ -257,7 +257,7 @@ def test_priors_at_half_the_resolution_are_of_the_pooled_image(
     synthesizer = DeepInversion(teacher, priors, rng=rng())
     synthesizer.rng.manual_seed(0)
     synthesizer.next_batch()
-    logits = teacher(enlarged(halved(start), (8, 8)))
+    logits = teacher(F.interpolate(halved(start), (8, 8)))
     wanted = F.cross_entropy(logits, torch.arange(2))
     wanted = wanted + 2 * total_variation(halved(start)) + 3 * l2_norm(halved(start))
     assert seen["loss"] == pytest.approx(wanted.item(), rel=1e-5)

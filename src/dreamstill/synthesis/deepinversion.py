@@ -4,11 +4,9 @@ Source: Yin et al., "Dreaming to Distill", CVPR 2020, equations 2 to 4, and the 
 code. `competition` above 0 is Adaptive DeepInversion: equations 6 and 7, against the live student.
 Where this differs: pixels are clipped to the valid range at every step (the CIFAR-10 code and the
 longest setting of the ImageNet code never do it); the best iterate is a true copy (theirs aliases
-the last one); what the teacher is shown at low resolution is the pooled image enlarged again, so
-that networks of fixed input size have it too, while priors and jitter are of the pooled image, as
-theirs; the competition's KL runs from P and Q to their mean M, as in the paper (the code has it the
-other way round); half of the steps flip by default, which the CIFAR-10 code never does; the l2 norm
-is the mean over the images, as in the ImageNet code (the CIFAR-10 code has one of the batch).
+the last); at low resolution the teacher is shown the pooled image enlarged again, so that networks
+of fixed input size have it too; the competition's KL runs from P and Q to their mean M, as in the
+paper (in the code the other way round); half of the steps flip, which the CIFAR-10 code never does.
 """
 
 from collections.abc import Mapping
@@ -30,14 +28,7 @@ from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.batch_norm import norms_of
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
-from dreamstill.synthesis.pixels import (
-    Start,
-    enlarged,
-    halved,
-    jittered,
-    optimize_pixels,
-    start_images,
-)
+from dreamstill.synthesis.pixels import Start, halved, jittered, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["CIFAR10", "IMAGENET", "DeepInversion", "DeepInversionSettings", "inversion_loss"]
@@ -71,8 +62,7 @@ class DeepInversionSettings:
     l2: float = 0.0
     """Weight of the images' mean l2 norm; at least 0."""
     jitter: int = 2
-    """Largest random shift in pixels, rolled around the edges, half of it at half resolution; at
-    least 0."""
+    """Largest random shift in pixels of full resolution, rolled around the edges; at least 0."""
     flip: bool = True
     """Flip half of the steps left to right: off for digits and text."""
     competition: float = 0.0
@@ -174,7 +164,7 @@ class DeepInversion:
             jitter = settings.jitter // 2 if low_resolution else settings.jitter
             images = halved(images) if low_resolution else images
             images = jittered(images, jitter, flip=settings.flip, rng=self.rng)
-            shown = enlarged(images, teacher.spec.shape[1:]) if low_resolution else images
+            shown = F.interpolate(images, teacher.spec.shape[1:]) if low_resolution else images
             with Probe(self.norms) as probe:
                 logits = teacher(shown)
             loss = inversion_loss(images, logits, targets, probe.inputs, self.norms, settings)

@@ -17,7 +17,6 @@ from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = [
     "Start",
-    "enlarged",
     "halved",
     "jittered",
     "lr_share",
@@ -63,11 +62,6 @@ def start_images(
 def halved(images: Tensor) -> Tensor:
     """Pool images (N, C, H, W) to half their resolution, a last odd row or column by itself."""
     return F.avg_pool2d(images, 2, ceil_mode=True)
-
-
-def enlarged(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Repeat the pixels of images (N, C, h, w) until they are of `size` (H, W)."""
-    return F.interpolate(images, size=size, mode="nearest")
 
 
 def jittered(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> Tensor:
