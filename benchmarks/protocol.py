@@ -286,7 +286,8 @@ def main(benchmark: Benchmark) -> None:
         names = [name for name in names if name not in record["rows"]]
     for name in names:
         runs, made = [], record["rows"].get(name, {})
-        if args.resume and made.get("settings") == to_plain(benchmark.rows[name]):
+        current = made.get("settings") == to_plain(benchmark.rows[name])
+        if args.resume and current and not made.get("outdated"):
             runs = made["runs"]
         for seed in range(len(runs), 1 if args.tiny else args.seeds):
             num_test = 200 if args.tiny else None

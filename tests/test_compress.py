@@ -1,5 +1,6 @@
 """Folding, merging, factorizing, pruning and packing, against answers known by hand."""
 
+import base64
 import copy
 from collections.abc import Callable
 from dataclasses import replace
@@ -802,6 +803,57 @@ def test_a_packed_file_decodes_exactly_and_counts_all_of_it(tmp_path: Path) -> N
     assert kept <= 0.105
     assert max(len(w.unique()) for w in weights) <= 2**5
     assert size < sum(v.numel() * 4 for v in state.values()) / 15
+
+
+def test_packed_numbers_keep_their_dtype(tmp_path: Path) -> None:
+    model, path = packed(open_teacher(lenet(batch_norm=True), SPEC)), tmp_path / "net.packed"
+    buffers = {
+        "steps": torch.tensor([2**24 + 1, -(2**62) - 1]),
+        "places": torch.arange(6, dtype=torch.int32).view(2, 3).T,
+        "bytes": torch.tensor([0, 255], dtype=torch.uint8),
+        "flags": torch.tensor([True, False]),
+        "doubles": torch.tensor([1 / 3], dtype=torch.float64),
+        "halves": torch.tensor([1 / 3], dtype=torch.bfloat16),
+        "waves": torch.tensor([1 + 2j]),
+        "none": torch.zeros(0, 3, dtype=torch.int64),
+    }
+    for name, value in buffers.items():
+        model.register_buffer(name, value)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.num_batches_tracked is not None
+            part.num_batches_tracked.fill_(2**24 + 1)
+    save_packed(model, path)
+    state, _ = load_packed(path)
+    assert state["features.1.num_batches_tracked"].equal(torch.tensor(2**24 + 1))
+    for name, value in buffers.items():
+        assert state[name].dtype == value.dtype
+        assert state[name].equal(value)
+
+
+def test_weights_of_another_dtype_are_packed_as_they_are(tmp_path: Path) -> None:
+    model = packed(open_teacher(lenet(), SPEC)).to(torch.bfloat16)
+    save_packed(model, tmp_path / "net.packed")
+    state, _ = load_packed(tmp_path / "net.packed")
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+
+
+def test_files_whose_numbers_all_are_float32_are_read(tmp_path: Path) -> None:
+    """Linear(4, 2) and BatchNorm1d(2), written by the first release."""
+    path = tmp_path / "old.packed"
+    path.write_bytes(
+        base64.b64decode(
+            "RFNQQUNLMQq6AAAANAAAAHjanZHNCsJADITfZc5B6Coe9lXKUmK7tos2lu1WkbLvbvTgH4LoLUzmy4RkRs2xgZ0R"
+            "ZJgSbFmQIeMyYew4em2VM4R7D4ticfKh7RJuzUGl0tDKEbykGPwIawgy9bBLQn1orkqpAwtHaiycOlse3sWs8rDn"
+            "IK9Rm8Djc5C6mnS+1tjuD5yWBpnufvNhtW/ErwlxEgnSVr1n+Yc7cvwF00NWG05158cqRa53+owH/kQHSesVsssX"
+            "F52QlwAAgL8AAAA/AACAPgAAgL4AAIA/AACAPwAAAAAAAAAAAAAAAAAAAAAAAIA/AACAPwAA4ECk"
+        )
+    )
+    state, card = load_packed(path)
+    assert card == {"input": [1, 2, 2]}
+    assert state["1.weight"].tolist() == [[0, 0.5, 0, -1], [0, 0, 0.5, 0]]
+    assert state["1.bias"].tolist() == [0.25, -0.25]
+    assert state["2.num_batches_tracked"].equal(torch.tensor(7))
 
 
 def test_files_that_are_not_packed_networks_are_named(tmp_path: Path) -> None:

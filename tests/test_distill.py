@@ -455,7 +455,7 @@ def test_a_batch_is_trained_on_as_often_as_its_method_says(
 
 def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) -> None:
     teacher, generator = toys.cnn_teacher(), rng()
-    student = toys.SmallCnn()
+    student = toys.SmallCnn(width=4)  # of other channels: connected
     settings = DistillSettings(
         steps=8, held_out=16, pool=64, transfer=(Transfer.KL, Transfer.BOUNDARY), boundary_share=0.5
     )
