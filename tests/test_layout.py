@@ -11,11 +11,12 @@ SOURCE = Path(dreamstill.__file__).parent
 ORDER = (
     ("errors",),
     ("settings", "losses", "nets", "probe"),
-    ("folder",),
+    ("folder", "store"),
     ("teacher",),
     ("metadata", "images"),
     ("synthesis",),
     ("pool", "evaluate"),
+    ("pt2",),
     ("export",),
     ("judge",),
     ("tasks",),

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
@@ -216,7 +216,7 @@ def record_metadata(
         else view_of(layers, together, classes, num_vectors=num, largest_root=largest_root)
         for layers in sets
     ]
-    metadata = Metadata(kind=kind, fingerprint=teacher.fingerprint, views=tuple(views))
+    metadata = Metadata(kind=kind, fingerprint=teacher.weights_digest, views=tuple(views))
     header = {
         "format": FORMAT,
         "kind": kind.value,
@@ -224,7 +224,7 @@ def record_metadata(
         "rectified": " ".join(view.name for view in views if view.rectified),
     }
     tensors = dict(_tensors(metadata))
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_atomically(path, save(tensors, metadata=header))
     return metadata
 
 
@@ -327,9 +327,10 @@ def load_metadata(path: Path, teacher: Teacher) -> Metadata:
         raise TeacherError(f"{path} is not a file of metadata: {error}") from error
     if header.get("format") != FORMAT:
         raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
-    if header["teacher"] != teacher.fingerprint:
+    if header["teacher"] != teacher.weights_digest:
         raise TeacherError(
-            f"{path} was recorded on the teacher {header['teacher']}, not on {teacher.fingerprint}"
+            f"{path} was recorded on the teacher {header['teacher']}, "
+            f"not on {teacher.weights_digest}"
         )
     rectified = header.get("rectified", "").split()
     views = [
