@@ -129,11 +129,11 @@ def train(
             )
             warm = replace(benchmark.rows["structured_noise"], distill=first)
             structured = open_row(warm, teacher, data, folder, rng)
-            pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size, {})
+            pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size)
             for _ in Distillation(teacher, student, structured, pool, warm.distill, rng=rng).run():
                 pass
         distill = replace(row.distill, steps=row.distill.steps - row.after)
-        pool = Pool(folder / "pool", teacher.spec, distill.pool, {})
+        pool = Pool(folder / "pool", teacher.spec, distill.pool)
         work = Distillation(
             teacher,
             student,

@@ -350,7 +350,7 @@ def work_in(folder: Path) -> Distillation:
     student = copy.deepcopy(teacher.module).requires_grad_()
     method = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=32), rng=rng)
     settings = DistillSettings(steps=2, held_out=64, pool=200)
-    pool = Pool(folder, teacher.spec, 200, {})
+    pool = Pool(folder, teacher.spec, 200)
     return Distillation(
         teacher, student, method, pool, settings, rng=rng, inherited={}, reconstruct=64
     )

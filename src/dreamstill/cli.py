@@ -22,6 +22,7 @@ from dreamstill.errors import (
     is_out_of_memory,
 )
 from dreamstill.flags import PREFIX, given_flags, read_toml
+from dreamstill.folder import is_vacant
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import LEARNED, Learning, learn_classes
 from dreamstill.links import TASKS
@@ -72,7 +73,7 @@ def _can_resume(arguments: argparse.Namespace) -> bool:
     """There is something in the folder of a command that takes up what it left."""
     resume, out = (getattr(arguments, name, None) for name in ("resume", "out"))
     folder = Path(resume if isinstance(resume, str) else out or "")
-    return hasattr(arguments, "resume") and folder.is_dir() and any(folder.iterdir())
+    return hasattr(arguments, "resume") and not is_vacant(folder)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

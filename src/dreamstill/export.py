@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, first_line, innermost
+from dreamstill import pt2
+from dreamstill.errors import DreamstillError, ExportError, first_line, innermost
 from dreamstill.evaluate import evaluating
+from dreamstill.folder import write_atomically
 from dreamstill.teacher import InputSpec
 
 __all__ = [
@@ -24,8 +26,8 @@ __all__ = [
     "export",
     "load_exported",
     "quiet",
-    "write_pt2",
-    "write_pte",
+    "to_pt2",
+    "to_pte",
 ]
 
 TOLERANCE = 1e-4
@@ -68,23 +70,19 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
     """
     kind = path.suffix[1:]
     check_formats([kind])
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    differences = []
+
+    def compare(temporary: Path) -> None:
+        differences.append(_compare(module, spec, load_exported(temporary)))
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(module), quiet():
-            _WRITERS[kind](module, spec, temporary)
-            difference = _compare(module, spec, load_exported(temporary))
-        temporary.replace(path)
-    except ExportError:
-        raise
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+            write_atomically(path, _WRITERS[kind](module, spec), check=compare, error=ExportError)
+    except DreamstillError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:  # exporters raise many kinds of their own
         raise ExportError(f"cannot export to {path.suffix}: {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return ExportRecord(str(path), kind, path.stat().st_size, difference)
+    return ExportRecord(str(path), kind, path.stat().st_size, differences[0])
 
 
 def _reason(error: BaseException) -> str:
@@ -139,7 +137,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
+def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
     program = torch.onnx.export(
         module,
         (_example(spec, 2),),
@@ -154,20 +152,18 @@ def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
         node.metadata_props.clear()  # the paths and lines of the source
     for name in ("shape", "mean", "std"):
         program.model.metadata_props[name] = json.dumps(getattr(spec, name))
-    program.save(path, external_data=False)
+    data: bytes = program.model_proto.SerializeToString()
+    return data
 
 
-def write_pt2(module: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write PyTorch's own format."""
+def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in PyTorch's own format."""
     shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths and lines of the source
-    torch.export.save(program, path)
+    return pt2.to_pt2(torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes))
 
 
-def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
+def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
     exir = importlib.import_module("executorch.exir")
     xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     config = importlib.import_module("executorch.backends.xnnpack.partition.config")
@@ -177,10 +173,10 @@ def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
         kinds = [kind for kind in kinds if kind.__name__ != "PreluConfig"]  # which is of maps
     partitioner = xnnpack.XnnpackPartitioner(configs=kinds)
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
-    path.write_bytes(lowered.to_executorch().buffer)
+    return bytes(lowered.to_executorch().buffer)
 
 
-_WRITERS = {"onnx": _write_onnx, "pt2": write_pt2, "pte": write_pte}
+_WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
 
 
 def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
@@ -204,13 +200,7 @@ def _open(path: Path) -> Callable[[Tensor], Tensor]:
 
         return run_pte
     if path.suffix == ".pt2":
-        module = torch.export.load(path).module()
-
-        def run_pt2(inputs: Tensor) -> Tensor:
-            output: Tensor = module(inputs)
-            return output
-
-        return run_pt2
+        return pt2.open_pt2(path)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -15,7 +15,7 @@ from dreamstill.folder import claimed, save_arrays, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.run import open_from, seeded_process
 from dreamstill.settings import no_effect
-from dreamstill.sources import Images, OnProgress, own_images, same_origin
+from dreamstill.sources import Images, OnProgress, origin_of, own_images
 from dreamstill.summarize import MOST_SHOWN
 from dreamstill.tasks.continual import (
     ContinualSettings,
@@ -88,19 +88,41 @@ def learn_classes(
     num_classes = int(labels.max()) + 1
     test = load_images(real, teacher.spec, num_classes) if real else None
     given = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
-    with claimed(folder, job, "images.*", LEARNED, resume=resume):
-        same_origin(folder, teacher, images=given, new=new, labels=labels)
+    with claimed(
+        folder,
+        job,
+        origin_of(teacher, images=given, new=new, labels=labels),
+        resume=resume,
+        worth=("images.npz", "images.pt", LEARNED),
+        makes=("images.npy",),
+    ):
         dreams = new[:0] if given is None else given
         if given is None and job.continual.dreaming:
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
         network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
-    summary: dict[str, Any] = {"old_classes": teacher.num_classes, "classes": num_classes}
-    pictures = _learned_from(teacher, dreams, new, labels)
+        pictures = _learned_from(teacher, dreams, new, labels)
+        return _summarize(folder, teacher, network, real, test, pictures)
+
+
+def _summarize(
+    folder: Path,
+    teacher: Teacher,
+    network: Teacher,
+    real: Path | None,
+    test: tuple[Tensor, Tensor] | None,
+    pictures: dict[str, np.ndarray[Any, Any]],
+) -> dict[str, Any]:
+    """Measure what was learned; write its files, pictures.npz and summary.json."""
+    summary: dict[str, Any] = {
+        "old_classes": teacher.num_classes,
+        "classes": network.num_classes,
+    }
     if test is not None and real is not None:
         x, y = test
         before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
         summary |= {"images": real.name} | _kept(before, after, y)
-        pictures["confusion"] = confusion_matrix(after, y, num_classes).numpy()
+        confusion = confusion_matrix(after, y, network.num_classes)
+        pictures = pictures | {"confusion": confusion.numpy()}
     save_arrays(folder / "pictures.npz", **pictures)
     summary["files"] = []
     try:

@@ -181,6 +181,8 @@ class Teacher:
     queries: int = field(default=0)
     precision: Precision = Precision.FLOAT32
     """Of the teacher and of whatever else it runs."""
+    factory: str = ""
+    """module:function that built it, where that is known."""
     _layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
@@ -238,7 +240,17 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the weights: names the teacher in records."""
+        """Names the teacher in records: 16 hex digits of a SHA-256.
+
+        Of all that decides its answers: weights, factory, and what its card says of its input and
+        classes.
+        """
+        card = (self.factory, self.num_classes, self.spec.shape, self.spec.mean, self.spec.std)
+        return hashlib.sha256(f"{self.weights_digest} {card}".encode()).hexdigest()[:16]
+
+    @property
+    def weights_digest(self) -> str:
+        """16 hex digits of the SHA-256 of the weights alone."""
         digest = hashlib.sha256()
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
@@ -384,6 +396,7 @@ def open_teacher(
     device: str = "cpu",
     precision: Precision = Precision.FLOAT32,
     role: str = "teacher",
+    factory: str = "",
 ) -> Teacher:
     """Copy a network, freeze the copy in eval mode, examine it and see what it offers.
 
@@ -397,6 +410,7 @@ def open_teacher(
         device: where to put the copy.
         precision: of what it runs, itself among it.
         role: what messages call it.
+        factory: module:function that built it, for its fingerprint.
 
     Raises:
         TeacherError: a pass fails; the output is not finite (N, K) logits with K >= 2, or is
@@ -424,7 +438,7 @@ def open_teacher(
             num_features=probe.inputs[last].shape[1] if last is not None else None,
             obstacle=obstacle_to_training(module, inputs),
         )
-    return Teacher(module, spec, logits.shape[1], offers, precision=precision)
+    return Teacher(module, spec, logits.shape[1], offers, precision=precision, factory=factory)
 
 
 def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:

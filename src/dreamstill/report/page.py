@@ -1,7 +1,6 @@
 """What every page is made of: the records of a folder in, one self-contained HTML file out."""
 
 import base64
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dreamstill.errors import RunError, first_line
+from dreamstill.folder import write_atomically
 from dreamstill.report.figures import Array
 from dreamstill.settings import read_plain
 
@@ -60,15 +60,7 @@ def write_page(
         **values,
     )
     target = folder / "report.html"
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(target, page.encode())
     return target
 
 

@@ -66,7 +66,7 @@ def finetune(
         settings, prefill=len(training), fresh_every=0, held_out=held_out, pool=len(training)
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows: it is open
-        pool = Pool(Path(folder), teacher.spec, len(training), {})
+        pool = Pool(Path(folder), teacher.spec, len(training))
         for part in training.split(500):
             pool.add(Batch(teacher.spec.encode(part), torch.empty(0)))
         source = StoredImages(teacher, training, settings.batch_size, rng=rng)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import ExportError
+from dreamstill.folder import write_atomically
 from dreamstill.tasks.pack import weights_of
 
 __all__ = ["load_packed", "save_packed"]
@@ -198,15 +199,14 @@ def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = N
     packed = np.packbits(np.frombuffer(bits.encode(), np.uint8) - ord("0")).tobytes()
     head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
     data = MAGIC + struct.pack("<II", len(head), len(body)) + head + body + packed
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror}") from error
-    decoded, _ = load_packed(path)
-    for name, value in unpacked_state(model).items():
-        if decoded[name].dtype != value.dtype or not torch.equal(decoded[name], value.cpu()):
-            path.unlink()
-            raise ExportError(f"{name} does not decode to what was packed")
+
+    def compare(temporary: Path) -> None:
+        decoded, _ = load_packed(temporary)
+        for name, value in unpacked_state(model).items():
+            if decoded[name].dtype != value.dtype or not torch.equal(decoded[name], value.cpu()):
+                raise ExportError(f"{name} does not decode to what was packed")
+
+    write_atomically(path, data, check=compare, error=ExportError)
     return len(data)
 
 
