@@ -22,7 +22,8 @@ from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_in
 from dreamstill.tasks.merge import MergeSettings, merge
 from dreamstill.tasks.pack import PackSettings, pack, weights_of
 from dreamstill.tasks.packed import load_packed, save_packed
-from dreamstill.tasks.prune import PruneSettings, library, prune
+from dreamstill.tasks.channels import library
+from dreamstill.tasks.prune import PruneSettings, prune
 from dreamstill.tasks.quantize import (
     QuantizeSettings,
     check_without_inputs,
