@@ -290,11 +290,13 @@ def written_size(graph: fx.GraphModule, name: str, width: int) -> str | None:
             shape = _shape_asked(user, modules)
             sizes = [size for size in shape if type(size) is int]
             if found := [size for size in sizes if 1 < width <= size and size % width == 0]:
-                call = type(modules[str(user.target)]).__name__ if user.op == "call_module" else user
+                by_module = user.op == "call_module"
+                call = type(modules[str(user.target)]).__name__ if by_module else user.name
                 text = ", ".join(str(size) if type(size) is int else "n" for size in shape)
-                flat = len(shape) == 2 and user.op != "call_module"
-                instead = "x.flatten(1)" if flat else f"-1 or a size of x.shape for {found[0]}"
-                return f"{call} to ({text}) has {name}'s {width} channels written in: write {instead}"
+                instead = f"-1 or a size of x.shape for {found[0]}"
+                if len(shape) == 2 and not by_module:
+                    instead = "x.flatten(1)"
+                return f"{call}({text}) has {name}'s {width} channels written in: write {instead}"
     return None
 
 

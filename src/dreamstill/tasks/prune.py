@@ -387,8 +387,11 @@ def _narrow(
             raise
         except Exception as error:  # where the library took channels wrong
             failed = error
-        masks = {group.name: trial.outputs.get(group.name) for group in groups}
-        gone = {n: (~mask).nonzero().flatten().tolist() for n, mask in masks.items() if mask is not None}
+        gone = {
+            group.name: (~trial.outputs[group.name]).nonzero().flatten().tolist()
+            for group in groups
+            if group.name in trial.outputs
+        }
         cut, wrong = followed(model, inputs, gone)
         plan.leave(groups, wrong, model)
         if failed is not None and not wrong:
