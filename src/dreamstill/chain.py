@@ -29,14 +29,14 @@ from dreamstill.export import export, load_exported
 from dreamstill.folder import claimed, digest, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
-from dreamstill.links import TASKS, Work
+from dreamstill.links import TASKS, Work, check_links
 from dreamstill.run import open_from, open_student, seeded_process
 from dreamstill.settings import from_plain, read_plain, to_plain
 from dreamstill.sources import Images, OnProgress, origin_of, own_images, read_synthesis
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.finetune import check_finetuning
 from dreamstill.tasks.layers import entering_quantized, weights_in
-from dreamstill.tasks.prune import Importance, check_importance
+from dreamstill.tasks.prune import Importance
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Chain", "Link", "read_chain", "run_chain"]
@@ -146,9 +146,7 @@ def run_chain(
     students = [link.settings.student for link in chain.links if link.task == "distill"]
     kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
     check_keepable(kin)
-    for link in chain.links:
-        if link.task == "prune":
-            check_importance(kin[-1], link.settings)
+    check_links(chain.links, kin[-1], teacher)
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
     with claimed(

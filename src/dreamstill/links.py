@@ -1,7 +1,7 @@
 """The links of a chain: one task on one network each, with its settings."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from dreamstill.plain import copy_network
 from dreamstill.run import RANDOM_START, open_student
 from dreamstill.settings import no_effect, none_or_at_least, to_plain
 from dreamstill.sources import OnProgress
+from dreamstill.tasks.channels import library
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import map_modules
+from dreamstill.tasks.graph import fold_batch_norm, map_modules
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_int8
-from dreamstill.tasks.merge import MergeSettings, merge
+from dreamstill.tasks.merge import MergeSettings, check_mergeable, merge
 from dreamstill.tasks.pack import PackSettings, pack, weights_of
 from dreamstill.tasks.packed import load_packed, save_packed
-from dreamstill.tasks.prune import PruneSettings, library, prune
+from dreamstill.tasks.prune import PruneSettings, check_importance, check_prunable, prune
 from dreamstill.tasks.quantize import (
     QuantizeSettings,
     check_without_inputs,
@@ -30,9 +31,9 @@ from dreamstill.tasks.quantize import (
     quantize_without_inputs,
 )
 from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher, check_trainable, open_teacher
 
-__all__ = ["TASKS", "Work"]
+__all__ = ["TASKS", "Work", "check_links"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +169,10 @@ def _prune(model: nn.Module, settings: PruneLink, work: Work) -> Outcome:
     pruned, rounds = prune(
         work.teacher, work.images, settings, rng=work.rng, model=model, on_progress=work.on_progress
     )
-    return pruned, {"rounds": [asdict(record) for record in rounds]}
+    record: dict[str, Any] = {"rounds": [asdict(record) for record in rounds]}
+    if whole := rounds[-1].left_whole:
+        record["left_whole"] = list(whole)
+    return pruned, record
 
 
 def _merge(model: nn.Module, settings: MergeLink, work: Work) -> Outcome:
@@ -267,3 +271,31 @@ TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {
     "int8": (Int8Link, _int8),
     "pack": (PackSettings, _pack),
 }
+
+
+def check_links(links: Sequence[Any], model: nn.Module, teacher: Teacher) -> None:
+    """See that links can do what they are asked, before any image is made for them.
+
+    Args:
+        links: with a task and its settings each.
+        model: the network that the first link after a distillation is given.
+        teacher: of the chain.
+
+    Raises:
+        SettingsError, TeacherError: what the first link that cannot would raise.
+
+    """
+    untouched = True
+    for link in links:
+        parts = (getattr(link.settings, part.name) for part in fields(link.settings))
+        if any(isinstance(part, DistillSettings) for part in parts):
+            check_trainable(model, teacher.spec)
+        if link.task == "distill" and link.settings.inherit:
+            inherit(teacher.module, copy_network(model))
+        elif link.task == "prune":
+            check_importance(model, link.settings)
+            if untouched:  # another link before it decides how much is left to go
+                check_prunable(copy_network(model), teacher, link.settings)
+        elif link.task == "merge":
+            check_mergeable(fold_batch_norm(model), link.settings)
+        untouched &= link.task == "distill"
