@@ -8,7 +8,7 @@ user's factories alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
 from dreamstill.links import TASKS, Work
 from dreamstill.run import open_from, open_student, seeded_process
-from dreamstill.settings import from_plain, read_plain, to_plain
+from dreamstill.settings import from_plain, read_plain, settings_class, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.finetune import check_finetuning
@@ -44,7 +44,7 @@ NUM_SHOWN = 1000
 """The last images, on which agreement is measured and ranges are shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Link:
     """One task of a chain."""
 
@@ -59,7 +59,7 @@ class Link:
                 check_finetuning(training)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Chain(Images):
     """All that decides a chain's result."""
 

@@ -1,6 +1,6 @@
 """Teach a network new classes, from their file to the device's: no old data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dreamstill.export import export
 from dreamstill.folder import claimed, save_arrays, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.run import open_from, seeded_process
-from dreamstill.settings import no_effect
+from dreamstill.settings import no_effect, settings_class
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
 from dreamstill.summarize import MOST_SHOWN
 from dreamstill.tasks.continual import (
@@ -35,7 +35,7 @@ __all__ = [
 LEARNED = "network.safetensors"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Learning(Images):
     """All that decides what a network that learns new classes becomes."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.run import RANDOM_START, open_student
-from dreamstill.settings import no_effect, none_or_at_least, to_plain
+from dreamstill.settings import no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.sources import OnProgress
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
@@ -35,7 +35,7 @@ from dreamstill.teacher import Teacher, open_teacher
 __all__ = ["TASKS", "Work"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DistillLink:
     """Settings of a distillation on the images."""
 
@@ -58,7 +58,7 @@ class DistillLink:
             raise SettingsError(RANDOM_START)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PruneLink(PruneSettings):
     """Settings of pruning, where its library is installed."""
 
@@ -67,7 +67,7 @@ class PruneLink(PruneSettings):
         library()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MergeLink(MergeSettings):
     """Settings of merging, and of fine-tuning after it."""
 
@@ -75,7 +75,7 @@ class MergeLink(MergeSettings):
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class FactorizeLink(FactorizeSettings):
     """Settings of factorization, and of fine-tuning after it."""
 
@@ -83,7 +83,7 @@ class FactorizeLink(FactorizeSettings):
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class QuantizeLink(QuantizeSettings):
     """Settings of simulated quantization."""
 
@@ -96,7 +96,7 @@ class QuantizeLink(QuantizeSettings):
             check_without_inputs(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Int8Link:
     """Settings of static int8 files."""
 

@@ -7,7 +7,6 @@ then commit; on resume the checkpoint's images are written again over whatever w
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError, first_line
-from dreamstill.settings import read_plain
+from dreamstill.settings import read_plain, settings_class
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Augmentation", "Pool", "StoredImages", "augment"]
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: the command line's generator wants a __dict__
+@settings_class
 class Augmentation:
     """Random changes of replayed images; the teacher answers anew for what comes out."""
 

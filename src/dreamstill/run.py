@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from dreamstill.folder import (
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import no_effect, none_or_at_least, to_plain
+from dreamstill.settings import no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class TeacherFile:
     """Where the teacher is; what is None is read from the card beside the weights."""
 
@@ -81,7 +81,7 @@ class TeacherFile:
 RANDOM_START = "0 steps leave a student at its random start: take steps, or let it inherit"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Job:
     """All that decides a run's result."""
 

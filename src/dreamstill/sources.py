@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import load_checkpoint, save_arrays, write_atomically, write_json
 from dreamstill.images import load_unlabelled
 from dreamstill.run import TeacherFile
-from dreamstill.settings import no_effect, read_plain, to_plain
+from dreamstill.settings import no_effect, read_plain, settings_class, to_plain
 from dreamstill.synthesis import (
     METHODS,
     Synthesizer,
@@ -30,7 +29,7 @@ __all__ = ["Images", "OnProgress", "draw_images", "own_images", "read_synthesis"
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Images:
     """A teacher and the images to work with."""
 

@@ -14,7 +14,6 @@ al. take 250 epochs of SGD at 0.1 with three drops.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -25,7 +24,7 @@ from dreamstill.errors import DataError, NonFiniteError, TeacherError
 from dreamstill.evaluate import answers
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nets.seeded import seeded
-from dreamstill.settings import above, at_least, no_effect
+from dreamstill.settings import above, at_least, no_effect, settings_class
 from dreamstill.tasks.distill import Progress
 from dreamstill.tasks.graph import replace_module
 from dreamstill.teacher import Teacher, open_teacher
@@ -49,7 +48,7 @@ class Recipe(StrEnum):
     FINETUNE = "finetune"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class ContinualSettings:
     """Settings of learning new classes."""
 

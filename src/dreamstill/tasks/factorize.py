@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import count_macs
 from dreamstill.probe import eval_mode, shown_at_once, some_of
-from dreamstill.settings import at_least, no_effect, none_or_at_least, within
+from dreamstill.settings import at_least, no_effect, none_or_at_least, settings_class, within
 from dreamstill.tasks.factors import modes_by_responses, modes_of, with_factors
 from dreamstill.tasks.graph import plain_layers, shared_weights
 from dreamstill.tasks.ranks import (
@@ -37,7 +37,7 @@ from dreamstill.teacher import InputSpec
 __all__ = ["FactorizeSettings", "RankRecord", "factorize"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class FactorizeSettings:
     """Settings of factorization."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.probe import some_of
-from dreamstill.settings import none_or_at_least, within
+from dreamstill.settings import none_or_at_least, settings_class, within
 from dreamstill.tasks.graph import Pair, fold_batch_norm, pairs, replace_module, trace
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.teacher import InputSpec
@@ -24,7 +24,7 @@ from dreamstill.teacher import InputSpec
 __all__ = ["LayerRecord", "MergeSettings", "merge", "merge_order"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MergeSettings:
     """Settings of merging."""
 

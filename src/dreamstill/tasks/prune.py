@@ -25,7 +25,7 @@ from dreamstill.errors import DreamstillError, SettingsError, TeacherError, firs
 from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
 from dreamstill.export import quiet
 from dreamstill.probe import probed_at_once, some_of
-from dreamstill.settings import at_least, none_or_at_least, within
+from dreamstill.settings import at_least, none_or_at_least, settings_class, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import trace
@@ -60,7 +60,7 @@ class Target(StrEnum):
     LATENCY = "latency"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PruneSettings:
     """Settings of pruning."""
 
