@@ -20,6 +20,7 @@ from dreamstill.evaluate import (
     accuracy,
     agreement,
     answers,
+    device_of,
     evaluating,
     measure_cost,
     predict,
@@ -28,9 +29,9 @@ from dreamstill.export import export, load_exported
 from dreamstill.folder import claimed, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
-from dreamstill.links import TASKS, Work
+from dreamstill.links import TASKS, Work, looks_at_images
 from dreamstill.run import open_from, open_student, seeded_process
-from dreamstill.settings import from_plain, read_plain, settings_class, to_plain
+from dreamstill.settings import from_plain, no_effect, read_plain, settings_class, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.finetune import check_finetuning
@@ -69,6 +70,9 @@ class Chain(Images):
         Images.__post_init__(self)  # slots and super() do not go together
         if not self.links:
             raise SettingsError("a chain needs at least one link")
+        if not self.looks_at_images and self.num_images is None:
+            where = "on tasks that look at no image, unless num_images says how many to make"
+            no_effect(self, where, "method", "synthesis")
         if any(link.task == "distill" for link in self.links[1:]):
             raise SettingsError("distill starts a student afresh: it can only be the first link")
         tasks = [link.task for link in self.links]
@@ -79,6 +83,12 @@ class Chain(Images):
         for link in merged:
             if link.task == "prune" and link.settings.importance is Importance.BATCH_NORM:
                 raise SettingsError("importance batch-norm cannot follow merge, which folds it")
+
+    @property
+    def looks_at_images(self) -> bool:
+        """A task does, or agreement is to be measured on so many."""
+        asked = self.num_images is not None
+        return asked or any(looks_at_images(link.task, link.settings) for link in self.links)
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
@@ -127,7 +137,7 @@ def run_chain(
 
     Returns:
         What summary.json holds: the teacher and every link with its cost, agreement on a thousand
-        of the images, accuracy if measured, and the files written.
+        of the images where there are any, accuracy if measured, and the files written.
 
     Raises:
         TeacherError: a network cannot be opened, built, kept between links, or changed by a task.
@@ -140,8 +150,8 @@ def run_chain(
         NonFiniteError: a loss, or a layer's solution, is not finite.
 
     """
-    teacher = open_from(chain.teacher)
-    rng = torch.Generator().manual_seed(chain.seed)
+    teacher = open_from(chain.teacher, device=chain.device, precision=chain.precision)
+    rng = torch.Generator(chain.device).manual_seed(chain.seed)
     students = [link.settings.student for link in chain.links if link.task == "distill"]
     kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
     check_keepable(kin)
@@ -154,7 +164,9 @@ def run_chain(
         _amend(folder, chain)
     with claimed(folder, chain, "images.*", "links/*.json", resume=resume):
         same_origin(folder, teacher, images=images)
-        if images is None:
+        if images is None and not chain.looks_at_images:
+            images = torch.empty(0, *teacher.spec.shape, dtype=torch.uint8)
+        elif images is None:
             images = own_images(folder / "images.npz", chain, teacher, on_progress)
         made = _make_links(folder / "links", chain, teacher, images, kin, on_progress)
     return _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
@@ -193,7 +205,7 @@ def _make_links(
     """Do every link on what the one before it made, or read it back where it is finished."""
     folder.mkdir(exist_ok=True)
     shown = images[-NUM_SHOWN:]
-    wanted = predict(teacher.module, teacher.spec, shown)
+    wanted = predict(teacher.module, teacher.spec, shown) if len(shown) else shown
 
     record = _measured(teacher.module, {}, folder, teacher.spec, shown, wanted)
     made = [Made("teacher", teacher.module, record)]
@@ -203,9 +215,9 @@ def _make_links(
         if finished.is_file():
             network, record = read_network(kept, kin), read_plain(finished)
         else:
-            rng = torch.Generator().manual_seed(chain.seed + index)
+            rng = torch.Generator(chain.device).manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)
-            with seeded_process(chain.seed + index):
+            with seeded_process(chain.seed + index, chain.device):
                 network, record = TASKS[link.task][1](made[-1].network, link.settings, work)
             record = {"task": link.task} | record
             record = _measured(network, record, folder, teacher.spec, shown, wanted)
@@ -229,8 +241,7 @@ def _summarize(
         summary["images"] = real.name
         for one in made:
             run = _runtime(one.network, one.record, folder / "links")
-            with evaluating(one.network):
-                logits = answers(run, teacher.spec, test[0])
+            logits = _answers(one.network, run, teacher.spec, test[0])
             one.record["accuracy"] = accuracy(logits, test[1])
     whole, *links = [one.record for one in made]
     summary = {"teacher": whole, "links": links} | summary
@@ -257,10 +268,19 @@ def _measured(
 ) -> dict[str, Any]:
     """A link's record with its cost, and its agreement with the logits wanted for the images."""
     run = _runtime(network, record, folder)
-    with evaluating(network):
-        logits = answers(run, spec, images)
     cost = asdict(measure_cost(network, spec, run=run))
-    return cost | {"agreement": agreement(logits, wanted)} | record
+    if not len(images):  # the tasks look at none, and none are made to measure agreement on
+        return cost | record
+    return cost | {"agreement": agreement(_answers(network, run, spec, images), wanted)} | record
+
+
+def _answers(
+    network: nn.Module, run: Callable[[Tensor], Tensor], spec: InputSpec, images: Tensor
+) -> Tensor:
+    """Logits of what answers for a link; files answer on the CPU."""
+    device = device_of(network) if run is network else "cpu"
+    with evaluating(network):
+        return answers(run, spec, images, device=device)
 
 
 def _runtime(

@@ -1,21 +1,26 @@
 """Write a network in a device's format, re-open it in its own runtime, compare, or fail."""
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, first_line, innermost
-from dreamstill.evaluate import evaluating
+from dreamstill.errors import ExportError, innermost
+from dreamstill.evaluate import device_of, evaluating
+from dreamstill.nets.seeded import rng_kept
+from dreamstill.reading import StrPath, reading
 from dreamstill.teacher import InputSpec
 
 __all__ = [
@@ -23,6 +28,8 @@ __all__ = [
     "check_formats",
     "export",
     "load_exported",
+    "on_cpu",
+    "onnxruntime",
     "quiet",
     "write_pt2",
     "write_pte",
@@ -51,11 +58,27 @@ def check_formats(names: Iterable[str]) -> None:
             raise ExportError("no executorch: pip install 'dreamstill[executorch]'")
 
 
-def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
+def on_cpu(module: nn.Module) -> nn.Module:
+    """Return the network, or a copy on the CPU, where files are made and compared."""
+    return module if device_of(module).type == "cpu" else copy.deepcopy(module).cpu()
+
+
+def onnxruntime(part: str = "") -> Any:
+    """Return onnxruntime, or a module of it such as "quantization", without its telemetry.
+
+    That would open sockets and keep a file in the home folder, and whether it may is read when the
+    library is imported; whoever wants it sets ORT_DISABLE_TELEMETRY to something else before.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module(f"onnxruntime.{part}" if part else "onnxruntime")
+
+
+@rng_kept()  # exporters draw from the global generator
+def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
     """Export by the suffix of `path` and verify.
 
     Args:
-        module: the network, left as it was.
+        module: the network, left as it was, on any device.
         spec: its input.
         path: .onnx or .pt2, of a free batch size, or .pte, of one image at a time: ExecuTorch's
             memory is planned before it runs.
@@ -66,6 +89,7 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
             logit). Nothing is left behind then.
 
     """
+    path, module = Path(path), on_cpu(module)
     kind = path.suffix[1:]
     check_formats([kind])
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
@@ -183,15 +207,13 @@ def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
 _WRITERS = {"onnx": _write_onnx, "pt2": write_pt2, "pte": write_pte}
 
 
-def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
+def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
     """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits.
 
     ExportError for a file that is absent or damaged.
     """
-    try:
-        return _open(path)
-    except Exception as error:  # runtimes raise many kinds of their own
-        raise ExportError(f"cannot open {path}: {first_line(error)}") from error
+    with reading(path, ExportError, "does not open in its runtime"):
+        return _open(Path(path))
 
 
 def _open(path: Path) -> Callable[[Tensor], Tensor]:
@@ -211,9 +233,7 @@ def _open(path: Path) -> Callable[[Tensor], Tensor]:
             return output
 
         return run_pt2
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run_onnx(inputs: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"input": inputs.numpy()})[0])

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dreamstill.errors import DreamstillError, RunError, first_line
+from dreamstill.reading import reading
 from dreamstill.settings import read_plain, to_plain
 
 __all__ = [
@@ -178,8 +179,8 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
 def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
     """What torch.save wrote, its tensors on the device; RunError for a damaged file."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise RunError(f"cannot read {path}: {first_line(error)}") from error
+    with reading(path, RunError):
+        state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise RunError(f"{path} is damaged: it holds {type(state).__name__}, not a checkpoint")
     return state

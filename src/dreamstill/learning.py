@@ -82,7 +82,7 @@ def learn_classes(
         NonFiniteError: a loss is not finite.
 
     """
-    teacher = open_from(job.teacher)
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)
     num_classes = int(labels.max()) + 1
@@ -127,8 +127,8 @@ def _learned(
     if path.is_file():
         model = grow(teacher, int(labels.max()) + 1, rng)
         model.load_state_dict(load_weights(path))
-        return open_teacher(model, teacher.spec)
-    with seeded_process(job.seed):
+        return open_teacher(model, teacher.spec, device=job.device, precision=job.precision)
+    with seeded_process(job.seed, job.device):
         network = learn(
             teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
         )

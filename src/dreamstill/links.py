@@ -32,7 +32,7 @@ from dreamstill.tasks.quantize import (
 from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["TASKS", "Work"]
+__all__ = ["TASKS", "Work", "looks_at_images"]
 
 
 @settings_class
@@ -185,8 +185,8 @@ def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome
 
 def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
     if settings.without_inputs:
-        whole = open_teacher(model, work.teacher.spec)
-        quantized = quantize_without_inputs(whole, settings)
+        whole = open_teacher(copy.deepcopy(model).cpu(), work.teacher.spec)
+        quantized = quantize_without_inputs(whole, settings).to(work.teacher.device)
     else:
         quantized = quantize(
             work.teacher,
@@ -256,6 +256,16 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
     plain.load_state_dict(load_packed(path)[0])
     record = {"files": [{"path": str(path), "bytes": size}], "bytes": size}
     return plain, record | _left_whole(plain, weights_of(plain).values())
+
+
+def looks_at_images(task: str, settings: Any) -> bool:
+    """A task does not, with these settings, work from the weights alone."""
+    if task == "quantize":
+        return not settings.without_inputs
+    if task in ("merge", "factorize"):
+        read = settings.reconstruct, getattr(settings, "responses", 0), settings.finetune
+        return any(read)
+    return True
 
 
 TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {

@@ -22,13 +22,15 @@ from enum import StrEnum
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
 from dreamstill.folder import write_atomically
 from dreamstill.probe import Probe, probed_at_once
+from dreamstill.reading import StrPath, reading
+from dreamstill.settings import from_plain
 from dreamstill.teacher import Teacher
 
 __all__ = ["Kind", "Metadata", "activations", "load_metadata", "record_metadata"]
@@ -155,9 +157,9 @@ def graph_basis(values: Tensor, num: int) -> Tensor:
 def record_metadata(
     teacher: Teacher,
     images: Tensor,
-    path: Path,
+    path: StrPath,
     *,
-    kind: Kind = Kind.ALL,
+    kind: Kind | str = Kind.ALL,
     num_vectors: int = 64,
     largest_root: int = 512,
 ) -> Metadata:
@@ -177,13 +179,14 @@ def record_metadata(
         RunError: the file cannot be written.
 
     """
+    path, of_kind = Path(path), _kind_of(kind)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {path.parent}: {error.strerror}") from error
     shown = activations(teacher, _shown(teacher, images[:1]))
-    spectral = kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
-    sets = _layer_sets(kind, teacher, list(shown))
+    spectral = of_kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
+    sets = _layer_sets(of_kind, teacher, list(shown))
     # of large views moments are all that is written, and activations would fill the memory
     moments = {
         layers: ClassMoments(teacher.num_classes, size)
@@ -216,16 +219,21 @@ def record_metadata(
         else view_of(layers, together, classes, num_vectors=num, largest_root=largest_root)
         for layers in sets
     ]
-    metadata = Metadata(kind=kind, fingerprint=teacher.fingerprint, views=tuple(views))
+    metadata = Metadata(kind=of_kind, fingerprint=teacher.fingerprint, views=tuple(views))
     header = {
         "format": FORMAT,
-        "kind": kind.value,
+        "kind": of_kind.value,
         "teacher": metadata.fingerprint,
         "rectified": " ".join(view.name for view in views if view.rectified),
     }
     tensors = dict(_tensors(metadata))
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
     return metadata
+
+
+def _kind_of(name: Kind | str) -> Kind:
+    kind: Kind = from_plain(Kind, name, "kind")
+    return kind
 
 
 def _shown(teacher: Teacher, images: Tensor) -> Tensor:
@@ -317,30 +325,54 @@ def _tensors(metadata: Metadata) -> Iterator[tuple[str, Tensor]]:
                 yield f"{view.name}/{part}", value.contiguous()
 
 
-def load_metadata(path: Path, teacher: Teacher) -> Metadata:
+def load_metadata(path: StrPath, teacher: Teacher) -> Metadata:
     """Read a file of metadata; TeacherError if it is not one, or of another teacher."""
-    try:
+    with reading(path, TeacherError, "is not a file of metadata"):
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).to(teacher.device) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TeacherError(f"{path} is not a file of metadata: {error}") from error
-    if header.get("format") != FORMAT:
-        raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
-    if header["teacher"] != teacher.fingerprint:
-        raise TeacherError(
-            f"{path} was recorded on the teacher {header['teacher']}, not on {teacher.fingerprint}"
-        )
-    rectified = header.get("rectified", "").split()
-    views = [
-        View(
-            layers=tuple(name.split("+")),
-            mean=tensors[f"{name}/mean"],
-            root=tensors.get(f"{name}/root"),
-            std=tensors[f"{name}/std"],
-            basis=tensors.get(f"{name}/basis"),
-            rectified=name in rectified,
-        )
-        for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
-    ]
-    return Metadata(kind=Kind(header["kind"]), fingerprint=header["teacher"], views=tuple(views))
+        if header.get("format") != FORMAT:
+            raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
+        if (recorded_on := header["teacher"]) != teacher.fingerprint:
+            raise TeacherError(
+                f"{path} was recorded on the teacher {recorded_on}, not on {teacher.fingerprint}"
+            )
+        rectified = header.get("rectified", "").split()
+        views = [
+            View(
+                layers=tuple(name.split("+")),
+                mean=tensors[f"{name}/mean"],
+                root=tensors.get(f"{name}/root"),
+                std=tensors[f"{name}/std"],
+                basis=tensors.get(f"{name}/basis"),
+                rectified=name in rectified,
+            )
+            for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
+        ]
+        _check_views(views, teacher)
+        return Metadata(kind=Kind(header["kind"]), fingerprint=recorded_on, views=tuple(views))
+
+
+@torch.no_grad()
+def _check_views(views: list[View], teacher: Teacher) -> None:
+    """ValueError, or whatever torch says, where the tensors are not of the teacher's layers."""
+    if not views:
+        raise ValueError("it holds no statistics")
+    queries = teacher.queries
+    shown = activations(teacher, teacher.spec.normalize(_blank(teacher)))
+    teacher.queries = queries  # nothing is learned from a blank image
+    for view in views:
+        size = view.project(shown).shape[1]
+        wanted = {"mean": (size,), "std": (size,), "root": (size, size)}
+        for part, of in wanted.items():
+            if part == "root" and view.root is None:
+                continue
+            value = getattr(view, part)
+            if value.shape != (teacher.num_classes, *of) or not value.is_floating_point():
+                raise ValueError(f"{view.name}/{part} is {value.dtype} {tuple(value.shape)}")
+            if not value.isfinite().all():
+                raise ValueError(f"{view.name}/{part} has values that are not finite")
+
+
+def _blank(teacher: Teacher) -> Tensor:
+    return torch.zeros(1, *teacher.spec.shape, device=teacher.device)

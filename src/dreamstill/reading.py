@@ -32,26 +32,37 @@ KINDS = {
 
 
 @contextmanager
-def reading(path: StrPath, error: type[DreamstillError], wrong: str) -> Iterator[None]:
+def reading(
+    path: StrPath,
+    error: type[DreamstillError],
+    wrong: str = "is damaged",
+    *,
+    what: str = "",
+    instead: str = "",
+) -> Iterator[None]:
     """Run a body that reads a regular file, and let it raise nothing but `error`.
 
     Args:
         path: of the file. Anything else than a regular file is never opened: a FIFO waits for ever.
         error: what to raise.
         wrong: what the file is where it cannot be read, such as "is not a whole .npz file".
+        what: what is looked for, such as "weights", for the message where there is nothing.
+        instead: what to do where the file cannot be read, for the end of the message.
 
     Raises:
         DreamstillError: an `error` that names the file and what is wrong; those that the body
             raises itself pass as they are.
 
     """
-    check_file(path, error)
-    with understood(path, error, wrong):
+    check_file(path, error, what)
+    with understood(path, error, wrong, instead=instead):
         yield
 
 
 @contextmanager
-def understood(where: StrPath, error: type[DreamstillError], wrong: str) -> Iterator[None]:
+def understood(
+    where: StrPath, error: type[DreamstillError], wrong: str, *, instead: str = ""
+) -> Iterator[None]:
     """Run a body that interprets what was read from `where`; see `reading`."""
     try:
         with warnings.catch_warnings():
@@ -63,13 +74,18 @@ def understood(where: StrPath, error: type[DreamstillError], wrong: str) -> Iter
     except OSError as failed:
         raise error(f"cannot read {where}: {failed.strerror or first_line(failed)}") from failed
     except Exception as failed:  # the bytes of a file can provoke anything
-        raise error(f"{where} {wrong}: {_reason(failed)}") from failed
+        more = f"; {instead}" if instead else ""
+        raise error(f"{where} {wrong}: {_reason(failed)}{more}") from failed
 
 
-def check_file(path: StrPath, error: type[DreamstillError]) -> None:
-    """Raise `error` unless there is a regular file at `path`."""
+def check_file(path: StrPath, error: type[DreamstillError], what: str = "") -> None:
+    """Raise `error` unless there is a regular file at `path`; see `reading`."""
     try:
-        kind = stat.S_IFMT(Path(path).stat().st_mode)
+        kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 (an empty Path is the folder)
+    except (FileNotFoundError, NotADirectoryError) as failed:
+        name = os.fspath(path) or "''"
+        absent = f"no {what} at {name}" if what else f"cannot read {name}: {failed.strerror}"
+        raise error(absent) from failed
     except OSError as failed:
         raise error(f"cannot read {path}: {failed.strerror}") from failed
     except ValueError as failed:  # a name with a null character

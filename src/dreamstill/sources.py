@@ -13,7 +13,7 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import load_checkpoint, save_arrays, write_atomically, write_json
 from dreamstill.images import load_unlabelled
 from dreamstill.run import TeacherFile
-from dreamstill.settings import no_effect, read_plain, settings_class, to_plain
+from dreamstill.settings import at_least, no_effect, read_plain, settings_class, to_plain
 from dreamstill.synthesis import (
     METHODS,
     Synthesizer,
@@ -22,7 +22,7 @@ from dreamstill.synthesis import (
     open_synthesizer,
 )
 from dreamstill.tasks.distill import Progress
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Precision, Teacher
 
 __all__ = ["Images", "OnProgress", "draw_images", "own_images", "read_synthesis", "same_origin"]
 
@@ -40,15 +40,18 @@ class Images:
     """What synthesizes them."""
     synthesis: Any = None
     """The method's settings; default: its own."""
-    num_images: int = 4000
-    """How many to synthesize; at least 8."""
+    num_images: int | None = None
+    """How many to synthesize; at least 8. Default: 4000, or none where no task looks at any."""
     seed: int = 0
+    device: str = "cpu"
+    """Where images are synthesized and networks trained; files for devices are made on the CPU."""
+    precision: Precision = Precision.FLOAT32
+    """float32, or bfloat16: of the networks while they run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
-        if self.num_images < 8:
-            raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
+        at_least(self, 8, "num_images")
         able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
         if self.method not in able:
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
@@ -177,7 +180,7 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
         teacher,
         job.method,
         settings,
-        job.num_images,
+        4000 if job.num_images is None else job.num_images,
         seed=job.seed,
         checkpoint=checkpoint,
         on_progress=on_progress,

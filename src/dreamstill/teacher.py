@@ -7,9 +7,7 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 import difflib
 import hashlib
 import itertools
-import json
 import pkgutil
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +16,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -27,7 +24,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from dreamstill.errors import TeacherError, first_line
+from dreamstill.nets.seeded import rng_kept
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
+from dreamstill.reading import StrPath, read_json, read_toml, reading
+from dreamstill.settings import from_plain
 
 __all__ = [
     "CARD",
@@ -165,6 +165,9 @@ class Teacher:
         default_factory=WeakKeyDictionary, repr=False
     )
 
+    def __post_init__(self) -> None:
+        self.precision = from_plain(Precision, self.precision, "precision")
+
     def __call__(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
         self.queries += len(inputs)
@@ -237,15 +240,12 @@ CARD = ("factory", "shape", "mean", "std", "range", "num_classes")
 """What a card says of a teacher; it may hold other notes."""
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: StrPath) -> dict[str, Any]:
     """Read a teacher's card (.json or .toml): see CARD. TeacherError for a misspelt name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        card = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise TeacherError(f"cannot read the card {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TeacherError(f"the card {path} is not valid {path.suffix[1:]}: {error}") from error
+    if (path := Path(path)).suffix == ".toml":
+        card = read_toml(path, TeacherError)
+    else:
+        card = read_json(path, TeacherError, "is not valid json")
     if not isinstance(card, dict):
         raise TeacherError(f"the card {path} must hold a table of names; got {type(card).__name__}")
     for name in card.keys() - {*CARD}:
@@ -282,11 +282,13 @@ def build(factory: str) -> nn.Module:
     if ":" not in factory:
         raise TeacherError(f"a factory is written module:function; got {factory!r}")
     try:
-        function = pkgutil.resolve_name(factory)
+        with rng_kept():
+            function = pkgutil.resolve_name(factory)
     except Exception as error:  # importing runs the user's own code
         raise TeacherError(f"cannot import the factory {factory!r}: {first_line(error)}") from error
     try:
-        module = function()
+        with rng_kept():
+            module = function()
     except (Exception, SystemExit) as error:  # the user's own code: anything can come out of it
         raise TeacherError(f"the factory {factory!r} failed: {error!r}") from error
     if not isinstance(module, nn.Module):
@@ -307,7 +309,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """What DataParallel, torch.compile and Lightning modules put before every name."""
 
 
-def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a torch file.
 
     Args:
@@ -318,20 +320,14 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
         TeacherError: there is no such file, or it holds no state dict.
 
     """
-    if not path.is_file():
-        raise TeacherError(f"no weights at {path}")
+    path = Path(path)
     if path.suffix == ".safetensors":
-        try:
+        with reading(path, TeacherError, "is not a whole safetensors file", what="weights"):
             return load_file(path)
-        except (SafetensorError, OSError, KeyError) as error:
-            raise TeacherError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
+    consent = "save a state dict, or consent to run its code with allow_pickle"
+    wrong = "does not load as plain weights"
+    with reading(path, TeacherError, wrong, what="weights", instead=consent):
         state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except Exception as error:  # torch.load raises whatever the bytes provoke
-        raise TeacherError(
-            f"{path} does not load as plain weights ({first_line(error)}); "
-            "save a state dict, or consent to run its code with allow_pickle"
-        ) from error
     if isinstance(state, nn.Module):
         state = state.state_dict()
     for name in CHECKPOINTS:
@@ -344,7 +340,7 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
     return state
 
 
-def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> nn.Module:
+def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -> nn.Module:
     """Build by `module:function` and load weights; keys, shapes and finiteness are checked.
 
     Weights are float32 whatever the file has, and weights that are computed, as by weight_norm,

@@ -150,7 +150,9 @@ def learn(
     """
     check_new_classes(teacher, images, labels)
     model = grow(teacher, int(labels.max()) + 1, rng)
-    student = open_teacher(model, teacher.spec, device=str(teacher.device))
+    student = open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
     model.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
@@ -179,7 +181,9 @@ def learn(
         optimizer.step()
         schedule.step()
         on_progress(Progress("learn", step, settings.steps, {"loss": loss.item()}))
-    return open_teacher(model, teacher.spec, device=str(teacher.device))
+    return open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
 
 
 def _class_weights(teacher: Teacher, dreams: Tensor, labels: Tensor) -> Tensor:

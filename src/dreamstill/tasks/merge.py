@@ -116,7 +116,7 @@ def _filter_order(
     augmented = torch.cat([weight.flatten(1), bias[:, None]], 1).double()
     norms = augmented.norm(dim=1)
     gone = weight.flatten(1).abs().sum(1).argsort()[:remove]
-    kept = torch.ones(len(weight), dtype=torch.bool)
+    kept = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     kept[gone] = False
     unit = F.normalize(augmented, dim=1)
     cosine = (unit @ unit.T).masked_fill(~kept[:, None], -torch.inf)

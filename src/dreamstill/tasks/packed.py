@@ -11,6 +11,7 @@ the size.
 
 import heapq
 import json
+import math
 import struct
 import zlib
 from collections import Counter
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import ExportError
+from dreamstill.reading import StrPath, reading
 from dreamstill.tasks.pack import weights_of
 
 __all__ = ["load_packed", "save_packed"]
@@ -32,6 +34,12 @@ __all__ = ["load_packed", "save_packed"]
 MAGIC = b"DSPACK1\n"
 MAX_GAP = 255
 """A longer run of zeros is written as a gap of this and a weight of zero."""
+MOST_WEIGHTS = 2**28
+"""Of a file: more are not packed, and a damaged header asks for any number."""
+MOST_HEADER = 2**26
+"""Bytes of a header: damaged, it may inflate without end."""
+LONGEST_CODE = 64
+"""Bits of a symbol; those of 2^28 weights have no more than 40."""
 
 
 def huffman_lengths(symbols: Iterable[int]) -> dict[int, int]:
@@ -103,6 +111,8 @@ class _Bits:
         self.at = 0
 
     def read(self, num: int, lengths: dict[int, int]) -> list[int]:
+        if not all(1 <= length <= LONGEST_CODE for length in lengths.values()):
+            raise ValueError(f"codes have 1 to {LONGEST_CODE} bits; got {lengths}")
         table = {code: symbol for symbol, code in canonical_codes(lengths).items()}
         symbols = []
         for _ in range(num):
@@ -114,7 +124,7 @@ class _Bits:
         return symbols
 
 
-def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = None) -> int:
+def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None = None) -> int:
     """Write a packed network; returns the file's size in bytes.
 
     Args:
@@ -126,14 +136,15 @@ def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = N
         ExportError: the file cannot be written, or does not decode to the network exactly.
 
     """
+    path = Path(path)
     shared = {n: m for n, m in weights_of(model).items() if parametrize.is_parametrized(m)}
     header: dict[str, Any] = {"card": card or {}, "shared": [], "plain": []}
     stream: list[str] = []
     floats: list[NDArray[np.float32]] = []
     for name, layer in shared.items():
         parts: Any = layer.parametrizations["weight"]  # type: ignore[index]
-        codes = parts[0].codes.flatten().numpy()
-        codebook = parts.original.detach().numpy()[1:]
+        codes = parts[0].codes.flatten().cpu().numpy()
+        codebook = parts.original.detach().cpu().numpy()[1:]
         symbols, gaps = gaps_of(codes)
         lengths = (huffman_lengths(symbols), huffman_lengths(gaps)) if symbols else ({}, {})
         for values, table in zip((symbols, gaps), lengths, strict=True):
@@ -171,7 +182,7 @@ def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = N
         raise ExportError(f"cannot write {path}: {error.strerror}") from error
     decoded, _ = load_packed(path)
     for name, value in unpacked_state(model).items():
-        if not torch.equal(decoded[name], value):
+        if not torch.equal(decoded[name], value.cpu()):
             path.unlink()
             raise ExportError(f"{name} does not decode to what was packed")
     return len(data)
@@ -185,22 +196,30 @@ def unpacked_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_packed(path: StrPath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a packed file: the state dict and the card; ExportError if it is not one."""
-    try:
-        data = path.read_bytes()
+    with reading(path, ExportError, "is not a whole packed network"):
+        data = Path(path).read_bytes()
         if not data.startswith(MAGIC):
             raise ExportError(f"{path} is not a packed network")
         start = len(MAGIC) + 8
         head, body = struct.unpack("<II", data[len(MAGIC) : start])
-        header = json.loads(zlib.decompress(data[start : start + head]))
+        inflated = zlib.decompressobj().decompress(data[start : start + head], MOST_HEADER)
+        header = json.loads(inflated)
         floats = np.frombuffer(data[start + head : start + head + body], "<f4")
         bits = _Bits(data[start + head + body :])
-        return _decode(header, floats, bits), header["card"]
-    except (OSError, struct.error, zlib.error, ValueError, KeyError, IndexError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"{path} is not a whole packed network: {error}") from error
+        sizes = [_size(entry) for kind in ("shared", "plain") for entry in header[kind]]
+        if sum(sizes) > MOST_WEIGHTS:
+            raise ValueError(f"it tells of {sum(sizes):,} weights; at most {MOST_WEIGHTS:,} can be")
+        return _decode(header, floats, bits), dict(header["card"])
+
+
+def _size(entry: dict[str, Any]) -> int:
+    """How many values a tensor has, by its entry in the header."""
+    shape = entry.get("shape", ())
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"{entry['name']} has no shape: {shape}")
+    return math.prod(shape)
 
 
 def _decode(header: dict[str, Any], floats: NDArray[np.float32], bits: _Bits) -> dict[str, Tensor]:
@@ -212,13 +231,13 @@ def _decode(header: dict[str, Any], floats: NDArray[np.float32], bits: _Bits) ->
         )
         codebook = np.concatenate([np.zeros(1, "<f4"), floats[at : at + entry["entries"]]])
         at += entry["entries"]
-        codes = from_gaps(symbols, gaps, int(np.prod(entry["shape"])))
+        codes = from_gaps(symbols, gaps, _size(entry))
         state[entry["name"]] = torch.from_numpy(codebook[codes].reshape(entry["shape"]).copy())
     for entry in header["plain"]:
         if "same_as" in entry:
             state[entry["name"]] = state[entry["same_as"]]
             continue
-        size = int(np.prod(entry["shape"], dtype=np.int64))
+        size = _size(entry)
         values = torch.from_numpy(floats[at : at + size].reshape(entry["shape"]).copy())
         state[entry["name"]] = values.to(getattr(torch, entry["dtype"]))
         at += size
