@@ -11,7 +11,8 @@ SOURCE = Path(dreamstill.__file__).parent
 ORDER = (
     ("errors",),
     ("settings", "losses", "nets", "probe"),
-    ("folder",),
+    ("folder", "plain", "state_dicts"),
+    ("examine",),
     ("teacher",),
     ("metadata", "images"),
     ("synthesis",),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamstill.errors import TeacherError
+from dreamstill.errors import TeacherError, first_line
 from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.teacher import InputSpec
 
@@ -69,12 +69,19 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
         change: what was done, a verb phrase such as "folding BatchNorm", for the message.
 
     Raises:
-        TeacherError: a logit differs by more than a thousandth of the largest logit.
+        TeacherError: a logit differs by more than a thousandth of the largest logit, or the changed
+            network does not run.
 
     """
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, *spec.shape), dtype=torch.uint8, generator=rng)
-    wanted, got = predict(before, spec, images), predict(after, spec, images)
+    wanted = predict(before, spec, images)
+    try:
+        got = predict(after, spec, images)
+    except Exception as error:  # the user's own code: anything can come out of it
+        raise TeacherError(
+            f"{type(before).__name__} does not run after {change}: {first_line(error)}"
+        ) from error
     difference = (got - wanted).abs().max().item() if got.shape == wanted.shape else torch.inf
     largest = wanted.abs().max().item()
     if not difference <= 1e-3 * largest + 1e-5:

@@ -5,7 +5,6 @@ are a ring, because an adversarial method's images change: at each sitting champ
 are both asked about the same, newest ones.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dreamstill.evaluate import agreement, answers
 from dreamstill.losses.logits import kl_divergence
+from dreamstill.plain import copy_network
 from dreamstill.probe import eval_mode
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import InputSpec
@@ -83,7 +83,7 @@ class Judge:
             best = (rival_agreement, -rival_kl)
         kept = (share, -kl) >= best
         if kept:
-            self.champion, self.champion_step = copy.deepcopy(student), step
+            self.champion, self.champion_step = copy_network(student), step
         return Verdict(share, kl, kept)
 
     @torch.no_grad()
@@ -110,5 +110,5 @@ class Judge:
         self.champion_step = state["champion_step"]
         self.champion = None
         if state["champion"] is not None:
-            self.champion = copy.deepcopy(student)
+            self.champion = copy_network(student)
             self.champion.load_state_dict(state["champion"])

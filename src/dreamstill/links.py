@@ -1,6 +1,5 @@
 """The links of a chain: one task on one network each, with its settings."""
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
+from dreamstill.plain import copy_network
 from dreamstill.run import RANDOM_START, open_student
 from dreamstill.settings import no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.sources import OnProgress
@@ -185,7 +185,7 @@ def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome
 
 def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
     if settings.without_inputs:
-        whole = open_teacher(copy.deepcopy(model).cpu(), work.teacher.spec)
+        whole = open_teacher(on_cpu(model), work.teacher.spec)
         quantized = quantize_without_inputs(whole, settings).to(work.teacher.device)
     else:
         quantized = quantize(
@@ -221,7 +221,7 @@ def _on_grids(model: nn.Module) -> nn.Module:
     def change(name: str, module: nn.Module) -> nn.Module | None:
         return module.plain() if isinstance(module, QuantizedLayer) else None
 
-    return map_modules(copy.deepcopy(model), change)
+    return map_modules(copy_network(model), change)
 
 
 def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
@@ -252,7 +252,7 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
     )
     path = work.stem.with_suffix(".packed")
     size = save_packed(packed, path, card=to_plain(work.teacher.spec))
-    plain = copy.deepcopy(model)
+    plain = copy_network(model)
     plain.load_state_dict(load_packed(path)[0])
     record = {"files": [{"path": str(path), "bytes": size}], "bytes": size}
     return plain, record | _left_whole(plain, weights_of(plain).values())

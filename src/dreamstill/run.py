@@ -197,7 +197,10 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
     """
     with seeded(rng):
         student = build(factory)
+    student = student.to(teacher.device)
     probe = open_teacher(student, teacher.spec, device=str(teacher.device), role="student")
+    if probe.offers.obstacle:
+        raise TeacherError(f"the student {factory!r} cannot be trained: {probe.offers.obstacle}")
     if probe.num_classes != teacher.num_classes:
         raise SettingsError(
             f"the student {factory!r} has {probe.num_classes} classes, "

@@ -12,7 +12,6 @@ against. Where this differs: all learn by Adam and a cosine, `continual.steps` l
 al. take 250 epochs of SGD at 0.1 with three drops.
 """
 
-import copy
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -24,6 +23,7 @@ from dreamstill.errors import DataError, NonFiniteError, TeacherError
 from dreamstill.evaluate import answers
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nets.seeded import seeded
+from dreamstill.plain import copy_network
 from dreamstill.settings import above, at_least, no_effect, settings_class
 from dreamstill.tasks.distill import Progress
 from dreamstill.tasks.graph import replace_module
@@ -95,7 +95,7 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
         head.weight[: old.out_features] = old.weight
         if old.bias is not None:
             head.bias[: old.out_features] = old.bias
-    model = copy.deepcopy(teacher.module)
+    model = copy_network(teacher.module)
     replace_module(model, name, head.to(teacher.device))
     return model.requires_grad_(True)
 
@@ -153,7 +153,7 @@ def learn(
     student = open_teacher(
         model, teacher.spec, device=str(teacher.device), precision=teacher.precision
     )
-    model.requires_grad_(True)
+    model = student.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     if settings.dreaming and len(dreams) == 0:

@@ -13,7 +13,7 @@ from dreamstill.pool import Pool, StoredImages
 from dreamstill.probe import shown_at_once
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = ["check_finetuning", "finetune"]
 
@@ -52,11 +52,13 @@ def finetune(
     Raises:
         DataError: fewer than 8 images.
         SettingsError: `prefill` or `fresh_every` is set: there is nothing to synthesize.
+        TeacherError: the student cannot be trained.
 
     """
     check_finetuning(settings)
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
+    check_trainable(student, teacher.spec)
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     held_out = min(settings.held_out, len(images) // 4)
     training, kept = images[order[:-held_out][: settings.pool]], images[order[-held_out:]]

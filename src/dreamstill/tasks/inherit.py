@@ -7,13 +7,13 @@ chosen together, and channels of padding stay so (He et al. 2016, shortcuts of o
 networks keep their shape.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
+from dreamstill.plain import copy_network
 from dreamstill.tasks.graph import batch_norms, trace
 from dreamstill.tasks.spaces import Space, channel_spaces
 
@@ -44,7 +44,7 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
             "the two alone"
         )
     graph = trace(teacher)
-    spaces, places = channel_spaces(graph), channel_spaces(trace(copy.deepcopy(student)))
+    spaces, places = channel_spaces(graph), channel_spaces(trace(copy_network(student)))
     shapes = [[(space.makers, space.depth()) for space in of] for of in (spaces, places)]
     if shapes[0] != shapes[1]:
         raise SettingsError("a student that inherits joins and pads its layers as the teacher does")

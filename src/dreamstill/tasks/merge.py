@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.plain import copy_network
 from dreamstill.probe import some_of
 from dreamstill.settings import none_or_at_least, settings_class, within
 from dreamstill.tasks.graph import Pair, fold_batch_norm, pairs, replace_module, trace
@@ -210,14 +211,14 @@ def merge(
         SettingsError: a named layer is not among those.
 
     """
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(model, spec)
     found = {pair.first: pair for pair in pairs(trace(folded)) if pair.relu}
     if not found:
         raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
     if missing := [name for name in settings.layers if name not in found]:
         raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
     names = settings.layers or tuple(found)
-    narrow, records, kept = copy.deepcopy(folded), [], {}
+    narrow, records, kept = copy_network(folded), [], {}
     for name in names:
         record, kept[name] = _narrow(narrow, found[name], settings)
         records.append(record)

@@ -9,7 +9,6 @@ has weights of it, the mean is taken over these layers, and a group's scores are
 the network's time, per channel, makes slow layers go first.
 """
 
-import copy
 import importlib
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dreamstill.errors import DreamstillError, SettingsError, TeacherError, first_line
 from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
 from dreamstill.export import quiet
+from dreamstill.plain import copy_network
 from dreamstill.probe import probed_at_once, some_of
 from dreamstill.settings import at_least, none_or_at_least, settings_class, within
 from dreamstill.tasks.distill import DistillSettings, Progress
@@ -31,7 +31,7 @@ from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import trace
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.spaces import channel_spaces, is_padding
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher, check_trainable, open_teacher
 
 __all__ = [
     "Importance",
@@ -198,7 +198,8 @@ def prune(
     """
     library()
     own = model is None or model is teacher.module
-    model = copy.deepcopy(teacher.module if model is None else model)
+    model = copy_network(teacher.module if model is None else model)
+    check_trainable(model, teacher.spec)  # the library follows gradients from layer to layer
     last = _last_layer(model, teacher, settings)
     model.requires_grad_(True)
     whole = _cost(model, teacher, settings.target)
@@ -206,7 +207,7 @@ def prune(
     of_teacher: dict[str, Tensor] = {}
     for step in range(1, settings.rounds + 1):
         goal = whole * settings.keep ** (step / settings.rounds)
-        before = copy.deepcopy(model) if settings.reconstruct else model
+        before = copy_network(model) if settings.reconstruct else model
         try:
             with quiet():
                 kept = _narrow(model, last, teacher, images, settings, goal)
