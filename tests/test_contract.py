@@ -481,9 +481,11 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     double = [
         dataclasses.replace(
             view,
-            mean=view.mean.double(),
-            root=None if view.root is None else view.root.double(),
-            std=view.std.double(),
+            **{
+                part: value.double()
+                for part in ("mean", "root", "std")
+                if (value := getattr(view, part)) is not None
+            },
         )
         for view in single.views
     ]

@@ -30,6 +30,7 @@ from dreamstill.folder import claimed, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
 from dreamstill.links import TASKS, Work, looks_at_images
+from dreamstill.reading import StrPath
 from dreamstill.run import open_from, open_student, seeded_process
 from dreamstill.settings import from_plain, no_effect, read_plain, settings_class, to_plain
 from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
@@ -119,11 +120,11 @@ def read_chain(plain: dict[str, Any]) -> Chain:
 
 
 def run_chain(
-    folder: Path,
+    folder: StrPath,
     chain: Chain,
     *,
     resume: bool = False,
-    real: Path | None = None,
+    real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Run a chain in a folder, or take it up after its last finished link.
@@ -150,6 +151,7 @@ def run_chain(
         NonFiniteError: a loss, or a layer's solution, is not finite.
 
     """
+    folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(chain.teacher, device=chain.device, precision=chain.precision)
     rng = torch.Generator(chain.device).manual_seed(chain.seed)
     students = [link.settings.student for link in chain.links if link.task == "distill"]

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -30,7 +30,7 @@ from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import LEARNED, Learning, learn_classes
 from dreamstill.links import TASKS
 from dreamstill.metadata import Kind, record_metadata
-from dreamstill.reading import read_toml
+from dreamstill.reading import read_toml, understood
 from dreamstill.report import write_chain_report, write_continual_report, write_report
 from dreamstill.run import Job, TeacherFile, open_from, settle_process
 from dreamstill.settings import from_plain, merge
@@ -244,7 +244,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
         folder, job, resume=bool(arguments.resume), on_progress=arguments.bars
     )
     if not arguments.json:
-        print_summary(result, folder)
+        _show(print_summary, result, folder)
     return result
 
 
@@ -301,7 +301,7 @@ def _run_chain(arguments: argparse.Namespace, plain: dict[str, Any]) -> Any:
     )
     write_chain_report(folder)
     if not arguments.json:
-        print_chain(result, folder)
+        _show(print_chain, result, folder)
     return result
 
 
@@ -314,7 +314,7 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
     result = summarize(folder, real=real, source=source, floor=arguments.floor or None)
     write_report(folder)
     if not arguments.json:
-        print_summary(result, folder)
+        _show(print_summary, result, folder)
     return result
 
 
@@ -351,8 +351,16 @@ def _demo(arguments: argparse.Namespace) -> Any:
         folder, seed=arguments.seed, resume=arguments.resume, on_progress=arguments.bars
     )
     if not arguments.json:
-        print_summary(result, folder)
+        _show(print_summary, result, folder)
     return result
+
+
+def _show(
+    show: Callable[[dict[str, Any], Path], None], result: dict[str, Any], folder: Path
+) -> None:
+    """Print a summary, part of which may have been read from a folder."""
+    with understood(folder, RunError, "holds a record that no run writes"):
+        show(result, folder)
 
 
 def _out(arguments: argparse.Namespace, plain: dict[str, Any]) -> Path:

@@ -1,7 +1,6 @@
 """Write a network in a device's format, re-open it in its own runtime, compare, or fail."""
 
 import contextlib
-import copy
 import importlib
 import importlib.util
 import io
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from dreamstill.errors import ExportError, innermost
 from dreamstill.evaluate import device_of, evaluating
 from dreamstill.nets.seeded import rng_kept
+from dreamstill.plain import copy_network
 from dreamstill.reading import StrPath, reading
 from dreamstill.teacher import InputSpec
 
@@ -60,7 +60,7 @@ def check_formats(names: Iterable[str]) -> None:
 
 def on_cpu(module: nn.Module) -> nn.Module:
     """Return the network, or a copy on the CPU, where files are made and compared."""
-    return module if device_of(module).type == "cpu" else copy.deepcopy(module).cpu()
+    return module if device_of(module).type == "cpu" else copy_network(module).cpu()
 
 
 def onnxruntime(part: str = "") -> Any:

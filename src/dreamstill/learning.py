@@ -13,6 +13,7 @@ from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
 from dreamstill.folder import claimed, save_arrays, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
+from dreamstill.reading import StrPath
 from dreamstill.run import open_from, seeded_process
 from dreamstill.settings import no_effect, settings_class
 from dreamstill.sources import Images, OnProgress, own_images, same_origin
@@ -52,11 +53,11 @@ class Learning(Images):
 
 
 def learn_classes(
-    folder: Path,
+    folder: StrPath,
     job: Learning,
     *,
     resume: bool = False,
-    real: Path | None = None,
+    real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Teach a network new classes; writes it as .safetensors, .onnx and .pt2, and its worth.
@@ -82,6 +83,7 @@ def learn_classes(
         NonFiniteError: a loss is not finite.
 
     """
+    folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)

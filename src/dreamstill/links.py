@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
+from dreamstill.export import on_cpu
 from dreamstill.plain import copy_network
 from dreamstill.run import RANDOM_START, open_student
 from dreamstill.settings import no_effect, none_or_at_least, settings_class, to_plain

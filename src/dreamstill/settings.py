@@ -16,6 +16,7 @@ from dreamstill.errors import RunError, SettingsError, shown
 from dreamstill.reading import read_json
 
 __all__ = [
+    "MOST",
     "above",
     "at_least",
     "from_plain",

@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import load_checkpoint, save_arrays, write_atomically, write_json
 from dreamstill.images import load_unlabelled
+from dreamstill.reading import StrPath
 from dreamstill.run import TeacherFile
 from dreamstill.settings import at_least, no_effect, read_plain, settings_class, to_plain
 from dreamstill.synthesis import (
@@ -78,7 +79,7 @@ def draw_images(
     num_images: int,
     *,
     seed: int,
-    checkpoint: Path | None = None,
+    checkpoint: StrPath | None = None,
     checkpoint_every: float = 20.0,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,8 @@ def draw_images(
         "seed": seed,
         "teacher": teacher.fingerprint,
     }
-    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    path = None if checkpoint is None else Path(checkpoint)
+    drawn = _Drawn(path, checkpoint_every, origin, synthesizer, rng)
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
         drawn.warmed_up += 1

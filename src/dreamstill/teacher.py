@@ -31,7 +31,7 @@ from dreamstill.examine import (
 from dreamstill.nets.seeded import rng_kept
 from dreamstill.plain import copy_network, is_hooked, make_weights_plain
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
-from dreamstill.reading import StrPath, read_json, read_toml, reading
+from dreamstill.reading import StrPath, read_json, read_toml, reading, understood
 from dreamstill.settings import from_plain
 from dreamstill.state_dicts import find_state_dict, fit_to
 
@@ -342,7 +342,7 @@ def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tens
     wrong = "does not load as plain weights"
     with reading(path, TeacherError, wrong, what="weights", instead=consent):
         state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    return find_state_dict(state, path)
+        return find_state_dict(state, path)
 
 
 def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -> nn.Module:
@@ -357,6 +357,14 @@ def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -
     """
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
+    with understood(weights, TeacherError, f"does not load into {factory}"):
+        _fill(module, state, weights, factory)
+    make_weights_plain(module)
+    return module.float()
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], weights: StrPath, factory: str) -> None:
+    """Load a state dict whose names, shapes and values are checked."""
     state = fit_to(module.state_dict(), state, weights, factory)
     parameters = dict(module.named_parameters())
     for name, value in state.items():
@@ -368,8 +376,6 @@ def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -
                 f"{name} in {weights} is a variance, and below 0: {values.min():.3g}"
             )
     module.load_state_dict(state)
-    make_weights_plain(module)
-    return module.float()
 
 
 def open_teacher(
