@@ -165,8 +165,8 @@ def _teacher_file(plain: dict[str, Any]) -> TeacherFile:
     return file
 
 
-def _job(arguments: argparse.Namespace, plain: dict[str, Any]) -> Job:
-    plain |= {"method": arguments.method_name}
+def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
+    plain = defaults | _settings(arguments) | {"method": arguments.method_name}
     _teacher_file(plain)
     if "student" not in plain:
         raise SettingsError("no student: give --student module:function")
@@ -212,12 +212,10 @@ def _metadata(arguments: argparse.Namespace) -> Any:
 
 def _synthesize(arguments: argparse.Namespace) -> Any:
     """Make synthetic images and keep them as images.npz, with a picture."""
-    plain = {"student": "none:none"} | _settings(arguments)
-    num_images = _option(arguments, plain, "num_images", int)
-    folder = _out(arguments, plain)
+    num_images = _option(arguments, arguments.table, "num_images", int)
     result = main_job.synthesize(
-        folder,
-        _job(arguments, plain),
+        _out(arguments, arguments.table),
+        _job(arguments, student="none:none"),
         1000 if num_images is None else num_images,
         resume=arguments.resume,
         on_progress=arguments.bars,
@@ -237,9 +235,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
         folder = Path(arguments.resume)
         job = read_job(folder)
     else:
-        plain = _settings(arguments)
-        folder = _out(arguments, plain)
-        job = _job(arguments, plain)
+        folder, job = _out(arguments, arguments.table), _job(arguments)
     result = main_job.distill_and_report(
         folder, job, resume=bool(arguments.resume), on_progress=arguments.bars
     )
