@@ -54,6 +54,8 @@ CARD = {"factory": FACTORY, "shape": [1, 8, 8], "mean": [0.5], "std": [0.25], "n
 INPUT = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
 
 What = list[str] | Callable[[], object]
+Put = Callable[[Path], object]
+"""Makes something at a path."""
 
 
 class Net(nn.Module):
@@ -74,7 +76,7 @@ def net() -> Net:
     """Build it so that every class is named by some images."""
     with seeded(torch.Generator().manual_seed(0)), torch.no_grad():
         model = Net().eval()
-        model.head.bias -= model(torch.randn(256, 1, 8, 8)).mean(0)
+        model.head.bias.sub_(model(torch.randn(256, 1, 8, 8)).mean(0))
     return model.train()
 
 
@@ -151,12 +153,12 @@ def file_cases(good: Good) -> Iterator[Case]:
         for wrong, put in (NODES | junk()).items():
             if wrong == "folder" and place.startswith("images"):
                 continue  # an empty folder, which has its own cases
+            if wrong == "no bytes" and place in ("settings", "chain", "TOML card"):
+                continue  # an empty table
             yield Case(f"{wrong} for {place}", partial(_in_place, place, put, run), "damaged_")
 
 
-def _in_place(
-    place: str, put: Callable[[Path], None], run: Callable[[Path, Path], What], folder: Path
-) -> What:
+def _in_place(place: str, put: Put, run: Callable[[Path, Path], What], folder: Path) -> What:
     path = folder / f"damaged_{SUFFIXES.get(place, place)}"
     put(path)
     return run(folder, path)
@@ -224,7 +226,7 @@ def places(good: Good) -> dict[str, Callable[[Path, Path], What]]:
 def readers(good: Good) -> dict[str, Callable[[Path, Path], What]]:
     """Readers that are called from Python."""
 
-    def call(read: Callable[[Path], object]) -> Callable[[Path, Path], What]:
+    def call(read: Put) -> Callable[[Path, Path], What]:
         return lambda folder, path: partial(read, path)
 
     return {
@@ -243,7 +245,7 @@ def _socket(path: Path) -> None:
         server.bind(path.name)  # a whole path may be too long for one
 
 
-NODES: dict[str, Callable[[Path], None]] = {
+NODES: dict[str, Put] = {
     "nothing": lambda path: None,
     "folder": Path.mkdir,
     "FIFO": os.mkfifo,
@@ -255,7 +257,7 @@ NODES: dict[str, Callable[[Path], None]] = {
 """What may lie where a file is looked for."""
 
 
-def junk() -> dict[str, Callable[[Path], None]]:
+def junk() -> dict[str, Put]:
     """What may be in it."""
     archive, noise = io.BytesIO(), np.random.default_rng(0).bytes(4000)
     with zipfile.ZipFile(archive, "w") as writer:
@@ -300,11 +302,11 @@ def record_cases(good: Good) -> Iterator[Case]:
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, folder, name, put, "report")
                 yield Case(f"report of {folder}: {wrong} for {name}", prepare, name)
-    for name, field, wrong in (*TYPES, *((n, f, 10**30) for n, f, _ in TYPES)):
-        for verb in ("report",) if name == "summary.json" else ("evaluate", "resume"):
-            put = partial(_set_field, field=field, value=wrong)
+    for name, field, value in (*TYPES, *((n, f, 10**30) for n, f, _ in TYPES)):
+        for verb in ("evaluate", "resume"):
+            put = partial(_set_field, field=field, value=value)
             prepare = partial(_damaged_record, good, "run", name, put, verb)
-            yield Case(f"{verb}: {field} {wrong!r:.20} in {name}", prepare, field.split(".")[-1])
+            yield Case(f"{verb}: {field} {value!r:.20} in {name}", prepare, field.split(".")[-1])
 
 
 ABSENT = {"nothing", "FIFO", "socket", "folder", "link to itself", "link to nothing"} | {
@@ -321,9 +323,7 @@ TYPES: list[tuple[str, str, object]] = [
 """Fields of another type: file, field, value."""
 
 
-def _damaged_record(
-    good: Good, run: str, name: str, put: Callable[[Path], object], verb: str, folder: Path
-) -> What:
+def _damaged_record(good: Good, run: str, name: str, put: Put, verb: str, folder: Path) -> What:
     path = good.copy(run, folder) / name
     if "value" not in getattr(put, "keywords", {}):
         path.unlink()
@@ -357,9 +357,7 @@ def array_cases(good: Good) -> Iterator[Case]:
             yield Case(f"{verb}: {wrong}", prepare, "damaged_x.npz")
 
 
-def _with_images(
-    good: Good, verb: str, flag: str, name: str, put: Callable[[Path], object], folder: Path
-) -> What:
+def _with_images(good: Good, verb: str, flag: str, name: str, put: Put, folder: Path) -> What:
     path = folder / name
     put(path)
     if verb == "evaluate":
@@ -368,13 +366,13 @@ def _with_images(
     return [verb, *good.options, flag, str(path), *more, "--out", str(folder / "out")]
 
 
-def _archives() -> dict[str, Callable[[Path], object]]:
+def _archives() -> dict[str, Put]:
     x, y = np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 4
 
-    def arrays(**held: object) -> Callable[[Path], object]:
+    def arrays(**held: object) -> Put:
         return lambda path: np.savez(path, **held)  # type: ignore[arg-type]
 
-    def zipped(entry: bytes, method: int = zipfile.ZIP_STORED) -> Callable[[Path], object]:
+    def zipped(entry: bytes, method: int = zipfile.ZIP_STORED) -> Put:
         def put(path: Path) -> None:
             with zipfile.ZipFile(path, "w", method) as archive:
                 archive.writestr("x.npy", entry)
@@ -382,13 +380,11 @@ def _archives() -> dict[str, Callable[[Path], object]]:
 
         return put
 
-    def header(text: str) -> Callable[[Path], object]:
+    def header(text: str) -> Put:
         coded = text.encode("latin1").ljust(118) + b"\n"
         return zipped(b"\x93NUMPY\x01\x00" + len(coded).to_bytes(2, "little") + coded)
 
-    def patched(
-        field: int, value: int, method: int = zipfile.ZIP_DEFLATED
-    ) -> Callable[[Path], object]:
+    def patched(field: int, value: int, method: int = zipfile.ZIP_DEFLATED) -> Put:
         """Set a field of every entry, in its own header and in the directory."""
 
         def put(path: Path) -> None:
@@ -458,8 +454,8 @@ def _npy(x: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
 
 def picture_cases(good: Good) -> Iterator[Case]:
     """Folders with something else among the pictures, and none of the classes."""
-    ways = (("evaluate", "--images", True), ("quantize", "--images", False))
-    ways += (("inspect", "--images", False), ("continual", "--new", True))
+    ways = [("evaluate", "--images", True), ("quantize", "--images", False)]
+    ways += [("inspect", "--images", False), ("continual", "--new", True)]
     for wrong, put in (NODES | _pictures(good)).items():
         for verb, flag, labelled in ways:
             if wrong != "nothing":
@@ -477,7 +473,7 @@ def picture_cases(good: Good) -> Iterator[Case]:
 
 
 def _among_pictures(
-    good: Good, verb: str, flag: str, put: Callable[[Path], object], folder: Path, *, labelled: bool
+    good: Good, verb: str, flag: str, put: Put, folder: Path, *, labelled: bool
 ) -> What:
     name = "x/4" if labelled and verb == "continual" else "x/0" if labelled else "x"
     (folder / name).mkdir(parents=True)
@@ -499,16 +495,14 @@ def _of_classes(good: Good, classes: list[str], folder: Path, *, empty: bool) ->
     return ["evaluate", str(good.folder / "run"), "--images", str(root)]
 
 
-def _pictures(good: Good) -> dict[str, Callable[[Path], object]]:
-    def saved(
-        mode: str, kind: str, size: tuple[int, int] = (8, 8), **options: object
-    ) -> Callable[[Path], object]:
+def _pictures(good: Good) -> dict[str, Put]:
+    def saved(mode: str, kind: str, size: tuple[int, int] = (8, 8), **options: object) -> Put:
         return lambda path: Image.new(mode, size).save(path, kind, **options)
 
-    def written(data: bytes) -> Callable[[Path], object]:
+    def written(data: bytes) -> Put:
         return lambda path: path.write_bytes(data)
 
-    def turned(orientation: object, *, kind: str = "jpeg") -> Callable[[Path], object]:
+    def turned(orientation: object, *, kind: str = "jpeg") -> Put:
         """A picture whose EXIF is odd."""
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -537,7 +531,7 @@ def _pictures(good: Good) -> dict[str, Callable[[Path], object]]:
         "no width": written(_png(0, 8)),
         "a width of 2^31": written(_png(2**31 - 1, 2**31 - 1)),
         "a color type that is none": written(_png(8, 8, color=77)),
-        **{f"a {name}": put for name, put in junk().items()},
+        **{name: put for name, put in junk().items() if name != "a picture"},
     }
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.bad_inputs [--every 1] [--damaged 5000] [--only WORDS]
 
 Every case of `bad_cases` and `bad_values` must be answered within 10 s by exit code 2 and one line
-of under 400 characters on stderr that names the value, and nothing may be left behind; a few are run
-as processes of their own. Then whole files are damaged by chance and read: what is raised must be
-one of our errors. Prints the counts, and what falls short.
+of under 400 characters on stderr that names the value, and nothing may be left behind; a few are
+run as processes of their own. Then whole files are damaged by chance and read: what is raised must
+be one of our errors. Prints the counts, and what falls short.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import io
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +44,6 @@ from dreamstill.images import load_images, load_unlabelled
 from dreamstill.metadata import load_metadata
 from dreamstill.run import TeacherFile, open_from
 from dreamstill.settings import read_plain
-from dreamstill.summarize import open_run
 from dreamstill.tasks.packed import load_packed
 from dreamstill.teacher import load_module, read_card
 
@@ -64,8 +65,8 @@ class Answer(NamedTuple):
 
 def all_cases(good: Good) -> list[Case]:
     """Every case, each name once."""
-    makers = (file_cases, record_cases, array_cases, picture_cases)
-    makers += (card_cases, weight_cases, toml_cases, number_cases)
+    makers = [file_cases, record_cases, array_cases, picture_cases]
+    makers += [card_cases, weight_cases, toml_cases, number_cases]
     cases = {case.name: case for make in makers for case in make(good)}
     return list(cases.values())
 
@@ -131,11 +132,12 @@ def as_process(what: What) -> Answer:
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of all that is below a folder."""
+    """Size and time of all files below a folder; a folder in it just is there."""
     found = {}
-    for path in [folder, *folder.rglob("*")]:
+    for path in folder.rglob("*"):
         seen = path.lstat()
-        found[str(path)] = (seen.st_size, seen.st_mtime_ns)
+        is_folder = stat.S_ISDIR(seen.st_mode)
+        found[str(path)] = (0, 0) if is_folder else (seen.st_size, seen.st_mtime_ns)
     return found
 
 
@@ -198,7 +200,7 @@ def damaged_files(
         suffix = ".json" if name == "card" else Path(name).suffix
         path = pictures / f"damaged{suffix}"
         path.write_bytes(changed(whole[name], rng))
-        yield name, lambda name=name, path=path: reads[name](path)
+        yield name, partial(reads[name], path)
 
 
 def _as_picture(path: Path) -> object:

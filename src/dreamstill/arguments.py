@@ -1,6 +1,7 @@
 """What can be typed: the parser of the command line, and what a command is given."""
 
 import argparse
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str], commands: Mapping[str, Command]) -> argparse.Name
         return sub
 
     config = _early(argv, "--config")
-    table = {} if config is None else read_toml(config, SettingsError)
+    table = {} if config is None else read_toml(config)
     method = _early(argv, "--method") or table.get("method") or "structured_noise"
     if not isinstance(method, str) or method not in METHODS:
         raise SettingsError(f"unknown method {shown(method)}; known: {', '.join(METHODS)}")
@@ -180,7 +181,7 @@ def _add_results(command: AddCommand) -> None:
 def _early(argv: Sequence[str], flag: str) -> str | None:
     """A flag's last value before the parser is built, since it decides which flags there are."""
     found = None
-    for this, following in zip(argv, [*argv[1:], None], strict=True):
+    for this, following in itertools.zip_longest(argv, argv[1:]):
         if this == flag:
             found = following
         elif this.startswith(flag + "="):

@@ -246,7 +246,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
 
 def _chain(arguments: argparse.Namespace) -> Any:
     """Chain tasks on one set of images: distill, prune, quantize, pack, ..."""
-    arguments.table = read_toml(arguments.config, SettingsError)
+    arguments.table = read_toml(arguments.config)
     return _run_chain(arguments, _settings(arguments))
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "load_exported",
     "on_cpu",
     "onnxruntime",
+    "open_written",
     "quiet",
     "write_pt2",
     "write_pte",
@@ -97,7 +98,7 @@ def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
         path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(module), quiet():
             _WRITERS[kind](module, spec, temporary)
-            difference = _compare(module, spec, load_exported(temporary))
+            difference = _compare(module, spec, open_written(temporary))
         temporary.replace(path)
     except ExportError:
         raise
@@ -212,11 +213,36 @@ def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
 
     ExportError for a file that is absent or damaged.
     """
-    with reading(path, ExportError, "does not open in its runtime"):
-        return _open(Path(path))
+    path = Path(path)
+    with reading(path, ExportError, "does not open in its runtime"), quiet():
+        if path.suffix == ".pte":
+            _try_pte(path)
+        return open_written(path)
 
 
-def _open(path: Path) -> Callable[[Tensor], Tensor]:
+def _try_pte(path: Path) -> None:
+    """Open a file in a copy of this process first: ExecuTorch aborts its process at some damage."""
+    if path.read_bytes()[4:8] != b"ET12":
+        raise ValueError("it is not a program of ExecuTorch")
+    if not hasattr(os, "fork"):  # on Windows
+        return
+    importlib.import_module("executorch.runtime")  # once, and not in each copy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # threads are not copied, and none is needed to look
+        child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            open_written(path)
+        os._exit(0)  # what is raised, is raised again in this process
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise ValueError("ExecuTorch aborts when it opens it")
+
+
+def open_written(path: Path) -> Callable[[Tensor], Tensor]:
+    """Open a file that was just written; see `load_exported`, which expects damage."""
     if path.suffix == ".pte":
         runtime = importlib.import_module("executorch.runtime").Runtime.get()
         method = runtime.load_program(path).load_method("forward")

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import textwrap
 import types
@@ -21,6 +22,7 @@ __all__ = [
 PREFIX = "settings:"
 
 
+@functools.cache
 def field_docs(kind: type) -> dict[str, str]:
     """The docstring under each field of a dataclass."""
     docs: dict[str, str] = {}

@@ -132,7 +132,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         reading(path, DataError, "is not an .npz of plain arrays", what="images"),
         np.load(path, allow_pickle=False) as archive,
     ):
-        arrays = {name: archive[name] for name in archive.files if name in NAMES}
+        # an entry that is no array comes as bytes
+        arrays = {name: np.asarray(archive[name]) for name in archive.files if name in NAMES}
     suffix = "" if "x" in arrays else "_test"
     return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}
 

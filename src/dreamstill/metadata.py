@@ -365,7 +365,7 @@ def _tensors(metadata: Metadata) -> Iterator[tuple[str, Tensor]]:
 
 def load_metadata(path: StrPath, teacher: Teacher) -> Metadata:
     """Read a file of metadata; TeacherError if it is not one, or of another teacher."""
-    with reading(path, TeacherError, "is not a file of metadata"):
+    with reading(path, TeacherError, "is not a file of metadata", what="metadata"):
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).to(teacher.device) for name in file.keys()}  # noqa: SIM118

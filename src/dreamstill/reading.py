@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL.Image import DecompressionBombWarning
 
-from dreamstill.errors import DreamstillError, first_line
+from dreamstill.errors import DreamstillError, SettingsError, first_line
 
-__all__ = ["StrPath", "check_file", "read_json", "read_text", "read_toml", "reading", "understood"]
+__all__ = ["StrPath", "check_file", "read_json", "read_toml", "reading", "understood"]
 
 StrPath = str | os.PathLike[str]
 
@@ -71,9 +71,9 @@ def understood(
             yield
     except (DreamstillError, BrokenPipeError):
         raise
-    except OSError as failed:
-        raise error(f"cannot read {where}: {failed.strerror or first_line(failed)}") from failed
     except Exception as failed:  # the bytes of a file can provoke anything
+        if isinstance(failed, OSError) and failed.errno is not None:  # Pillow's have none
+            raise error(f"cannot read {where}: {failed.strerror}") from failed
         more = f"; {instead}" if instead else ""
         raise error(f"{where} {wrong}: {_reason(failed)}{more}") from failed
 
@@ -94,23 +94,15 @@ def check_file(path: StrPath, error: type[DreamstillError], what: str = "") -> N
         raise error(f"cannot read {path}: it is {KINDS.get(kind, 'special')}, not a regular file")
 
 
-def read_text(path: StrPath, error: type[DreamstillError]) -> str:
-    """Return the UTF-8 text of a file; raise `error` where it holds none."""
-    with reading(path, error, "is not UTF-8 text"):
-        return Path(path).read_text("utf-8")
-
-
 def read_json(path: StrPath, error: type[DreamstillError], wrong: str = "is damaged") -> Any:
     """Return what a JSON file holds, as plain values; raise `error` where it is no JSON."""
     with reading(path, error, wrong):
         return _within_limits(json.loads(Path(path).read_text("utf-8")))
 
 
-def read_toml(
-    path: StrPath, error: type[DreamstillError], wrong: str = "is not valid TOML"
-) -> dict[str, Any]:
+def read_toml(path: StrPath, error: type[DreamstillError] = SettingsError) -> dict[str, Any]:
     """Return what a TOML file holds, as plain values; raise `error` where it is no TOML."""
-    with reading(path, error, wrong):
+    with reading(path, error, "is not valid TOML"):
         table: dict[str, Any] = _within_limits(tomllib.loads(Path(path).read_text("utf-8")))
         return table
 

@@ -7,6 +7,7 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 import difflib
 import hashlib
 import itertools
+import math
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dreamstill.errors import TeacherError, first_line
+from dreamstill.errors import SettingsError, TeacherError, first_line
 from dreamstill.examine import (
     check_logits,
     check_steady,
@@ -51,6 +52,10 @@ __all__ = [
 ]
 
 
+MOST_VALUES = 2**28
+"""Of an input: a gigabyte."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
     """What a network takes: pixels in [0, 1], minus `mean`, over `std`, per channel.
@@ -72,6 +77,10 @@ class InputSpec:
             signal = " (a signal of C channels and L values is (C, 1, L))" * (len(self.shape) == 2)
             raise TeacherError(
                 f"input shape must be three positive numbers C, H, W; got {self.shape}{signal}"
+            )
+        if math.prod(self.shape) > MOST_VALUES:
+            raise TeacherError(
+                f"an input may have at most {MOST_VALUES:,} values; got shape {self.shape}"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
@@ -278,23 +287,21 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
     """The input spec in a card: `shape` and either `mean` and `std` or `range`."""
     if "shape" not in card:
         raise TeacherError("the input's shape is missing: give shape = [C, H, W]")
+    if "range" in card and ("mean" in card or "std" in card):
+        raise TeacherError("give either range or mean and std, not both")
+    if "range" not in card and not ("mean" in card and "std" in card):
+        raise TeacherError("the input's normalization is missing: give mean and std, or range")
+    lists = {"shape": tuple[int, ...], "range": tuple[float, float]}
+    lists |= dict.fromkeys(("mean", "std"), tuple[float, ...])
     try:
-        shape = tuple(card["shape"])
-        if "range" in card:
-            if "mean" in card or "std" in card:
-                raise TeacherError("give either range or mean and std, not both")
-            low, high = (float(v) for v in card["range"])
-            return InputSpec.from_range(shape, low, high)
-        if "mean" not in card or "std" not in card:
-            raise TeacherError("the input's normalization is missing: give mean and std, or range")
-        mean, std = (tuple(float(v) for v in card[name]) for name in ("mean", "std"))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, TeacherError):
-            raise
+        found = {n: from_plain(kind, card[n], n) for n, kind in lists.items() if n in card}
+    except SettingsError as error:
         raise TeacherError(
             f"shape, mean, std and range must be lists of numbers: {error}"
         ) from error
-    return InputSpec(shape=shape, mean=mean, std=std)
+    if "range" in found:
+        return InputSpec.from_range(found["shape"], *found["range"])
+    return InputSpec(**found)
 
 
 def build(factory: str) -> nn.Module:

@@ -26,9 +26,9 @@ from dreamstill.evaluate import agreement, answers, evaluating, predict
 from dreamstill.export import (
     check_formats,
     export,
-    load_exported,
     on_cpu,
     onnxruntime,
+    open_written,
     quiet,
     write_pt2,
     write_pte,
@@ -126,7 +126,7 @@ def export_int8(
             else:
                 quantizer = _executorch(chosen)
                 write_pte(_quantized(model, spec, calibration, quantizer), spec, path)
-            logits = answers(load_exported(path), spec, compared)
+            logits = answers(open_written(path), spec, compared)
     except ExportError:
         raise
     except Exception as error:  # quantizers raise many kinds of their own
