@@ -10,6 +10,7 @@ SOURCE = Path(dreamstill.__file__).parent
 # each room may import those before it
 ORDER = (
     ("errors",),
+    ("reading",),
     ("settings", "losses", "nets", "probe"),
     ("folder", "plain", "state_dicts", "store"),
     ("examine",),

@@ -241,7 +241,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     teacher, path = toys.quadrant_teacher(), tmp_path / "m.safetensors"
     with pytest.raises(SettingsError, match=r"needs synthesis\.file"):
         open_synthesizer("metadata", teacher, MetadataSettings(), rng=torch.Generator())
-    with pytest.raises(TeacherError, match="not a file of metadata"):
+    with pytest.raises(TeacherError, match="no metadata at"):
         load_metadata(path, teacher)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(TeacherError, match="not a file of metadata of format"):

@@ -161,11 +161,12 @@ def measure_cost(
     Args:
         module: what is counted.
         spec: its input.
-        run: what is timed; default: the module. Its file in a runtime, for one.
+        run: what is timed; default: the module. Its file in a runtime on the CPU, for one.
 
     """
     with evaluating(module):
-        latency = measure_latency(run or module, spec, device=device_of(module))
+        device = "cpu" if run not in (None, module) else device_of(module)
+        latency = measure_latency(run or module, spec, device=device)
     stored = [*module.parameters(), *module.buffers()]
     return Cost(
         parameters=sum(p.numel() for p in module.parameters()),

@@ -1,6 +1,6 @@
 """Teach a network new classes, from their file to the device's: no old data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
 from dreamstill.folder import claimed, save_arrays, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
+from dreamstill.reading import StrPath
 from dreamstill.run import open_from, seeded_process
-from dreamstill.settings import no_effect
+from dreamstill.settings import no_effect, settings_class
 from dreamstill.sources import Images, OnProgress, origin_of, own_images
 from dreamstill.summarize import MOST_SHOWN
 from dreamstill.tasks.continual import (
@@ -35,7 +36,7 @@ __all__ = [
 LEARNED = "network.safetensors"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Learning(Images):
     """All that decides what a network that learns new classes becomes."""
 
@@ -52,11 +53,11 @@ class Learning(Images):
 
 
 def learn_classes(
-    folder: Path,
+    folder: StrPath,
     job: Learning,
     *,
     resume: bool = False,
-    real: Path | None = None,
+    real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Teach a network new classes; writes it as .safetensors, .onnx and .pt2, and its worth.
@@ -82,7 +83,8 @@ def learn_classes(
         NonFiniteError: a loss is not finite.
 
     """
-    teacher = open_from(job.teacher)
+    folder, real = Path(folder), Path(real) if real else None
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)
     num_classes = int(labels.max()) + 1
@@ -149,8 +151,8 @@ def _learned(
     if path.is_file():
         model = grow(teacher, int(labels.max()) + 1, rng)
         model.load_state_dict(load_weights(path))
-        return open_teacher(model, teacher.spec)
-    with seeded_process(job.seed):
+        return open_teacher(model, teacher.spec, device=job.device, precision=job.precision)
+    with seeded_process(job.seed, job.device):
         network = learn(
             teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
         )

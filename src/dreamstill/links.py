@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
+from dreamstill.export import on_cpu
 from dreamstill.plain import copy_network
 from dreamstill.run import RANDOM_START, open_student
-from dreamstill.settings import no_effect, none_or_at_least, to_plain
+from dreamstill.settings import no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.sources import OnProgress
 from dreamstill.tasks.channels import library
 from dreamstill.tasks.distill import DistillSettings
@@ -33,10 +34,10 @@ from dreamstill.tasks.quantize import (
 from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
 from dreamstill.teacher import Teacher, check_trainable, open_teacher
 
-__all__ = ["TASKS", "Work", "check_links"]
+__all__ = ["TASKS", "Work", "check_links", "looks_at_images"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DistillLink:
     """Settings of a distillation on the images."""
 
@@ -59,7 +60,7 @@ class DistillLink:
             raise SettingsError(RANDOM_START)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PruneLink(PruneSettings):
     """Settings of pruning, where its library is installed."""
 
@@ -68,7 +69,7 @@ class PruneLink(PruneSettings):
         library()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MergeLink(MergeSettings):
     """Settings of merging, and of fine-tuning after it."""
 
@@ -76,7 +77,7 @@ class MergeLink(MergeSettings):
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class FactorizeLink(FactorizeSettings):
     """Settings of factorization, and of fine-tuning after it."""
 
@@ -84,7 +85,7 @@ class FactorizeLink(FactorizeSettings):
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class QuantizeLink(QuantizeSettings):
     """Settings of simulated quantization."""
 
@@ -97,7 +98,7 @@ class QuantizeLink(QuantizeSettings):
             check_without_inputs(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Int8Link:
     """Settings of static int8 files."""
 
@@ -189,8 +190,8 @@ def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome
 
 def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
     if settings.without_inputs:
-        whole = open_teacher(model, work.teacher.spec)
-        quantized = quantize_without_inputs(whole, settings)
+        whole = open_teacher(on_cpu(model), work.teacher.spec)
+        quantized = quantize_without_inputs(whole, settings).to(work.teacher.device)
     else:
         quantized = quantize(
             work.teacher,
@@ -260,6 +261,16 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
     plain.load_state_dict(load_packed(path)[0])
     record = {"files": [{"path": str(path), "bytes": size}], "bytes": size}
     return plain, record | _left_whole(plain, weights_of(plain).values())
+
+
+def looks_at_images(task: str, settings: Any) -> bool:
+    """A task does not, with these settings, work from the weights alone."""
+    if task == "quantize":
+        return not settings.without_inputs
+    if task in ("merge", "factorize"):
+        read = settings.reconstruct, getattr(settings, "responses", 0), settings.finetune
+        return any(read)
+    return True
 
 
 TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {

@@ -30,13 +30,15 @@ from enum import StrEnum
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
 from dreamstill.folder import write_atomically
 from dreamstill.probe import BeforeRelu, probed_at_once
+from dreamstill.reading import StrPath, reading
+from dreamstill.settings import from_plain
 from dreamstill.teacher import Teacher
 
 __all__ = ["Kind", "Metadata", "activations", "load_metadata", "record_metadata"]
@@ -185,9 +187,9 @@ def graph_basis(values: Tensor, num: int) -> Tensor:
 def record_metadata(
     teacher: Teacher,
     images: Tensor,
-    path: Path,
+    path: StrPath,
     *,
-    kind: Kind = Kind.ALL,
+    kind: Kind | str = Kind.ALL,
     num_vectors: int = 64,
     largest_root: int = 512,
 ) -> Metadata:
@@ -207,17 +209,18 @@ def record_metadata(
         RunError: the file cannot be written.
 
     """
+    path, of_kind = Path(path), from_plain(Kind, kind, "kind")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {path.parent}: {error.strerror}") from error
     shown, rectified = activations(teacher, _shown(teacher, images[:1]))
-    sets = _layer_sets(kind, teacher, shown)
+    sets = _layer_sets(of_kind, teacher, shown)
     behind_relu = {
         layers: torch.cat([torch.full((shown[n].numel(),), n in rectified) for n in layers])
         for layers in sets
     }
-    spectral = kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
+    spectral = of_kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
     # of large views moments are all that is written, and activations would fill the memory
     moments = {
         layers: ClassMoments(teacher.num_classes, len(units))
@@ -233,8 +236,8 @@ def record_metadata(
         else view_of(layers, values, classes, units, num_vectors=num)
         for layers, units in behind_relu.items()
     ]
-    metadata = Metadata(kind=kind, fingerprint=teacher.weights_digest, views=tuple(views))
-    header = {"format": FORMAT, "kind": kind.value, "teacher": metadata.fingerprint}
+    metadata = Metadata(kind=of_kind, fingerprint=teacher.weights_digest, views=tuple(views))
+    header = {"format": FORMAT, "kind": of_kind.value, "teacher": metadata.fingerprint}
     tensors = dict(_tensors(metadata))
     write_atomically(path, save(tensors, metadata=header))
     return metadata
@@ -360,35 +363,63 @@ def _tensors(metadata: Metadata) -> Iterator[tuple[str, Tensor]]:
                 yield f"{view.name}/{part}", value.contiguous()
 
 
-def load_metadata(path: Path, teacher: Teacher) -> Metadata:
+def load_metadata(path: StrPath, teacher: Teacher) -> Metadata:
     """Read a file of metadata; TeacherError if it is not one, or of another teacher."""
-    try:
+    with reading(path, TeacherError, "is not a file of metadata", what="metadata"):
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).to(teacher.device) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TeacherError(f"{path} is not a file of metadata: {error}") from error
-    if header.get("format") == OF_INPUTS:
-        raise TeacherError(
-            f"{path} has what entered layers, behind the ReLU, as metadata was before format "
-            f"{FORMAT}; what leaves them is needed: have the teacher's owner record it again"
+        if header.get("format") == OF_INPUTS:
+            raise TeacherError(
+                f"{path} has what entered layers, behind the ReLU, as metadata was before format "
+                f"{FORMAT}; what leaves them is needed: have the teacher's owner record it again"
+            )
+        if header.get("format") != FORMAT:
+            raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
+        if (recorded_on := header["teacher"]) != teacher.weights_digest:
+            raise TeacherError(
+                f"{path} was recorded on the teacher {recorded_on}, not on {teacher.weights_digest}"
+            )
+        views = tuple(
+            View(
+                layers=tuple(name.split("+")),
+                mean=tensors[f"{name}/mean"],
+                root=tensors.get(f"{name}/root"),
+                basis=tensors.get(f"{name}/basis"),
+                std=tensors.get(f"{name}/std"),
+                rectified=tensors[f"{name}/rectified"],
+            )
+            for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
         )
-    if header.get("format") != FORMAT:
-        raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
-    if header["teacher"] != teacher.weights_digest:
-        raise TeacherError(
-            f"{path} was recorded on the teacher {header['teacher']}, "
-            f"not on {teacher.weights_digest}"
-        )
-    views = [
-        View(
-            layers=tuple(name.split("+")),
-            mean=tensors[f"{name}/mean"],
-            root=tensors.get(f"{name}/root"),
-            basis=tensors.get(f"{name}/basis"),
-            std=tensors.get(f"{name}/std"),
-            rectified=tensors[f"{name}/rectified"],
-        )
-        for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
-    ]
-    return Metadata(kind=Kind(header["kind"]), fingerprint=header["teacher"], views=tuple(views))
+        _check_views(views, teacher)
+        return Metadata(kind=Kind(header["kind"]), fingerprint=recorded_on, views=views)
+
+
+@torch.no_grad()
+def _check_views(views: tuple[View, ...], teacher: Teacher) -> None:
+    """Raise what does not fit: ValueError, or KeyError for a layer that the teacher lacks."""
+    if not views:
+        raise ValueError("it holds no statistics")
+    queries = teacher.queries
+    recorded, _ = activations(teacher, torch.zeros(1, *teacher.spec.shape, device=teacher.device))
+    teacher.queries = queries  # the answer to a blank image is not looked at
+    for view in views:
+        size = sum(recorded[name].numel() for name in view.layers)
+        rank = size if view.basis is None else view.basis.shape[-1]
+        classes = teacher.num_classes
+        shapes = {
+            "mean": (classes, size),
+            "std": (classes, size),
+            "root": (classes, rank, rank),
+            "basis": (size, rank),
+            "rectified": (size,),
+        }
+        for part, shape in shapes.items():
+            value: Tensor | None = getattr(view, part)
+            if value is None:
+                continue
+            kind = torch.bool if part == "rectified" else torch.float32
+            if value.shape != shape or value.dtype != kind:
+                raise ValueError(f"{view.name}/{part} is {tuple(value.shape)} of {value.dtype}")
+            if not value.isfinite().all():
+                raise ValueError(f"{view.name}/{part} has values that are not finite")

@@ -106,7 +106,7 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
             f"{record['parameters']:,}",
             f"{record['macs']:,}",
             f"{record['latency_ms']['median']:.3f}",
-            f"{record['agreement']:.2%}",
+            f"{record['agreement']:.2%}" if "agreement" in record else "-",
             f"{record['accuracy']:.2%}" if "accuracy" in record else "-",
         )
     Console().print(table)

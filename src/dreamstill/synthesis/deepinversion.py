@@ -10,7 +10,7 @@ paper (in the code the other way round); half of the steps flip, which the CIFAR
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.probe import Probe, eval_mode
-from dreamstill.settings import above, at_least, within
+from dreamstill.settings import above, at_least, settings_class, within
 from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.batch_norm import norms_of
 from dreamstill.synthesis.contract import Batch, answered
@@ -34,7 +34,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["CIFAR10", "IMAGENET", "DeepInversion", "DeepInversionSettings", "inversion_loss"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DeepInversionSettings:
     """Settings of DeepInversion; the defaults are the authors' for CIFAR-10."""
 

@@ -7,7 +7,7 @@ Where this differs: pixels are clipped to the valid range at each step; the Gaus
 method `noise` with `distill.freeze_batch_norm`, not repeated here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
 from dreamstill.losses.statistics import batch_statistics
 from dreamstill.probe import Probe, probed_at_once
-from dreamstill.settings import above, at_least, no_effect
+from dreamstill.settings import above, at_least, no_effect, settings_class
 from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.batch_norm import batch_norm_divergence, divergence_of, norms_of
 from dreamstill.synthesis.contract import Batch, answered
@@ -37,7 +37,7 @@ class Scheme(StrEnum):
     BNS_INCEPTION = "bns+i"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class KnowledgeWithinSettings:
     """Settings of The Knowledge Within; the numbers are ours."""
 

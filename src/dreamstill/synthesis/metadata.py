@@ -9,7 +9,7 @@ differs: pixels start from N(0, 1) of the input space (the authors' N(0.15, 0.1)
 and are clipped to the valid range at each step.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.metadata import activations, load_metadata
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
@@ -29,7 +29,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["MetadataImages", "MetadataSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MetadataSettings:
     """Settings of metadata distillation; the defaults, but for the start, are the authors' numbers.
 

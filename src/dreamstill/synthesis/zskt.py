@@ -10,7 +10,6 @@ mode while the generator learns.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +18,7 @@ from torch import nn
 from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import eval_mode
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -27,7 +26,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["Zskt", "ZsktSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class ZsktSettings:
     """Settings of ZSKT; the defaults are the paper's."""
 

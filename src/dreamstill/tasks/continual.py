@@ -13,7 +13,6 @@ al. take 250 epochs of SGD at 0.1 with three drops.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -25,7 +24,7 @@ from dreamstill.evaluate import answers
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nets.seeded import seeded
 from dreamstill.plain import copy_network
-from dreamstill.settings import above, at_least, no_effect
+from dreamstill.settings import above, at_least, no_effect, settings_class
 from dreamstill.tasks.distill import Progress
 from dreamstill.tasks.graph import replace_module
 from dreamstill.teacher import Teacher, open_teacher
@@ -49,7 +48,7 @@ class Recipe(StrEnum):
     FINETUNE = "finetune"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class ContinualSettings:
     """Settings of learning new classes."""
 
@@ -151,7 +150,9 @@ def learn(
     """
     check_new_classes(teacher, images, labels)
     model = grow(teacher, int(labels.max()) + 1, rng)
-    student = open_teacher(model, teacher.spec, device=str(teacher.device))
+    student = open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
     model = student.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
@@ -180,7 +181,9 @@ def learn(
         optimizer.step()
         schedule.step()
         on_progress(Progress("learn", step, settings.steps, {"loss": loss.item()}))
-    return open_teacher(model, teacher.spec, device=str(teacher.device))
+    return open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
 
 
 def _class_weights(teacher: Teacher, dreams: Tensor, labels: Tensor) -> Tensor:

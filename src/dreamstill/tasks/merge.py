@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.plain import copy_network
 from dreamstill.probe import some_of
-from dreamstill.settings import none_or_at_least, within
+from dreamstill.settings import none_or_at_least, settings_class, within
 from dreamstill.tasks.graph import (
     Pair,
     fold_batch_norm,
@@ -32,7 +32,7 @@ from dreamstill.teacher import InputSpec
 __all__ = ["LayerRecord", "MergeSettings", "check_mergeable", "merge", "merge_order"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MergeSettings:
     """Settings of merging."""
 
@@ -124,7 +124,7 @@ def _filter_order(
     augmented = torch.cat([weight.flatten(1), bias[:, None]], 1).double()
     norms = augmented.norm(dim=1)
     gone = weight.flatten(1).abs().sum(1).argsort()[:remove]
-    kept = torch.ones(len(weight), dtype=torch.bool)
+    kept = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     kept[gone] = False
     unit = F.normalize(augmented, dim=1)
     cosine = (unit @ unit.T).masked_fill(~kept[:, None], -torch.inf)

@@ -12,6 +12,7 @@ read too.
 
 import heapq
 import json
+import math
 import struct
 import zlib
 from collections import Counter
@@ -27,6 +28,7 @@ from torch.nn.utils import parametrize
 
 from dreamstill.errors import ExportError
 from dreamstill.folder import write_atomically
+from dreamstill.reading import StrPath, reading
 from dreamstill.tasks.pack import weights_of
 
 __all__ = ["load_packed", "save_packed"]
@@ -36,6 +38,12 @@ ALL_FLOAT32 = b"DSPACK1\n"
 """Of files in which integers are floats too."""
 MAX_GAP = 255
 """A longer run of zeros is written as a gap of this and a weight of zero."""
+MOST_WEIGHTS = 2**28
+"""Of a file: more are not packed, and a damaged header asks for any number."""
+MOST_HEADER = 2**26
+"""Bytes of a header: damaged, it may inflate without end."""
+LONGEST_CODE = 64
+"""Bits of a symbol; those of 2^28 weights have no more than 40."""
 
 
 def huffman_lengths(symbols: Iterable[int]) -> dict[int, int]:
@@ -137,6 +145,8 @@ class _Bits:
         self.at = 0
 
     def read(self, num: int, lengths: dict[int, int]) -> list[int]:
+        if not all(1 <= length <= LONGEST_CODE for length in lengths.values()):
+            raise ValueError(f"codes have 1 to {LONGEST_CODE} bits; got {lengths}")
         table = {code: symbol for symbol, code in canonical_codes(lengths).items()}
         symbols = []
         for _ in range(num):
@@ -148,7 +158,7 @@ class _Bits:
         return symbols
 
 
-def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = None) -> int:
+def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None = None) -> int:
     """Write a packed network; returns the file's size in bytes.
 
     Args:
@@ -160,6 +170,7 @@ def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = N
         ExportError: the file cannot be written, or does not decode to the network exactly.
 
     """
+    path = Path(path)
     shared = {n: m for n, m in weights_of(model).items() if parametrize.is_parametrized(m)}
     header: dict[str, Any] = {"card": card or {}, "shared": [], "plain": []}
     stream: list[str] = []
@@ -167,7 +178,7 @@ def save_packed(model: nn.Module, path: Path, *, card: dict[str, Any] | None = N
     for name, layer in shared.items():
         parts: Any = layer.parametrizations["weight"]  # type: ignore[index]
         codes = parts[0].codes.flatten().cpu().numpy()
-        codebook = parts.original[1:]
+        codebook = parts.original.detach()[1:]
         symbols, gaps = gaps_of(codes)
         lengths = (huffman_lengths(symbols), huffman_lengths(gaps)) if symbols else ({}, {})
         for values, table in zip((symbols, gaps), lengths, strict=True):
@@ -218,24 +229,32 @@ def unpacked_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def load_packed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_packed(path: StrPath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a packed file: the state dict and the card; ExportError if it is not one."""
-    try:
-        data = path.read_bytes()
+    with reading(path, ExportError, "is not a whole packed network"):
+        data = Path(path).read_bytes()
         if not data.startswith((MAGIC, ALL_FLOAT32)):
             raise ExportError(f"{path} is not a packed network")
         start = len(MAGIC) + 8
         head, body = struct.unpack("<II", data[len(MAGIC) : start])
-        header = json.loads(zlib.decompress(data[start : start + head]))
+        inflated = zlib.decompressobj().decompress(data[start : start + head], MOST_HEADER)
+        header = json.loads(inflated)
         numbers = _Numbers(
             data[start + head : start + head + body], all_float32=data.startswith(ALL_FLOAT32)
         )
         bits = _Bits(data[start + head + body :])
-        return _decode(header, numbers, bits), header["card"]
-    except (OSError, struct.error, zlib.error, ValueError, KeyError, IndexError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"{path} is not a whole packed network: {error}") from error
+        sizes = [_size(entry) for kind in ("shared", "plain") for entry in header[kind]]
+        if sum(sizes) > MOST_WEIGHTS:
+            raise ValueError(f"it tells of {sum(sizes):,} weights; at most {MOST_WEIGHTS:,} can be")
+        return _decode(header, numbers, bits), dict(header["card"])
+
+
+def _size(entry: dict[str, Any]) -> int:
+    """How many values a tensor has, by its entry in the header."""
+    shape = entry.get("shape", ())
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"{entry['name']} has no shape: {shape}")
+    return math.prod(shape)
 
 
 def _decode(header: dict[str, Any], numbers: _Numbers, bits: _Bits) -> dict[str, Tensor]:
@@ -246,13 +265,13 @@ def _decode(header: dict[str, Any], numbers: _Numbers, bits: _Bits) -> dict[str,
             for key in ("codes", "gaps")
         )
         entries = numbers.read(entry["entries"], entry.get("dtype", "float32"))
-        codes = torch.from_numpy(from_gaps(symbols, gaps, int(np.prod(entry["shape"]))))
+        codes = torch.from_numpy(from_gaps(symbols, gaps, _size(entry)))
         codebook = torch.cat([entries.new_zeros(1), entries])
         state[entry["name"]] = codebook[codes].reshape(entry["shape"])
     for entry in header["plain"]:
         if "same_as" in entry:
             state[entry["name"]] = state[entry["same_as"]]
             continue
-        size = int(np.prod(entry["shape"], dtype=np.int64))
-        state[entry["name"]] = numbers.read(size, entry["dtype"]).reshape(entry["shape"])
+        values = numbers.read(_size(entry), entry["dtype"])
+        state[entry["name"]] = values.reshape(entry["shape"])
     return state

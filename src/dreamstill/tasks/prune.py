@@ -24,7 +24,7 @@ from dreamstill.errors import DreamstillError, SettingsError, TeacherError, firs
 from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
 from dreamstill.plain import copy_network
 from dreamstill.probe import probed_at_once, some_of
-from dreamstill.settings import at_least, none_or_at_least, within
+from dreamstill.settings import at_least, none_or_at_least, settings_class, within
 from dreamstill.tasks.channels import Cut, Group, followed, library
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
@@ -59,7 +59,7 @@ class Target(StrEnum):
     LATENCY = "latency"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PruneSettings:
     """Settings of pruning."""
 

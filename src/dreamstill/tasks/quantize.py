@@ -10,7 +10,6 @@ from the network itself.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
@@ -21,7 +20,7 @@ from torch.nn.utils import parametrize
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.plain import copy_network
 from dreamstill.probe import probed_at_once, some_of, watched
-from dreamstill.settings import no_effect, within
+from dreamstill.settings import no_effect, settings_class, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
 from dreamstill.tasks.finetune import finetune
@@ -46,7 +45,7 @@ class Calibration(StrEnum):
     PERCENTILE = "percentile"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class QuantizeSettings:
     """Settings of quantization."""
 
