@@ -24,7 +24,7 @@ MEMBERS = re.compile(
     r"|archive_format|archive_version|byteorder|\.data/(version|serialization_id|alignment))"
 )
 TARGETS = re.compile(
-    r"torch\.ops\.(?!_*c10|inductor)\w+\.\w+(\.\w+)?|torch\.(sym_\w+|_check\w*)"
+    r"torch\.ops\.(?!load_library|import_module)[a-z]\w*\.(?!from_file)\w+(\.\w+)?|torch\.sym_\w+"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
     r"|math\.(ceil|floor|trunc|sqrt)"
 )
