@@ -13,13 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dreamstill
 import toys
 from dreamstill.errors import DataError, ExportError, SettingsError, TeacherError
-from dreamstill.evaluate import count_macs
+from dreamstill.evaluate import accuracy, count_macs, predict
+from dreamstill.images import load_images
 from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.nets.resnet_cifar import resnet20
 from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.pool import Pool
+from dreamstill.run import TeacherFile, open_from
+from dreamstill.sources import draw_images
+from dreamstill.synthesis.contract import Batch
+from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolution
 from dreamstill.tasks.finetune import finetune
@@ -579,6 +585,61 @@ def test_finetuning_repairs_and_needs_images() -> None:
         finetune(teacher, student, pictures, quick(fresh_every=2), rng=rng())
 
 
+def test_a_network_that_training_ruins_is_returned_as_it_started(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assets = Path(dreamstill.__file__).parent / "assets"
+    teacher = open_from(TeacherFile(weights=str(assets / "lenet5_mnist.safetensors")))
+    x, y = load_images(assets / "digits.npz", teacher.spec, 10)
+    shown, _ = draw_images(teacher, "structured_noise", toys.structured(), 600, seed=0)
+    student = copy.deepcopy(teacher.module).requires_grad_(True)
+    assert accuracy(predict(student, teacher.spec, x), y) == pytest.approx(0.9905)
+    ends: list[Progress] = []
+    tuned = finetune(
+        teacher, student, shown, quick(steps=100, lr=0.3), rng=rng(), on_progress=ends.append
+    )
+    assert accuracy(predict(tuned, teacher.spec, x), y) >= 0.98
+    assert ends[-1].record["chosen_at_step"] == 0
+    (record,) = [r for r in caplog.records if r.name.startswith("dreamstill")]
+    assert record.getMessage().startswith("none of the 100 steps improved on the start")
+
+
+def test_a_random_student_is_not_judged_at_its_start() -> None:
+    ends: list[Progress] = []
+    teacher, student = toys.quadrant_teacher(), toys.student()
+    finetune(
+        teacher,
+        student,
+        images(40, (1, 8, 8)),
+        quick(lr=1.0),
+        rng=rng(),
+        pretrained=False,
+        on_progress=ends.append,
+    )
+    assert ends[-1].record["chosen_at_step"] == 5
+
+
+def test_fine_tuning_writes_no_image_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    monkeypatch.chdir(tmp_path)
+    student = copy.deepcopy(toys.quadrant_teacher().module).requires_grad_(True)
+    finetune(toys.quadrant_teacher(), student, images(40, (1, 8, 8)), quick(), rng=rng())
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_in_memory_are_replayed_as_a_pool_of_them_is(tmp_path: Path) -> None:
+    pictures = images(40, (1, 8, 8))
+    pool, memory = Pool(tmp_path, toys.SPEC, 50), Pool(None, toys.SPEC, 50)
+    for part in (pictures[:30], pictures[30:]):
+        for store in (pool, memory):
+            store.add(Batch(toys.SPEC.encode(part), torch.empty(0)))
+    assert memory.added == pool.added == 40
+    assert torch.equal(memory.images(35), pool.images(35))
+    assert torch.equal(memory.sample(9, rng()), pool.sample(9, rng()))
+
+
 def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
     teacher, student = toys.quadrant_teacher(), toys.quadrant_teacher().module
     seen: list[Tensor] = []
@@ -588,7 +649,8 @@ def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
         lambda module, inputs: seen.append(inputs[0]) if module.training else None
     )
     finetune(teacher, student, images(40, (1, 8, 8)), quick(pool=3, steps=9), rng=rng())
-    assert len(torch.cat(seen).unique(dim=0)) == 3
+    trained_on = [batch for batch in seen if len(batch) == quick().batch_size]
+    assert len(torch.cat(trained_on).unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize("freeze", [True, False])

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dreamstill.classes import warn_of_classes
+from dreamstill.delivered import compare_delivered
 from dreamstill.errors import ExportError, RunError, SettingsError
 from dreamstill.evaluate import (
     accuracy,
@@ -23,7 +25,7 @@ from dreamstill.evaluate import (
     answers,
     device_of,
     evaluating,
-    measure_cost,
+    measure_size,
     predict,
 )
 from dreamstill.export import export, load_exported
@@ -138,8 +140,10 @@ def run_chain(
         on_progress: called after every synthesized batch and training step.
 
     Returns:
-        What summary.json holds: the teacher and every link with its cost, agreement on a thousand
-        of the images where there are any, accuracy if measured, and the files written.
+        What summary.json holds: the teacher and every link with its bytes, parameters,
+        multiply-accumulates, latency in the one `runtime`, agreement on a thousand of the images
+        where there are any, accuracy if measured, and the files written; `warnings`, of the
+        images' classes.
 
     Raises:
         TeacherError: a network cannot be opened, built, kept between links, or changed by a task.
@@ -176,8 +180,15 @@ def run_chain(
             images = torch.empty(0, *teacher.spec.shape, dtype=torch.uint8)
         elif images is None:
             images = own_images(folder / "images.npz", chain, teacher, on_progress)
-        made = _make_links(folder / "links", chain, teacher, images, kin, on_progress)
-        return _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
+        wanted = images[:0]
+        if len(images):
+            wanted = predict(teacher.module, teacher.spec, images)
+        warnings = warn_of_classes(wanted, given=chain.images is not None) if len(images) else []
+        made = _make_links(folder / "links", chain, teacher, images, wanted, kin, on_progress)
+        summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
+        summary["warnings"] = warnings
+        write_json(folder / "summary.json", summary)
+        return summary
 
 
 def _stem(folder: Path, index: int, link: Link) -> Path:
@@ -210,14 +221,13 @@ def _make_links(
     chain: Chain,
     teacher: Teacher,
     images: Tensor,
+    wanted: Tensor,
     kin: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
     """Do every link on what the one before it made, or read it back where it is finished."""
     folder.mkdir(exist_ok=True)
-    shown = images[-NUM_SHOWN:]
-    wanted = predict(teacher.module, teacher.spec, shown) if len(shown) else shown
-
+    shown, wanted = images[-NUM_SHOWN:], wanted[-NUM_SHOWN:]
     record = _measured(teacher.module, {}, folder, teacher.spec, shown, wanted)
     made = [Made("teacher", teacher.module, record)]
     shown_of = digest(images.numpy().reshape(-1).data)
@@ -231,6 +241,8 @@ def _make_links(
             with seeded_process(chain.seed + index, chain.device):
                 network, record = TASKS[link.task][1](made[-1].network, link.settings, work)
             record = {"task": link.task} | record
+            if work.warnings:
+                record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.spec, shown, wanted)
             save_network(network, stem.with_suffix(".pt"))
             origin = {"settings": digest(to_plain(link)), "images": shown_of}
@@ -277,8 +289,9 @@ def _summarize(
     real: Path | None,
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
-    """Measure what was made, and write weights.json, network.onnx and summary.json."""
-    summary: dict[str, Any] = {}
+    """Measure what was made, and write weights.json, network.onnx and the links' own files."""
+    runtime = compare_delivered(folder / "links", made, teacher.spec)
+    summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
         summary["images"] = real.name
         for one in made:
@@ -296,7 +309,6 @@ def _summarize(
         summary["network"] = export(made[-1].network, teacher.spec, folder / "network.onnx").path
     except ExportError as error:  # what the links made is worth its summary
         summary["not_exported"] = str(error)
-    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -308,12 +320,15 @@ def _measured(
     images: Tensor,
     wanted: Tensor,
 ) -> dict[str, Any]:
-    """A link's record with its cost, and its agreement with the logits wanted for the images."""
+    """A link's record with its size, and its agreement with the logits wanted for the images."""
     run = _runtime(network, record, folder)
-    cost = asdict(measure_cost(network, spec, run=run))
+    size = asdict(measure_size(network, spec))
+    if "files" not in record:
+        size["weight_bytes"] = size["bytes"]
+    del size["bytes"]
     if not len(images):  # the tasks look at none, and none are made to measure agreement on
-        return cost | record
-    return cost | {"agreement": agreement(_answers(network, run, spec, images), wanted)} | record
+        return size | record
+    return size | {"agreement": agreement(_answers(network, run, spec, images), wanted)} | record
 
 
 def _answers(

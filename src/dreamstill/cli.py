@@ -38,7 +38,7 @@ from dreamstill.settings import from_plain, merge
 from dreamstill.sources import read_synthesis
 from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import method_settings, student_settings
-from dreamstill.terminal import Bars, print_chain, print_rows, print_summary
+from dreamstill.terminal import Bars, print_chain, print_continual, print_rows, print_summary
 
 __all__ = ["main"]
 
@@ -271,10 +271,9 @@ def _continual(arguments: argparse.Namespace) -> Any:
         real=arguments.real or None,
         on_progress=arguments.bars,
     )
-    page = write_continual_report(folder)
+    write_continual_report(folder)
     if not arguments.json:
-        shown = {name: value for name, value in result.items() if name != "by_class"}
-        print_rows("continual", shown | {"report": str(page)})
+        print_continual(result, folder)
     return result
 
 

@@ -26,6 +26,7 @@ from dreamstill.reading import StrPath, reading
 from dreamstill.teacher import InputSpec
 
 __all__ = [
+    "RUNTIMES",
     "ExportRecord",
     "check_formats",
     "export",
@@ -202,6 +203,8 @@ def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
 
 
 _WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
+RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
+"""What runs a file, by its format."""
 
 
 def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:

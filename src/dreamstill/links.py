@@ -15,7 +15,7 @@ from dreamstill.run import RANDOM_START, open_student
 from dreamstill.settings import no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.sources import OnProgress
 from dreamstill.tasks.channels import library
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.tasks.distill import DistillSettings, Progress, start_kept
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, map_modules
@@ -131,6 +131,14 @@ class Work:
     on_progress: OnProgress
     stem: Path
     """Where the link's files go, less their suffix."""
+    warnings: list[str] = field(default_factory=list)
+    """Of training that was in vain."""
+
+    def progressed(self, progress: Progress) -> None:
+        """Note what the record is to say of a training, and pass it on."""
+        if progress.record.get("chosen_at_step") == 0:
+            self.warnings.append(start_kept(progress.total))
+        self.on_progress(progress)
 
     def tune(self, model: nn.Module, settings: DistillSettings | None) -> nn.Module:
         """Fine-tune towards the teacher, if asked."""
@@ -142,7 +150,7 @@ class Work:
             self.images,
             settings,
             rng=self.rng,
-            on_progress=self.on_progress,
+            on_progress=self.progressed,
         )
         return tuned.requires_grad_(False)
 
@@ -161,14 +169,15 @@ def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
         rng=work.rng,
         inherited=kept,
         reconstruct=settings.reconstruct,
-        on_progress=work.on_progress,
+        pretrained=settings.inherit,
+        on_progress=work.progressed,
     )
     return student.requires_grad_(False), {}
 
 
 def _prune(model: nn.Module, settings: PruneLink, work: Work) -> Outcome:
     pruned, rounds = prune(
-        work.teacher, work.images, settings, rng=work.rng, model=model, on_progress=work.on_progress
+        work.teacher, work.images, settings, rng=work.rng, model=model, on_progress=work.progressed
     )
     record: dict[str, Any] = {"rounds": [asdict(record) for record in rounds]}
     if whole := rounds[-1].left_whole:
@@ -199,14 +208,14 @@ def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
             settings,
             rng=work.rng,
             model=model,
-            on_progress=work.on_progress,
+            on_progress=work.progressed,
         )
     layers = {n: m for n, m in quantized.named_modules() if isinstance(m, QuantizedLayer)}
     bits = {
         name: {"weight_bits": layer.weight_bits, "activation_bits": layer.activation_bits}
         for name, layer in layers.items()
     }
-    record = {"layers": bits, "bytes": quantized_bytes(quantized)}
+    record = {"layers": bits, "weight_bytes": quantized_bytes(quantized)}
     return quantized, record | _left_whole(quantized, layers.values())
 
 
@@ -242,7 +251,7 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
         )
         for kind in settings.formats
     ]
-    return model, {"files": [asdict(r) for r in records], "bytes": records[0].bytes}
+    return model, {"files": [asdict(r) for r in records]}
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
@@ -253,13 +262,13 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
         settings,
         rng=work.rng,
         model=model,
-        on_progress=work.on_progress,
+        on_progress=work.progressed,
     )
     path = work.stem.with_suffix(".packed")
     size = save_packed(packed, path, card=to_plain(work.teacher.spec))
     plain = copy_network(model)
     plain.load_state_dict(load_packed(path)[0])
-    record = {"files": [{"path": str(path), "bytes": size}], "bytes": size}
+    record = {"files": [{"path": str(path), "bytes": size}]}
     return plain, record | _left_whole(plain, weights_of(plain).values())
 
 

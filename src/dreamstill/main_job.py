@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dreamstill.classes import class_counts, warn_of_classes
 from dreamstill.errors import SettingsError, shown
 from dreamstill.folder import claimed, save_arrays, write_atomically, write_json
 from dreamstill.images import load_images, load_unlabelled
@@ -117,8 +118,12 @@ def _write_images(
     arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": logits.numpy()}
     save_arrays(folder / "images.npz", **arrays)
     write_atomically(folder / "images.png", draw_classes(x, classes))
-    counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
-    summary = {"num_images": num_images, "images_per_class": counts, "queries": teacher.queries}
+    summary = {
+        "num_images": num_images,
+        "images_per_class": class_counts(logits).tolist(),
+        "queries": teacher.queries,
+        "warnings": warn_of_classes(logits),
+    }
     write_json(folder / "summary.json", summary)
     forget(checkpoint)
 

@@ -359,8 +359,10 @@ def _follow(
         {
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": work.teacher.queries,
+            "steps": job.distill.steps,
             "chosen_at_step": work.judge.champion_step,
             "held_out_agreement": work.judge.ask(work.chosen)[0],
+            "warnings": work.warnings,
         },
     )
     return work.chosen
