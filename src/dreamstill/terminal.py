@@ -14,6 +14,14 @@ from dreamstill.tasks.distill import Progress as Step
 __all__ = ["Bars", "print_chain", "print_rows", "print_summary"]
 
 
+class Terminal(Console):
+    """A console that leaves it to the command what to do where its reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so; rich would end the process."""
+        raise BrokenPipeError
+
+
 class Bars:
     """Progress bars on stderr with the time left, a new one for each stage; stopped on leaving."""
 
@@ -39,7 +47,7 @@ class Bars:
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
             )
-            bar = Progress(*columns, console=Console(stderr=True))
+            bar = Progress(*columns, console=Terminal(stderr=True))
             bar.start()
             self.under_way = bar, bar.add_task(step.stage, total=step.total)
         bar, task = self.under_way
@@ -58,7 +66,7 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
     for name, value in rows.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         table.add_row(name.replace("_", " "), escape(shown))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -80,7 +88,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     row("multiply-accumulates", lambda v: f"{v:,}", "macs")
     row("bytes", lambda v: f"{v:,}", "bytes")
     row("latency, ms", lambda v: f"{v['median']:.3f}", "latency_ms")
-    console = Console()
+    console = Terminal()
     console.print(table)
     console.print(f"{summary['seconds']:.0f} s, {summary['queries']:,} teacher queries")
     if "held_out_agreement" in summary:
@@ -109,7 +117,7 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
             f"{record['agreement']:.2%}" if "agreement" in record else "-",
             f"{record['accuracy']:.2%}" if "accuracy" in record else "-",
         )
-    Console().print(table)
+    Terminal().print(table)
     for link in summary["links"]:
         if "left_whole" in link:
             print(f"{link['task']} left whole: {', '.join(link['left_whole'])}")
