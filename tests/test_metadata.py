@@ -159,7 +159,7 @@ class Between(nn.Module):
 
 def test_what_is_recorded_is_what_enters_the_relu_behind_a_layer() -> None:
     with seeded(torch.Generator().manual_seed(0)):
-        module = Between()
+        module = Between().eval()
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     recorded, rectified = activations(open_teacher(module, toys.SPEC), images)
     assert list(recorded) == ["pooled", "normed", "summed", "clamped", "leaky", "head", "logits"]

@@ -401,8 +401,12 @@ def centered(x: torch.Tensor) -> torch.Tensor:
     return x - x.mean()
 
 
-def in_place(x: torch.Tensor) -> torch.Tensor:
-    return x.sub_(1)
+def percents(x: torch.Tensor) -> torch.Tensor:
+    return 100 * x.softmax(1)
+
+
+def running_sum(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(0)
 
 
 @pytest.mark.parametrize(
@@ -410,6 +414,8 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
     [
         (Ends(nn.Sigmoid()), "return what enters the sigmoid"),
         (Ends(nn.Hardsigmoid()), "return what enters the sigmoid"),
+        (Ends(percents), "before softmax"),
+        (Ends(running_sum), "depends on the others of its batch"),
         (Ends(nn.LogSoftmax(1)), "return what enters LogSoftmax"),
         (Ends(F.dropout), "answers differently when it is asked again"),
         (Ends(centered), "depends on the others of its batch"),
@@ -606,6 +612,14 @@ def test_checkpoints_of_other_tools(kind: str, message: str | None, tmp_path: Pa
     else:
         with pytest.raises(TeacherError, match=message):
             load_module("toys:SmallCnn", tmp_path / "w.pt")
+
+
+def test_masks_in_a_file_are_applied(tmp_path: Path) -> None:
+    module = toys.SmallCnn()
+    masks.l1_unstructured(module.conv, "weight", 0.5)
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    loaded = load_module("toys:SmallCnn", tmp_path / "w.pt")
+    assert torch.equal(loaded.get_parameter("conv.weight"), module.conv.weight)
 
 
 def test_sparse_and_quantized_weights_become_dense_floats(tmp_path: Path) -> None:

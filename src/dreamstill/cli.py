@@ -26,6 +26,7 @@ from dreamstill.errors import (
     shown,
 )
 from dreamstill.flags import PREFIX, given_flags
+from dreamstill.folder import is_vacant
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import LEARNED, Learning, learn_classes
 from dreamstill.links import TASKS
@@ -37,7 +38,7 @@ from dreamstill.settings import from_plain, merge
 from dreamstill.sources import read_synthesis
 from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import method_settings, student_settings
-from dreamstill.terminal import Bars, print_chain, print_rows, print_summary
+from dreamstill.terminal import Bars, print_chain, print_continual, print_rows, print_summary
 
 __all__ = ["main"]
 
@@ -119,7 +120,7 @@ def _can_resume(arguments: argparse.Namespace) -> bool:
     """There is something in the folder of a command that takes up what it left."""
     resume, out = (getattr(arguments, name, None) for name in ("resume", "out"))
     folder = Path(resume if isinstance(resume, str) else out or "")
-    return hasattr(arguments, "resume") and folder.is_dir() and any(folder.iterdir())
+    return hasattr(arguments, "resume") and not is_vacant(folder)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -270,10 +271,9 @@ def _continual(arguments: argparse.Namespace) -> Any:
         real=arguments.real or None,
         on_progress=arguments.bars,
     )
-    page = write_continual_report(folder)
+    write_continual_report(folder)
     if not arguments.json:
-        shown = {name: value for name, value in result.items() if name != "by_class"}
-        print_rows("continual", shown | {"report": str(page)})
+        print_continual(result, folder)
     return result
 
 

@@ -17,14 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, innermost
+from dreamstill import pt2
+from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluate import device_of, evaluating
+from dreamstill.folder import write_atomically
 from dreamstill.nets.seeded import rng_kept
 from dreamstill.plain import copy_network
 from dreamstill.reading import StrPath, reading
 from dreamstill.teacher import InputSpec
 
 __all__ = [
+    "RUNTIMES",
     "ExportRecord",
     "check_formats",
     "export",
@@ -33,8 +36,8 @@ __all__ = [
     "onnxruntime",
     "open_written",
     "quiet",
-    "write_pt2",
-    "write_pte",
+    "to_pt2",
+    "to_pte",
 ]
 
 TOLERANCE = 1e-4
@@ -94,23 +97,19 @@ def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
     path, module = Path(path), on_cpu(module)
     kind = path.suffix[1:]
     check_formats([kind])
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    differences = []
+
+    def compare(temporary: Path) -> None:
+        differences.append(_compare(module, spec, open_written(temporary)))
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(module), quiet():
-            _WRITERS[kind](module, spec, temporary)
-            difference = _compare(module, spec, open_written(temporary))
-        temporary.replace(path)
-    except ExportError:
-        raise
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+            write_atomically(path, _WRITERS[kind](module, spec), check=compare, error=ExportError)
+    except DreamstillError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:  # exporters raise many kinds of their own
         raise ExportError(f"cannot export to {path.suffix}: {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return ExportRecord(str(path), kind, path.stat().st_size, difference)
+    return ExportRecord(str(path), kind, path.stat().st_size, differences[0])
 
 
 def _reason(error: BaseException) -> str:
@@ -165,7 +164,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
+def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
     program = torch.onnx.export(
         module,
         (_example(spec, 2),),
@@ -180,20 +179,18 @@ def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
         node.metadata_props.clear()  # the paths and lines of the source
     for name in ("shape", "mean", "std"):
         program.model.metadata_props[name] = json.dumps(getattr(spec, name))
-    program.save(path, external_data=False)
+    data: bytes = program.model_proto.SerializeToString()
+    return data
 
 
-def write_pt2(module: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write PyTorch's own format."""
+def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in PyTorch's own format."""
     shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths and lines of the source
-    torch.export.save(program, path)
+    return pt2.to_pt2(torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes))
 
 
-def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
+def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
     exir = importlib.import_module("executorch.exir")
     xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     config = importlib.import_module("executorch.backends.xnnpack.partition.config")
@@ -203,10 +200,12 @@ def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
         kinds = [kind for kind in kinds if kind.__name__ != "PreluConfig"]  # which is of maps
     partitioner = xnnpack.XnnpackPartitioner(configs=kinds)
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
-    path.write_bytes(lowered.to_executorch().buffer)
+    return bytes(lowered.to_executorch().buffer)
 
 
-_WRITERS = {"onnx": _write_onnx, "pt2": write_pt2, "pte": write_pte}
+_WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
+RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
+"""What runs a file, by its format."""
 
 
 def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
@@ -254,13 +253,7 @@ def open_written(path: Path) -> Callable[[Tensor], Tensor]:
 
         return run_pte
     if path.suffix == ".pt2":
-        module = torch.export.load(path).module()
-
-        def run_pt2(inputs: Tensor) -> Tensor:
-            output: Tensor = module(inputs)
-            return output
-
-        return run_pt2
+        return pt2.open_pt2(path)
     session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run_onnx(inputs: Tensor) -> Tensor:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from dreamstill.errors import RunError, SettingsError, shown
-from dreamstill.folder import check_empty, discard, save_arrays, write_atomically
+from dreamstill.classes import class_counts, warn_of_classes
+from dreamstill.errors import SettingsError, shown
+from dreamstill.folder import claimed, save_arrays, write_atomically, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.reading import StrPath
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
 from dreamstill.run import Job, TeacherFile, distill, open_from
-from dreamstill.settings import MOST
-from dreamstill.sources import draw_images
+from dreamstill.settings import MOST, read_plain, to_plain
+from dreamstill.sources import draw_images, forget
 from dreamstill.summarize import export_run, summarize
 from dreamstill.synthesis import METHODS, missing_offers
 from dreamstill.synthesis.knowledge_within import data_similarity
@@ -68,9 +69,11 @@ def synthesize(
     With `resume` what is finished in the folder is taken up: the settings must be the same.
 
     Raises:
-        SettingsError: no image is asked for, or the method plays against a student.
+        SettingsError: no image is asked for, there is no room for so many, or the method plays
+            against a student.
         TeacherError: the teacher does not open, or lacks what the method needs.
-        RunError: the folder is not empty, holds nothing to resume or cannot be written.
+        RunError: the folder is not empty, holds nothing to resume, or other images, or cannot be
+            written.
         NonFiniteError: the loss of the images is not finite; before the update.
 
     """
@@ -78,46 +81,51 @@ def synthesize(
         bound = "at least 1" if num_images < 1 else f"at most {MOST:,}"
         raise SettingsError(f"num_images must be {bound}; got {shown(num_images)}")
     folder = Path(folder)
-    checkpoint = folder / "images.pt"
-    existed = folder.exists()
-    if not resume:
-        check_empty(folder)
-    elif not checkpoint.is_file():
-        raise RunError(f"{folder} holds nothing to resume: images.pt is missing")
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {folder}: {error.strerror}") from error
-    try:
-        x, out = draw_images(
-            teacher,
-            job.method,
-            job.synthesis,
-            num_images,
-            seed=job.seed,
-            checkpoint=checkpoint,
-            checkpoint_every=job.checkpoint_every,
-            on_progress=on_progress,
-        )
-        classes = out.argmax(1)
-        arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": out.numpy()}
-        save_arrays(folder / "images.npz", **arrays)
-        picture = draw_classes(x, classes)
-        write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
-        checkpoint.unlink(missing_ok=True)
-    except BaseException:
-        if not checkpoint.is_file() and not (folder / "images.npz").is_file():
-            discard(folder, existed=existed)
-        raise
-    counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
-    return {
-        "images": str(folder / "images.npz"),
-        "picture": str(folder / "images.png"),
+    names = ("teacher", "method", "synthesis", "seed", "device", "precision")
+    with claimed(
+        folder,
+        {name: to_plain(getattr(job, name)) for name in names} | {"num_images": num_images},
+        {"teacher": teacher.fingerprint},
+        device=job.device,
+        resume=resume,
+        worth=("images.npz", "images.pt"),
+        makes=("images.npy",),
+    ):
+        if not (folder / "summary.json").is_file():  # the last file that is written
+            _write_images(folder, job, teacher, num_images, on_progress)
+        summary = read_plain(folder / "summary.json")
+    files = {"images": str(folder / "images.npz"), "picture": str(folder / "images.png")}
+    return files | summary
+
+
+def _write_images(
+    folder: Path, job: Job, teacher: Teacher, num_images: int, on_progress: OnProgress
+) -> None:
+    """Make images and all that is told of them."""
+    checkpoint = folder / "images.pt"
+    x, logits = draw_images(
+        teacher,
+        job.method,
+        job.synthesis,
+        num_images,
+        seed=job.seed,
+        checkpoint=checkpoint,
+        checkpoint_every=job.checkpoint_every,
+        on_progress=on_progress,
+    )
+    classes = logits.argmax(1)
+    arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": logits.numpy()}
+    save_arrays(folder / "images.npz", **arrays)
+    write_atomically(folder / "images.png", draw_classes(x, classes))
+    summary = {
         "num_images": num_images,
-        "images_per_class": counts,
+        "images_per_class": class_counts(logits).tolist(),
         "queries": teacher.queries,
+        "warnings": warn_of_classes(logits),
     }
+    write_json(folder / "summary.json", summary)
+    forget(checkpoint)
 
 
 def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:

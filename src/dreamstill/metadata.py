@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
@@ -236,10 +236,10 @@ def record_metadata(
         else view_of(layers, values, classes, units, num_vectors=num)
         for layers, units in behind_relu.items()
     ]
-    metadata = Metadata(kind=of_kind, fingerprint=teacher.fingerprint, views=tuple(views))
+    metadata = Metadata(kind=of_kind, fingerprint=teacher.weights_digest, views=tuple(views))
     header = {"format": FORMAT, "kind": of_kind.value, "teacher": metadata.fingerprint}
     tensors = dict(_tensors(metadata))
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_atomically(path, save(tensors, metadata=header))
     return metadata
 
 
@@ -376,9 +376,9 @@ def load_metadata(path: StrPath, teacher: Teacher) -> Metadata:
             )
         if header.get("format") != FORMAT:
             raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
-        if (recorded_on := header["teacher"]) != teacher.fingerprint:
+        if (recorded_on := header["teacher"]) != teacher.weights_digest:
             raise TeacherError(
-                f"{path} was recorded on the teacher {recorded_on}, not on {teacher.fingerprint}"
+                f"{path} was recorded on the teacher {recorded_on}, not on {teacher.weights_digest}"
             )
         views = tuple(
             View(

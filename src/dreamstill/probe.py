@@ -61,7 +61,8 @@ class Probe:
 
     def _recorder(self, name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
         def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            self.outputs[name] = _float32(output.clone() if self._copy else output)
+            copied = self._copy and isinstance(output, Tensor)
+            self.outputs[name] = _float32(output.clone() if copied else output)
             if (given := first_input(args, kwargs)) is not None:
                 self.inputs[name] = _float32(given)
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError, TeacherError, first_line
 from dreamstill.folder import (
-    claim,
-    discard,
+    claimed,
+    digest,
     load_checkpoint,
+    save_checkpoint,
     save_weights,
     write_atomically,
     write_json,
@@ -175,6 +176,7 @@ def open_from(
         num_classes=card.get("num_classes"),
         device=_device(device),
         precision=precision,
+        factory=card["factory"],
     )
 
 
@@ -268,15 +270,20 @@ def distill(
         )
     _check_competition(job)
     folder = Path(folder)
-    existed = folder.exists()
-    with seeded_process(job.seed, job.device):
-        claim(folder, job, device=job.device, resume=resume)
-        try:
-            work = _distillation(folder, job, teacher)
-        except BaseException:
-            if not resume:
-                discard(folder, existed=existed)
-            raise
+    origin = {"teacher": teacher.fingerprint}
+    with (
+        seeded_process(job.seed, job.device),
+        claimed(
+            folder,
+            job,
+            origin,
+            device=job.device,
+            resume=resume,
+            worth=("checkpoint.pt",),
+            makes=("pool", "log.jsonl"),
+        ),
+    ):
+        work = _distillation(folder, job, teacher)
         return _follow(folder, job, work, on_progress)
 
 
@@ -302,12 +309,8 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
         raise SettingsError(
             "a student with BatchNorm needs two images or more at once: synthesis.batch_size is 1"
         )
-    origin = {
-        "method": job.method,
-        "settings": to_plain(job.synthesis),
-        "teacher": teacher.fingerprint,
-    }
-    pool = Pool(folder / "pool", teacher.spec, job.distill.pool, origin)
+    create = not (folder / "checkpoint.pt").exists()
+    pool = Pool(folder / "pool", teacher.spec, job.distill.pool, create=create)
     return Distillation(
         teacher,
         student,
@@ -326,20 +329,18 @@ def _follow(
     """Take a distillation from its checkpoint, if there is one, to its end."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, job.device)
-        spent = state["seconds"]
-        work.load_state_dict(state["work"])
-        _set_process_rng(state["process_rng"], job.device)
+        spent = _take_up(checkpoint, job, work)
     log = _Log(folder / "log.jsonl", work.step)
     start = saved = time.monotonic()
 
     def save() -> None:
         state = {
+            "origin": _origin_of_checkpoint(job, work.teacher),
             "work": work.state_dict(),
             "seconds": spent + time.monotonic() - start,
             "process_rng": _process_rng(job.device),
         }
-        write_atomically(checkpoint, lambda temporary: torch.save(state, temporary))
+        save_checkpoint(checkpoint, state)
         work.pool.commit()
 
     for progress in work.run():
@@ -358,11 +359,40 @@ def _follow(
         {
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": work.teacher.queries,
+            "steps": job.distill.steps,
             "chosen_at_step": work.judge.champion_step,
             "held_out_agreement": work.judge.ask(work.chosen)[0],
+            "warnings": work.warnings,
         },
     )
     return work.chosen
+
+
+def _origin_of_checkpoint(job: Job, teacher: Teacher) -> dict[str, str]:
+    """What a checkpoint is of."""
+    return {"teacher": teacher.fingerprint, "settings": digest(to_plain(job))}
+
+
+def _take_up(checkpoint: Path, job: Job, work: Distillation) -> float:
+    """Go on from a checkpoint; the seconds that were spent before it.
+
+    Raises:
+        RunError: it is damaged, or of another run.
+
+    """
+    state = load_checkpoint(checkpoint, job.device)
+    wanted = _origin_of_checkpoint(job, work.teacher)
+    found = state.get("origin") if isinstance(state, dict) else None
+    if found != wanted:
+        raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
+    try:
+        work.load_state_dict(state["work"])
+        _set_process_rng(state["process_rng"], job.device)
+        return float(state["seconds"])
+    except RunError:
+        raise
+    except Exception as error:  # what a damaged state is loaded into raises many kinds
+        raise RunError(f"{checkpoint} does not fit its run: {first_line(error)}") from error
 
 
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
@@ -385,8 +415,7 @@ class _Log:
                 for line in path.read_text(errors="replace").splitlines()
                 if _step_of(line) <= step
             ]
-            text = "".join(line + "\n" for line in kept)
-            write_atomically(path, lambda temporary: temporary.write_text(text))
+            write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, record: dict[str, float]) -> None:
         self.lines.append(json.dumps(record))

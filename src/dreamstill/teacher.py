@@ -190,6 +190,8 @@ class Teacher:
     queries: int = field(default=0)
     precision: Precision = Precision.FLOAT32
     """Of the teacher and of whatever else it runs."""
+    factory: str = ""
+    """module:function that built it, where that is known."""
     _layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
@@ -250,7 +252,17 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the weights: names the teacher in records."""
+        """Names the teacher in records: 16 hex digits of a SHA-256.
+
+        Of all that decides its answers: weights, factory, and what its card says of its input and
+        classes.
+        """
+        card = (self.factory, self.num_classes, self.spec.shape, self.spec.mean, self.spec.std)
+        return hashlib.sha256(f"{self.weights_digest} {card}".encode()).hexdigest()[:16]
+
+    @property
+    def weights_digest(self) -> str:
+        """16 hex digits of the SHA-256 of the weights alone."""
         digest = hashlib.sha256()
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
@@ -393,6 +405,7 @@ def open_teacher(
     device: str = "cpu",
     precision: Precision = Precision.FLOAT32,
     role: str = "teacher",
+    factory: str = "",
 ) -> Teacher:
     """Copy a network, freeze the copy in eval mode, examine it and see what it offers.
 
@@ -406,6 +419,7 @@ def open_teacher(
         device: where to put the copy.
         precision: of what it runs, itself among it.
         role: what messages call it.
+        factory: module:function that built it, for its fingerprint.
 
     Raises:
         TeacherError: a pass fails; the output is not finite (N, K) logits with K >= 2, or is
@@ -417,7 +431,7 @@ def open_teacher(
         raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
     cuda = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda):  # a network may draw from it, and is then refused
-        module = copy_network(module).float().to(device).eval()
+        module = copy_network(module).to(device, torch.get_default_dtype()).eval()
         inputs = spec.normalize(probing_images(spec.shape)).to(device)
         logits, last, probe = _first_answer(module, inputs, role)
         check_logits(module, inputs, logits, role, last)
@@ -433,7 +447,7 @@ def open_teacher(
             num_features=probe.inputs[last].shape[1] if last is not None else None,
             obstacle=obstacle_to_training(module, inputs),
         )
-    return Teacher(module, spec, logits.shape[1], offers, precision=precision)
+    return Teacher(module, spec, logits.shape[1], offers, precision=precision, factory=factory)
 
 
 def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:

@@ -38,11 +38,22 @@ def write_chain_report(folder: Path) -> Path:
         settings=settings,
         figures=drawn,
         networks=networks,
-        whole=networks[0],
+        runtime=summary.get("runtime", ""),
+        warnings=warnings_of(summary),
         images=summary.get("images"),
         not_exported=summary.get("not_exported"),
         files=[file for link in summary["links"] for file in link.get("files", [])],
     )
+
+
+def warnings_of(summary: dict[str, Any]) -> list[str]:
+    """Of the images, then of each link."""
+    of_links = [
+        f"{number}. {link['task']}: {text}"
+        for number, link in enumerate(summary["links"], 1)
+        for text in link.get("warnings", [])
+    ]
+    return [*summary.get("warnings", []), *of_links]
 
 
 def chain_settings(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def write_continual_report(folder: Path) -> Path:
         settings=settings,
         figures=list(continual_figures(summary, read_arrays(folder / "pictures.npz"))),
         summary=summary,
+        warnings=summary.get("warnings", []),
         files=summary["files"],
         not_exported=summary.get("not_exported"),
     )

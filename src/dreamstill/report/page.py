@@ -1,7 +1,6 @@
 """What every page is made of: the records of a folder in, one self-contained HTML file out."""
 
 import base64
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dreamstill.errors import RunError
+from dreamstill.folder import write_atomically
 from dreamstill.reading import StrPath, reading, understood
 from dreamstill.report.figures import Array
 from dreamstill.settings import read_plain
@@ -60,11 +60,12 @@ def write_page(
     *,
     settings: dict[str, Any],
     figures: Sequence[Figure],
+    warnings: Sequence[str] = (),
     **values: Any,
 ) -> Path:
     """Fill a template of this package and write FOLDER/report.html, whole or not at all.
 
-    The folder's environment.json goes below `settings`, if it is there.
+    The folder's environment.json goes below `settings`, if it is there; `warnings` come first.
 
     Raises:
         RunError: the page cannot be written.
@@ -77,18 +78,11 @@ def write_page(
         settings=flatten(settings),
         environment=flatten(read_table(folder / "environment.json")),
         figures=figures,
+        warnings=warnings,
         **values,
     )
     target = folder / "report.html"
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_text(page, "utf-8", errors="backslashreplace")
-        temporary.replace(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(target, page.encode("utf-8", errors="backslashreplace"))
     return target
 
 
@@ -124,15 +118,25 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value) rows.
+    """Nested settings as (dotted name, value) rows, values as they are written in a file.
 
-    >>> flatten({"seed": 0, "distill": {"steps": 5}})
-    [('seed', '0'), ('distill.steps', '5')]
+    >>> flatten({"seed": 0, "distill": {"steps": 5, "drops": [0.5, 0.75]}, "size": None})
+    [('seed', '0'), ('distill.steps', '5'), ('distill.drops', '0.5, 0.75'), ('size', 'none')]
+    >>> flatten({"files": [{"path": "a"}, {"path": "b"}]})
+    [('files.1.path', 'a'), ('files.2.path', 'b')]
     """
     rows = []
     for name, value in settings.items():
+        if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+            value = {str(number): item for number, item in enumerate(value, 1)}
         if isinstance(value, dict):
             rows += flatten(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, str(value)))
+            values = value if isinstance(value, list) else [value]
+            rows.append((prefix + name, ", ".join(map(_written, values))))
     return rows
+
+
+def _written(value: Any) -> str:
+    """A plain value as a settings file has it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,8 +1,10 @@
 """The Knowledge Within: Gaussian, Inception, BNS and BNS+I images, and a measure of likeness.
 
 Source: Haroush et al., "The Knowledge Within: Methods for Data-Free Model Compression", CVPR 2020,
-sections 3 and 4; no official code. Where this differs: pixels are clipped to the valid range; the
-Gaussian scheme is the method `noise` with `distill.freeze_batch_norm`, not repeated here.
+sections 3 and 4; no official code. Ours, for lack of a source that we could read: the weights of
+logit and prior, the prior itself (the distance to a 3x3 blur), learning rate, steps and batch size.
+Where this differs: pixels are clipped to the valid range at each step; the Gaussian scheme is the
+method `noise` with `distill.freeze_batch_norm`, not repeated here.
 """
 
 from dataclasses import field
@@ -37,7 +39,7 @@ class Scheme(StrEnum):
 
 @settings_class
 class KnowledgeWithinSettings:
-    """Settings of The Knowledge Within."""
+    """Settings of The Knowledge Within; the numbers are ours."""
 
     batch_size: int = 256
     """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""

@@ -60,9 +60,8 @@ def start_images(
 
 
 def halved(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) at half their resolution, pooled and enlarged again."""
-    pooled = F.avg_pool2d(images, 2, ceil_mode=True)
-    return F.interpolate(pooled, size=images.shape[2:], mode="nearest")
+    """Pool images (N, C, H, W) to half their resolution, a last odd row or column by itself."""
+    return F.avg_pool2d(images, 2, ceil_mode=True)
 
 
 def jittered(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, innermost
+from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluate import agreement, answers, evaluating, predict
 from dreamstill.export import (
     check_formats,
@@ -30,9 +30,10 @@ from dreamstill.export import (
     onnxruntime,
     open_written,
     quiet,
-    write_pt2,
-    write_pte,
+    to_pt2,
+    to_pte,
 )
+from dreamstill.folder import write_atomically
 from dreamstill.nets.seeded import rng_kept
 from dreamstill.probe import some_of
 from dreamstill.reading import StrPath
@@ -115,27 +116,32 @@ def export_int8(
     images = some_of(images, 1024)
     half = max(1, len(images) // 2)
     calibration, compared = images[:half], images[-half:]
+    agreements = []
+
+    def compare(temporary: Path) -> None:
+        logits = answers(open_written(temporary), spec, compared)
+        agreements.append(agreement(logits, predict(model, spec, compared)))
+        if agreements[0] < 0.5:
+            raise ExportError(
+                f"the int8 file agrees with the network on {agreements[0]:.0%} of the images"
+            )
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(model), quiet():
             if path.suffix == ".onnx":
-                _write_onnx(model, spec, calibration, path, chosen)
+                data = _to_onnx(model, spec, calibration, chosen)
             elif path.suffix == ".pt2":
                 quantizer = _quantizer(kernels, chosen)
-                write_pt2(_quantized(model, spec, calibration, quantizer), spec, path)
+                data = to_pt2(_quantized(model, spec, calibration, quantizer), spec)
             else:
                 quantizer = _executorch(chosen)
-                write_pte(_quantized(model, spec, calibration, quantizer), spec, path)
-            logits = answers(open_written(path), spec, compared)
-    except ExportError:
-        raise
+                data = to_pte(_quantized(model, spec, calibration, quantizer), spec)
+            write_atomically(path, data, check=compare, error=ExportError)
+    except DreamstillError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:  # quantizers raise many kinds of their own
         raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
-    same = agreement(logits, predict(model, spec, compared))
-    if same < 0.5:
-        path.unlink()
-        raise ExportError(f"the int8 file agrees with the network on {same:.0%} of the images")
-    return Int8Record(str(path), path.stat().st_size, same)
+    return Int8Record(str(path), path.stat().st_size, agreements[0])
 
 
 class _Reader:
@@ -152,15 +158,13 @@ class _Reader:
         return None if batch is None else {"input": batch}
 
 
-def _write_onnx(
-    model: nn.Module, spec: InputSpec, images: Tensor, path: Path, method: Method | None
-) -> None:
+def _to_onnx(model: nn.Module, spec: InputSpec, images: Tensor, method: Method | None) -> bytes:
     quantization = onnxruntime("quantization")
     quant_pre_process = onnxruntime("quantization.shape_inference").quant_pre_process
 
     methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory() as folder:
-        whole, ready = Path(folder) / "whole.onnx", Path(folder) / "ready.onnx"
+        whole, ready, done = (Path(folder) / f"{name}.onnx" for name in ("whole", "ready", "done"))
         export(model, spec, whole)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         overrides = {}
@@ -179,13 +183,14 @@ def _write_onnx(
         percentile = method is Method.PERCENTILE
         quantization.quantize_static(
             ready,
-            path,
+            done,
             _Reader(spec, images),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             calibrate_method=methods.Percentile if percentile else methods.MinMax,
             extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": overrides},
         )
+        return done.read_bytes()
 
 
 def _quantizer(backend: Backend, method: Method | None) -> Any:

@@ -1,12 +1,13 @@
 r"""The file of a packed network, decoded exactly: Huffman-coded weights of few values.
 
 Source: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 4. Little endian: the magic
-`DSPACK1\n`; two lengths in bytes (uint32), of header and numbers; the header, JSON within zlib; the
-numbers, float32: the codebooks in order, then the tensors that are not shared (biases, BatchNorm);
-then one stream of bits, the codes and the gaps of each shared tensor. The header holds what
-decoding needs: each tensor's name and shape, and for a shared one its number of weights, its
-codebook's size and the canonical Huffman code lengths of codes and gaps. All of it is counted in
-the size.
+`DSPACK2\n`; two lengths in bytes (uint32), of header and numbers; the header, JSON within zlib; the
+numbers, each in its own dtype: the codebooks in order, then the tensors that are not shared
+(biases, BatchNorm, other buffers); then one stream of bits, the codes and the gaps of each shared
+tensor. The header holds what decoding needs: each tensor's name, shape and dtype, and for a shared
+one its number of weights, its codebook's size and the canonical Huffman code lengths of codes and
+gaps. All of it is counted in the size. Files of `DSPACK1\n`, whose numbers all are float32, are
+read too.
 """
 
 import heapq
@@ -26,12 +27,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import ExportError
+from dreamstill.folder import write_atomically
 from dreamstill.reading import StrPath, reading
 from dreamstill.tasks.pack import weights_of
 
 __all__ = ["load_packed", "save_packed"]
 
-MAGIC = b"DSPACK1\n"
+MAGIC = b"DSPACK2\n"
+ALL_FLOAT32 = b"DSPACK1\n"
+"""Of files in which integers are floats too."""
 MAX_GAP = 255
 """A longer run of zeros is written as a gap of this and a weight of zero."""
 MOST_WEIGHTS = 2**28
@@ -103,6 +107,36 @@ def from_gaps(symbols: list[int], gaps: list[int], size: int) -> NDArray[np.int6
     return codes
 
 
+class _Numbers:
+    """Read tensors one after the other; with `all_float32` that is what they are stored as."""
+
+    def __init__(self, data: bytes, *, all_float32: bool) -> None:
+        self.data, self.all_float32, self.at = data, all_float32, 0
+
+    def read(self, num: int, name: str) -> Tensor:
+        """(num,) of the dtype of that name."""
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"there is no dtype {name}")
+        stored = torch.float32 if self.all_float32 else dtype
+        end = self.at + num * stored.itemsize
+        part, self.at = bytearray(self.data[self.at : end]), end
+        return (
+            torch.frombuffer(part, dtype=stored, count=num).to(dtype)
+            if num
+            else torch.empty(0, dtype=dtype)
+        )
+
+
+def _raw(value: Tensor) -> bytes:
+    """The inverse of `_Numbers.read`."""
+    return value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
 class _Bits:
     """Read prefix codes one bit at a time."""
 
@@ -140,21 +174,22 @@ def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None 
     shared = {n: m for n, m in weights_of(model).items() if parametrize.is_parametrized(m)}
     header: dict[str, Any] = {"card": card or {}, "shared": [], "plain": []}
     stream: list[str] = []
-    floats: list[NDArray[np.float32]] = []
+    body = b""
     for name, layer in shared.items():
         parts: Any = layer.parametrizations["weight"]  # type: ignore[index]
         codes = parts[0].codes.flatten().cpu().numpy()
-        codebook = parts.original.detach().cpu().numpy()[1:]
+        codebook = parts.original.detach()[1:]
         symbols, gaps = gaps_of(codes)
         lengths = (huffman_lengths(symbols), huffman_lengths(gaps)) if symbols else ({}, {})
         for values, table in zip((symbols, gaps), lengths, strict=True):
             coded = canonical_codes(table)
             stream += [coded[value] for value in values]
-        floats.append(codebook.astype("<f4"))
+        body += _raw(codebook)
         header["shared"].append(
             {
                 "name": f"{name}.weight",
                 "shape": list(layer.weight.shape),
+                "dtype": _dtype(codebook),
                 "entries": len(codebook),
                 "num": len(symbols),
                 "codes": sorted(lengths[0].items()),
@@ -168,23 +203,21 @@ def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None 
             if first != name:  # two layers of one weight
                 header["plain"].append({"name": name, "same_as": first})
                 continue
-            kind = str(value.dtype).removeprefix("torch.")
-            header["plain"].append({"name": name, "shape": list(value.shape), "dtype": kind})
-            floats.append(value.detach().cpu().numpy().astype("<f4"))
+            entry = {"name": name, "shape": list(value.shape), "dtype": _dtype(value)}
+            header["plain"].append(entry)
+            body += _raw(value)
     bits = "".join(stream)
     packed = np.packbits(np.frombuffer(bits.encode(), np.uint8) - ord("0")).tobytes()
     head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
-    body = b"".join(array.tobytes() for array in floats)
     data = MAGIC + struct.pack("<II", len(head), len(body)) + head + body + packed
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror}") from error
-    decoded, _ = load_packed(path)
-    for name, value in unpacked_state(model).items():
-        if not torch.equal(decoded[name], value.cpu()):
-            path.unlink()
-            raise ExportError(f"{name} does not decode to what was packed")
+
+    def compare(temporary: Path) -> None:
+        decoded, _ = load_packed(temporary)
+        for name, value in unpacked_state(model).items():
+            if decoded[name].dtype != value.dtype or not torch.equal(decoded[name], value.cpu()):
+                raise ExportError(f"{name} does not decode to what was packed")
+
+    write_atomically(path, data, check=compare, error=ExportError)
     return len(data)
 
 
@@ -200,18 +233,20 @@ def load_packed(path: StrPath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a packed file: the state dict and the card; ExportError if it is not one."""
     with reading(path, ExportError, "is not a whole packed network"):
         data = Path(path).read_bytes()
-        if not data.startswith(MAGIC):
+        if not data.startswith((MAGIC, ALL_FLOAT32)):
             raise ExportError(f"{path} is not a packed network")
         start = len(MAGIC) + 8
         head, body = struct.unpack("<II", data[len(MAGIC) : start])
         inflated = zlib.decompressobj().decompress(data[start : start + head], MOST_HEADER)
         header = json.loads(inflated)
-        floats = np.frombuffer(data[start + head : start + head + body], "<f4")
+        numbers = _Numbers(
+            data[start + head : start + head + body], all_float32=data.startswith(ALL_FLOAT32)
+        )
         bits = _Bits(data[start + head + body :])
         sizes = [_size(entry) for kind in ("shared", "plain") for entry in header[kind]]
         if sum(sizes) > MOST_WEIGHTS:
             raise ValueError(f"it tells of {sum(sizes):,} weights; at most {MOST_WEIGHTS:,} can be")
-        return _decode(header, floats, bits), dict(header["card"])
+        return _decode(header, numbers, bits), dict(header["card"])
 
 
 def _size(entry: dict[str, Any]) -> int:
@@ -222,23 +257,21 @@ def _size(entry: dict[str, Any]) -> int:
     return math.prod(shape)
 
 
-def _decode(header: dict[str, Any], floats: NDArray[np.float32], bits: _Bits) -> dict[str, Tensor]:
-    state, at = {}, 0
+def _decode(header: dict[str, Any], numbers: _Numbers, bits: _Bits) -> dict[str, Tensor]:
+    state = {}
     for entry in header["shared"]:
         symbols, gaps = (
             bits.read(entry["num"], {int(s): int(n) for s, n in entry[key]})
             for key in ("codes", "gaps")
         )
-        codebook = np.concatenate([np.zeros(1, "<f4"), floats[at : at + entry["entries"]]])
-        at += entry["entries"]
-        codes = from_gaps(symbols, gaps, _size(entry))
-        state[entry["name"]] = torch.from_numpy(codebook[codes].reshape(entry["shape"]).copy())
+        entries = numbers.read(entry["entries"], entry.get("dtype", "float32"))
+        codes = torch.from_numpy(from_gaps(symbols, gaps, _size(entry)))
+        codebook = torch.cat([entries.new_zeros(1), entries])
+        state[entry["name"]] = codebook[codes].reshape(entry["shape"])
     for entry in header["plain"]:
         if "same_as" in entry:
             state[entry["name"]] = state[entry["same_as"]]
             continue
-        size = _size(entry)
-        values = torch.from_numpy(floats[at : at + size].reshape(entry["shape"]).copy())
-        state[entry["name"]] = values.to(getattr(torch, entry["dtype"]))
-        at += size
+        values = numbers.read(_size(entry), entry["dtype"])
+        state[entry["name"]] = values.reshape(entry["shape"])
     return state
