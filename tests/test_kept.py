@@ -60,11 +60,11 @@ class Odd(toys.SmallCnn):
         self.partials = {"tanh": functools.partial(F.gelu, approximate="tanh")}
         self.kind, self.inner, self.size = Kind.ONE, self.Inner, torch.Size([1, 2])
         self.values = (torch.float32, torch.device("cpu"), {1, 2}, slice(1, 2), range(3), 1j, b"x")
-        self.method, self.hook, self.init = self.double, called, nn.init.xavier_uniform_
+        self.method, self.hook, self.init = self.twice, called, nn.init.xavier_uniform_
         self.scale = nn.Parameter(torch.ones(2))
         self.scale.tag = "a"  # type: ignore[attr-defined]
 
-    def double(self, x: Tensor) -> Tensor:
+    def twice(self, x: Tensor) -> Tensor:
         return 2 * x
 
 
