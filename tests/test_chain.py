@@ -30,6 +30,7 @@ from dreamstill.tasks.layers import entering_quantized, weights_in
 from dreamstill.tasks.packed import load_packed
 from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec, build
+from dreamstill.terminal import print_chain
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
 LINKS: list[dict[str, Any]] = [
@@ -554,12 +555,90 @@ def test_a_chain_says_when_its_teacher_or_images_have_changed(
         run_chain(tmp_path / "run", chain, resume=True)
 
 
+def test_rows_are_compared_in_one_runtime_and_file_beside_file(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = LINKS[0] | {"finetune": TUNE | {"steps": 0}}
+    quantize = {"task": "quantize", "weight_bits": 4}
+    plain["link"] = [cut, quantize, {"task": "int8"}, LINKS[2]]
+    summary = run_chain(tmp_path / "run", read_chain(plain))
+    whole, (pruned, quantized, int8, packed) = summary["teacher"], summary["links"]
+    assert summary["runtime"] == "onnxruntime"
+    for record in (whole, pruned, int8, packed):
+        assert record["latency_ms"]["runtime"] == "onnxruntime"
+        assert record["bytes"] == record["file_bytes"]
+        assert record["smaller"] == whole["file_bytes"] / record["file_bytes"]
+    for name, record in (("teacher.onnx", whole), ("1-prune.onnx", pruned)):
+        assert (tmp_path / "run" / "links" / name).stat().st_size == record["bytes"]
+    assert "latency_ms" not in quantized  # it would be the simulation's
+    assert quantized["bytes"] == quantized["weight_bytes"]
+    assert quantized["smaller"] == whole["weight_bytes"] / quantized["weight_bytes"]
+    page = write_chain_report(tmp_path / "run").read_text()
+    assert "latency in onnxruntime, ms" in page
+    print_chain(summary, tmp_path / "run")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "onnxruntime" in shown
+    assert "(weights)" in shown
+
+
+def test_floats_are_timed_in_the_format_of_the_int8_file(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    chain = read_chain(plain | {"link": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
+    summary = run_chain(tmp_path / "run", chain)
+    assert summary["runtime"] == "PyTorch's torch.export"
+    for record in (summary["teacher"], summary["links"][0]):
+        assert record["latency_ms"]["runtime"] == summary["runtime"]
+    assert (tmp_path / "run" / "links" / "teacher.pt2").is_file()
+
+
+def test_a_chain_says_which_classes_no_image_has(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(tmp_path / "teacher.safetensors")
+    state = load_file(weights)
+    state["head.bias"][[0, 3]] -= 100
+    save_file(state, weights)
+    np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.full(8, 4))
+    np.savez(tmp_path / "mine.npz", x=np.zeros((16, 1, 8, 8), np.uint8))
+    few = ["--num-images", "64"]
+    for command, wanted in (
+        (["merge", *few], "none of the 64 synthetic images classes 0, 3: nothing here teaches"),
+        (["merge", "--images", str(tmp_path / "mine.npz")], "100.0% of the 16 images class"),
+        (
+            ["continual", "--new", str(tmp_path / "new.npz"), "--continual.steps", "1", *few],
+            "none of the 64 synthetic images classes 0, 3: nothing here teaches",
+        ),
+    ):
+        out = tmp_path / f"{command[0]} of {command[2][-8:]}"
+        assert cli.main([*command, "--teacher.weights", weights, "--out", str(out)]) == 0
+        lines = [li for li in capsys.readouterr().err.splitlines() if "warning" in li]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"dreamstill: warning: the teacher gives {wanted}")
+        (text,) = json.loads((out / "summary.json").read_text())["warnings"]
+        assert lines[0].endswith(text)
+        assert f"{text}." in (out / "report.html").read_text()
+
+
+def test_a_link_that_was_trained_in_vain_says_so(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain["link"] = [{"task": "merge", "remove": 0.0, "finetune": TUNE | {"lr": 50.0}}]
+    summary = run_chain(tmp_path / "run", read_chain(plain))
+    (text,) = summary["links"][0]["warnings"]
+    assert text.startswith("none of the 4 steps improved on the start, which was kept")
+    assert summary["links"][0]["agreement"] == 1
+    assert f"1. merge: {text}" in write_chain_report(tmp_path / "run").read_text()
+    print_chain(summary, tmp_path / "run")
+    assert f"merge: {text}" in capsys.readouterr().out
+
+
 class Moody(toys.SmallCnn):
     """What no exporter can write down."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = super().forward(x)
-        return logits if logits.sum().item() > 0 else 2 * logits
+        return logits if logits.sum().item() < 1e9 else 2 * logits
 
 
 def test_a_chain_that_cannot_be_exported_keeps_its_summary(
@@ -569,4 +648,10 @@ def test_a_chain_that_cannot_be_exported_keeps_its_summary(
     link = {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE}
     summary = run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
     assert "cannot export to .onnx" in summary["not_exported"]
+    assert summary["runtime"] == "PyTorch"
+    for record in (summary["teacher"], *summary["links"]):
+        assert record["latency_ms"]["runtime"] == "PyTorch"
+    assert summary["links"][0]["smaller"] is None  # a file beside weights
+    write_chain_report(tmp_path / "run")
+    print_chain(summary, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

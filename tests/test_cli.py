@@ -615,7 +615,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "more images than any machine holds": (
         lambda t: [
             *("synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--method", "noise"),
-            *("--synthesis.batch_size", "1000000000000"),
+            *("--synthesis.batch_size", "1000000000"),
         ],
         "out of memory",
     ),

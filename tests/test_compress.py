@@ -1,5 +1,6 @@
 """Folding, merging, factorizing, pruning and packing, against answers known by hand."""
 
+import base64
 import copy
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dreamstill
 import toys
 from dreamstill.errors import DataError, ExportError, SettingsError, TeacherError
-from dreamstill.evaluate import count_macs
+from dreamstill.evaluate import accuracy, count_macs, predict
+from dreamstill.images import load_images
 from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.nets.resnet_cifar import resnet20
 from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.pool import Pool
+from dreamstill.run import TeacherFile, open_from
+from dreamstill.sources import draw_images
+from dreamstill.synthesis.contract import Batch
+from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolution
 from dreamstill.tasks.finetune import finetune
@@ -578,6 +585,61 @@ def test_finetuning_repairs_and_needs_images() -> None:
         finetune(teacher, student, pictures, quick(fresh_every=2), rng=rng())
 
 
+def test_a_network_that_training_ruins_is_returned_as_it_started(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assets = Path(dreamstill.__file__).parent / "assets"
+    teacher = open_from(TeacherFile(weights=str(assets / "lenet5_mnist.safetensors")))
+    x, y = load_images(assets / "digits.npz", teacher.spec, 10)
+    shown, _ = draw_images(teacher, "structured_noise", toys.structured(), 600, seed=0)
+    student = copy.deepcopy(teacher.module).requires_grad_(True)
+    assert accuracy(predict(student, teacher.spec, x), y) == pytest.approx(0.9905)
+    ends: list[Progress] = []
+    tuned = finetune(
+        teacher, student, shown, quick(steps=100, lr=0.3), rng=rng(), on_progress=ends.append
+    )
+    assert accuracy(predict(tuned, teacher.spec, x), y) >= 0.98
+    assert ends[-1].record["chosen_at_step"] == 0
+    (record,) = [r for r in caplog.records if r.name.startswith("dreamstill")]
+    assert record.getMessage().startswith("none of the 100 steps improved on the start")
+
+
+def test_a_random_student_is_not_judged_at_its_start() -> None:
+    ends: list[Progress] = []
+    teacher, student = toys.quadrant_teacher(), toys.student()
+    finetune(
+        teacher,
+        student,
+        images(40, (1, 8, 8)),
+        quick(lr=1.0),
+        rng=rng(),
+        pretrained=False,
+        on_progress=ends.append,
+    )
+    assert ends[-1].record["chosen_at_step"] == 5
+
+
+def test_fine_tuning_writes_no_image_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    monkeypatch.chdir(tmp_path)
+    student = copy.deepcopy(toys.quadrant_teacher().module).requires_grad_(True)
+    finetune(toys.quadrant_teacher(), student, images(40, (1, 8, 8)), quick(), rng=rng())
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_in_memory_are_replayed_as_a_pool_of_them_is(tmp_path: Path) -> None:
+    pictures = images(40, (1, 8, 8))
+    pool, memory = Pool(tmp_path, toys.SPEC, 50), Pool(None, toys.SPEC, 50)
+    for part in (pictures[:30], pictures[30:]):
+        for store in (pool, memory):
+            store.add(Batch(toys.SPEC.encode(part), torch.empty(0)))
+    assert memory.added == pool.added == 40
+    assert torch.equal(memory.images(35), pool.images(35))
+    assert torch.equal(memory.sample(9, rng()), pool.sample(9, rng()))
+
+
 def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
     teacher, student = toys.quadrant_teacher(), toys.quadrant_teacher().module
     seen: list[Tensor] = []
@@ -587,7 +649,8 @@ def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
         lambda module, inputs: seen.append(inputs[0]) if module.training else None
     )
     finetune(teacher, student, images(40, (1, 8, 8)), quick(pool=3, steps=9), rng=rng())
-    assert len(torch.cat(seen).unique(dim=0)) == 3
+    trained_on = [batch for batch in seen if len(batch) == quick().batch_size]
+    assert len(torch.cat(trained_on).unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -802,6 +865,57 @@ def test_a_packed_file_decodes_exactly_and_counts_all_of_it(tmp_path: Path) -> N
     assert kept <= 0.105
     assert max(len(w.unique()) for w in weights) <= 2**5
     assert size < sum(v.numel() * 4 for v in state.values()) / 15
+
+
+def test_packed_numbers_keep_their_dtype(tmp_path: Path) -> None:
+    model, path = packed(open_teacher(lenet(batch_norm=True), SPEC)), tmp_path / "net.packed"
+    buffers = {
+        "steps": torch.tensor([2**24 + 1, -(2**62) - 1]),
+        "places": torch.arange(6, dtype=torch.int32).view(2, 3).T,
+        "bytes": torch.tensor([0, 255], dtype=torch.uint8),
+        "flags": torch.tensor([True, False]),
+        "doubles": torch.tensor([1 / 3], dtype=torch.float64),
+        "halves": torch.tensor([1 / 3], dtype=torch.bfloat16),
+        "waves": torch.tensor([1 + 2j]),
+        "none": torch.zeros(0, 3, dtype=torch.int64),
+    }
+    for name, value in buffers.items():
+        model.register_buffer(name, value)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.num_batches_tracked is not None
+            part.num_batches_tracked.fill_(2**24 + 1)
+    save_packed(model, path)
+    state, _ = load_packed(path)
+    assert state["features.1.num_batches_tracked"].equal(torch.tensor(2**24 + 1))
+    for name, value in buffers.items():
+        assert state[name].dtype == value.dtype
+        assert state[name].equal(value)
+
+
+def test_weights_of_another_dtype_are_packed_as_they_are(tmp_path: Path) -> None:
+    model = packed(open_teacher(lenet(), SPEC)).to(torch.bfloat16)
+    save_packed(model, tmp_path / "net.packed")
+    state, _ = load_packed(tmp_path / "net.packed")
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+
+
+def test_files_whose_numbers_all_are_float32_are_read(tmp_path: Path) -> None:
+    """Linear(4, 2) and BatchNorm1d(2), written by the first release."""
+    path = tmp_path / "old.packed"
+    path.write_bytes(
+        base64.b64decode(
+            "RFNQQUNLMQq6AAAANAAAAHjanZHNCsJADITfZc5B6Coe9lXKUmK7tos2lu1WkbLvbvTgH4LoLUzmy4RkRs2xgZ0R"
+            "ZJgSbFmQIeMyYew4em2VM4R7D4ticfKh7RJuzUGl0tDKEbykGPwIawgy9bBLQn1orkqpAwtHaiycOlse3sWs8rDn"
+            "IK9Rm8Djc5C6mnS+1tjuD5yWBpnufvNhtW/ErwlxEgnSVr1n+Yc7cvwF00NWG05158cqRa53+owH/kQHSesVsssX"
+            "F52QlwAAgL8AAAA/AACAPgAAgL4AAIA/AACAPwAAAAAAAAAAAAAAAAAAAAAAAIA/AACAPwAA4ECk"
+        )
+    )
+    state, card = load_packed(path)
+    assert card == {"input": [1, 2, 2]}
+    assert state["1.weight"].tolist() == [[0, 0.5, 0, -1], [0, 0, 0.5, 0]]
+    assert state["1.bias"].tolist() == [0.25, -0.25]
+    assert state["2.num_batches_tracked"].equal(torch.tensor(7))
 
 
 def test_files_that_are_not_packed_networks_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Distillation, judge and pool; runs killed and resumed."""
 
+import copy
 import hashlib
+import io
 import itertools
 import json
 import signal
@@ -37,7 +39,7 @@ from dreamstill.tasks.distill import (
     Transfer,
     optimizer_of,
 )
-from dreamstill.teacher import InputSpec, Precision
+from dreamstill.teacher import InputSpec, Precision, Teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -434,6 +436,117 @@ def test_the_judge_sits_also_at_the_last_step(tmp_path: Path) -> None:
     assert sittings == [5, 7]
 
 
+def start_of(folder: Path, **changes: Any) -> Distillation:
+    """A copy of the teacher, which no step of such a size can improve, to be distilled."""
+    teacher, generator = toys.quadrant_teacher(), rng()
+    student = copy.deepcopy(teacher.module).requires_grad_(True)
+    method = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=32), rng=generator)
+    settings: dict[str, Any] = {"steps": 6, "judge_every": 2, "lr": 50.0, "held_out": 64}
+    distill = DistillSettings(**settings | changes)
+    pool = Pool(folder, teacher.spec, 256)
+    return Distillation(teacher, student, method, pool, distill, rng=generator, pretrained=True)
+
+
+@pytest.mark.parametrize("fresh", [{}, {"prefill": 128, "fresh_every": 0}])
+def test_a_start_that_no_step_improves_on_is_kept_and_said(
+    tmp_path: Path, fresh: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    work = start_of(tmp_path, **fresh)
+    start = copy.deepcopy(work.student.state_dict())
+    for progress in work.run():
+        end = progress
+    assert end.record["chosen_at_step"] == work.judge.champion_step == 0
+    for name, value in work.chosen.state_dict().items():
+        assert torch.equal(value, start[name])
+    assert "none of the 6 steps improved on the start, which was kept" in caplog.text
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5, 8])
+def test_a_start_is_judged_once_however_often_a_run_is_taken_up(tmp_path: Path, cut: int) -> None:
+    whole = start_of(tmp_path / "whole", lr=0.05)
+    for _ in whole.run():
+        pass
+    first = start_of(tmp_path / "cut", lr=0.05)
+    for _ in itertools.islice(first.run(), cut):
+        pass
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    again = start_of(tmp_path / "again", lr=0.05)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    for _ in again.run():
+        pass
+    assert again.judge.champion_step == whole.judge.champion_step
+    for one, other in zip(
+        [*again.student.parameters(), *again.chosen.parameters()],
+        [*whole.student.parameters(), *whole.chosen.parameters()],
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("reconstruct", [0, 64])
+def test_a_student_that_inherits_is_judged_at_its_start(tmp_path: Path, reconstruct: int) -> None:
+    job = Job(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:student",
+        method="structured_noise",
+        synthesis=StructuredNoiseSettings(batch_size=64),
+        inherit=True,
+        reconstruct=reconstruct,
+        distill=DistillSettings(steps=4, judge_every=2, held_out=64, pool=64, lr=50.0),
+    )
+    work = _distillation(tmp_path, job, toys.cnn_teacher())
+    for _ in work.run():
+        pass
+    assert work.judge.champion_step == 0
+
+
+def test_a_random_student_has_no_start_to_keep(tmp_path: Path) -> None:
+    work = work_in(tmp_path, steps=4, judge_every=2, lr=50.0)
+    for progress in work.run():
+        if progress.stage == "synthesize":
+            assert work.judge.champion is None
+    assert work.judge.champion_step > 0
+
+
+def nameless(teacher: Teacher, *classes: int) -> Teacher:
+    """A teacher that names some of its classes never."""
+    with torch.no_grad():
+        teacher.last_linear.bias[list(classes)] = -100.0
+    return teacher
+
+
+@pytest.mark.parametrize("fresh", [{}, {"prefill": 128, "fresh_every": 0}])
+def test_a_class_that_no_image_has_is_said_once(
+    tmp_path: Path, fresh: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    work = work_in(tmp_path, steps=6, judge_every=3, **fresh)
+    nameless(work.teacher, 1, 3)
+    for _ in work.run():
+        pass
+    (text,) = [r.getMessage() for r in caplog.records if r.name.startswith("dreamstill")]
+    num = 128 + (6 * 64 if not fresh else 128)
+    assert text.startswith(f"the teacher gives none of the {num} synthetic images classes 1, 3: ")
+    assert work.warnings == [text]
+
+
+def test_a_run_keeps_what_it_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = Job(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:student",
+        method="structured_noise",
+        synthesis=StructuredNoiseSettings(batch_size=64),
+        distill=DistillSettings(steps=2, held_out=64, pool=64),
+    )
+    distill(tmp_path / "run", job, nameless(toys.quadrant_teacher(), 0, 1, 2))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (text,) = result["warnings"]
+    assert text.startswith("the teacher gives 100.0% of the 192 synthetic images class 3: check")
+    assert text in caplog.text
+    assert result["steps"] == 2
+
+
 def test_a_batch_is_trained_on_as_often_as_its_method_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,7 +563,7 @@ def test_a_batch_is_trained_on_as_often_as_its_method_says(
 
 def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) -> None:
     teacher, generator = toys.cnn_teacher(), rng()
-    student = toys.SmallCnn()
+    student = toys.SmallCnn(width=4)  # of other channels: connected
     settings = DistillSettings(
         steps=8, held_out=16, pool=64, transfer=(Transfer.KL, Transfer.BOUNDARY), boundary_share=0.5
     )

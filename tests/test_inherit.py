@@ -180,7 +180,7 @@ class Repeats(nn.Module):
         (Concatenates(), Concatenates(2), "cannot be followed through cat"),
         (Repeats(), Repeats(2), "through layer: layer must be as wide"),
         (Padded(4, 1), Padded(2, 2), "what is padded has 4 channels in the student and 5"),
-        (Padded(4, 0), Padded(2, 2), "joins and pads its layers as the teacher does"),
+        (Padded(4, 0), Padded(2, 2), "joins, normalizes and pads its layers as the teacher"),
         (
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)),
             nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten(), nn.Linear(8, 2)),

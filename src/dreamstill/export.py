@@ -6,25 +6,34 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dreamstill import pt2
-from dreamstill.errors import DreamstillError, ExportError, first_line, innermost
-from dreamstill.evaluate import evaluating
+from dreamstill.errors import DreamstillError, ExportError, innermost
+from dreamstill.evaluate import device_of, evaluating
 from dreamstill.folder import write_atomically
+from dreamstill.nets.seeded import rng_kept
+from dreamstill.plain import copy_network
+from dreamstill.reading import StrPath, reading
 from dreamstill.teacher import InputSpec
 
 __all__ = [
+    "RUNTIMES",
     "ExportRecord",
     "check_formats",
     "export",
     "load_exported",
+    "on_cpu",
+    "onnxruntime",
+    "open_written",
     "quiet",
     "to_pt2",
     "to_pte",
@@ -53,11 +62,27 @@ def check_formats(names: Iterable[str]) -> None:
             raise ExportError("no executorch: pip install 'dreamstill[executorch]'")
 
 
-def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
+def on_cpu(module: nn.Module) -> nn.Module:
+    """Return the network, or a copy on the CPU, where files are made and compared."""
+    return module if device_of(module).type == "cpu" else copy_network(module).cpu()
+
+
+def onnxruntime(part: str = "") -> Any:
+    """Return onnxruntime, or a module of it such as "quantization", without its telemetry.
+
+    That would open sockets and keep a file in the home folder, and whether it may is read when the
+    library is imported; whoever wants it sets ORT_DISABLE_TELEMETRY to something else before.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module(f"onnxruntime.{part}" if part else "onnxruntime")
+
+
+@rng_kept()  # exporters draw from the global generator
+def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
     """Export by the suffix of `path` and verify.
 
     Args:
-        module: the network, left as it was.
+        module: the network, left as it was, on any device.
         spec: its input.
         path: .onnx or .pt2, of a free batch size, or .pte, of one image at a time: ExecuTorch's
             memory is planned before it runs.
@@ -68,12 +93,13 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
             logit). Nothing is left behind then.
 
     """
+    path, module = Path(path), on_cpu(module)
     kind = path.suffix[1:]
     check_formats([kind])
     differences = []
 
     def compare(temporary: Path) -> None:
-        differences.append(_compare(module, spec, load_exported(temporary)))
+        differences.append(_compare(module, spec, open_written(temporary)))
 
     try:
         with evaluating(module), quiet():
@@ -177,20 +203,45 @@ def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
 
 
 _WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
+RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
+"""What runs a file, by its format."""
 
 
-def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
+def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
     """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits.
 
     ExportError for a file that is absent or damaged.
     """
-    try:
-        return _open(path)
-    except Exception as error:  # runtimes raise many kinds of their own
-        raise ExportError(f"cannot open {path}: {first_line(error)}") from error
+    path = Path(path)
+    with reading(path, ExportError, "does not open in its runtime"), quiet():
+        if path.suffix == ".pte":
+            _try_pte(path)
+        return open_written(path)
 
 
-def _open(path: Path) -> Callable[[Tensor], Tensor]:
+def _try_pte(path: Path) -> None:
+    """Open a file in a copy of this process first: ExecuTorch aborts its process at some damage."""
+    if path.read_bytes()[4:8] != b"ET12":
+        raise ValueError("it is not a program of ExecuTorch")
+    if not hasattr(os, "fork"):  # on Windows
+        return
+    importlib.import_module("executorch.runtime")  # once, and not in each copy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # threads are not copied, and none is needed to look
+        child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            open_written(path)
+        os._exit(0)  # what is raised, is raised again in this process
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise ValueError("ExecuTorch aborts when it opens it")
+
+
+def open_written(path: Path) -> Callable[[Tensor], Tensor]:
+    """Open a file that was just written; see `load_exported`, which expects damage."""
     if path.suffix == ".pte":
         runtime = importlib.import_module("executorch.runtime").Runtime.get()
         method = runtime.load_program(path).load_method("forward")
@@ -201,9 +252,7 @@ def _open(path: Path) -> Callable[[Tensor], Tensor]:
         return run_pte
     if path.suffix == ".pt2":
         return pt2.open_pt2(path)
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run_onnx(inputs: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"input": inputs.numpy()})[0])

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import nn
 
 from dreamstill.errors import DreamstillError, RunError, first_line
+from dreamstill.reading import reading
 from dreamstill.settings import read_plain, to_plain
 
 if sys.platform == "win32":
@@ -424,8 +425,8 @@ def save_checkpoint(path: Path, value: Any) -> None:
 
 def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
     """What torch.save wrote, its tensors on the device; RunError for a damaged file."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise RunError(f"cannot read {path}: {first_line(error)}") from error
+    with reading(path, RunError):
+        state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise RunError(f"{path} is damaged: it holds {type(state).__name__}, not a checkpoint")
     return state

@@ -1,11 +1,13 @@
 """Choose the student without real data: champion against challenger on held-out synthetic images.
 
-Held-out images come from the same stream as the training batches and are never trained on. They
-are a ring, because an adversarial method's images change: at each sitting champion and challenger
-are both asked about the same, newest ones.
+Held-out batches come from the same stream as the training batches, and no batch is both. Where a
+method makes each image anew, or images were set aside as in fine-tuning, no image is both either; a
+stream that draws from stored images, such as the real ones of a benchmark's bound, may give an
+image to both, and then the student is judged too kindly. Held-out images are a ring, because an
+adversarial method's images change: at each sitting champion and challenger are both asked about the
+same, newest ones. A student that is no random network is the first champion, as it starts.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from dreamstill.evaluate import agreement, answers
 from dreamstill.losses.logits import kl_divergence
+from dreamstill.plain import copy_network
 from dreamstill.probe import eval_mode
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import InputSpec
@@ -83,7 +86,7 @@ class Judge:
             best = (rival_agreement, -rival_kl)
         kept = (share, -kl) >= best
         if kept:
-            self.champion, self.champion_step = copy.deepcopy(student), step
+            self.champion, self.champion_step = copy_network(student), step
         return Verdict(share, kl, kept)
 
     @torch.no_grad()
@@ -110,5 +113,5 @@ class Judge:
         self.champion_step = state["champion_step"]
         self.champion = None
         if state["champion"] is not None:
-            self.champion = copy.deepcopy(student)
+            self.champion = copy_network(student)
             self.champion.load_state_dict(state["champion"])

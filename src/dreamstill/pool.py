@@ -6,7 +6,6 @@ then commit; on resume the checkpoint's images are written again over whatever w
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import digest, write_json
-from dreamstill.settings import read_plain
+from dreamstill.settings import read_plain, settings_class
 from dreamstill.store import Images, check_room, checksums, make_images, map_images
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import InputSpec, Teacher
@@ -26,7 +25,7 @@ from dreamstill.teacher import InputSpec, Teacher
 __all__ = ["Augmentation", "Pool", "StoredImages", "augment"]
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: the command line's generator wants a __dict__
+@settings_class
 class Augmentation:
     """Random changes of replayed images; the teacher answers anew for what comes out."""
 

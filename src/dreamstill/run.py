@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from dreamstill.folder import (
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import no_effect, none_or_at_least, to_plain
+from dreamstill.reading import StrPath, check_file
+from dreamstill.settings import at_least, no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
@@ -55,7 +56,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class TeacherFile:
     """Where the teacher is; what is None is read from the card beside the weights."""
 
@@ -82,7 +83,7 @@ class TeacherFile:
 RANDOM_START = "0 steps leave a student at its random start: take steps, or let it inherit"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Job:
     """All that decides a run's result."""
 
@@ -118,8 +119,7 @@ class Job:
         self._check_batch_size()
         if self.distill.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
-        if not self.checkpoint_every >= 0:
-            raise SettingsError(f"checkpoint_every must be at least 0; got {self.checkpoint_every}")
+        at_least(self, 0, "checkpoint_every")
 
     def _check_batch_size(self) -> None:
         """A size of replayed batches, or a pool, is not to be asked for where none is replayed."""
@@ -148,9 +148,8 @@ def open_from(
         TeacherError: the card, the factory or the weights are wrong, or the network does not run.
 
     """
+    check_file(file.weights, TeacherError, "weights")
     weights = Path(file.weights)
-    if not weights.is_file():
-        raise TeacherError(f"no weights at {file.weights!r}")
     card_path = Path(file.card) if file.card else None
     if card_path is None:
         beside = [weights.with_suffix(s) for s in (".json", ".toml")]
@@ -199,7 +198,10 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
     """
     with seeded(rng):
         student = build(factory)
+    student = student.to(teacher.device)
     probe = open_teacher(student, teacher.spec, device=str(teacher.device), role="student")
+    if probe.offers.obstacle:
+        raise TeacherError(f"the student {factory!r} cannot be trained: {probe.offers.obstacle}")
     if probe.num_classes != teacher.num_classes:
         raise SettingsError(
             f"the student {factory!r} has {probe.num_classes} classes, "
@@ -237,7 +239,7 @@ def settle_process() -> None:
 
 
 def distill(
-    folder: Path,
+    folder: StrPath,
     job: Job,
     teacher: Teacher,
     *,
@@ -267,6 +269,7 @@ def distill(
             "open_from(job.teacher, precision=job.precision)"
         )
     _check_competition(job)
+    folder = Path(folder)
     origin = {"teacher": teacher.fingerprint}
     with (
         seeded_process(job.seed, job.device),
@@ -356,8 +359,10 @@ def _follow(
         {
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": work.teacher.queries,
+            "steps": job.distill.steps,
             "chosen_at_step": work.judge.champion_step,
             "held_out_agreement": work.judge.ask(work.chosen)[0],
+            "warnings": work.warnings,
         },
     )
     return work.chosen

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from torch import Tensor
 from dreamstill.errors import RunError, SettingsError, first_line
 from dreamstill.folder import digest, load_checkpoint, save_arrays, save_checkpoint
 from dreamstill.images import load_unlabelled
+from dreamstill.reading import StrPath
 from dreamstill.run import TeacherFile
-from dreamstill.settings import no_effect, to_plain
+from dreamstill.settings import at_least, no_effect, settings_class, to_plain
 from dreamstill.store import check_room, checksums, make_images, map_images
 from dreamstill.synthesis import (
     METHODS,
@@ -27,7 +27,7 @@ from dreamstill.synthesis import (
     open_synthesizer,
 )
 from dreamstill.tasks.distill import Progress
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Precision, Teacher
 
 __all__ = [
     "Images",
@@ -43,7 +43,7 @@ __all__ = [
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Images:
     """A teacher and the images to work with."""
 
@@ -54,15 +54,18 @@ class Images:
     """What synthesizes them."""
     synthesis: Any = None
     """The method's settings; default: its own."""
-    num_images: int = 4000
-    """How many to synthesize; at least 8."""
+    num_images: int | None = None
+    """How many to synthesize; at least 8. Default: 4000, or none where no task looks at any."""
     seed: int = 0
+    device: str = "cpu"
+    """Where images are synthesized and networks trained; files for devices are made on the CPU."""
+    precision: Precision = Precision.FLOAT32
+    """float32, or bfloat16: of the networks while they run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
-        if self.num_images < 8:
-            raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
+        at_least(self, 8, "num_images")
         able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
         if self.method not in able:
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
@@ -89,7 +92,7 @@ def draw_images(
     num_images: int,
     *,
     seed: int,
-    checkpoint: Path | None = None,
+    checkpoint: StrPath | None = None,
     checkpoint_every: float = 20.0,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
@@ -115,7 +118,8 @@ def draw_images(
     if needs_student(method, settings):
         raise SettingsError(f"{method} plays against a student: use it with distill")
     size = math.prod(teacher.spec.shape) + 4 * teacher.num_classes
-    folder = None if checkpoint is None else checkpoint.parent
+    path = None if checkpoint is None else Path(checkpoint)
+    folder = None if path is None else path.parent
     check_room("num_images", num_images, size, folder=folder, memory=True)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
@@ -126,7 +130,7 @@ def draw_images(
         "num_images": num_images,
         "teacher": teacher.fingerprint,
     }
-    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    drawn = _Drawn(path, checkpoint_every, origin, synthesizer, rng)
     drawn.open(num_images, teacher)
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
@@ -247,7 +251,7 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
         teacher,
         job.method,
         settings,
-        job.num_images,
+        4000 if job.num_images is None else job.num_images,
         seed=job.seed,
         checkpoint=checkpoint,
         on_progress=on_progress,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError
+from dreamstill.errors import RunError, SettingsError, shown
 from dreamstill.evaluate import (
     accuracy,
     agreement,
@@ -24,6 +24,7 @@ from dreamstill.evaluate import (
 from dreamstill.export import ExportRecord, check_formats, export
 from dreamstill.folder import check_origin, locked, read_settings, save_arrays, write_json
 from dreamstill.pool import Pool
+from dreamstill.reading import StrPath, understood
 from dreamstill.run import Job, open_from
 from dreamstill.settings import from_plain, read_plain, to_plain
 from dreamstill.synthesis import METHODS
@@ -42,25 +43,29 @@ OF_IMAGES = (
 """Settings of a distillation that its noise floor may have of its own."""
 
 
-def read_job(folder: Path) -> Job:
+def read_job(folder: StrPath) -> Job:
     """The job of a run's folder; RunError where there is none."""
+    folder = Path(folder)
     plain = read_settings(folder)
     if not {"method", "student", "synthesis"} <= plain.keys():
         raise RunError(f"{folder} holds no run of distill")
     method = plain["method"]
     if not isinstance(method, str) or method not in METHODS:
-        raise RunError(f"{folder} names the method {method!r}; known: {', '.join(METHODS)}")
-    plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
-    job: Job = from_plain(Job, plain)
+        raise RunError(f"{folder} names the method {shown(method)}; known: {', '.join(METHODS)}")
+    try:
+        plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
+        job: Job = from_plain(Job, plain)
+    except SettingsError as error:
+        raise RunError(f"{folder / 'settings.json'} is damaged: {error}") from error
     return job
 
 
-def open_run(folder: Path) -> tuple[Job, Teacher, nn.Module]:
+def open_run(folder: StrPath) -> tuple[Job, Teacher, nn.Module]:
     """Job, teacher and chosen student of a finished run.
 
     RunError if it is not finished, or the teacher's file or card has changed since.
     """
-    job = read_job(folder)
+    job, folder = read_job(folder), Path(folder)
     if not (folder / "result.json").is_file():  # the last file that a run writes
         raise RunError(f"{folder} has no student yet: resume the run first")
     if read_plain(folder / "student.json").get("factory") != job.student:
@@ -71,7 +76,7 @@ def open_run(folder: Path) -> tuple[Job, Teacher, nn.Module]:
     return job, teacher, student.requires_grad_(False)
 
 
-def open_floor(folder: Path, job: Job, teacher: Teacher) -> nn.Module:
+def open_floor(folder: StrPath, job: Job, teacher: Teacher) -> nn.Module:
     """The student of a job's noise floor; RunError if it is not the same job on noise."""
     floor, its_teacher, student = open_run(folder)
     if floor.method != "noise":
@@ -94,7 +99,7 @@ def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
 
 
 def summarize(
-    folder: Path, *, real: Labeled | None = None, source: str = "", floor: Path | None = None
+    folder: StrPath, *, real: Labeled | None = None, source: str = "", floor: StrPath | None = None
 ) -> dict[str, Any]:
     """Measure a finished run, write summary.json and pictures.npz, return the summary.
 
@@ -108,6 +113,7 @@ def summarize(
 
     """
     job, teacher, student = open_run(folder)
+    folder = Path(folder)
     with locked(folder):
         result, known = read_plain(folder / "result.json"), read_summary(folder)
         same_student = known.get("chosen_at_step") == result.get("chosen_at_step")
@@ -140,17 +146,21 @@ def summarize(
         return summary
 
 
-def export_run(folder: Path, *, formats: tuple[str, ...] = ("onnx", "pt2")) -> list[ExportRecord]:
+def export_run(
+    folder: StrPath, *, formats: tuple[str, ...] = ("onnx", "pt2")
+) -> list[ExportRecord]:
     """Export the run's student to folder/student.FORMAT, each verified, and note it.
 
     ExportError for a format that cannot be written here, before any file is.
     """
     check_formats(formats)
     _, teacher, student = open_run(folder)
+    folder = Path(folder)
     with locked(folder):
         records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
         summary = read_summary(folder)
-        kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
+        with understood(folder / "summary.json", RunError, "is damaged"):
+            kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
         summary["exports"] = kept + [asdict(record) for record in records]
         write_json(folder / "summary.json", summary)
         return records

@@ -23,9 +23,21 @@ from torch import Tensor, nn
 
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluate import agreement, answers, evaluating, predict
-from dreamstill.export import check_formats, export, load_exported, quiet, to_pt2, to_pte
+from dreamstill.export import (
+    check_formats,
+    export,
+    on_cpu,
+    onnxruntime,
+    open_written,
+    quiet,
+    to_pt2,
+    to_pte,
+)
 from dreamstill.folder import write_atomically
+from dreamstill.nets.seeded import rng_kept
 from dreamstill.probe import some_of
+from dreamstill.reading import StrPath
+from dreamstill.settings import from_plain
 from dreamstill.teacher import InputSpec
 
 __all__ = ["Backend", "Int8Record", "Method", "check_int8_formats", "export_int8"]
@@ -71,19 +83,20 @@ def check_int8_formats(names: Iterable[str]) -> None:
         raise ExportError("no torchao: pip install 'dreamstill[quantize]'")
 
 
+@rng_kept()  # exporters draw from the global generator
 def export_int8(
     model: nn.Module,
     spec: InputSpec,
     images: Tensor,
-    path: Path,
+    path: StrPath,
     *,
-    method: Method | None = None,
-    backend: Backend = Backend.X86,
+    method: Method | str | None = None,
+    backend: Backend | str = Backend.X86,
 ) -> Int8Record:
     """Write a static int8 file by the suffix of `path`, .onnx, .pt2 or .pte, and run it.
 
     Args:
-        model: in whole precision, on the CPU; left as it was.
+        model: in whole precision, on any device: a copy on the CPU is quantized; left as it was.
         spec: its input.
         images: uint8 (N, C, H, W) to calibrate on; the last half only compares.
         path: to write.
@@ -96,6 +109,9 @@ def export_int8(
             the network on fewer than half of the images: then it is not kept.
 
     """
+    path, model = Path(path), on_cpu(model)
+    chosen: Method | None = from_plain(Method | None, method, "method")
+    kernels: Backend = from_plain(Backend, backend, "backend")
     check_int8_formats([path.suffix[1:]])
     images = some_of(images, 1024)
     half = max(1, len(images) // 2)
@@ -103,7 +119,7 @@ def export_int8(
     agreements = []
 
     def compare(temporary: Path) -> None:
-        logits = answers(load_exported(temporary), spec, compared)
+        logits = answers(open_written(temporary), spec, compared)
         agreements.append(agreement(logits, predict(model, spec, compared)))
         if agreements[0] < 0.5:
             raise ExportError(
@@ -113,12 +129,12 @@ def export_int8(
     try:
         with evaluating(model), quiet():
             if path.suffix == ".onnx":
-                data = _to_onnx(model, spec, calibration, method)
+                data = _to_onnx(model, spec, calibration, chosen)
             elif path.suffix == ".pt2":
-                quantizer = _quantizer(backend, method)
+                quantizer = _quantizer(kernels, chosen)
                 data = to_pt2(_quantized(model, spec, calibration, quantizer), spec)
             else:
-                quantizer = _executorch(method)
+                quantizer = _executorch(chosen)
                 data = to_pte(_quantized(model, spec, calibration, quantizer), spec)
             write_atomically(path, data, check=compare, error=ExportError)
     except DreamstillError as error:
@@ -143,8 +159,8 @@ class _Reader:
 
 
 def _to_onnx(model: nn.Module, spec: InputSpec, images: Tensor, method: Method | None) -> bytes:
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    quantization = onnxruntime("quantization")
+    quant_pre_process = onnxruntime("quantization.shape_inference").quant_pre_process
 
     methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory() as folder:
@@ -230,15 +246,13 @@ def range_of(method: Method, counts: NDArray[Any], low: float, high: float) -> t
         low, high: the least and the largest value.
 
     """
-    from onnxruntime.quantization.calibrate import HistogramCollector
-
     values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
     limit = max(abs(low), abs(high))
     ends = (-limit, limit)
     if method is Method.PERCENTILE:  # of magnitudes
         values, ends = abs(values), (0.0, limit)
     found, edges = np.histogram(values, BINS[method], ends, weights=counts)
-    collector = HistogramCollector(
+    collector = onnxruntime("quantization.calibrate").HistogramCollector(
         method=method.value.lower(),
         symmetric=True,
         num_bins=BINS[method],

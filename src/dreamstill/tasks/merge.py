@@ -15,16 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.plain import copy_network
 from dreamstill.probe import some_of
-from dreamstill.settings import none_or_at_least, within
-from dreamstill.tasks.graph import Pair, fold_batch_norm, pairs, replace_module, trace
+from dreamstill.settings import none_or_at_least, settings_class, within
+from dreamstill.tasks.graph import (
+    Pair,
+    fold_batch_norm,
+    pairs,
+    replace_module,
+    trace,
+    written_size,
+)
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.teacher import InputSpec
 
-__all__ = ["LayerRecord", "MergeSettings", "merge", "merge_order"]
+__all__ = ["LayerRecord", "MergeSettings", "check_mergeable", "merge", "merge_order"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MergeSettings:
     """Settings of merging."""
 
@@ -116,7 +124,7 @@ def _filter_order(
     augmented = torch.cat([weight.flatten(1), bias[:, None]], 1).double()
     norms = augmented.norm(dim=1)
     gone = weight.flatten(1).abs().sum(1).argsort()[:remove]
-    kept = torch.ones(len(weight), dtype=torch.bool)
+    kept = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     kept[gone] = False
     unit = F.normalize(augmented, dim=1)
     cosine = (unit @ unit.T).masked_fill(~kept[:, None], -torch.inf)
@@ -184,6 +192,22 @@ def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.M
 
 
 @torch.no_grad()
+def check_mergeable(model: nn.Module, settings: MergeSettings) -> dict[str, Pair]:
+    """Find the layers to merge, each with the one that it feeds; raises what `merge` raises."""
+    graph = trace(model)
+    found = {pair.first: pair for pair in pairs(graph) if pair.relu}
+    if not found:
+        raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
+    if missing := [name for name in settings.layers if name not in found]:
+        raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
+    for name in (names := settings.layers or tuple(found)):
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        if written := written_size(graph, name, len(weight)):
+            raise TeacherError(f"{name} cannot be made narrower: {written}")
+    return {name: found[name] for name in names}
+
+
 def merge(
     model: nn.Module,
     spec: InputSpec,
@@ -206,20 +230,15 @@ def merge(
         A new network and a record for each layer, in order.
 
     Raises:
-        TeacherError: it cannot be traced, or has no two layers that feed one another alone.
+        TeacherError: it cannot be traced, has no two layers that feed one another alone, or has
+            the width of one of them written into its code.
         SettingsError: a named layer is not among those.
 
     """
-    folded = fold_batch_norm(model)
-    found = {pair.first: pair for pair in pairs(trace(folded)) if pair.relu}
-    if not found:
-        raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
-    if missing := [name for name in settings.layers if name not in found]:
-        raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
-    names = settings.layers or tuple(found)
-    narrow, records, kept = copy.deepcopy(folded), [], {}
-    for name in names:
-        record, kept[name] = _narrow(narrow, found[name], settings)
+    folded = fold_batch_norm(model, spec)
+    narrow, records, kept = copy_network(folded), [], {}
+    for name, pair in check_mergeable(folded, settings).items():
+        record, kept[name] = _narrow(narrow, pair, settings)
         records.append(record)
     if images is not None and settings.reconstruct:
         device = next(model.parameters()).device

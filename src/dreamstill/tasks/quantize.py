@@ -10,7 +10,6 @@ from the network itself.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.plain import copy_network
 from dreamstill.probe import probed_at_once, some_of, watched
-from dreamstill.settings import no_effect, within
+from dreamstill.settings import no_effect, settings_class, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
 from dreamstill.tasks.finetune import finetune
@@ -45,7 +45,7 @@ class Calibration(StrEnum):
     PERCENTILE = "percentile"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class QuantizeSettings:
     """Settings of quantization."""
 
@@ -128,7 +128,7 @@ def _with_bits(
             module, weight_bits, activation_bits, *ranges[name], per_channel=settings.per_channel
         )
 
-    return map_modules(copy.deepcopy(model), change)
+    return map_modules(copy_network(model), change)
 
 
 def check_without_inputs(settings: QuantizeSettings) -> None:
@@ -217,7 +217,7 @@ def quantize(
         SettingsError: a size that the fewest bits do not meet.
 
     """
-    model = fold_batch_norm(teacher.module if model is None else model)
+    model = fold_batch_norm(teacher.module if model is None else model, teacher.spec)
     shown = some_of(images, 2048)
     ranges = observed_ranges(model, teacher.spec, shown, settings.calibration)
     check_layers(ranges)
