@@ -111,7 +111,7 @@ def test_every_way_to_flatten_leads_on(name: str) -> None:
     found = pairs(trace(model))
     assert [(p.first, p.second, p.positions) for p in found] == [("c", "fc", 16), ("fc", "out", 1)]
     x = torch.randn(5, 1, 8, 8, generator=rng())
-    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(equalize(model, toys.SPEC).model(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 STRANGE = {
@@ -134,7 +134,7 @@ STRANGE = {
 def test_equalization_leaves_what_it_cannot_follow(name: str) -> None:
     model, x = STRANGE[name], torch.randn(5, 1, 8, 8, generator=rng())
     assert "a" not in {pair.first for pair in pairs(trace(model))}
-    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(equalize(model, toys.SPEC).model(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 MOBILE_PAIRS = [
@@ -189,7 +189,7 @@ def test_groups_are_equalized_channel_by_channel(groups: tuple[int, int]) -> Non
     )
     weight(model, "a").data.mul_(torch.logspace(-2, 2, 8).view(-1, 1, 1, 1))
     x = torch.randn(5, 1, 8, 8, generator=rng())
-    equalized = equalize(model, iterations=100).model
+    equalized = equalize(model, toys.SPEC, iterations=100).model
     torch.testing.assert_close(equalized(x), model(x), atol=1e-4, rtol=1e-4)
     first, second = (weight(equalized, name) for name in ("a", "b"))
     # one group after the other: (outputs, channels of the group, ...) each

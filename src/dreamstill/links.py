@@ -29,8 +29,8 @@ from dreamstill.tasks.quantize import (
     quantize,
     quantize_without_inputs,
 )
-from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.tasks.quantized import QuantizedLayer, check_plain, quantized_bytes
+from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 __all__ = ["TASKS", "Work"]
 
@@ -224,8 +224,15 @@ def _on_grids(model: nn.Module) -> nn.Module:
     return map_modules(copy.deepcopy(model), change)
 
 
+def _plain(model: nn.Module, spec: InputSpec) -> nn.Module:
+    """`_on_grids`, compared with the network as it was."""
+    plain = _on_grids(model)
+    check_plain(model, plain, spec)
+    return plain
+
+
 def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
-    model = _on_grids(model)
+    model = _plain(model, work.teacher.spec)
     records = [
         export_int8(
             model,
@@ -241,7 +248,7 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
-    model = _on_grids(model)
+    model = _plain(model, work.teacher.spec)
     packed = pack(
         work.teacher,
         work.images,
