@@ -184,7 +184,9 @@ def test_a_filter_goes_into_the_most_similar_above_the_threshold() -> None:
         settings = MergeSettings(threshold=threshold)
         return filter_partners(rows, torch.zeros(3), 1, settings, batch_norm=False)
 
-    assert partners(0.49) == [(1, 2, pytest.approx(0.5))]
+    ((kept, removed, factor),) = partners(0.49)
+    assert (kept, removed) == (1, 2)
+    assert factor == pytest.approx(0.5)
     assert partners(0.51) == [(1, 2, 0.0)]
 
 
