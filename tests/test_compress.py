@@ -402,7 +402,7 @@ def test_a_network_that_cannot_be_cut_is_named() -> None:
     with seeded(rng()):
         teacher = open_teacher(Columns(), SPEC)
     with pytest.raises(
-        TeacherError, match=r"no layer of Columns can lose channels: rows, columns left whole: "
+        TeacherError, match=r"no layer of Columns can lose channels: columns, rows left whole: "
     ):
         prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
 

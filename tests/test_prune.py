@@ -63,10 +63,8 @@ def net(between: Callable[[Tensor], Tensor], width: int = 32) -> Teacher:
 
 def pruned(teacher: Teacher, **settings: Any) -> tuple[nn.Module, RoundRecord]:
     """Cut once, and left as it was cut."""
-    once = PruneSettings(
-        **{"keep": 0.6, "rounds": 1, "reconstruct": 0, "finetune": None} | settings
-    )
-    asked = PruneSettings(**once | settings)
+    once: dict[str, Any] = {"keep": 0.6, "rounds": 1, "reconstruct": 0, "finetune": None}
+    asked = PruneSettings(**(once | settings))
     model, records = prune(teacher, images(32, teacher.spec), asked, rng=rng())
     return model, records[-1]
 
@@ -74,8 +72,9 @@ def pruned(teacher: Teacher, **settings: Any) -> tuple[nn.Module, RoundRecord]:
 def silenced(whole: nn.Module, cut: nn.Module) -> nn.Module:
     """The whole network, with nothing put out and nothing read where channels were cut."""
     whole = copy.deepcopy(whole)
-    for name, layer in cut.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+    parts: list[tuple[str, Any]] = list(cut.named_modules())
+    for name, layer in parts:
+        if type(layer) not in (nn.Conv2d, nn.Linear):
             continue
         full: Any = whole.get_submodule(name)
         with torch.no_grad():

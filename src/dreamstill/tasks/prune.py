@@ -224,7 +224,7 @@ def prune(
                 on_progress=on_progress,
             )
         cost = measure_cost(model, teacher.spec)
-        whole = tuple(plan.whole)
+        whole = tuple(name for name, _ in model.named_modules() if name in plan.whole)
         records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, whole))
     return model.eval().requires_grad_(False), records
 
