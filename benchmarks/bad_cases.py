@@ -287,7 +287,7 @@ def record_cases(good: Good) -> Iterator[Case]:
     """Records in a run's folder that are not what a run writes."""
     needed = {
         "report": ("settings.json", "summary.json", "environment.json", "pictures.npz"),
-        "export": ("settings.json", "summary.json", "result.json", "student.json"),
+        "export": ("settings.json", "summary.json", "student.json", "student.safetensors"),
         "evaluate": ("settings.json", "result.json", "student.json", "student.safetensors"),
         "resume": ("settings.json", "checkpoint.pt"),
     }

@@ -30,7 +30,7 @@ from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolution
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
-from dreamstill.tasks.merge import MergeSettings, merge, merge_order
+from dreamstill.tasks.merge import MergeSettings, filter_partners, merge, merge_order
 from dreamstill.tasks.pack import PackSettings, codebook_of, lamp_masks, pack
 from dreamstill.tasks.packed import from_gaps, gaps_of, load_packed, save_packed
 from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
@@ -160,6 +160,69 @@ def test_a_filter_that_is_a_multiple_of_another_goes_into_it() -> None:
     merged, (record,) = merge(model, SPEC, MergeSettings())
     torch.testing.assert_close(merged(shown()), model(shown()), atol=1e-5, rtol=1e-5)
     assert record.after == 2
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_opposite_filters_are_cut_not_merged(*, batch_norm: bool) -> None:
+    with seeded(rng()):
+        first, last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)
+        norm = nn.BatchNorm2d(4).eval() if batch_norm else nn.Identity()
+    with torch.no_grad():
+        assert first.bias is not None
+        first.weight.abs_()  # 0 and 1 are alike, and 2 and 3 like neither
+        first.bias.abs_()
+        first.weight[2:] = -0.9 * first.weight[:2]
+        first.bias[2:] = -0.9 * first.bias[:2]
+    model = nn.Sequential(first, norm, nn.ReLU(), last)
+    merged, (record,) = merge(model, SPEC, MergeSettings(remove=0.5))
+    cut, _ = merge(model, SPEC, MergeSettings(remove=0.5, compensate=False))
+    assert record.after == 2
+    for mine, other in zip(merged.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    forced, _ = merge(model, SPEC, MergeSettings(remove=0.5, threshold=-1))
+    assert not torch.allclose(weight(forced, "3"), weight(cut, "3"))
+
+
+def test_a_filter_goes_into_the_most_similar_above_the_threshold() -> None:
+    angles = torch.tensor([0.0, 0.5, 1.5]) * torch.pi / 3  # cosines of the last: 0, 0.5
+    rows = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[2.0], [2.0], [1.0]])
+
+    def partners(threshold: float) -> list[tuple[int, int, float]]:
+        settings = MergeSettings(threshold=threshold)
+        return filter_partners(rows, torch.zeros(3), 1, settings, batch_norm=False)
+
+    ((kept, removed, factor),) = partners(0.49)
+    assert (kept, removed) == (1, 2)
+    assert factor == pytest.approx(0.5)
+    assert partners(0.51) == [(1, 2, 0.0)]
+
+
+def test_behind_batch_norm_the_distance_of_biases_counts_too() -> None:
+    rows = torch.tensor([[2.0, 0.0], [2.0, 0.4], [1.0, 0.0]])
+    bias = torch.tensor([5.0, 1.0, 0.5])  # the last is half of the second, by its bias
+
+    def partner(share: float, *, batch_norm: bool = True) -> int:
+        settings = MergeSettings(cosine_share=share)
+        ((kept, removed, factor),) = filter_partners(rows, bias, 1, settings, batch_norm=batch_norm)
+        assert removed == 2
+        assert batch_norm is False or factor == pytest.approx(1 / rows[kept].norm().item())
+        return kept
+
+    assert [partner(share) for share in (1.0, 0.85, 0.0)] == [0, 1, 1]
+    assert partner(0.85, batch_norm=False) == 1  # (2, 0.4, 1) is more like (1, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold must be in \[-1, 1\]; got 1.5"),
+        ({"cosine_share": -0.1}, r"cosine_share must be in \[0, 1\]; got -0.1"),
+        ({"threshold": 0.3, "compensate": False}, "threshold 0.3 has no effect with compensate"),
+    ],
+)
+def test_settings_of_partners_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        MergeSettings(**settings)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

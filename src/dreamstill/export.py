@@ -1,6 +1,7 @@
 """Write a network in a device's format, re-open it in its own runtime, compare, or fail."""
 
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import io
@@ -231,6 +232,7 @@ def _try_pte(path: Path) -> None:
         child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
+            faulthandler.disable()  # the parent says what happened
             for descriptor in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
             open_written(path)

@@ -157,10 +157,10 @@ def export_run(
     _, teacher, student = open_run(folder)
     folder = Path(folder)
     with locked(folder):
-        records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
         summary = read_summary(folder)
         with understood(folder / "summary.json", RunError, "is damaged"):
             kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
+        records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
         summary["exports"] = kept + [asdict(record) for record in records]
         write_json(folder / "summary.json", summary)
         return records

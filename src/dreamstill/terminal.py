@@ -26,6 +26,14 @@ from dreamstill.tasks.distill import start_kept
 __all__ = ["Bars", "print_chain", "print_continual", "print_rows", "print_summary"]
 
 
+class Terminal(Console):
+    """A console that leaves it to the command what to do where its reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so; rich would end the process."""
+        raise BrokenPipeError
+
+
 class Bars(logging.Handler):
     """Progress on stderr with the time left, stage by stage; and the library's warnings, in a line.
 
@@ -37,7 +45,7 @@ class Bars(logging.Handler):
 
     def __init__(self, *, quiet: bool) -> None:
         super().__init__(logging.WARNING)
-        self.quiet, self.console = quiet, Console(stderr=True)
+        self.quiet, self.console = quiet, Terminal(stderr=True)
         self.under_way: tuple[Progress, TaskID] | None = None
         self.stage, self.begun, self.told = "", (0, 0.0), (0, 0.0)  # steps, and when
 
@@ -111,7 +119,7 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), escape(shown(value)))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -139,7 +147,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     row("bytes of weights", shown, "bytes")
     runtime = summary["teacher"]["latency_ms"].get("runtime", "PyTorch")
     row(f"latency in {runtime}, ms", lambda v: f"{v['median']:.3f}", "latency_ms")
-    Console().print(table)
+    Terminal().print(table)
     print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
@@ -178,7 +186,7 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
             percent(record["agreement"]) if "agreement" in record else "-",
             percent(record["accuracy"]) if "accuracy" in record else "-",
         )
-    Console().print(table)
+    Terminal().print(table)
     for link in summary["links"]:
         if "left_whole" in link:
             print(f"{link['task']} left whole: {', '.join(link['left_whole'])}")
@@ -198,7 +206,7 @@ def print_continual(summary: dict[str, Any], folder: Path) -> None:
         if keys[1] in summary:
             table.add_row(label, *(percent(summary[key]) if key else "" for key in keys))
     if table.rows:
-        Console().print(table)
+        Terminal().print(table)
     else:
         print("no real image of an old class was looked at: what is kept is not known")
     for file in summary["files"]:

@@ -17,6 +17,7 @@ def write_chain_report(folder: Path) -> Path:
     summary = read_table(folder / "summary.json")
     if "links" not in summary:
         raise RunError(f"{folder} holds no finished chain: summary.json has no links")
+    settings = chain_settings(folder)
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
     drawn = []
     if any("accuracy" in network or "agreement" in network for network in networks):
@@ -34,7 +35,7 @@ def write_chain_report(folder: Path) -> Path:
     return write_page(
         folder,
         "chain.html",
-        settings=chain_settings(folder),
+        settings=settings,
         figures=drawn,
         networks=networks,
         runtime=summary.get("runtime", ""),
