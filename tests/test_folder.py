@@ -36,7 +36,8 @@ from dreamstill.pool import Pool
 from dreamstill.run import Job, TeacherFile, distill, open_from
 from dreamstill.sources import draw_images
 from dreamstill.summarize import read_job
-from dreamstill.synthesis import Batch
+from dreamstill.synthesis import Batch, dafl
+from dreamstill.synthesis.dafl import DaflSettings
 from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.distill import DistillSettings, Progress
@@ -629,18 +630,27 @@ def cases(weights: Path, tmp_path: Path) -> dict[str, Case]:
     student += ["--distill.pool", "16", "--distill.optimizer", "sgd", "--distill.anneal", "false"]
     new = ["--new", str(tmp_path / "new.npz"), "--continual.steps", "2"]
     return {
-        "distill": Case(["distill", *of, *student], [lr, "1e30"], [lr, "0.1"]),
-        "synthesize": Case(["synthesize", *of, *dafl], [rate, "1e38"], [rate, "0.1"]),
-        "continual": Case(["continual", *of, *new, *dafl], [rate, "1e38"], [rate, "0.1"]),
-        "chain": Case(["quantize", *of, *dafl], [rate, "1e38"], [rate, "0.1"]),
+        "distill": Case(["distill", *of, *student], [lr, "1e9"], [lr, "0.1"]),
+        "synthesize": Case(["synthesize", *of, *dafl], [rate, "0.9"], [rate, "0.1"]),
+        "continual": Case(["continual", *of, *new, *dafl], [rate, "0.9"], [rate, "0.1"]),
+        "chain": Case(["quantize", *of, *dafl], [rate, "0.9"], [rate, "0.1"]),
     }
 
 
 @pytest.mark.parametrize("name", ["distill", "synthesize", "continual", "chain"])
 @pytest.mark.parametrize("given", ["nothing", "a folder"])
 def test_the_corrected_command_works_in_the_same_folder(
-    name: str, given: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    given: str,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def loss(logits: torch.Tensor, features: torch.Tensor, settings: DaflSettings) -> torch.Tensor:
+        return logits.sum() * (float("nan") if settings.lr > 0.5 else 1)
+
+    monkeypatch.setattr(dafl, "dafl_loss", loss)
     case, folder = cases(weights, tmp_path)[name], tmp_path / "a" / "b" / "run"
     if given == "a folder":
         folder.mkdir(parents=True)

@@ -108,6 +108,7 @@ class Pool:
         if folder is None:
             check_room("pool", capacity, math.prod(spec.shape), folder=None, memory=True)
             self._images: Images = np.zeros(self._shape, np.uint8)
+            self._sums = np.zeros(capacity, np.uint32)
             return
         if create:
             try:
