@@ -191,10 +191,12 @@ def damaged_files(
         "run/student.pt2": load_exported,
         "card": lambda path: open_from(TeacherFile(weights=str(weights), card=str(path))),
     }
-    whole = {name: (good.folder / name).read_bytes() for name in (*read, *slow) if name != "card"}
-    whole["card"] = whole["teacher.json"]
+    there = {name: good.folder / name for name in (*read, *slow)} | {
+        "card": good.folder / "teacher.json"
+    }
+    whole = {name: path.read_bytes() for name, path in there.items() if path.is_file()}
     reads = read | slow
-    names = [*read] * 8 + [*slow]
+    names = [*read] * 8 + [name for name in slow if name in whole]
     for index in range(num):
         name = names[index % len(names)]
         suffix = ".json" if name == "card" else Path(name).suffix

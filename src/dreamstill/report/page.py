@@ -95,7 +95,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """What an .npz file holds, nothing where there is none; RunError for a damaged one."""
     if not path.is_file():
         return {}
-    with reading(path, RunError), np.load(path, allow_pickle=False) as archive:
+    with reading(path, RunError), path.open("rb") as file, np.load(file) as archive:
         return {name: archive[name] for name in archive.files}
 
 
