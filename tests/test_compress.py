@@ -244,7 +244,8 @@ def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(TeacherError, match="nothing to merge"):
         merge(Residual(), SPEC, MergeSettings())
     with pytest.raises(SettingsError, match=r"narrower; known: stem\.0, top\.0$"):
-        merge(toys.MobileNet(nn.ReLU), SPEC, MergeSettings(layers=("block.3",)))  # depthwise
+        color = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+        merge(toys.MobileNet(nn.ReLU), color, MergeSettings(layers=("block.3",)))  # depthwise
     with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
         merge(lenet(), SPEC, MergeSettings(layers=("classifier.2",)))
     with pytest.raises(SettingsError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
