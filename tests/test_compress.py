@@ -243,8 +243,8 @@ def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> Non
 def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(TeacherError, match="nothing to merge"):
         merge(Residual(), SPEC, MergeSettings())
+    color = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
     with pytest.raises(SettingsError, match=r"narrower; known: stem\.0, top\.0$"):
-        color = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
         merge(toys.MobileNet(nn.ReLU), color, MergeSettings(layers=("block.3",)))  # depthwise
     with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
         merge(lenet(), SPEC, MergeSettings(layers=("classifier.2",)))
