@@ -253,28 +253,15 @@ def test_links_that_are_not_finished_may_be_others_on_resuming(
         run_chain(folder, read_chain(plain | {"link": other}), resume=True)
 
 
-class CallsAFunction:
-    """Its pickle calls a function of the package, and that any of any module."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return build, ("os:getpid",)
-
-
-def test_a_link_of_foreign_classes_is_not_read(plain: dict[str, object], tmp_path: Path) -> None:
+def test_a_folder_is_of_one_chain(plain: dict[str, object], tmp_path: Path) -> None:
     plain["link"] = LINKS[:1]
-    chain, folder = read_chain(plain), tmp_path / "run"
-    run_chain(folder, chain)
-    torch.save(Path("x"), folder / "links" / "1-prune.pt")
-    with pytest.raises(RunError, match="which is neither ours nor of a named factory"):
-        run_chain(folder, chain, resume=True)
-    torch.save(CallsAFunction(), folder / "links" / "1-prune.pt")
-    with pytest.raises(RunError, match=r"calls dreamstill\.teacher\.build, which no network"):
-        run_chain(folder, chain, resume=True)
+    folder = tmp_path / "run"
+    run_chain(folder, read_chain(plain))
     again = r"started with another num_images; .* used again: --images .*images\.npz"
     with pytest.raises(RunError, match=again):
         run_chain(folder, read_chain(plain | {"num_images": 65}), resume=True)
     with pytest.raises(RunError, match="is not empty"):
-        run_chain(folder, chain)
+        run_chain(folder, read_chain(plain))
 
 
 def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
@@ -541,15 +528,16 @@ def test_a_mistake_in_the_first_link_leaves_nothing_but_images(
         images = tmp_path / "images.npz"
         np.savez(images, x=np.zeros((16, 1, 8, 8), np.uint8))
         plain = {k: v for k, v in plain.items() if k != "num_images"} | {"images": str(images)}
+    link = {"task": "prune", "target": "latency", "keep": 1e-5}  # which only measuring can tell
     with pytest.raises(DreamstillError):
-        run_chain(tmp_path / "run", read_chain(plain | {"link": [{"task": "prune", "keep": 1e-5}]}))
+        run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
     assert (tmp_path / "run" / "images.npz").exists() != given
 
 
 def test_an_int8_file_is_compared_with_the_teacher(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    cut = {"task": "prune", "keep": 0.3, "rounds": 1, "finetune": TUNE | {"steps": 0}}
+    cut = {"task": "prune", "keep": 0.4, "rounds": 1, "finetune": TUNE | {"steps": 0}}
     chain = read_chain(plain | {"link": [cut, {"task": "int8"}]})
     pruned, int8 = run_chain(tmp_path / "run", chain)["links"]
     assert pruned["agreement"] < 0.9
@@ -651,7 +639,7 @@ class Moody(toys.SmallCnn):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = super().forward(x)
-        return logits if logits.sum().item() > 0 else 2 * logits
+        return logits if logits.sum().item() < 1e9 else 2 * logits
 
 
 def test_a_chain_that_cannot_be_exported_keeps_its_summary(

@@ -10,12 +10,15 @@ SOURCE = Path(dreamstill.__file__).parent
 # each room may import those before it
 ORDER = (
     ("errors",),
+    ("reading",),
     ("settings", "losses", "nets", "probe", "shown"),
-    ("folder",),
+    ("folder", "plain", "state_dicts", "store"),
+    ("examine",),
     ("teacher",),
     ("metadata", "images"),
     ("synthesis",),
-    ("pool", "memory", "evaluate", "classes"),
+    ("pool", "evaluate", "classes"),
+    ("pt2",),
     ("export",),
     ("judge",),
     ("tasks",),

@@ -1,9 +1,12 @@
 """Opening a teacher: what it offers, and every mistake by name."""
 
 import json
+import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +14,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as masks
 
 import toys
 from dreamstill.errors import TeacherError
 from dreamstill.kept import check_keepable
 from dreamstill.nets.lenet import lenet5, lenet5_bn
+from dreamstill.plain import copy_network
 from dreamstill.probe import Probe
 from dreamstill.teacher import (
     InputSpec,
+    check_trainable,
     load_module,
     load_weights,
     open_teacher,
@@ -41,9 +47,7 @@ def test_a_teacher_is_frozen_and_says_what_it_offers() -> None:
 
 
 def test_a_linear_layer_that_is_not_the_last_is_not_taken_for_it() -> None:
-    teacher = open_teacher(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LogSoftmax(1)), toys.SPEC
-    )
+    teacher = open_teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LeakyReLU()), toys.SPEC)
     assert teacher.offers.last_linear is None
     with pytest.raises(TeacherError, match="last linear"):
         teacher.with_features(torch.zeros(1, 1, 8, 8))
@@ -105,11 +109,11 @@ class Returns(nn.Module):
     ("module", "message"),
     [
         (nn.Conv2d(3, 4, 3), "does not run on inputs of shape"),
-        (nn.Conv2d(1, 4, 3), r"\(N, K\) logits; got \(2, 4, 6, 6\)"),
+        (nn.Conv2d(1, 4, 3), r"\(N, K\) logits; got \(4, 4, 6, 6\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "at least 2 classes; got 1"),
-        (Returns(torch.zeros(2, 0)), "at least 2 classes; got 0"),
+        (Returns(torch.zeros(4, 0)), "at least 2 classes; got 0"),
         (Returns("text"), "got str"),
-        (Returns(torch.full((2, 3), torch.nan)), "not finite"),
+        (Returns(torch.full((4, 3), torch.nan)), "not finite"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)), "before softmax"),
     ],
 )
@@ -317,3 +321,325 @@ def test_weights_of_an_old_torch_lack_batch_counts_and_still_open(tmp_path: Path
     save_file(dict(state), tmp_path / "old.safetensors")
     module = load_module("toys:small_cnn", tmp_path / "old.safetensors")
     torch.testing.assert_close(module.state_dict()["conv.weight"], state["conv.weight"])
+
+
+class Computed(nn.Module):
+    """A layer whose weight a forward pre-hook sets from `weight_orig`, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.flatten, self.head = nn.Flatten(), nn.Linear(64, 4)
+        head = self.head
+        head.weight_orig = nn.Parameter(head.weight.detach() * 5)
+        if way == "attribute":
+            del head.weight
+        head.register_forward_pre_hook({"attribute": by_attribute, "data": by_data}[way])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.flatten(x))
+        return logits
+
+
+def by_attribute(layer: nn.Linear, args: object) -> None:
+    layer.weight = layer.weight_orig * 0.2  # type: ignore[assignment,operator]
+
+
+def by_data(layer: nn.Linear, args: object) -> None:
+    layer.weight.data = 0.2 * layer.get_parameter("weight_orig").data
+
+
+@pytest.mark.parametrize("way", ["attribute", "data"])
+def test_weights_that_a_hook_sets_become_plain(way: str) -> None:
+    module = Computed(way)
+    teacher = open_teacher(module, toys.SPEC)
+    head = teacher.module.get_submodule("head")
+    assert isinstance(head, nn.Linear)
+    assert not head._forward_pre_hooks
+    assert isinstance(head.weight, nn.Parameter)
+    inputs = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(teacher(inputs), module(inputs))
+    with torch.no_grad():
+        head.weight.zero_()
+    assert not torch.equal(teacher(inputs), module(inputs))  # what is changed is what computes
+    assert module.head._forward_pre_hooks, "the user's own network is left alone"
+
+
+def test_masks_of_pruning_become_plain_weights() -> None:
+    module = toys.SmallCnn().eval()
+    masks.l1_unstructured(module.conv, "weight", 0.5)
+    teacher = open_teacher(module, toys.SPEC)
+    conv = teacher.module.get_submodule("conv")
+    assert set(dict(conv.named_parameters())) == {"weight", "bias"}
+    assert (conv.get_parameter("weight") == 0).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def doubling(layer: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
+    layer.weight = layer.weight_orig * 0.2  # type: ignore[assignment,operator]
+    return args[0] * 2
+
+
+def test_a_hook_that_sets_a_weight_and_changes_the_input_is_refused() -> None:
+    module = Computed("attribute")
+    module.head._forward_pre_hooks.clear()
+    module.head.register_forward_pre_hook(doubling)
+    with pytest.raises(TeacherError, match="head sets its weight and changes its input"):
+        open_teacher(module, toys.SPEC)
+
+
+class Ends(nn.Module):
+    """A linear layer of the flattened image, and something after or around it."""
+
+    def __init__(self, after: Any, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.head, self.after, self.scale = nn.Linear(64, 4), after, scale
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.after(self.scale * self.head(x.flatten(1)))
+
+
+def centered(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean()
+
+
+def percents(x: torch.Tensor) -> torch.Tensor:
+    return 100 * x.softmax(1)
+
+
+def running_sum(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(0)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Ends(nn.Sigmoid()), "return what enters the sigmoid"),
+        (Ends(nn.Hardsigmoid()), "return what enters the sigmoid"),
+        (Ends(percents), "before softmax"),
+        (Ends(running_sum), "depends on the others of its batch"),
+        (Ends(nn.LogSoftmax(1)), "return what enters LogSoftmax"),
+        (Ends(F.dropout), "answers differently when it is asked again"),
+        (Ends(centered), "depends on the others of its batch"),
+        (Ends(nn.BatchNorm1d(4, track_running_stats=False)), "after .* without running statistics"),
+        (nn.Sequential(nn.Unflatten(0, (2, 2)), nn.Flatten(0, 1)), "does not run|logits"),
+    ],
+)
+def test_a_network_that_no_task_may_trust_is_refused_with_the_way_out(
+    module: nn.Module, message: str
+) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(TeacherError, match=message) as caught:
+        open_teacher(module, toys.SPEC)
+    assert len(str(caught.value)) < 400
+
+
+def test_logits_that_happen_to_lie_in_the_unit_interval_are_logits() -> None:
+    module = Ends(nn.Identity(), scale=1e-3)
+    nn.init.constant_(module.head.bias, 500.0)
+    assert open_teacher(module, toys.SPEC).num_classes == 4
+
+
+def test_a_batch_of_a_fixed_size_is_refused() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(x.view(4, 64))
+            return logits
+
+    with pytest.raises(TeacherError, match="runs on 4 images and not on one"):
+        open_teacher(Fixed(), toys.SPEC)
+
+
+def test_a_network_that_changes_its_input_is_refused() -> None:
+    class Subtracts(toys.SmallCnn):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x -= 0.1
+            return super().forward(x)
+
+    with pytest.raises(TeacherError, match="changes its input in place"):
+        open_teacher(Subtracts(), toys.SPEC)
+
+
+def test_the_users_network_and_the_global_rng_are_left_as_they_were() -> None:
+    module = nn.Sequential(toys.SmallCnn(), nn.Sigmoid()).train()
+    state = torch.get_rng_state()
+    with pytest.raises(TeacherError):
+        open_teacher(module, toys.SPEC)
+    opened = toys.SmallCnn().train()
+    open_teacher(opened, toys.SPEC)
+    for network in (module, opened):
+        assert all(part.training for part in network.modules())
+        assert all(p.requires_grad for p in network.parameters())
+    torch.nn.Dropout()(torch.ones(4))  # draws; what was there before is what is compared
+    torch.set_rng_state(state)
+    open_teacher(toys.SmallCnn(), toys.SPEC)
+    assert not torch.equal(state, torch.get_rng_state())  # SmallCnn() itself draws
+    state = torch.get_rng_state()
+    open_teacher(opened, toys.SPEC)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class Several(toys.SmallCnn):
+    """More outputs in train mode, the logits first or last, or in a named place."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.side = kind, nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(x)
+        if not self.training:
+            return logits
+        side = self.side(logits)
+        return {
+            "first": (logits, side),
+            "last": (side, logits),
+            "named": {"aux": side, "logits": logits},
+            "loss": logits.sum(),
+        }[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("first", None), ("named", None), ("last", "the first is not"), ("loss", "returns \\(\\)")],
+)
+def test_several_outputs_in_train_mode(kind: str, message: str | None) -> None:
+    teacher = open_teacher(Several(kind), toys.SPEC)
+    if message is None:
+        assert teacher.offers.obstacle is None
+        training = copy_network(teacher.module).train()
+        assert teacher.run(training, torch.rand(2, 1, 8, 8)).shape == (2, 4)
+    else:
+        assert teacher.offers.obstacle is not None
+        assert re.search(message, teacher.offers.obstacle)
+
+
+def test_a_network_that_cannot_be_differentiated_can_be_asked_and_not_trained() -> None:
+    class Closed(toys.SmallCnn):
+        @torch.no_grad()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    teacher = open_teacher(Closed(), toys.SPEC)
+    assert not teacher.offers.gradient
+    assert "torch.no_grad" in (teacher.offers.obstacle or "")
+    with pytest.raises(TeacherError, match=r"cannot be trained: .*no_grad"):
+        check_trainable(Closed(), toys.SPEC)
+
+
+def test_a_network_that_keeps_its_activations_is_copied() -> None:
+    class Keeps(toys.SmallCnn):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen = {"maps": [self.norm(self.conv(x))]}
+            return super().forward(x)
+
+    module = Keeps()
+    module(torch.rand(2, 1, 8, 8))
+    copied = copy_network(open_teacher(module, toys.SPEC).module)
+    inputs = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(copied(inputs), module.eval()(inputs))
+
+
+def test_half_and_double_networks_open_as_floats() -> None:
+    for module in (toys.SmallCnn().half(), toys.SmallCnn().double()):
+        teacher = open_teacher(module, toys.SPEC)
+        assert teacher(torch.rand(2, 1, 8, 8)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "mean_and_std", [((127.5,), (127.5,)), ((104.0,), (1.0,)), ((0.0,), (255.0,))]
+)
+def test_statistics_of_bytes_are_refused_with_the_right_values(
+    mean_and_std: tuple[tuple[float], tuple[float]],
+) -> None:
+    mean, std = mean_and_std
+    with pytest.raises(TeacherError, match=f"mean {mean[0] / 255:.4g}, std {std[0] / 255:.4g}"):
+        InputSpec(shape=(1, 8, 8), mean=mean, std=std)
+
+
+def test_a_shape_of_two_numbers_is_told_how_a_signal_is_written() -> None:
+    with pytest.raises(TeacherError, match=r"\(C, 1, L\)"):
+        InputSpec(shape=(1, 64), mean=(0.5,), std=(0.25,))  # type: ignore[arg-type]
+
+
+def wrapped(state: dict[str, torch.Tensor], before: str) -> dict[str, torch.Tensor]:
+    return {before + name: value for name, value in state.items()}
+
+
+def checkpoint_of(kind: str) -> Any:
+    """A checkpoint of SmallCnn as other tools write it."""
+    net = toys.SmallCnn()
+    state = net.state_dict()
+    return {
+        "average": torch.optim.swa_utils.AveragedModel(net).state_dict(),
+        "counted": state | {"total_ops": torch.zeros(1), "conv.total_params": torch.zeros(1)},
+        "sparse": state | {"conv.weight": state["conv.weight"].flatten(1).to_sparse()},
+        "ema": {"epoch": 3, "model_ema": {"module": state}},
+        "backbone": wrapped(state, "backbone."),
+        "compiled in parallel": wrapped(state, "_orig_mod.module."),
+        "parallel inside": {"net.module." + n: v for n, v in state.items()},
+        "two": wrapped(state, "student.") | wrapped(state, "teacher."),
+        "numbers": dict(enumerate(state.values())),
+        "complex": state | {"conv.bias": torch.zeros(6, dtype=torch.complex64)},
+        "negative": state | {"norm.running_var": -torch.ones(6)},
+        "lacking": wrapped({n: v for n, v in state.items() if n != "conv.bias"}, "module."),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("average", None),
+        ("counted", None),
+        ("ema", None),
+        ("backbone", None),
+        ("compiled in parallel", None),
+        ("parallel inside", None),
+        ("sparse", "conv.weight is"),
+        ("two", "several such networks, student. and teacher."),
+        ("numbers", "names a tensor 0"),
+        ("complex", "conv.bias in .* is complex"),
+        ("negative", "running_var in .* is a variance, and below 0"),
+        ("lacking", "lacks 'conv.bias'"),
+    ],
+)
+def test_checkpoints_of_other_tools(kind: str, message: str | None, tmp_path: Path) -> None:
+    torch.save(checkpoint_of(kind), tmp_path / "w.pt")
+    if message is None:
+        load_module("toys:SmallCnn", tmp_path / "w.pt")
+    else:
+        with pytest.raises(TeacherError, match=message):
+            load_module("toys:SmallCnn", tmp_path / "w.pt")
+
+
+def test_masks_in_a_file_are_applied(tmp_path: Path) -> None:
+    module = toys.SmallCnn()
+    masks.l1_unstructured(module.conv, "weight", 0.5)
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    loaded = load_module("toys:SmallCnn", tmp_path / "w.pt")
+    assert torch.equal(loaded.get_parameter("conv.weight"), module.conv.weight)
+
+
+def test_sparse_and_quantized_weights_become_dense_floats(tmp_path: Path) -> None:
+    state = toys.SmallCnn().state_dict()
+    sparse = state | {"head.weight": state["head.weight"].to_sparse()}
+    torch.save(sparse, tmp_path / "w.pt")
+    loaded = load_module("toys:SmallCnn", tmp_path / "w.pt").state_dict()
+    assert torch.equal(loaded["head.weight"], state["head.weight"])
+
+
+def test_a_forward_caught_in_a_closure_is_refused() -> None:
+    module = toys.SmallCnn()
+    plain = module.conv.forward
+    setattr(module.conv, "forward", lambda x: plain(x) + 1)  # noqa: B010
+    with pytest.raises(TeacherError, match="conv has been given a forward"):
+        open_teacher(module, toys.SPEC)
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    module = toys.SmallCnn()
+    setattr(module, "lock", threading.Lock())  # noqa: B010
+    with pytest.raises(TeacherError, match=r"SmallCnn cannot be copied .*pickle"):
+        open_teacher(module, toys.SPEC)

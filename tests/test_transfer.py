@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 import toys
 from dreamstill.errors import SettingsError
-from dreamstill.nets.lenet import lenet5, lenet5_half
+from dreamstill.nets.lenet import LeNet5, lenet5, lenet5_half
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
 from dreamstill.probe import Probe, ReluInputs
@@ -69,6 +69,18 @@ def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
     for (_, theirs), block in zip(loss.pairs[Transfer.BOUNDARY], blocks, strict=True):
         assert relus.inputs[theirs].relu().equal(probe.outputs[block])
         assert relus.inputs[theirs].min() < 0
+
+
+def test_connectors_of_the_boundary_are_he_normal_and_absent_where_channels_agree() -> None:
+    teacher, _, images = lenets()
+    assert not loss_of(teacher, lenet5(), Transfer.BOUNDARY).connectors
+    student = LeNet5((6, 800, 120, 84))  # of its three layers before a ReLU one has other channels
+    loss = loss_of(teacher, student, Transfer.BOUNDARY)
+    (connector,) = loss.connectors.values()
+    weight = connector.get_parameter("0.weight")
+    assert weight.shape == (16, 800, 1, 1)
+    assert weight.std().item() == pytest.approx((2 / 16) ** 0.5, rel=0.03)
+    assert loss.initialize(images) > 0
 
 
 def masked(layer: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamstill.errors import TeacherError
+from dreamstill.errors import TeacherError, first_line
 from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.teacher import InputSpec
 
@@ -71,12 +71,14 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
         change: what was done, a verb phrase such as "folding BatchNorm", for the message.
 
     Raises:
-        TeacherError: a logit differs by more than a thousandth of the largest logit.
+        TeacherError: a logit differs by more than a thousandth of the largest logit, or the changed
+            network does not run.
 
     """
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, *spec.shape), dtype=torch.uint8, generator=rng)
-    wanted, got = predict(before, spec, images), predict(after, spec, images)
+    wanted = _answers_or_refusal(before, spec, images, f"on inputs of shape {spec.shape}")
+    got = _answers_or_refusal(after, spec, images, f"after {change}")
     difference = (got - wanted).abs().max().item() if got.shape == wanted.shape else torch.inf
     largest = wanted.abs().max().item()
     if not difference <= 1e-3 * largest + 1e-5:
@@ -85,6 +87,15 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
             f"(largest logit {largest:.3g}), and should not: its code does something between its "
             "layers that is not followed"
         )
+
+
+def _answers_or_refusal(module: nn.Module, spec: InputSpec, images: Tensor, when: str) -> Tensor:
+    try:
+        return predict(module, spec, images)
+    except Exception as error:  # the user's own code: anything can come out of it
+        raise TeacherError(
+            f"{type(module).__name__} does not run {when}: {first_line(error)}"
+        ) from error
 
 
 def device_of(module: nn.Module) -> torch.device:

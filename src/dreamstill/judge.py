@@ -8,7 +8,6 @@ adversarial method's images change: at each sitting champion and challenger are 
 same, newest ones. A student that is no random network is the first champion, as it starts.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from dreamstill.evaluate import agreement, answers
 from dreamstill.losses.logits import kl_divergence
+from dreamstill.plain import copy_network
 from dreamstill.probe import eval_mode
 from dreamstill.synthesis.contract import Batch
 from dreamstill.teacher import InputSpec
@@ -86,7 +86,7 @@ class Judge:
             best = (rival_agreement, -rival_kl)
         kept = (share, -kl) >= best
         if kept:
-            self.champion, self.champion_step = copy.deepcopy(student), step
+            self.champion, self.champion_step = copy_network(student), step
         return Verdict(share, kl, kept)
 
     @torch.no_grad()
@@ -113,5 +113,5 @@ class Judge:
         self.champion_step = state["champion_step"]
         self.champion = None
         if state["champion"] is not None:
-            self.champion = copy.deepcopy(student)
+            self.champion = copy_network(student)
             self.champion.load_state_dict(state["champion"])

@@ -1,6 +1,6 @@
 """Teach a network new classes, from their file to the device's: no old data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
 from dreamstill.folder import claimed, save_arrays, save_weights, write_json
 from dreamstill.images import load_images, load_unlabelled
+from dreamstill.reading import StrPath
 from dreamstill.run import open_from, seeded_process
-from dreamstill.settings import no_effect
-from dreamstill.sources import Images, OnProgress, own_images, same_origin
+from dreamstill.settings import no_effect, settings_class
+from dreamstill.sources import Images, OnProgress, origin_of, own_images
 from dreamstill.tasks.continual import (
     ContinualSettings,
     average_and_forgetting,
@@ -35,7 +36,7 @@ __all__ = [
 LEARNED = "network.safetensors"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Learning(Images):
     """All that decides what a network that learns new classes becomes."""
 
@@ -52,11 +53,11 @@ class Learning(Images):
 
 
 def learn_classes(
-    folder: Path,
+    folder: StrPath,
     job: Learning,
     *,
     resume: bool = False,
-    real: Path | None = None,
+    real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Teach a network new classes; writes it as .safetensors, .onnx and .pt2, and its worth.
@@ -70,8 +71,8 @@ def learn_classes(
         on_progress: called after every step.
 
     Returns:
-        What summary.json holds: the numbers of classes, warnings, the files written, or why they
-        could not be, and, if measured, accuracy on old and new classes, average and forgetting.
+        What summary.json holds: the numbers of classes, the files written, or why they could not
+        be, and, if measured, accuracy on old and new classes, average and forgetting.
 
     Raises:
         TeacherError: the network cannot be opened, or has no last linear layer.
@@ -82,27 +83,57 @@ def learn_classes(
         NonFiniteError: a loss is not finite.
 
     """
-    teacher = open_from(job.teacher)
+    folder, real = Path(folder), Path(real) if real else None
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)
     num_classes = int(labels.max()) + 1
     test = load_images(real, teacher.spec, num_classes) if real else None
     given = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
-    with claimed(folder, job, "images.*", LEARNED, resume=resume):
-        same_origin(folder, teacher, images=given, new=new, labels=labels)
+    with claimed(
+        folder,
+        job,
+        origin_of(teacher, images=given, new=new, labels=labels),
+        resume=resume,
+        worth=("images.npz", "images.pt", LEARNED),
+        makes=("images.npy",),
+    ):
         dreams = new[:0] if given is None else given
         if given is None and job.continual.dreaming:
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
-        named, warnings = _named(teacher, dreams, given=given is not None)
+        warnings, named = list[str](), labels[:0]
+        if len(dreams):
+            logits = predict(teacher.module, teacher.spec, dreams)
+            warnings = warn_of_classes(logits, given=given is not None)
+            named = logits.argmax(1)
         network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
-    summary: dict[str, Any] = {"old_classes": teacher.num_classes, "classes": num_classes}
-    summary |= {"warnings": warnings, "files": []}
-    pictures = _learned_from((dreams, named), (new, labels))
+        pictures = _learned_from((dreams, named), (new, labels))
+        return _summarize(folder, teacher, network, real, test, pictures, warnings)
+
+
+def _summarize(
+    folder: Path,
+    teacher: Teacher,
+    network: Teacher,
+    real: Path | None,
+    test: tuple[Tensor, Tensor] | None,
+    pictures: dict[str, np.ndarray[Any, Any]],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Measure what was learned; write its files, pictures.npz and summary.json."""
+    summary: dict[str, Any] = {
+        "old_classes": teacher.num_classes,
+        "classes": network.num_classes,
+        "warnings": warnings,
+    }
     if test is not None and real is not None:
-        before, after = (predict(of.module, teacher.spec, test[0]) for of in (teacher, network))
-        summary |= {"images": real.name} | _kept(before, after, test[1])
-        pictures["confusion"] = confusion_matrix(after, test[1], num_classes).numpy()
+        x, y = test
+        before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
+        summary |= {"images": real.name} | _kept(before, after, y)
+        confusion = confusion_matrix(after, y, network.num_classes)
+        pictures = pictures | {"confusion": confusion.numpy()}
     save_arrays(folder / "pictures.npz", **pictures)
+    summary["files"] = []
     try:
         for kind in ("onnx", "pt2"):
             record = export(network.module, teacher.spec, folder / f"network.{kind}")
@@ -111,14 +142,6 @@ def learn_classes(
         summary["not_exported"] = str(error)
     write_json(folder / "summary.json", summary)
     return summary
-
-
-def _named(teacher: Teacher, dreams: Tensor, *, given: bool) -> tuple[Tensor, list[str]]:
-    """The classes (N,) that the teacher gives the images, and what is to be warned of."""
-    if len(dreams) == 0:
-        return torch.empty(0, dtype=torch.int64), []
-    logits = predict(teacher.module, teacher.spec, dreams)
-    return logits.argmax(1), warn_of_classes(logits, given=given)
 
 
 def _learned(
@@ -135,8 +158,8 @@ def _learned(
     if path.is_file():
         model = grow(teacher, int(labels.max()) + 1, rng)
         model.load_state_dict(load_weights(path))
-        return open_teacher(model, teacher.spec)
-    with seeded_process(job.seed):
+        return open_teacher(model, teacher.spec, device=job.device, precision=job.precision)
+    with seeded_process(job.seed, job.device):
         network = learn(
             teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
         )

@@ -7,9 +7,8 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 import difflib
 import hashlib
 import itertools
-import json
+import math
 import pkgutil
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,16 +17,24 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
-from dreamstill.errors import TeacherError, first_line
+from dreamstill.errors import SettingsError, TeacherError, first_line
+from dreamstill.examine import (
+    check_logits,
+    check_steady,
+    logits_of,
+    obstacle_to_training,
+    probing_images,
+)
+from dreamstill.nets.seeded import rng_kept
+from dreamstill.plain import copy_network, is_hooked, make_weights_plain
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
+from dreamstill.reading import StrPath, read_json, read_toml, reading, understood
+from dreamstill.settings import from_plain
+from dreamstill.state_dicts import find_state_dict, fit_to
 
 __all__ = [
     "CARD",
@@ -36,12 +43,17 @@ __all__ = [
     "Precision",
     "Teacher",
     "build",
+    "check_trainable",
     "load_module",
     "load_weights",
     "open_teacher",
     "read_card",
     "spec_from_card",
 ]
+
+
+MOST_VALUES = 2**28
+"""Of an input: a gigabyte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +74,13 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or any(not isinstance(n, int) or n < 1 for n in self.shape):
+            signal = " (a signal of C channels and L values is (C, 1, L))" * (len(self.shape) == 2)
             raise TeacherError(
-                f"input shape must be three positive numbers C, H, W; got {self.shape}"
+                f"input shape must be three positive numbers C, H, W; got {self.shape}{signal}"
+            )
+        if math.prod(self.shape) > MOST_VALUES:
+            raise TeacherError(
+                f"an input may have at most {MOST_VALUES:,} values; got shape {self.shape}"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
@@ -74,6 +91,16 @@ class InputSpec:
                 raise TeacherError(f"{name} must be finite; got {values}")
         if min(self.std) <= 0:
             raise TeacherError(f"std must be above 0; got {self.std}")
+        if max(self.std) > 10 or any(
+            m > 1 and s >= 1 for m, s in zip(self.mean, self.std, strict=True)
+        ):
+            right = (
+                ", ".join(f"{v / 255:.4g}" for v in values) for values in (self.mean, self.std)
+            )
+            raise TeacherError(
+                f"mean {self.mean} and std {self.std} are of pixels in [0, 255], and pixels in "
+                "[0, 1] are meant: mean {}, std {}".format(*right)
+            )
 
     @classmethod
     def from_range(cls, shape: tuple[int, int, int], low: float, high: float) -> "InputSpec":
@@ -141,6 +168,8 @@ class Offers:
     """Name of the linear layer that makes the logits; its input is the penultimate feature."""
     num_features: int | None
     """Size of the penultimate feature."""
+    obstacle: str | None = None
+    """Why a copy of the network cannot be trained as it is; None: it can."""
 
 
 class Precision(StrEnum):
@@ -161,9 +190,14 @@ class Teacher:
     queries: int = field(default=0)
     precision: Precision = Precision.FLOAT32
     """Of the teacher and of whatever else it runs."""
+    factory: str = ""
+    """module:function that built it, where that is known."""
     _layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
+
+    def __post_init__(self) -> None:
+        self.precision = from_plain(Precision, self.precision, "precision")
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
@@ -173,12 +207,12 @@ class Teacher:
     def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """What any network, say the student, puts out at the teacher's precision, as float32."""
         if self.precision is Precision.FLOAT32:
-            output: Tensor = network(inputs)
+            output: Tensor = logits_of(network(inputs))
             return output
         if inputs.dim() == 4:  # a generator takes vectors
             inputs = inputs.contiguous(memory_format=self._layout(network, inputs))
         with torch.autocast(inputs.device.type, torch.bfloat16):
-            output = network(inputs)
+            output = logits_of(network(inputs))
         return output.float()
 
     def _layout(self, network: nn.Module, inputs: Tensor) -> torch.memory_format:
@@ -218,7 +252,17 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the weights: names the teacher in records."""
+        """Names the teacher in records: 16 hex digits of a SHA-256.
+
+        Of all that decides its answers: weights, factory, and what its card says of its input and
+        classes.
+        """
+        card = (self.factory, self.num_classes, self.spec.shape, self.spec.mean, self.spec.std)
+        return hashlib.sha256(f"{self.weights_digest} {card}".encode()).hexdigest()[:16]
+
+    @property
+    def weights_digest(self) -> str:
+        """16 hex digits of the SHA-256 of the weights alone."""
         digest = hashlib.sha256()
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
@@ -237,15 +281,12 @@ CARD = ("factory", "shape", "mean", "std", "range", "num_classes")
 """What a card says of a teacher; it may hold other notes."""
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: StrPath) -> dict[str, Any]:
     """Read a teacher's card (.json or .toml): see CARD. TeacherError for a misspelt name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        card = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise TeacherError(f"cannot read the card {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TeacherError(f"the card {path} is not valid {path.suffix[1:]}: {error}") from error
+    if (path := Path(path)).suffix == ".toml":
+        card = read_toml(path, TeacherError)
+    else:
+        card = read_json(path, TeacherError, "is not valid json")
     if not isinstance(card, dict):
         raise TeacherError(f"the card {path} must hold a table of names; got {type(card).__name__}")
     for name in card.keys() - {*CARD}:
@@ -258,23 +299,21 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
     """The input spec in a card: `shape` and either `mean` and `std` or `range`."""
     if "shape" not in card:
         raise TeacherError("the input's shape is missing: give shape = [C, H, W]")
+    if "range" in card and ("mean" in card or "std" in card):
+        raise TeacherError("give either range or mean and std, not both")
+    if "range" not in card and not ("mean" in card and "std" in card):
+        raise TeacherError("the input's normalization is missing: give mean and std, or range")
+    lists = {"shape": tuple[int, ...], "range": tuple[float, float]}
+    lists |= dict.fromkeys(("mean", "std"), tuple[float, ...])
     try:
-        shape = tuple(card["shape"])
-        if "range" in card:
-            if "mean" in card or "std" in card:
-                raise TeacherError("give either range or mean and std, not both")
-            low, high = (float(v) for v in card["range"])
-            return InputSpec.from_range(shape, low, high)
-        if "mean" not in card or "std" not in card:
-            raise TeacherError("the input's normalization is missing: give mean and std, or range")
-        mean, std = (tuple(float(v) for v in card[name]) for name in ("mean", "std"))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, TeacherError):
-            raise
+        found = {n: from_plain(kind, card[n], n) for n, kind in lists.items() if n in card}
+    except SettingsError as error:
         raise TeacherError(
             f"shape, mean, std and range must be lists of numbers: {error}"
         ) from error
-    return InputSpec(shape=shape, mean=mean, std=std)
+    if "range" in found:
+        return InputSpec.from_range(found["shape"], *found["range"])
+    return InputSpec(**found)
 
 
 def build(factory: str) -> nn.Module:
@@ -282,11 +321,13 @@ def build(factory: str) -> nn.Module:
     if ":" not in factory:
         raise TeacherError(f"a factory is written module:function; got {factory!r}")
     try:
-        function = pkgutil.resolve_name(factory)
+        with rng_kept():
+            function = pkgutil.resolve_name(factory)
     except Exception as error:  # importing runs the user's own code
         raise TeacherError(f"cannot import the factory {factory!r}: {first_line(error)}") from error
     try:
-        module = function()
+        with rng_kept():
+            module = function()
     except (Exception, SystemExit) as error:  # the user's own code: anything can come out of it
         raise TeacherError(f"the factory {factory!r} failed: {error!r}") from error
     if not isinstance(module, nn.Module):
@@ -301,54 +342,33 @@ def build(factory: str) -> nn.Module:
     return module
 
 
-CHECKPOINTS = ("state_dict", "model", "model_state_dict", "net")
-"""Names under which torch files hold a state dict among other things."""
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What DataParallel, torch.compile and Lightning modules put before every name."""
-
-
-def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a torch file.
 
     Args:
-        path: the file. A torch file may hold the state dict itself, or under one of CHECKPOINTS.
+        path: the file. A torch file may hold the state dict itself, or an entry of a checkpoint.
         allow_pickle: run the code that a full pickle carries. Never for a file you do not trust.
 
     Raises:
         TeacherError: there is no such file, or it holds no state dict.
 
     """
-    if not path.is_file():
-        raise TeacherError(f"no weights at {path}")
+    path = Path(path)
     if path.suffix == ".safetensors":
-        try:
+        with reading(path, TeacherError, "is not a whole safetensors file", what="weights"):
             return load_file(path)
-        except (SafetensorError, OSError, KeyError) as error:
-            raise TeacherError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
+    consent = "save a state dict, or consent to run its code with allow_pickle"
+    wrong = "does not load as plain weights"
+    with reading(path, TeacherError, wrong, what="weights", instead=consent):
         state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except Exception as error:  # torch.load raises whatever the bytes provoke
-        raise TeacherError(
-            f"{path} does not load as plain weights ({first_line(error)}); "
-            "save a state dict, or consent to run its code with allow_pickle"
-        ) from error
-    if isinstance(state, nn.Module):
-        state = state.state_dict()
-    for name in CHECKPOINTS:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        names = f" of {', '.join(map(str, state))}" if isinstance(state, dict) else ""
-        got = type(state).__name__ + names
-        raise TeacherError(f"{path} must hold a state dict of tensors; got {got}")
-    return state
+        return find_state_dict(state, path)
 
 
-def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> nn.Module:
-    """Build by `module:function` and load weights; keys, shapes and finiteness are checked.
+def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -> nn.Module:
+    """Build by `module:function` and load weights; names, shapes and finiteness are checked.
 
-    Weights are float32 whatever the file has, and weights that are computed, as by weight_norm,
-    become what they are computed to: tasks change weights.
+    Weights are float32 whatever the file has, and those that torch's utilities compute, as
+    weight_norm does, become plain.
 
     Raises:
         TeacherError: the factory fails, or the file is not weights of what it builds.
@@ -356,46 +376,25 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
     """
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
-    expected, parameters = module.state_dict(), dict(module.named_parameters())
-    for prefix in PREFIXES:
-        if not state.keys() & expected.keys():
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    for name in expected.keys() - state.keys():
-        if name.endswith("num_batches_tracked"):  # files of before torch 0.4.1 have none
-            state[name] = expected[name]
-    if missing := sorted(expected.keys() - state.keys()):
-        raise TeacherError(f"{weights} lacks {missing[0]!r}, which {factory} has")
-    if unexpected := sorted(state.keys() - expected.keys()):
-        raise TeacherError(f"{weights} has {unexpected[0]!r}, which {factory} lacks")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise TeacherError(
-                f"{name} is {tuple(value.shape)} in {weights} and "
-                f"{tuple(expected[name].shape)} in {factory}"
-            )
-        values, counts = value.float(), name in parameters or ".running_" in f".{name}"
-        if (~values.isfinite() if counts else values.isnan()).any():  # a mask may hold -inf
-            raise TeacherError(f"{name} in {weights} has values that are not finite")
-    module.load_state_dict(state)
-    with eval_mode(module):  # while it trains, spectral_norm takes a step at every look
-        _make_weights_plain(module)
+    with understood(weights, TeacherError, f"does not load into {factory}"):
+        _fill(module, state, weights, factory)
+    make_weights_plain(module)
     return module.float()
 
 
-def _make_weights_plain(module: nn.Module) -> None:
-    """Make weights that are computed plain ones, and leave nothing of what computed them."""
-    for part in list(module.modules()):
-        for name in list(getattr(part, "parametrizations", ())):
-            parametrize.remove_parametrizations(part, name)
-        hooks: dict[int, Any] = part._load_state_dict_pre_hooks
-        for key, loading in list(hooks.items()):
-            if getattr(loading.hook, "__qualname__", "").startswith("weight_norm."):  # no pickle
-                del hooks[key]
-        for computing in list(part._forward_pre_hooks.values()):
-            if isinstance(computing, WeightNorm):
-                nn.utils.remove_weight_norm(part, computing.name)
-            elif isinstance(computing, SpectralNorm):
-                nn.utils.remove_spectral_norm(part, computing.name)
+def _fill(module: nn.Module, state: dict[str, Tensor], weights: StrPath, factory: str) -> None:
+    """Load a state dict whose names, shapes and values are checked."""
+    state = fit_to(module.state_dict(), state, weights, factory)
+    parameters = dict(module.named_parameters())
+    for name, value in state.items():
+        values, counts = value.float(), name in parameters or ".running_" in f".{name}"
+        if (~values.isfinite() if counts else values.isnan()).any():  # a mask may hold -inf
+            raise TeacherError(f"{name} in {weights} has values that are not finite")
+        if name.endswith("running_var") and (values < 0).any():
+            raise TeacherError(
+                f"{name} in {weights} is a variance, and below 0: {values.min():.3g}"
+            )
+    module.load_state_dict(state)
 
 
 def open_teacher(
@@ -406,62 +405,85 @@ def open_teacher(
     device: str = "cpu",
     precision: Precision = Precision.FLOAT32,
     role: str = "teacher",
+    factory: str = "",
 ) -> Teacher:
-    """Freeze a network, put it in eval mode, check one forward pass and see what it offers.
+    """Copy a network, freeze the copy in eval mode, examine it and see what it offers.
+
+    Weights that are computed before each pass, as by weight_norm or a mask, become plain ones in
+    the copy: tasks change weights.
 
     Args:
-        module: any network that maps (N, C, H, W) to (N, K) logits. It is changed: frozen, moved.
+        module: any network that maps (N, C, H, W) to (N, K) logits; left as it was.
         spec: its input.
         num_classes: K where it is known; checked. Read from the forward pass where it is None.
-        device: where to put it.
+        device: where to put the copy.
         precision: of what it runs, itself among it.
         role: what messages call it.
+        factory: module:function that built it, for its fingerprint.
 
     Raises:
-        TeacherError: the pass fails, or its output is not finite (N, K) logits with K >= 2; what
-            sums to 1 is taken for probabilities.
+        TeacherError: a pass fails; the output is not finite (N, K) logits with K >= 2, or is
+            probabilities; the answer for an image differs from one call to the next, or with the
+            other images of its batch; the network cannot be copied.
 
     """
     if num_classes is not None and num_classes < 2:
         raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
-    module = module.to(device).eval().requires_grad_(False)
-    inputs = spec.normalize(torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0)))
-    inputs = inputs.to(device).requires_grad_()
+    cuda = [device] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=cuda):  # a network may draw from it, and is then refused
+        module = copy_network(module).to(device, torch.get_default_dtype()).eval()
+        inputs = spec.normalize(probing_images(spec.shape)).to(device)
+        logits, last, probe = _first_answer(module, inputs, role)
+        check_logits(module, inputs, logits, role, last)
+        if num_classes is not None and logits.shape[1] != num_classes:
+            raise TeacherError(f"the {role} has {logits.shape[1]} classes, not {num_classes}")
+        check_steady(module, inputs, logits, role)
+        make_weights_plain(module, inputs)
+        module.requires_grad_(False)
+        offers = Offers(
+            gradient=module(inputs.clone().requires_grad_()).requires_grad,
+            batch_norm=tuple(name for name in probe.inputs if name in batch_norm_layers(module)),
+            last_linear=last,
+            num_features=probe.inputs[last].shape[1] if last is not None else None,
+            obstacle=obstacle_to_training(module, inputs),
+        )
+    return Teacher(module, spec, logits.shape[1], offers, precision=precision, factory=factory)
+
+
+def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:
+    """TeacherError where a network cannot be trained as it is, with what stands against it."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    inputs = spec.normalize(probing_images(spec.shape)).to(device)
+    with eval_mode(network), torch.random.fork_rng(devices=[]):
+        if obstacle := obstacle_to_training(network, inputs):
+            raise TeacherError(f"the {role} cannot be trained: {obstacle}")
+
+
+def _first_answer(module: nn.Module, inputs: Tensor, role: str) -> tuple[Any, str | None, Probe]:
+    """Run a network for the first time: its answer, the linear layer that makes it, and a probe."""
     linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
-    norms = batch_norm_layers(module)
-    with Probe({**linears, **norms}) as probe:
+    shown = inputs.clone()
+    with Probe({**linears, **batch_norm_layers(module)}) as probe, torch.no_grad():
         try:
-            logits = module(inputs)
+            logits = module(shown)
         except Exception as error:  # the user's own code: anything can come out of it
             raise TeacherError(
-                f"the {role} does not run on inputs of shape {spec.shape}: {first_line(error)}"
+                f"the {role} does not run on inputs of shape {tuple(inputs.shape[1:])}: "
+                f"{first_line(error)}"
             ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TeacherError(f"the {role} must return (N, K) logits; got {got} for N = 2")
-    if logits.shape[1] < 2:
-        raise TeacherError(f"the {role} must have at least 2 classes; got {logits.shape[1]}")
-    if num_classes is not None and logits.shape[1] != num_classes:
-        raise TeacherError(f"the teacher has {logits.shape[1]} classes, not {num_classes}")
-    if not torch.isfinite(logits).all():
-        raise TeacherError(f"the {role}'s logits are not finite on random pixels")
-    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all():
-        raise TeacherError(f"the {role} returns probabilities: return the logits before softmax")
-    last = _last_linear(linears, probe, logits)
-    offers = Offers(
-        gradient=logits.requires_grad,
-        batch_norm=tuple(name for name in probe.inputs if name in norms),
-        last_linear=last,
-        num_features=linears[last].in_features if last is not None else None,
-    )
-    return Teacher(module, spec, logits.shape[1], offers, precision=precision)
+    if not torch.equal(shown, inputs):
+        raise TeacherError(
+            f"the {role} changes its input in place: write x = x - m in its forward, not x -= m"
+        )
+    return logits, _last_linear(linears, probe, logits), probe
 
 
-def _last_linear(linears: dict[str, nn.Linear], probe: Probe, logits: Tensor) -> str | None:
+@torch.no_grad()
+def _last_linear(linears: dict[str, nn.Linear], probe: Probe, logits: Any) -> str | None:
     """The linear layer whose recorded input reproduces the logits exactly."""
     for name, layer in reversed(linears.items()):
-        if name in probe.inputs and layer.out_features == logits.shape[1]:
+        if name in probe.inputs and not is_hooked(layer):
             output = layer(probe.inputs[name])
-            if output.shape == logits.shape and torch.equal(output, logits):
+            if isinstance(logits, Tensor) and torch.equal(output, logits):
                 return name
     return None

@@ -35,6 +35,14 @@ CONTINUAL_ROWS = {
 """Keys of what was measured, before and after."""
 
 
+class Terminal(Console):
+    """A console that leaves it to the command what to do where its reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so; rich would end the process."""
+        raise BrokenPipeError
+
+
 class Bars(logging.Handler):
     """Progress on stderr with the time left, stage by stage; and the library's warnings, in a line.
 
@@ -46,7 +54,7 @@ class Bars(logging.Handler):
 
     def __init__(self, *, quiet: bool) -> None:
         super().__init__(logging.WARNING)
-        self.quiet, self.console = quiet, Console(stderr=True)
+        self.quiet, self.console = quiet, Terminal(stderr=True)
         self.under_way: tuple[Progress, TaskID] | None = None
         self.stage, self.begun, self.told = "", (0, 0.0), (0, 0.0)  # steps, and when
 
@@ -120,7 +128,7 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), escape(shown(value)))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -148,7 +156,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     row("bytes of weights", shown, "bytes")
     runtime = summary["teacher"]["latency_ms"].get("runtime", "PyTorch")
     row(f"latency in {runtime}, ms", lambda v: f"{v['median']:.3f}", "latency_ms")
-    Console().print(table)
+    Terminal().print(table)
     print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
@@ -184,10 +192,10 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
             shown(record["parameters"]),
             shown(record["macs"]),
             f"{measured['median']:.3f}" if measured else "-",
-            percent(record["agreement"]),
+            percent(record["agreement"]) if "agreement" in record else "-",
             percent(record["accuracy"]) if "accuracy" in record else "-",
         )
-    Console().print(table)
+    Terminal().print(table)
     if not all("file_bytes" in record for record in networks):
         print("* of the weights: there is no file")
     for link in summary["links"]:
@@ -209,7 +217,7 @@ def print_continual(summary: dict[str, Any], folder: Path) -> None:
         if keys[1] in summary:
             table.add_row(label, *(percent(summary[key]) if key else "" for key in keys))
     if table.rows:
-        Console().print(table)
+        Terminal().print(table)
     else:
         print("no real image of an old class was looked at: what is kept is not known")
     for file in summary["files"]:

@@ -11,6 +11,7 @@ from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
     Figure,
+    from_records,
     read_arrays,
     read_log,
     read_table,
@@ -21,6 +22,7 @@ from dreamstill.shown import percent, shown
 __all__ = ["write_report"]
 
 
+@from_records
 def write_report(run: Path) -> Path:
     """Write RUN/report.html from the run's records and return its path.
 

@@ -1,21 +1,30 @@
 """What every page is made of: the records of a folder in, one self-contained HTML file out."""
 
 import base64
-import contextlib
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dreamstill.errors import RunError, first_line
+from dreamstill.errors import RunError
+from dreamstill.folder import write_atomically
+from dreamstill.reading import StrPath, reading, understood
 from dreamstill.report.figures import Array
 from dreamstill.settings import read_plain
 
-__all__ = ["MOST_CLASSES", "Figure", "read_arrays", "read_log", "read_table", "write_page"]
+__all__ = [
+    "MOST_CLASSES",
+    "Figure",
+    "from_records",
+    "read_arrays",
+    "read_log",
+    "read_table",
+    "write_page",
+]
 
 MOST_CLASSES = 20
 """Rows shown in pictures of classes; a thousand would not be looked at."""
@@ -32,6 +41,17 @@ class Figure(NamedTuple):
     def uri(self) -> str:
         """The picture itself, as the source of an <img>."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def from_records(write: Callable[[Path], Path]) -> Callable[[StrPath], Path]:
+    """Let the writer of a page end in RunError where a record is not what a run writes."""
+
+    @functools.wraps(write)
+    def write_or_name(folder: StrPath) -> Path:
+        with understood(folder, RunError, "holds a record that no run writes"):
+            return write(Path(folder))
+
+    return write_or_name
 
 
 def write_page(
@@ -62,15 +82,7 @@ def write_page(
         **values,
     )
     target = folder / "report.html"
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(target, page.encode("utf-8", errors="backslashreplace"))
     return target
 
 
@@ -83,11 +95,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """What an .npz file holds, nothing where there is none; RunError for a damaged one."""
     if not path.is_file():
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}") from error
+    with reading(path, RunError), path.open("rb") as file, np.load(file) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -95,10 +104,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with reading(path, RunError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict):
             break

@@ -13,9 +13,7 @@ differs: all learn by Adam and a cosine, `continual.steps` long, where Smith et 
 of SGD at 0.1 with three drops.
 """
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -25,7 +23,8 @@ from torch import Tensor, nn
 from dreamstill.errors import DataError, NonFiniteError, TeacherError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nets.seeded import seeded
-from dreamstill.settings import above, at_least, no_effect
+from dreamstill.plain import copy_network
+from dreamstill.settings import above, at_least, no_effect, settings_class
 from dreamstill.tasks.distill import Progress
 from dreamstill.tasks.graph import replace_module
 from dreamstill.teacher import Teacher, open_teacher
@@ -49,7 +48,7 @@ class Recipe(StrEnum):
     FINETUNE = "finetune"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class ContinualSettings:
     """Settings of learning new classes."""
 
@@ -96,7 +95,7 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
         head.weight[: old.out_features] = old.weight
         if old.bias is not None:
             head.bias[: old.out_features] = old.bias
-    model = copy.deepcopy(teacher.module)
+    model = copy_network(teacher.module)
     replace_module(model, name, head.to(teacher.device))
     return model.requires_grad_(True)
 
@@ -151,8 +150,10 @@ def learn(
     """
     check_new_classes(teacher, images, labels)
     model = grow(teacher, int(labels.max()) + 1, rng)
-    student = open_teacher(model, teacher.spec, device=str(teacher.device))
-    model.requires_grad_(True)
+    student = open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
+    model = student.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     if settings.dreaming and len(dreams) == 0:
@@ -179,7 +180,9 @@ def learn(
         optimizer.step()
         schedule.step()
         on_progress(Progress("learn", step, settings.steps, {"loss": loss.item()}))
-    return open_teacher(model, teacher.spec, device=str(teacher.device))
+    return open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
 
 
 def _loss(

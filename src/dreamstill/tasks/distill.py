@@ -16,7 +16,7 @@ from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.judge import Judge
 from dreamstill.pool import Augmentation, augment
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import above, at_least, no_effect, within
+from dreamstill.settings import above, at_least, no_effect, settings_class, within
 from dreamstill.synthesis.contract import Annealed, Batch, Synthesizer
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
@@ -42,7 +42,7 @@ class Optimizer(StrEnum):
     SGD = "sgd"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DistillSettings:
     """Settings of distillation."""
 

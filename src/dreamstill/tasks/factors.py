@@ -6,13 +6,13 @@ al. 2015, section 3.1, without the mean), the inputs of a larger convolution alo
 weights times the root of the inputs' second moments.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dreamstill.plain import copy_network
 from dreamstill.probe import watched
 from dreamstill.tasks.graph import map_modules
 
@@ -185,4 +185,4 @@ def with_factors(
     def change(name: str, layer: nn.Module) -> nn.Module | None:
         return split(layer, modes[name], ranks[name]) if name in ranks else None
 
-    return map_modules(copy.deepcopy(model), change)
+    return map_modules(copy_network(model), change)

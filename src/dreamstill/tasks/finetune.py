@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, SettingsError
-from dreamstill.memory import MemoryPool
-from dreamstill.pool import StoredImages
+from dreamstill.pool import Pool, StoredImages
 from dreamstill.probe import shown_at_once
-from dreamstill.synthesis.contract import answered
+from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = ["check_finetuning", "finetune"]
 
@@ -56,22 +55,27 @@ def finetune(
     Raises:
         DataError: fewer than 8 images.
         SettingsError: `prefill` or `fresh_every` is set: there is nothing to synthesize.
+        TeacherError: the student cannot be trained.
 
     """
     check_finetuning(settings)
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
+    check_trainable(student, teacher.spec)
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     held_out = min(settings.held_out, len(images) // 4)
     training, kept = images[order[:-held_out][: settings.pool]], images[order[-held_out:]]
     settings = replace(
         settings, prefill=len(training), fresh_every=0, held_out=held_out, pool=len(training)
     )
+    pool = Pool(None, teacher.spec, len(training))
+    for part in training.split(500):
+        pool.add(Batch(teacher.spec.encode(part), torch.empty(0)))
     work = Distillation(
         teacher,
         student,
         StoredImages(teacher, training, settings.batch_size, rng=rng),
-        MemoryPool(teacher.spec, training),
+        pool,
         settings,
         rng=rng,
         inherited=inherited,

@@ -1,6 +1,5 @@
 """See a network as a graph: fold BatchNorm, and find layers that feed one another alone."""
 
-import copy
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from dreamstill.errors import TeacherError, first_line
+from dreamstill.evaluate import check_same_function
+from dreamstill.plain import copy_network, is_hooked
 from dreamstill.probe import eval_mode
+from dreamstill.teacher import InputSpec
 
 __all__ = [
     "POSITIVE",
@@ -33,6 +35,7 @@ __all__ = [
     "replace_module",
     "shared_weights",
     "trace",
+    "written_size",
 ]
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -62,16 +65,21 @@ def trace(model: nn.Module) -> fx.GraphModule:
         ) from error
 
 
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy whose BatchNorm layers are folded into the layers before them; the same function.
+def fold_batch_norm(model: nn.Module, spec: InputSpec | None = None) -> nn.Module:
+    """Return a copy whose BatchNorm layers are folded into the layers before them.
 
-    A BatchNorm layer that does not follow one layer alone stays; the others become identities.
+    A BatchNorm layer that does not follow one layer alone stays, as does one that has hooks or
+    follows a layer with hooks; the others become identities.
+
+    Args:
+        model: left as it was.
+        spec: its input; where it is given, the copy is compared with the model.
 
     Raises:
-        TeacherError: the model has BatchNorm and cannot be traced.
+        TeacherError: the model has BatchNorm and cannot be traced, or the copy answers differently.
 
     """
-    model = copy.deepcopy(model).eval()
+    whole, model = model, copy_network(model).eval()
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return model
     for name, norm in batch_norms(trace(model)).items():
@@ -83,6 +91,8 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         replace_module(model, name, fuse(layer, after))  # type: ignore[type-var]
         replace_module(model, norm, nn.Identity())
+    if spec is not None:
+        check_same_function(whole, model, spec, "folding BatchNorm")
     return model
 
 
@@ -94,8 +104,11 @@ def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
         name = str(node.target)
         norm = modules.get(name) if node.op == "call_module" else None
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None and calls[name] == 1:
+            if is_hooked(norm):
+                continue
             before = node.args[0]
             layer = modules.get(str(before.target)) if before.op == "call_module" else None
+            layer = None if layer is None or is_hooked(layer) else layer
             alone = len(before.users) == 1 and calls[str(before.target)] == 1
             if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and alone:
                 found[str(before.target)] = name
@@ -104,8 +117,10 @@ def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
 
 def _calls(graph: fx.GraphModule) -> Counter[str]:
     """How often each module's weight is used: one that is used twice belongs to no one place."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    return calls + Counter(shared_weights(graph))
+    nodes = graph.graph.nodes
+    calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    read = (str(node.target) for node in nodes if node.op == "get_attr")  # by the network's code
+    return calls + Counter(shared_weights(graph)) + Counter(n.rpartition(".")[0] for n in read)
 
 
 def shared_weights(model: nn.Module) -> list[str]:
@@ -126,15 +141,17 @@ def plain_layers(
     """By name, layers of some kinds that another module may stand in for.
 
     Not those of torch's attention and transformer layers, which read their weights themselves, nor
-    of subclasses, which may compute something else.
+    of subclasses, which may compute something else, nor those with hooks, which do.
     """
     modules = dict(model.named_modules())
     found = {}
     for name, module in modules.items():
         parent = modules[name.rpartition(".")[0]]
         inside = type(parent).__module__.startswith("torch.nn.modules") and parent is not module
-        if type(module) in kinds and (
-            not inside or isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        if (
+            type(module) in kinds
+            and not is_hooked(module)
+            and (not inside or isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict))
         ):
             found[name] = module
     return found
@@ -144,7 +161,8 @@ def is_one_of(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[Any, ..
     """A node calls one of these modules, functions or methods."""
     if node.op == "call_module":
         types = tuple(kind for kind in kinds if isinstance(kind, type))
-        return isinstance(modules[str(node.target)], types)
+        module = modules[str(node.target)]
+        return isinstance(module, types) and not is_hooked(module)
     return node.target in kinds
 
 
@@ -173,6 +191,8 @@ def layer_at(
     """The convolution or linear layer that a node calls; none of anything else."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, nn.Conv2d) and module.groups > 1 and not grouped:
+        return None
+    if module is not None and is_hooked(module):
         return None
     return module if isinstance(module, nn.Conv2d | nn.Linear) else None
 
@@ -217,6 +237,8 @@ def _pairs(graph: fx.GraphModule, *, grouped: bool) -> Iterator[tuple[Pair, list
             flattened = flattens(here, modules)
             flat = flat or flattened
             if here.op == "call_module" and is_relu6(module := modules[str(here.target)]):
+                if is_hooked(module):
+                    break
                 ceilings.append(module)
             elif not flattened and not is_one_of(here, modules, POSITIVE):
                 break
@@ -263,6 +285,54 @@ def flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
             shape = tuple(shape[0])
         return len(shape) == 2
     return False
+
+
+def written_size(graph: fx.GraphModule, name: str, width: int) -> str | None:
+    """Say where the number of a layer's outputs is written into the network's code.
+
+    Args:
+        graph: of `trace`.
+        name: of a layer.
+        width: how many outputs it has; what is written is a multiple of it.
+
+    Returns:
+        A line that names the call and what to write instead; None where nothing is written.
+
+    """
+    modules = dict(graph.named_modules())
+    seen = {node for node in graph.graph.nodes if node.op == "call_module" and node.target == name}
+    ahead = list(seen)
+    while ahead:
+        for user in ahead.pop().users:
+            if user in seen or is_size(user) or layer_at(user, modules, grouped=True) is not None:
+                continue
+            seen.add(user)
+            ahead.append(user)
+            shape = _shape_asked(user, modules)
+            sizes = [size for size in shape if type(size) is int]
+            if found := [size for size in sizes if 1 < width <= size and size % width == 0]:
+                by_module = user.op == "call_module"
+                call = type(modules[str(user.target)]).__name__ if by_module else user.name
+                text = ", ".join(str(size) if type(size) is int else "n" for size in shape)
+                instead = f"-1 or a size of x.shape for {found[0]}"
+                if len(shape) == 2 and not by_module:
+                    instead = "x.flatten(1)"
+                return f"{call}({text}) has {name}'s {width} channels written in: write {instead}"
+    return None
+
+
+def _shape_asked(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, ...]:
+    """The sizes that a view, reshape, expand or unflatten is given; none of anything else."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return tuple(module.unflattened_size) if isinstance(module, nn.Unflatten) else ()
+    if node.target in ("unflatten", torch.unflatten):
+        shape = node.args[2:] or (node.kwargs.get("sizes", ()),)
+    elif node.target in ("view", "reshape", "expand", torch.reshape):
+        shape = node.args[1:] or (node.kwargs.get("shape", ()),)
+    else:
+        return ()
+    return tuple(shape[0]) if isinstance(shape[0], tuple | list) else shape
 
 
 def is_size(node: fx.Node) -> bool:

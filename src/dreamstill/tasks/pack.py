@@ -6,9 +6,8 @@ densities are chosen over all layers together by LAMP (Lee et al. 2021), not by 
 `packed`'s.
 """
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import TeacherError
-from dreamstill.settings import at_least, within
+from dreamstill.plain import copy_network
+from dreamstill.settings import at_least, settings_class, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import shared_weights
@@ -25,7 +25,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["PackSettings", "pack", "weights_of"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PackSettings:
     """Settings of packing."""
 
@@ -155,7 +155,7 @@ def pack(
         TeacherError: no layer of weights of its own.
 
     """
-    model = copy.deepcopy(teacher.module if model is None else model).requires_grad_(True)
+    model = copy_network(teacher.module if model is None else model).requires_grad_(True)
     if not weights_of(model):
         raise TeacherError("there is no convolution or linear layer that can be packed")
 
