@@ -235,6 +235,7 @@ def _make_links(
         stem = _stem(folder, index, link)
         if stem.with_suffix(".json").is_file():
             network, record = _read_link(stem, shown_of, kin)
+            network = network.to(teacher.device)
         else:
             rng = torch.Generator(chain.device).manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)
