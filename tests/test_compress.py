@@ -30,7 +30,7 @@ from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolution
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
-from dreamstill.tasks.merge import MergeSettings, merge, merge_order
+from dreamstill.tasks.merge import MergeSettings, filter_partners, merge, merge_order
 from dreamstill.tasks.pack import PackSettings, codebook_of, lamp_masks, pack
 from dreamstill.tasks.packed import from_gaps, gaps_of, load_packed, save_packed
 from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
@@ -163,6 +163,69 @@ def test_a_filter_that_is_a_multiple_of_another_goes_into_it() -> None:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
+def test_opposite_filters_are_cut_not_merged(*, batch_norm: bool) -> None:
+    with seeded(rng()):
+        first, last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)
+        norm = nn.BatchNorm2d(4).eval() if batch_norm else nn.Identity()
+    with torch.no_grad():
+        assert first.bias is not None
+        first.weight.abs_()  # 0 and 1 are alike, and 2 and 3 like neither
+        first.bias.abs_()
+        first.weight[2:] = -0.9 * first.weight[:2]
+        first.bias[2:] = -0.9 * first.bias[:2]
+    model = nn.Sequential(first, norm, nn.ReLU(), last)
+    merged, (record,) = merge(model, SPEC, MergeSettings(remove=0.5))
+    cut, _ = merge(model, SPEC, MergeSettings(remove=0.5, compensate=False))
+    assert record.after == 2
+    for mine, other in zip(merged.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    forced, _ = merge(model, SPEC, MergeSettings(remove=0.5, threshold=-1))
+    assert not torch.allclose(weight(forced, "3"), weight(cut, "3"))
+
+
+def test_a_filter_goes_into_the_most_similar_above_the_threshold() -> None:
+    angles = torch.tensor([0.0, 0.5, 1.5]) * torch.pi / 3  # cosines of the last: 0, 0.5
+    rows = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[2.0], [2.0], [1.0]])
+
+    def partners(threshold: float) -> list[tuple[int, int, float]]:
+        settings = MergeSettings(threshold=threshold)
+        return filter_partners(rows, torch.zeros(3), 1, settings, batch_norm=False)
+
+    ((kept, removed, factor),) = partners(0.49)
+    assert (kept, removed) == (1, 2)
+    assert factor == pytest.approx(0.5)
+    assert partners(0.51) == [(1, 2, 0.0)]
+
+
+def test_behind_batch_norm_the_distance_of_biases_counts_too() -> None:
+    rows = torch.tensor([[2.0, 0.0], [2.0, 0.4], [1.0, 0.0]])
+    bias = torch.tensor([5.0, 1.0, 0.5])  # the last is half of the second, by its bias
+
+    def partner(share: float, *, batch_norm: bool = True) -> int:
+        settings = MergeSettings(cosine_share=share)
+        ((kept, removed, factor),) = filter_partners(rows, bias, 1, settings, batch_norm=batch_norm)
+        assert removed == 2
+        assert batch_norm is False or factor == pytest.approx(1 / rows[kept].norm().item())
+        return kept
+
+    assert [partner(share) for share in (1.0, 0.85, 0.0)] == [0, 1, 1]
+    assert partner(0.85, batch_norm=False) == 1  # (2, 0.4, 1) is more like (1, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold must be in \[-1, 1\]; got 1.5"),
+        ({"cosine_share": -0.1}, r"cosine_share must be in \[0, 1\]; got -0.1"),
+        ({"threshold": 0.3, "compensate": False}, "threshold 0.3 has no effect with compensate"),
+    ],
+)
+def test_settings_of_partners_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        MergeSettings(**settings)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
 def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> None:
     model, drawn = lenet(batch_norm=batch_norm), images(512)
     unseen = SPEC.encode(drawn[-100:])
@@ -180,8 +243,9 @@ def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> Non
 def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(TeacherError, match="nothing to merge"):
         merge(Residual(), SPEC, MergeSettings())
+    color = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
     with pytest.raises(SettingsError, match=r"narrower; known: stem\.0, top\.0$"):
-        merge(toys.MobileNet(nn.ReLU), SPEC, MergeSettings(layers=("block.3",)))  # depthwise
+        merge(toys.MobileNet(nn.ReLU), color, MergeSettings(layers=("block.3",)))  # depthwise
     with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
         merge(lenet(), SPEC, MergeSettings(layers=("classifier.2",)))
     with pytest.raises(SettingsError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
@@ -409,17 +473,8 @@ def test_a_network_that_cannot_be_cut_is_named() -> None:
     with seeded(rng()):
         teacher = open_teacher(Columns(), SPEC)
     with pytest.raises(
-        TeacherError, match=r"Columns does not run with channels cut: .*mat1 and mat2"
+        TeacherError, match=r"no layer of Columns can lose channels: columns, rows left whole: "
     ):
-        prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
-
-
-def test_what_the_pruning_library_cannot_follow_is_named() -> None:
-    doubled = nn.Conv2d(16, 32, 3, groups=16)  # two outputs for each input
-    layers = (nn.Conv2d(1, 16, 3), doubled, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
-    with seeded(rng()):
-        teacher = open_teacher(nn.Sequential(*layers), SPEC)
-    with pytest.raises(TeacherError, match=r"Sequential does not run with channels cut: "):
         prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
 
 
@@ -797,7 +852,9 @@ def test_taylor_removes_the_channel_that_does_nothing() -> None:
     with torch.no_grad():
         weight(model, "features.3")[:, 2] = 0
     teacher = open_teacher(model, SPEC)
-    settings = PruneSettings(keep=0.95, rounds=1, importance=Importance.TAYLOR, finetune=None)
+    settings = PruneSettings(
+        keep=0.95, rounds=1, importance=Importance.TAYLOR, reconstruct=0, finetune=None
+    )
     pruned, _ = prune(teacher, images(64), settings, rng=rng())
     kept, whole = weight(pruned, "features.0"), weight(model, "features.0")
     same = (kept[:, None] == whole).flatten(2).all(2)  # not fine-tuned: the weights as they were

@@ -115,7 +115,7 @@ def test_every_way_to_flatten_leads_on(name: str) -> None:
     found = pairs(trace(model))
     assert [(p.first, p.second, p.positions) for p in found] == [("c", "fc", 16), ("fc", "out", 1)]
     x = torch.randn(5, 1, 8, 8, generator=rng())
-    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(equalize(model, toys.SPEC).model(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 STRANGE = {
@@ -138,7 +138,7 @@ STRANGE = {
 def test_equalization_leaves_what_it_cannot_follow(name: str) -> None:
     model, x = STRANGE[name], torch.randn(5, 1, 8, 8, generator=rng())
     assert "a" not in {pair.first for pair in pairs(trace(model))}
-    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(equalize(model, toys.SPEC).model(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 MOBILE_PAIRS = [
@@ -193,7 +193,7 @@ def test_groups_are_equalized_channel_by_channel(groups: tuple[int, int]) -> Non
     )
     weight(model, "a").data.mul_(torch.logspace(-2, 2, 8).view(-1, 1, 1, 1))
     x = torch.randn(5, 1, 8, 8, generator=rng())
-    equalized = equalize(model, iterations=100).model
+    equalized = equalize(model, toys.SPEC, iterations=100).model
     torch.testing.assert_close(equalized(x), model(x), atol=1e-4, rtol=1e-4)
     first, second = (weight(equalized, name) for name in ("a", "b"))
     # one group after the other: (outputs, channels of the group, ...) each
@@ -270,7 +270,7 @@ def test_what_a_hook_does_is_part_of_the_network(way: str, name: str) -> None:
     found = {(pair.first, pair.second) for pair in pairs(trace(fold_batch_norm(model)))}
     assert not any(name in pair for pair in found)
     assert name not in plain_layers(model)
-    torch.testing.assert_close(equalize(model, absorb=False).model(x), wanted)
+    torch.testing.assert_close(equalize(model, toys.SPEC, absorb=False).model(x), wanted)
 
 
 def test_a_layer_whose_weight_the_code_reads_is_not_folded() -> None:

@@ -31,8 +31,8 @@ from dreamstill.tasks.quantize import (
     quantize,
     quantize_without_inputs,
 )
-from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
-from dreamstill.teacher import Teacher, check_trainable, open_teacher
+from dreamstill.tasks.quantized import QuantizedLayer, check_plain, quantized_bytes
+from dreamstill.teacher import InputSpec, Teacher, check_trainable, open_teacher
 
 __all__ = ["TASKS", "Work", "check_links", "looks_at_images"]
 
@@ -238,8 +238,15 @@ def _on_grids(model: nn.Module) -> nn.Module:
     return map_modules(copy_network(model), change)
 
 
+def _plain(model: nn.Module, spec: InputSpec) -> nn.Module:
+    """`_on_grids`, compared with the network as it was."""
+    plain = _on_grids(model)
+    check_plain(model, plain, spec)
+    return plain
+
+
 def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
-    model = _on_grids(model)
+    model = _plain(model, work.teacher.spec)
     records = [
         export_int8(
             model,
@@ -255,7 +262,7 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
-    model = _on_grids(model)
+    model = _plain(model, work.teacher.spec)
     packed = pack(
         work.teacher,
         work.images,

@@ -91,7 +91,7 @@ class Pool:
         create: make the file; else it must be there, and `load_state_dict` checks what is in it.
 
     Raises:
-        SettingsError: there is no room for so many images.
+        SettingsError: there is no room for so many images in memory.
         RunError: the file cannot be made, or is not there, or of another shape or type.
 
     """
@@ -105,12 +105,10 @@ class Pool:
         self.added = 0
         self._folder, self._shape = folder, (capacity, *spec.shape)
         self._journal: list[tuple[int, Tensor]] = []
-        if create:
-            size = math.prod(spec.shape)
-            check_room("pool", capacity, size, folder=folder, memory=folder is None)
-        self._sums = np.zeros(capacity, np.uint32)  # of each image
         if folder is None:
+            check_room("pool", capacity, math.prod(spec.shape), folder=None, memory=True)
             self._images: Images = np.zeros(self._shape, np.uint8)
+            self._sums = np.zeros(capacity, np.uint32)
             return
         if create:
             try:
@@ -118,6 +116,7 @@ class Pool:
             except OSError as error:
                 raise RunError(f"cannot make {folder}: {error.strerror}") from error
             make_images(folder / "images.npy", self._shape)
+        self._sums = np.zeros(capacity, np.uint32)  # of each image
         self._open(folder)
 
     @classmethod
@@ -199,7 +198,7 @@ class Pool:
         return {
             "added": self.added,
             "journal": list(self._journal),
-            "checksums": torch.from_numpy(self._sums.astype(np.int64)),
+            "checksums": torch.from_numpy(self._sums[: len(self)].astype(np.int64)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,7 +210,7 @@ class Pool:
         """
         self.added = state["added"]
         self._journal = [(start, images.cpu()) for start, images in state["journal"]]
-        self._sums = state["checksums"].cpu().numpy().astype(np.uint32)
+        self._sums[: len(self)] = state["checksums"].cpu().numpy()
         self.commit()
         found = checksums(self._images[: len(self)])
         if (wrong := (found != self._sums[: len(self)]).nonzero()[0]).size:

@@ -109,7 +109,7 @@ def map_images(
     if not path.is_file():
         raise RunError(f"{path} is missing: its images were deleted or moved, and are needed")
     try:
-        images: Any = np.load(path, mmap_mode=mode, allow_pickle=False)
+        images: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # "r+" mends a short file
     except Exception as error:  # a damaged file fails in many ways
         if isinstance(error, DreamstillError):
             raise
@@ -121,7 +121,7 @@ def map_images(
         )
     if not images.flags.c_contiguous:
         raise RunError(f"{path} is damaged: its images are not in order")
-    return images
+    return images if mode == "r" else np.load(path, mmap_mode=mode)
 
 
 def checksums(images: Images) -> NDArray[np.uint32]:

@@ -1,6 +1,7 @@
 """Prune channels to a target, in rounds, fine-tuning on synthetic images after each.
 
-Which channels hang together is torch-pruning's dependency graph, and importances are its own.
+Which channels hang together is torch-pruning's dependency graph, looked over in `channels`, and
+importances are its own.
 Magnitude and BatchNorm scale need no image. Taylor, first order on synthetic batches, stands for
 that of DeepInversion (Yin et al. 2020, section 4.3), which to our knowledge sums (g w)^2 over a
 filter and compares these sums across layers. Here |g w| is summed over a channel in each layer that
@@ -223,7 +224,7 @@ def prune(
                 on_progress=on_progress,
             )
         cost = measure_cost(model, teacher.spec)
-        whole = tuple(plan.whole)
+        whole = tuple(name for name, _ in model.named_modules() if name in plan.whole)
         records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, whole))
     return model.eval().requires_grad_(False), records
 
@@ -237,7 +238,7 @@ class Plan:
     cost: float
     """Of the whole network, in terms of the target."""
     widths: dict[str, int]
-    """By the first layer of each group of channels, how many there are."""
+    """By layer that makes channels, how many its group has."""
     whole: dict[str, str]
     """Layers whose channels cannot be followed, and why."""
 
@@ -263,7 +264,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) 
     rng = torch.Generator().manual_seed(0)
     gone = {}
     for group in groups:
-        plan.widths[group.name] = group.width
+        plan.widths |= dict.fromkeys(group.makers, group.width)
         size = group.width // group.parcels
         spare = torch.randperm(size, generator=rng)[_least(group, plan, settings) :]
         if len(spare):

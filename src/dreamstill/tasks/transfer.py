@@ -181,11 +181,10 @@ class TransferLoss:
                 student, teacher = (probe.outputs for probe in seen)
             self.pairs[name] = self._pairs_of(name, student, teacher, seen)
             for ours, wanted in self.pairs[name]:
-                channels = (student[ours].shape[1], teacher[wanted].shape[1])
-                if name is Transfer.MIMIC or (
-                    name is Transfer.BOUNDARY and channels[0] != channels[1]
-                ):
-                    self._connect(name, ours, channels, rng)
+                if name in (Transfer.BOUNDARY, Transfer.MIMIC):
+                    channels = (student[ours].shape[1], teacher[wanted].shape[1])
+                    if name is Transfer.MIMIC or channels[0] != channels[1]:
+                        self._connect(name, ours, channels, rng)
                 if name is not Transfer.BOUNDARY:
                     self.watched[0][ours] = self.student.get_submodule(ours)
                     self.watched[1][wanted] = self.teacher.module.get_submodule(wanted)
