@@ -36,7 +36,7 @@ from benchmarks.bad_cases import (
     picture_cases,
     record_cases,
 )
-from benchmarks.bad_values import card_cases, number_cases, toml_cases, weight_cases
+from benchmarks.bad_values import card_cases, number_cases, path_cases, toml_cases, weight_cases
 from dreamstill import cli
 from dreamstill.errors import DreamstillError
 from dreamstill.export import load_exported
@@ -66,7 +66,7 @@ class Answer(NamedTuple):
 def all_cases(good: Good) -> list[Case]:
     """Every case, each name once."""
     makers = [file_cases, record_cases, array_cases, picture_cases]
-    makers += [card_cases, weight_cases, toml_cases, number_cases]
+    makers += [card_cases, weight_cases, toml_cases, number_cases, path_cases]
     cases = {case.name: case for make in makers for case in make(good)}
     return list(cases.values())
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamstill.errors import DreamstillError, RunError, SettingsError, first_line
+from dreamstill.errors import RunError, SettingsError, first_line
+from dreamstill.reading import reading
 
 __all__ = ["Images", "check_room", "checksums", "make_images", "map_images", "need_of"]
 
@@ -108,12 +109,8 @@ def map_images(
     """
     if not path.is_file():
         raise RunError(f"{path} is missing: its images were deleted or moved, and are needed")
-    try:
+    with reading(path, RunError):
         images: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # "r+" mends a short file
-    except Exception as error:  # a damaged file fails in many ways
-        if isinstance(error, DreamstillError):
-            raise
-        raise RunError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(images, np.memmap) or images.dtype != np.uint8 or images.shape != shape:
         raise RunError(
             f"{path} is damaged: it must hold uint8 {shape}; it holds "
