@@ -199,12 +199,10 @@ def prune(
     own = model is None or model is teacher.module
     model = copy_network(teacher.module if model is None else model)
     plan = check_prunable(model, teacher, settings)
-    records = []
-    of_teacher: dict[str, Tensor] = {}
+    records, of_teacher = [], dict[str, Tensor]()
     for step in range(1, settings.rounds + 1):
         goal = plan.cost * settings.keep ** (step / settings.rounds)
-        before = model
-        cut = _narrow(before, plan, teacher, images, settings, goal)
+        cut = _narrow(before := model, plan, teacher, images, settings, goal)
         model, kept = cut.model, _kept(cut)
         if settings.reconstruct:
             shown = some_of(images, settings.reconstruct).to(teacher.device)
@@ -274,7 +272,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) 
     able = {name for group in groups if group.name in gone for name in group.makers}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and name not in {last, *able}:
-            plan.whole.setdefault(name, "it shares its channels with what cannot lose any")
+            plan.whole.setdefault(name, "their channels hang on what cannot lose any")
     if gone.keys() <= wrong.keys():
         raise TeacherError(
             f"no layer of {type(model).__name__} can lose channels: {_reasons(plan.whole)}"
