@@ -10,20 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamstill.errors import DreamstillError, RunError, SettingsError, first_line
+from dreamstill.errors import RunError, SettingsError, first_line
+from dreamstill.reading import understood
 
-__all__ = ["Images", "check_room", "checksums", "make_images", "map_images", "need_of"]
+__all__ = ["Images", "check_room", "checksums", "make_images", "map_images"]
 
 Images = NDArray[np.uint8]
-
-
-def need_of(num: int, size: int) -> str:
-    """Say how much room `num` images of `size` bytes take.
-
-    >>> need_of(10**12, 3072)
-    '3,072,000,000,000,000 bytes'
-    """
-    return f"{num * size:,} bytes"
 
 
 def check_room(name: str, num: int, size: int, *, folder: Path | None, memory: bool) -> None:
@@ -42,18 +34,16 @@ def check_room(name: str, num: int, size: int, *, folder: Path | None, memory: b
     """
     need, free = num * size, {}
     if folder is not None:
-        there = next(
-            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-        )
+        folder = folder.absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
         free["on the disk"] = shutil.disk_usage(there).free
     if memory and (available := free_memory()) is not None:
         free["in memory"] = available
-    for where, room in free.items():
-        if need > room:
-            raise SettingsError(
-                f"{name} {num} needs {need_of(num, size)} {where}, where {room:,} are free: "
-                "ask for fewer"
-            )
+    if any(need > room for room in free.values()):
+        rooms = " and ".join(f"{room:,} {where}" for where, room in free.items())
+        raise SettingsError(
+            f"{name} {num} needs {need:,} bytes, and free are {rooms}: ask for fewer"
+        )
 
 
 def free_memory() -> int | None:
@@ -108,20 +98,11 @@ def map_images(
     """
     if not path.is_file():
         raise RunError(f"{path} is missing: its images were deleted or moved, and are needed")
-    try:
-        images: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # "r+" mends a short file
-    except Exception as error:  # a damaged file fails in many ways
-        if isinstance(error, DreamstillError):
-            raise
-        raise RunError(f"{path} is damaged: {first_line(error)}") from error
-    if not isinstance(images, np.memmap) or images.dtype != np.uint8 or images.shape != shape:
-        raise RunError(
-            f"{path} is damaged: it must hold uint8 {shape}; it holds "
-            f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
-        )
-    if not images.flags.c_contiguous:
-        raise RunError(f"{path} is damaged: its images are not in order")
-    return images if mode == "r" else np.load(path, mmap_mode=mode)
+    with understood(path, RunError, "is damaged"):
+        images = np.lib.format.open_memmap(path, "r")  # "r+" would mend a short file
+        if images.dtype != np.uint8 or images.shape != shape or not images.flags.c_contiguous:
+            raise ValueError(f"it must hold uint8 {shape}, and has {images.dtype} {images.shape}")
+    return images if mode == "r" else np.lib.format.open_memmap(path, mode)
 
 
 def checksums(images: Images) -> NDArray[np.uint32]:
