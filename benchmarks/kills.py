@@ -11,6 +11,7 @@ restart costs no import, and the parent computes nothing itself.
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -61,9 +62,11 @@ TUNE = {"steps": 6, "batch_size": 16, "held_out": 16, "judge_every": 3}
 LINKS = [
     {"task": "distill", "student": "dreamstill.nets.lenet:lenet5_half_bn", "training": TUNE},
     {"task": "prune", "keep": 0.8, "rounds": 2, "finetune": TUNE},
-    {"task": "int8", "formats": ["onnx", "pt2"]},
+    {"task": "int8"},
     {"task": "pack", "rounds": 1, "finetune": TUNE},
 ]
+SLOW = ("torch._dynamo", "torch.onnx", "torch.export", "torchao", "torch_pruning", "onnxruntime")
+"""Imports that every process would do anew."""
 FAILED, REFUSED = 1, 2
 """What a forked process exits with."""
 
@@ -277,6 +280,9 @@ def row_of(name: str, case: Case, folder: Path, rng: random.Random, kills: int) 
 def main() -> None:
     settle_process()
     torch.set_num_threads(1)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    for name in SLOW:
+        importlib.import_module(name)
     parser = argparse.ArgumentParser(description="Runs that are killed and resumed.")
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     parser.add_argument("--kills", type=int, default=2, help="of each run; a chain has twice [2]")

@@ -516,6 +516,12 @@ def test_a_full_disk_is_one_line_whatever_is_written(tiny_disk: Path) -> None:
 # ---- images
 
 
+ROOM = (
+    r"num_images 1000000000000 needs 80,000,000,000,000 bytes, "
+    r"and free are [\d,]+ on the disk and [\d,]+ in memory"
+)
+
+
 def test_images_are_refused_where_there_is_no_room_for_them(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -524,21 +530,19 @@ def test_images_are_refused_where_there_is_no_room_for_them(
         began = time.monotonic()
         assert cli.main([*command, *out, "--num-images", str(10**12)]) == 2
         said = capsys.readouterr().err
-        assert re.search(r"num_images 1000000000000 needs 80,000,000,000,000 bytes .* free", said)
+        assert re.search(ROOM, said)
         assert said.count("\n") == 1
         assert time.monotonic() - began < 20
         assert not (tmp_path / "a").exists()
-    pool = ["distill", *out, "--student", "toys:student", "--distill.pool", str(10**12)]
-    assert cli.main(pool) == 2
-    said = capsys.readouterr().err
-    assert re.search("images.npy of 64,000,000,000,000 bytes: .*(left|large)", said), said
-    assert not (tmp_path / "a").exists()
+    with pytest.raises(RunError, match=r"of 64,000,000,000,000 bytes: .*(left|large)"):
+        Pool(tmp_path / "pool", toys.SPEC, 10**12)
+    assert not list((tmp_path / "pool").iterdir())
 
 
 def test_room_in_memory_counts(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
     monkeypatch.setattr(store, "free_memory", lambda: 6000)
     teacher = open_from(TeacherFile(weights=str(weights)))
-    with pytest.raises(SettingsError, match="num_images 80 needs 6,400 bytes in memory, where 6,0"):
+    with pytest.raises(SettingsError, match="80 needs 6,400 bytes, and free are 6,000 in memory"):
         draw_images(teacher, "noise", NoiseSettings(), 80, seed=0)
     assert len(draw_images(teacher, "noise", NoiseSettings(), 75, seed=0)[0]) == 75
 
@@ -624,16 +628,16 @@ class Case:
 def cases(weights: Path, tmp_path: Path) -> dict[str, Case]:
     np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 2 + 4)
     of = ["--teacher.weights", str(weights)]
-    dafl = ["--num-images", "64", "--method", "dafl", "--synthesis.batch_size", "8"]
-    lr, rate = "--distill.lr", "--synthesis.lr"
+    method = ["--method", "dafl", "--synthesis.batch_size", "8"]
+    images = ["--num-images", "64", *method]
+    wrong, right = (["--synthesis.lr", lr] for lr in ("0.9", "0.1"))
     student = ["--student", "toys:student", "--distill.steps", "8", "--distill.held_out", "16"]
-    student += ["--distill.pool", "16", "--distill.optimizer", "sgd", "--distill.anneal", "false"]
     new = ["--new", str(tmp_path / "new.npz"), "--continual.steps", "2"]
     return {
-        "distill": Case(["distill", *of, *student], [lr, "1e9"], [lr, "0.1"]),
-        "synthesize": Case(["synthesize", *of, *dafl], [rate, "0.9"], [rate, "0.1"]),
-        "continual": Case(["continual", *of, *new, *dafl], [rate, "0.9"], [rate, "0.1"]),
-        "chain": Case(["quantize", *of, *dafl], [rate, "0.9"], [rate, "0.1"]),
+        "distill": Case(["distill", *of, *student, *method], wrong, right),
+        "synthesize": Case(["synthesize", *of, *images], wrong, right),
+        "continual": Case(["continual", *of, *new, *images], wrong, right),
+        "chain": Case(["quantize", *of, *images], wrong, right),
     }
 
 

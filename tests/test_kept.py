@@ -318,7 +318,7 @@ def test_a_pt2_that_may_hold_code_is_not_opened(name: str, tmp_path: Path) -> No
     change, more = BAD_PT2[name]
     changed_pt2(path, change, **more)
     assert path.read_bytes() != before
-    with pytest.raises(ExportError, match="cannot open"):
+    with pytest.raises(ExportError):
         load_exported(path)(torch.zeros(2, 1, 8, 8))
     assert not CALLED
 
@@ -340,7 +340,7 @@ def test_a_link_is_the_file_that_was_written(plain: dict[str, Any], tmp_path: Pa
     folder, chain = tmp_path / "run", read_chain(plain)
     run_chain(folder, chain)
     (network,) = folder.glob("links/*.pt")
-    (file,) = folder.glob("links/*.pt2")
+    (file,) = folder.glob("links/*.int8.pt2")
     for path in (network, file):
         kept = path.read_bytes()
         path.write_bytes(saved(Calls(called, 1)))
@@ -358,7 +358,7 @@ def test_a_link_whose_record_was_forged_runs_no_code(plain: dict[str, Any], tmp_
     folder, chain = tmp_path / "run", read_chain(plain)
     run_chain(folder, chain)
     (network,) = folder.glob("links/*.pt")
-    (file,) = folder.glob("links/*.pt2")
+    (file,) = folder.glob("links/*.int8.pt2")
     (record,) = folder.glob("links/*.json")
     real = tmp_path / "real.npz"
     np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
@@ -386,31 +386,35 @@ def test_a_link_is_of_the_images_in_its_folder(plain: dict[str, Any], tmp_path: 
         run_chain(folder, chain, resume=True)
 
 
-TUNE = {"steps": 3, "batch_size": 16, "held_out": 8}
-TASKS: list[dict[str, Any]] = [
-    {"task": "prune", "keep": 0.8, "rounds": 1, "finetune": TUNE},
-    {"task": "factorize", "finetune": TUNE},
-    {"task": "quantize", "weight_bits": 4, "finetune": TUNE},
-    {"task": "int8", "formats": ["onnx", "pt2", "pte"]},
-    {"task": "pack", "rounds": 1, "finetune": TUNE},
-]
-
-
-@pytest.mark.parametrize("task", TASKS, ids=lambda link: link["task"])
 @pytest.mark.parametrize("name", ["vit", "encoder"])
-def test_transformers_pass_every_task(name: str, task: dict[str, Any], tmp_path: Path) -> None:
+def test_transformers_pass_every_task(name: str, tmp_path: Path) -> None:
     weights, images = tmp_path / "w.safetensors", tmp_path / "x.npz"
     save_file(build(f"toys:{name}").state_dict(), weights)
     rng = np.random.default_rng(0)
     np.savez(images, x=rng.integers(0, 256, (64, 1, 8, 8), np.uint8))
     spec = {"shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
+    tune = {"steps": 3, "batch_size": 16, "held_out": 8}
+    links = [
+        {"task": "distill", "student": f"toys:{name}", "training": tune},
+        {"task": "prune", "keep": 0.8, "rounds": 1, "finetune": tune},
+        {"task": "factorize", "finetune": tune},
+        {"task": "quantize", "finetune": tune},
+        {"task": "int8", "formats": ["onnx", "pt2"]},
+        {"task": "pack", "rounds": 1, "finetune": tune},
+    ]
     teacher = {"weights": str(weights), "factory": f"toys:{name}"} | spec
-    distill = {"task": "distill", "student": f"toys:{name}", "training": TUNE}
-    chain = read_chain({"teacher": teacher, "images": str(images), "link": [distill, task]})
-    made = run_chain(tmp_path / "run", chain)
-    again = run_chain(tmp_path / "run", chain, resume=True)
-    assert made["links"] == again["links"]
+    plain = {"teacher": teacher, "images": str(images)}
+    folder = tmp_path / "run"
+    made = run_chain(folder, read_chain(plain | {"link": links}))
     assert "not_exported" not in made
+    files = sorted((folder / "links").glob("*.pt"))
+    network = build(f"toys:{name}")
+    assert len(files) == len(links)
+    for path in files:  # each is read back, and answers as what was measured
+        again = read_network(path, [network])
+        wanted = torch.load(path, weights_only=False)
+        x = toys.SPEC.encode(torch.from_numpy(np.load(images)["x"][:9]))
+        assert torch.equal(again.eval()(x), wanted.eval()(x))
 
 
 def test_a_transformer_is_refused_by_merging_in_words_of_its_own(

@@ -33,7 +33,7 @@ from dreamstill.folder import claimed, digest, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
 from dreamstill.links import TASKS, Work, check_links, looks_at_images
-from dreamstill.reading import StrPath, check_file
+from dreamstill.reading import StrPath, check_file, understood
 from dreamstill.run import open_from, open_student, seeded_process
 from dreamstill.settings import from_plain, no_effect, read_plain, settings_class, to_plain
 from dreamstill.sources import Images, OnProgress, origin_of, own_images, read_synthesis
@@ -281,6 +281,9 @@ def _read_link(
         if found.get(name) != written[name]:
             what = "is another file than was written" if name in found else "is gone"
             raise RunError(f"{stem.with_name(name)} {what}: it is not opened; start another run")
+    with understood(stem.with_suffix(".json"), RunError, "is damaged"):
+        if odd := {Path(file["path"]).name for file in record.get("files", [])} - written.keys():
+            raise RunError(f"{stem}.json names {odd.pop()}, which is none of the link's files")
     return read_network(stem.with_suffix(".pt"), kin), record
 
 

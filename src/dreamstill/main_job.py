@@ -16,8 +16,8 @@ from dreamstill.reading import StrPath
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
 from dreamstill.run import Job, TeacherFile, distill, open_from
-from dreamstill.settings import MOST, read_plain, to_plain
-from dreamstill.sources import draw_images, forget
+from dreamstill.settings import read_plain, to_plain
+from dreamstill.sources import MOST_IMAGES, draw_images, forget
 from dreamstill.summarize import export_run, summarize
 from dreamstill.synthesis import METHODS, missing_offers
 from dreamstill.synthesis.knowledge_within import data_similarity
@@ -77,8 +77,8 @@ def synthesize(
         NonFiniteError: the loss of the images is not finite; before the update.
 
     """
-    if not 1 <= num_images <= MOST:
-        bound = "at least 1" if num_images < 1 else f"at most {MOST:,}"
+    if not 1 <= num_images <= MOST_IMAGES:
+        bound = "at least 1" if num_images < 1 else f"at most {MOST_IMAGES:,}"
         raise SettingsError(f"num_images must be {bound}; got {shown(num_images)}")
     folder = Path(folder)
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)

@@ -28,7 +28,7 @@ from dreamstill.folder import (
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
-from dreamstill.reading import StrPath, check_file, reading
+from dreamstill.reading import StrPath, check_file, reading, understood
 from dreamstill.settings import at_least, no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
@@ -382,17 +382,12 @@ def _take_up(checkpoint: Path, job: Job, work: Distillation) -> float:
     """
     state = load_checkpoint(checkpoint, job.device)
     wanted = _origin_of_checkpoint(job, work.teacher)
-    found = state.get("origin") if isinstance(state, dict) else None
-    if found != wanted:
+    if state.get("origin") != wanted:
         raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
-    try:
+    with understood(checkpoint, RunError, "does not fit its run"):
         work.load_state_dict(state["work"])
         _set_process_rng(state["process_rng"], job.device)
         return float(state["seconds"])
-    except RunError:
-        raise
-    except Exception as error:  # what a damaged state is loaded into raises many kinds
-        raise RunError(f"{checkpoint} does not fit its run: {first_line(error)}") from error
 
 
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:

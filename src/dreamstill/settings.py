@@ -54,13 +54,13 @@ def settings_class(kind: type[Any]) -> type[Any]:
     return dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(kind)
 
 
-def at_least(settings: Any, low: float, *names: str) -> None:
-    """SettingsError unless every named setting, and every number in it, is in [low, MOST]."""
+def at_least(settings: Any, low: float, *names: str, most: int = MOST) -> None:
+    """SettingsError unless every named setting, and every number in it, is in [low, most]."""
     for name in names:
         value = getattr(settings, name)
         if not all(low <= number < math.inf for number in _numbers(value)):
             raise SettingsError(f"{name} must be at least {low}; got {shown(value)}")
-        _at_most(name, value)
+        _at_most(name, value, most)
 
 
 def none_or_at_least(settings: Any, low: int, *names: str) -> None:
@@ -88,9 +88,9 @@ def within(settings: Any, low: float, high: float, *names: str) -> None:
             raise SettingsError(f"{name} must be in [{low}, {high}]; got {shown(value)}")
 
 
-def _at_most(name: str, value: Any) -> None:
-    if any(number > MOST for number in _numbers(value)):
-        raise SettingsError(f"{name} must be at most {MOST:,}; got {shown(value)}")
+def _at_most(name: str, value: Any, most: int = MOST) -> None:
+    if any(number > most for number in _numbers(value)):
+        raise SettingsError(f"{name} must be at most {most:,}; got {shown(value)}")
 
 
 def no_effect(settings: Any, where: str, *names: str) -> None:

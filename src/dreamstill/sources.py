@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamstill.errors import RunError, SettingsError, first_line
+from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import digest, load_checkpoint, save_arrays, save_checkpoint
 from dreamstill.images import load_unlabelled
-from dreamstill.reading import StrPath
+from dreamstill.reading import StrPath, understood
 from dreamstill.run import TeacherFile
 from dreamstill.settings import at_least, no_effect, settings_class, to_plain
 from dreamstill.store import check_room, checksums, make_images, map_images
@@ -30,6 +30,7 @@ from dreamstill.tasks.distill import Progress
 from dreamstill.teacher import Precision, Teacher
 
 __all__ = [
+    "MOST_IMAGES",
     "Images",
     "OnProgress",
     "draw_images",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 OnProgress = Callable[[Progress], None]
+MOST_IMAGES = 10**15
+"""How many there is room for is another question; see `check_room`."""
 
 
 @settings_class
@@ -65,7 +68,7 @@ class Images:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
-        at_least(self, 8, "num_images")
+        at_least(self, 8, "num_images", most=MOST_IMAGES)
         able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
         if self.method not in able:
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
@@ -190,7 +193,7 @@ class _Drawn:
 
     def _take_up(self, path: Path) -> None:
         state = load_checkpoint(path, str(self.rng.device))
-        try:
+        with understood(path, RunError, "does not fit its run"):
             found = state["origin"]
             if changed := [name for name in self.origin if found[name] != self.origin[name]]:
                 raise RunError(f"{path} was made with another {changed[0]}")
@@ -199,10 +202,6 @@ class _Drawn:
             self.done, self.warmed_up = int(state["done"]), int(state["warmed_up"])
             self.logits[: self.done] = state["logits"].cpu()
             self.checksums[: self.done] = state["checksums"].cpu().numpy()
-        except RunError:
-            raise
-        except Exception as error:  # what a damaged state is loaded into raises many kinds
-            raise RunError(f"{path} does not fit its run: {first_line(error)}") from error
         if (checksums(self.images[: self.done]) != self.checksums[: self.done]).any():
             raise RunError(
                 f"{images_beside(path)} does not hold the images of its checkpoint: it was "

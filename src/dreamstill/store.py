@@ -13,18 +13,9 @@ from numpy.typing import NDArray
 from dreamstill.errors import RunError, SettingsError, first_line
 from dreamstill.reading import reading
 
-__all__ = ["Images", "check_room", "checksums", "make_images", "map_images", "need_of"]
+__all__ = ["Images", "check_room", "checksums", "make_images", "map_images"]
 
 Images = NDArray[np.uint8]
-
-
-def need_of(num: int, size: int) -> str:
-    """Say how much room `num` images of `size` bytes take.
-
-    >>> need_of(10**12, 3072)
-    '3,072,000,000,000,000 bytes'
-    """
-    return f"{num * size:,} bytes"
 
 
 def check_room(name: str, num: int, size: int, *, folder: Path | None, memory: bool) -> None:
@@ -43,18 +34,16 @@ def check_room(name: str, num: int, size: int, *, folder: Path | None, memory: b
     """
     need, free = num * size, {}
     if folder is not None:
-        there = next(
-            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-        )
+        folder = folder.absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
         free["on the disk"] = shutil.disk_usage(there).free
     if memory and (available := free_memory()) is not None:
         free["in memory"] = available
-    for where, room in free.items():
-        if need > room:
-            raise SettingsError(
-                f"{name} {num} needs {need_of(num, size)} {where}, where {room:,} are free: "
-                "ask for fewer"
-            )
+    if any(need > room for room in free.values()):
+        rooms = " and ".join(f"{room:,} {where}" for where, room in free.items())
+        raise SettingsError(
+            f"{name} {num} needs {need:,} bytes, and free are {rooms}: ask for fewer"
+        )
 
 
 def free_memory() -> int | None:
