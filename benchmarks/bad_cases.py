@@ -360,7 +360,13 @@ def array_cases(good: Good) -> Iterator[Case]:
             if verb == "metadata" and "label" in wrong:
                 continue  # it reads none
             prepare = partial(_with_images, good, verb, flag, "damaged_x.npz", put)
-            yield Case(f"{verb}: {wrong}", prepare, "damaged_x.npz")
+            of_labels = verb == "continual" and wrong in OF_LABELS
+            says = "new classes" if of_labels else "damaged_x.npz"
+            yield Case(f"{verb}: {wrong}", prepare, says)
+
+
+OF_LABELS = ("labels below 0", "labels far above", "labels of 64 bits without sign")
+"""What is said of them names the label, not the file."""
 
 
 def _with_images(good: Good, verb: str, flag: str, name: str, put: Put, folder: Path) -> What:

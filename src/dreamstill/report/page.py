@@ -96,7 +96,10 @@ def read_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         return {}
     with reading(path, RunError), path.open("rb") as file, np.load(file) as archive:
-        return {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+        if odd := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+            raise ValueError(f"{odd[0]} in it is no array")
+        return arrays
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
