@@ -12,6 +12,7 @@ ORDER = (
     ("errors",),
     ("reading",),
     ("settings", "losses", "nets", "probe", "shown"),
+    ("files",),
     ("folder", "plain", "state_dicts", "store"),
     ("examine",),
     ("teacher",),
