@@ -18,8 +18,9 @@ from typing import Any
 from benchmarks.compress import source_images
 from benchmarks.protocol import made_rows, mean_and_std
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.flags import read_toml
-from dreamstill.folder import environment, save_arrays
+from dreamstill.files import save_arrays
+from dreamstill.folder import environment
+from dreamstill.reading import read_toml
 from dreamstill.run import TeacherFile, open_from, settle_process
 
 CHAIN = Path(__file__).with_suffix(".toml")

@@ -199,7 +199,9 @@ def main() -> None:
         "environment": environment("cpu"),
         "rows": {},
     }
-    made = made_rows(out, record) if args.resume else {}
+    commit = record["environment"]["commit"]
+    if made := made_rows(out, record) if args.resume else {}:
+        record["environment"] = json.loads(out.read_text())["environment"]
     for row in names:
         runs = made.get(row, {}).get("runs", [])
         forgetting = made.get(row, {}).get("forgetting", [])
@@ -217,6 +219,7 @@ def main() -> None:
                 "forgetting_mean": round(statistics.mean(forgetting), 2),
                 "runs": runs,
                 "forgetting": forgetting,
+                "commit": commit,  # rows of one record may be of different days
             }
             record["rows"] = {key: made[key] for key in (*rows, "joint") if key in made}
             out.write_text(json.dumps(record, indent=2) + "\n")

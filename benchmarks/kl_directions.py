@@ -120,7 +120,7 @@ def main() -> None:
         for seed in range(3):
             rng = torch.Generator().manual_seed(seed)
             student = open_student("dreamstill.nets.lenet:lenet5_half", teacher, rng)
-            student = finetune(teacher, student, images, settings, rng=rng)
+            student = finetune(teacher, student, images, settings, rng=rng, pretrained=False)
             real, dreamt = (predict(student, teacher.spec, shown) for shown in (x, images))
             runs.append(
                 {

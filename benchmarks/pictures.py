@@ -62,7 +62,7 @@ def drawn(row: Row, teacher: Teacher, student: str, data: Path) -> tuple[Tensor,
         source = open_row(row, teacher, data, Path(folder), rng)
         if source.streams:
             distill = replace(row.distill, steps=300)
-            pool = Pool(Path(folder) / "pool", teacher.spec, distill.pool, {})
+            pool = Pool(Path(folder) / "pool", teacher.spec, distill.pool)
             for _ in Distillation(teacher, network, source, pool, distill, rng=rng).run():
                 pass
         batches = [source.next_batch(network) for _ in range(2)]

@@ -42,7 +42,7 @@ def opened(pair: str, folder: Path, precision: Precision) -> Distillation:
     teacher = open_teacher(build(), spec, precision=precision)
     images = spec.decode(spec.normalize(structured_images(256, spec, Drawing(), rng)))
     source = StoredImages(teacher, images, 64, rng=rng)
-    pool = Pool(folder / precision, spec, 64, {})
+    pool = Pool(folder / precision, spec, 64)
     settings = replace(SETTINGS, pool=64)
     network = open_student(student, teacher, rng)
     return Distillation(teacher, network, source, pool, settings, rng=rng)

@@ -3,7 +3,8 @@
 A benchmark names the teacher, the student and its rows; a row is a method with its settings. Beside
 the methods stand the noise floor, the structured floor and the real-data bound: the same student,
 steps and schedule on clipped Gaussian noise, on structured noise and on the real training set. Each
-student is chosen without real data and meets the test set once, at the end.
+student is chosen without real data and meets the test set once, at the end; that of the real-data
+bound on training images, which are drawn with replacement: some are held out and trained on.
 """
 
 import argparse
@@ -129,11 +130,11 @@ def train(
             )
             warm = replace(benchmark.rows["structured_noise"], distill=first)
             structured = open_row(warm, teacher, data, folder, rng)
-            pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size, {})
+            pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size)
             for _ in Distillation(teacher, student, structured, pool, warm.distill, rng=rng).run():
                 pass
         distill = replace(row.distill, steps=row.distill.steps - row.after)
-        pool = Pool(folder / "pool", teacher.spec, distill.pool, {})
+        pool = Pool(folder / "pool", teacher.spec, distill.pool)
         work = Distillation(
             teacher,
             student,
@@ -143,6 +144,7 @@ def train(
             rng=rng,
             inherited=kept,
             reconstruct=row.reconstruct,
+            pretrained=row.after > 0,
         )
         for progress in work.run():
             if "agreement" in progress.record and progress.done % 1000 == 0:
@@ -286,7 +288,8 @@ def main(benchmark: Benchmark) -> None:
         names = [name for name in names if name not in record["rows"]]
     for name in names:
         runs, made = [], record["rows"].get(name, {})
-        if args.resume and made.get("settings") == to_plain(benchmark.rows[name]):
+        current = made.get("settings") == to_plain(benchmark.rows[name])
+        if args.resume and current and not made.get("outdated"):
             runs = made["runs"]
         for seed in range(len(runs), 1 if args.tiny else args.seeds):
             num_test = 200 if args.tiny else None

@@ -31,7 +31,7 @@ TUNE = DistillSettings(
     augment=Augmentation(flip=True, shift=0.1, mix=True),
     transfer=(Transfer.LAYERS,),
 )
-TUNED = PruneSettings(rounds=1, reconstruct=512, finetune=TUNE)
+TUNED = PruneSettings(rounds=1, keep_layer=0.05, reconstruct=512, finetune=TUNE)
 NUM_IMAGES = 2048
 
 

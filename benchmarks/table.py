@@ -19,12 +19,15 @@ HEAD = (
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
-    """A protocol record's rows, the best first, then the published figures."""
+    """A protocol record's rows, the best first, then the published figures.
+
+    A † marks rows that are `outdated`: made before their method was mended, and not made anew.
+    """
     ordered = sorted(record["rows"].items(), key=lambda item: -item[1]["accuracy_mean"])
     lines = []
     for name, row in ordered:
         lines.append(
-            f"| {ROWS.get(name, name)} | {mean_and_spread(row)} "
+            f"| {ROWS.get(name, name)}{' †' * row.get('outdated', False)} | {mean_and_spread(row)} "
             f"| {row['agreement_mean']:.2f} | {row['seconds_mean']:.0f} | {row['queries']:,} |"
         )
     lines += [

@@ -118,10 +118,13 @@ def test_table_lines_carry_mean_and_spread() -> None:
         "queries": 1234,
     }
     better = row | {"accuracy_mean": 98.9}
-    record = {"rows": {"dafl": row, "real": better}, "published": {"DAFL": 98.2}}
+    older = row | {"accuracy_mean": 97.0, "outdated": True}
+    rows = {"dafl": row, "real": better, "zskt": older}
+    record = {"rows": rows, "published": {"DAFL": 98.2}}
     assert lines_of(record) == [
         "| real-data bound | 98.90 ± 0.10 | 98.40 | 61 | 1,234 |",
         "| dafl | 98.12 ± 0.10 | 98.40 | 61 | 1,234 |",
+        "| zskt † | 97.00 ± 0.10 | 98.40 | 61 | 1,234 |",
         "| published: DAFL | 98.20 | | | |",
     ]
     assert mean_and_spread(row | {"accuracy_std": None}) == "98.12 (1 seed)"

@@ -30,6 +30,7 @@ from dreamstill.tasks.layers import entering_quantized, weights_in
 from dreamstill.tasks.packed import load_packed
 from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec, build
+from dreamstill.terminal import print_chain
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
 LINKS: list[dict[str, Any]] = [
@@ -252,28 +253,15 @@ def test_links_that_are_not_finished_may_be_others_on_resuming(
         run_chain(folder, read_chain(plain | {"link": other}), resume=True)
 
 
-class CallsAFunction:
-    """Its pickle calls a function of the package, and that any of any module."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return build, ("os:getpid",)
-
-
-def test_a_link_of_foreign_classes_is_not_read(plain: dict[str, object], tmp_path: Path) -> None:
+def test_a_folder_is_of_one_chain(plain: dict[str, object], tmp_path: Path) -> None:
     plain["link"] = LINKS[:1]
-    chain, folder = read_chain(plain), tmp_path / "run"
-    run_chain(folder, chain)
-    torch.save(Path("x"), folder / "links" / "1-prune.pt")
-    with pytest.raises(RunError, match="which is neither ours nor of a named factory"):
-        run_chain(folder, chain, resume=True)
-    torch.save(CallsAFunction(), folder / "links" / "1-prune.pt")
-    with pytest.raises(RunError, match=r"calls dreamstill\.teacher\.build, which no network"):
-        run_chain(folder, chain, resume=True)
+    folder = tmp_path / "run"
+    run_chain(folder, read_chain(plain))
     again = r"started with another num_images; .* used again: --images .*images\.npz"
     with pytest.raises(RunError, match=again):
         run_chain(folder, read_chain(plain | {"num_images": 65}), resume=True)
     with pytest.raises(RunError, match="is not empty"):
-        run_chain(folder, chain)
+        run_chain(folder, read_chain(plain))
 
 
 def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
@@ -540,15 +528,16 @@ def test_a_mistake_in_the_first_link_leaves_nothing_but_images(
         images = tmp_path / "images.npz"
         np.savez(images, x=np.zeros((16, 1, 8, 8), np.uint8))
         plain = {k: v for k, v in plain.items() if k != "num_images"} | {"images": str(images)}
+    link = {"task": "prune", "target": "latency", "keep": 1e-5}  # which only measuring can tell
     with pytest.raises(DreamstillError):
-        run_chain(tmp_path / "run", read_chain(plain | {"link": [{"task": "prune", "keep": 1e-5}]}))
+        run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
     assert (tmp_path / "run" / "images.npz").exists() != given
 
 
 def test_an_int8_file_is_compared_with_the_teacher(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    cut = {"task": "prune", "keep": 0.3, "rounds": 1, "finetune": TUNE | {"steps": 0}}
+    cut = {"task": "prune", "keep": 0.4, "rounds": 1, "finetune": TUNE | {"steps": 0}}
     chain = read_chain(plain | {"link": [cut, {"task": "int8"}]})
     pruned, int8 = run_chain(tmp_path / "run", chain)["links"]
     assert pruned["agreement"] < 0.9
@@ -567,12 +556,90 @@ def test_a_chain_says_when_its_teacher_or_images_have_changed(
         run_chain(tmp_path / "run", chain, resume=True)
 
 
+def test_rows_are_compared_in_one_runtime_and_file_beside_file(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = LINKS[0] | {"finetune": TUNE | {"steps": 0}}
+    quantize = {"task": "quantize", "weight_bits": 4}
+    plain["link"] = [cut, quantize, {"task": "int8"}, LINKS[2]]
+    summary = run_chain(tmp_path / "run", read_chain(plain))
+    whole, (pruned, quantized, int8, packed) = summary["teacher"], summary["links"]
+    assert summary["runtime"] == "onnxruntime"
+    for record in (whole, pruned, int8, packed):
+        assert record["latency_ms"]["runtime"] == "onnxruntime"
+        assert record["bytes"] == record["file_bytes"]
+        assert record["smaller"] == whole["file_bytes"] / record["file_bytes"]
+    for name, record in (("teacher.onnx", whole), ("1-prune.onnx", pruned)):
+        assert (tmp_path / "run" / "links" / name).stat().st_size == record["bytes"]
+    assert "latency_ms" not in quantized  # it would be the simulation's
+    assert quantized["bytes"] == quantized["weight_bytes"]
+    assert quantized["smaller"] == whole["weight_bytes"] / quantized["weight_bytes"]
+    page = write_chain_report(tmp_path / "run").read_text()
+    assert "latency in onnxruntime, ms" in page
+    print_chain(summary, tmp_path / "run")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "onnxruntime" in shown
+    assert "* of the weights: there is no file" in shown
+
+
+def test_floats_are_timed_in_the_format_of_the_int8_file(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    chain = read_chain(plain | {"link": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
+    summary = run_chain(tmp_path / "run", chain)
+    assert summary["runtime"] == "PyTorch's torch.export"
+    for record in (summary["teacher"], summary["links"][0]):
+        assert record["latency_ms"]["runtime"] == summary["runtime"]
+    assert (tmp_path / "run" / "links" / "teacher.pt2").is_file()
+
+
+def test_a_chain_says_which_classes_no_image_has(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(tmp_path / "teacher.safetensors")
+    state = load_file(weights)
+    state["head.bias"][[0, 3]] -= 100
+    save_file(state, weights)
+    np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.full(8, 4))
+    np.savez(tmp_path / "mine.npz", x=np.zeros((16, 1, 8, 8), np.uint8))
+    few = ["--num-images", "64"]
+    for command, wanted in (
+        (["merge", *few], "none of the 64 synthetic images classes 0, 3: nothing here teaches"),
+        (["merge", "--images", str(tmp_path / "mine.npz")], "100.0% of the 16 images class"),
+        (
+            ["continual", "--new", str(tmp_path / "new.npz"), "--continual.steps", "1", *few],
+            "none of the 64 synthetic images classes 0, 3: nothing here teaches",
+        ),
+    ):
+        out = tmp_path / f"{command[0]} of {command[2][-8:]}"
+        assert cli.main([*command, "--teacher.weights", weights, "--out", str(out)]) == 0
+        lines = [li for li in capsys.readouterr().err.splitlines() if "warning" in li]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"dreamstill: warning: the teacher gives {wanted}")
+        (text,) = json.loads((out / "summary.json").read_text())["warnings"]
+        assert lines[0].endswith(text)
+        assert f"{text}." in (out / "report.html").read_text()
+
+
+def test_a_link_that_was_trained_in_vain_says_so(
+    plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain["link"] = [{"task": "merge", "remove": 0.0, "finetune": TUNE | {"lr": 50.0}}]
+    summary = run_chain(tmp_path / "run", read_chain(plain))
+    (text,) = summary["links"][0]["warnings"]
+    assert text.startswith("none of the 4 steps improved on the start, which was kept")
+    assert summary["links"][0]["agreement"] == 1
+    assert f"1. merge: {text}" in write_chain_report(tmp_path / "run").read_text()
+    print_chain(summary, tmp_path / "run")
+    assert f"merge: {text}" in capsys.readouterr().out
+
+
 class Moody(toys.SmallCnn):
     """What no exporter can write down."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = super().forward(x)
-        return logits if logits.sum().item() > 0 else 2 * logits
+        return logits if logits.sum().item() < 1e9 else 2 * logits
 
 
 def test_a_chain_that_cannot_be_exported_keeps_its_summary(
@@ -582,4 +649,10 @@ def test_a_chain_that_cannot_be_exported_keeps_its_summary(
     link = {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE}
     summary = run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
     assert "cannot export to .onnx" in summary["not_exported"]
+    assert summary["runtime"] == "PyTorch"
+    for record in (summary["teacher"], *summary["links"]):
+        assert record["latency_ms"]["runtime"] == "PyTorch"
+    assert summary["links"][0]["smaller"] is None  # a file beside weights
+    write_chain_report(tmp_path / "run")
+    print_chain(summary, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

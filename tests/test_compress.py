@@ -1,5 +1,6 @@
 """Folding, merging, factorizing, pruning and packing, against answers known by hand."""
 
+import base64
 import copy
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,18 +13,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dreamstill
 import toys
 from dreamstill.errors import DataError, ExportError, SettingsError, TeacherError
-from dreamstill.evaluate import count_macs
+from dreamstill.evaluate import accuracy, count_macs, predict
+from dreamstill.images import load_images
 from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.nets.resnet_cifar import resnet20
 from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.pool import Pool
+from dreamstill.run import TeacherFile, open_from
+from dreamstill.sources import draw_images
+from dreamstill.synthesis.contract import Batch
+from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolution
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
-from dreamstill.tasks.merge import MergeSettings, merge, merge_order
+from dreamstill.tasks.merge import MergeSettings, filter_partners, merge, merge_order
 from dreamstill.tasks.pack import PackSettings, codebook_of, lamp_masks, pack
 from dreamstill.tasks.packed import from_gaps, gaps_of, load_packed, save_packed
 from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
@@ -156,6 +163,69 @@ def test_a_filter_that_is_a_multiple_of_another_goes_into_it() -> None:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
+def test_opposite_filters_are_cut_not_merged(*, batch_norm: bool) -> None:
+    with seeded(rng()):
+        first, last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)
+        norm = nn.BatchNorm2d(4).eval() if batch_norm else nn.Identity()
+    with torch.no_grad():
+        assert first.bias is not None
+        first.weight.abs_()  # 0 and 1 are alike, and 2 and 3 like neither
+        first.bias.abs_()
+        first.weight[2:] = -0.9 * first.weight[:2]
+        first.bias[2:] = -0.9 * first.bias[:2]
+    model = nn.Sequential(first, norm, nn.ReLU(), last)
+    merged, (record,) = merge(model, SPEC, MergeSettings(remove=0.5))
+    cut, _ = merge(model, SPEC, MergeSettings(remove=0.5, compensate=False))
+    assert record.after == 2
+    for mine, other in zip(merged.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    forced, _ = merge(model, SPEC, MergeSettings(remove=0.5, threshold=-1))
+    assert not torch.allclose(weight(forced, "3"), weight(cut, "3"))
+
+
+def test_a_filter_goes_into_the_most_similar_above_the_threshold() -> None:
+    angles = torch.tensor([0.0, 0.5, 1.5]) * torch.pi / 3  # cosines of the last: 0, 0.5
+    rows = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[2.0], [2.0], [1.0]])
+
+    def partners(threshold: float) -> list[tuple[int, int, float]]:
+        settings = MergeSettings(threshold=threshold)
+        return filter_partners(rows, torch.zeros(3), 1, settings, batch_norm=False)
+
+    ((kept, removed, factor),) = partners(0.49)
+    assert (kept, removed) == (1, 2)
+    assert factor == pytest.approx(0.5)
+    assert partners(0.51) == [(1, 2, 0.0)]
+
+
+def test_behind_batch_norm_the_distance_of_biases_counts_too() -> None:
+    rows = torch.tensor([[2.0, 0.0], [2.0, 0.4], [1.0, 0.0]])
+    bias = torch.tensor([5.0, 1.0, 0.5])  # the last is half of the second, by its bias
+
+    def partner(share: float, *, batch_norm: bool = True) -> int:
+        settings = MergeSettings(cosine_share=share)
+        ((kept, removed, factor),) = filter_partners(rows, bias, 1, settings, batch_norm=batch_norm)
+        assert removed == 2
+        assert batch_norm is False or factor == pytest.approx(1 / rows[kept].norm().item())
+        return kept
+
+    assert [partner(share) for share in (1.0, 0.85, 0.0)] == [0, 1, 1]
+    assert partner(0.85, batch_norm=False) == 1  # (2, 0.4, 1) is more like (1, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold must be in \[-1, 1\]; got 1.5"),
+        ({"cosine_share": -0.1}, r"cosine_share must be in \[0, 1\]; got -0.1"),
+        ({"threshold": 0.3, "compensate": False}, "threshold 0.3 has no effect with compensate"),
+    ],
+)
+def test_settings_of_partners_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        MergeSettings(**settings)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
 def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> None:
     model, drawn = lenet(batch_norm=batch_norm), images(512)
     unseen = SPEC.encode(drawn[-100:])
@@ -173,8 +243,9 @@ def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> Non
 def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(TeacherError, match="nothing to merge"):
         merge(Residual(), SPEC, MergeSettings())
+    color = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
     with pytest.raises(SettingsError, match=r"narrower; known: stem\.0, top\.0$"):
-        merge(toys.MobileNet(nn.ReLU), SPEC, MergeSettings(layers=("block.3",)))  # depthwise
+        merge(toys.MobileNet(nn.ReLU), color, MergeSettings(layers=("block.3",)))  # depthwise
     with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
         merge(lenet(), SPEC, MergeSettings(layers=("classifier.2",)))
     with pytest.raises(SettingsError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
@@ -402,17 +473,8 @@ def test_a_network_that_cannot_be_cut_is_named() -> None:
     with seeded(rng()):
         teacher = open_teacher(Columns(), SPEC)
     with pytest.raises(
-        TeacherError, match=r"Columns does not run with channels cut: .*mat1 and mat2"
+        TeacherError, match=r"no layer of Columns can lose channels: columns, rows left whole: "
     ):
-        prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
-
-
-def test_what_the_pruning_library_cannot_follow_is_named() -> None:
-    doubled = nn.Conv2d(16, 32, 3, groups=16)  # two outputs for each input
-    layers = (nn.Conv2d(1, 16, 3), doubled, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
-    with seeded(rng()):
-        teacher = open_teacher(nn.Sequential(*layers), SPEC)
-    with pytest.raises(TeacherError, match=r"Sequential does not run with channels cut: "):
         prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
 
 
@@ -578,6 +640,61 @@ def test_finetuning_repairs_and_needs_images() -> None:
         finetune(teacher, student, pictures, quick(fresh_every=2), rng=rng())
 
 
+def test_a_network_that_training_ruins_is_returned_as_it_started(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assets = Path(dreamstill.__file__).parent / "assets"
+    teacher = open_from(TeacherFile(weights=str(assets / "lenet5_mnist.safetensors")))
+    x, y = load_images(assets / "digits.npz", teacher.spec, 10)
+    shown, _ = draw_images(teacher, "structured_noise", toys.structured(), 600, seed=0)
+    student = copy.deepcopy(teacher.module).requires_grad_(True)
+    assert accuracy(predict(student, teacher.spec, x), y) == pytest.approx(0.9905)
+    ends: list[Progress] = []
+    tuned = finetune(
+        teacher, student, shown, quick(steps=100, lr=0.3), rng=rng(), on_progress=ends.append
+    )
+    assert accuracy(predict(tuned, teacher.spec, x), y) >= 0.98
+    assert ends[-1].record["chosen_at_step"] == 0
+    (record,) = [r for r in caplog.records if r.name.startswith("dreamstill")]
+    assert record.getMessage().startswith("none of the 100 steps improved on the start")
+
+
+def test_a_random_student_is_not_judged_at_its_start() -> None:
+    ends: list[Progress] = []
+    teacher, student = toys.quadrant_teacher(), toys.student()
+    finetune(
+        teacher,
+        student,
+        images(40, (1, 8, 8)),
+        quick(lr=1.0),
+        rng=rng(),
+        pretrained=False,
+        on_progress=ends.append,
+    )
+    assert ends[-1].record["chosen_at_step"] == 5
+
+
+def test_fine_tuning_writes_no_image_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    monkeypatch.chdir(tmp_path)
+    student = copy.deepcopy(toys.quadrant_teacher().module).requires_grad_(True)
+    finetune(toys.quadrant_teacher(), student, images(40, (1, 8, 8)), quick(), rng=rng())
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_in_memory_are_replayed_as_a_pool_of_them_is(tmp_path: Path) -> None:
+    pictures = images(40, (1, 8, 8))
+    pool, memory = Pool(tmp_path, toys.SPEC, 50), Pool(None, toys.SPEC, 50)
+    for part in (pictures[:30], pictures[30:]):
+        for store in (pool, memory):
+            store.add(Batch(toys.SPEC.encode(part), torch.empty(0)))
+    assert memory.added == pool.added == 40
+    assert torch.equal(memory.images(35), pool.images(35))
+    assert torch.equal(memory.sample(9, rng()), pool.sample(9, rng()))
+
+
 def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
     teacher, student = toys.quadrant_teacher(), toys.quadrant_teacher().module
     seen: list[Tensor] = []
@@ -587,7 +704,8 @@ def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
         lambda module, inputs: seen.append(inputs[0]) if module.training else None
     )
     finetune(teacher, student, images(40, (1, 8, 8)), quick(pool=3, steps=9), rng=rng())
-    assert len(torch.cat(seen).unique(dim=0)) == 3
+    trained_on = [batch for batch in seen if len(batch) == quick().batch_size]
+    assert len(torch.cat(trained_on).unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize("freeze", [True, False])
@@ -734,7 +852,9 @@ def test_taylor_removes_the_channel_that_does_nothing() -> None:
     with torch.no_grad():
         weight(model, "features.3")[:, 2] = 0
     teacher = open_teacher(model, SPEC)
-    settings = PruneSettings(keep=0.95, rounds=1, importance=Importance.TAYLOR, finetune=None)
+    settings = PruneSettings(
+        keep=0.95, rounds=1, importance=Importance.TAYLOR, reconstruct=0, finetune=None
+    )
     pruned, _ = prune(teacher, images(64), settings, rng=rng())
     kept, whole = weight(pruned, "features.0"), weight(model, "features.0")
     same = (kept[:, None] == whole).flatten(2).all(2)  # not fine-tuned: the weights as they were
@@ -802,6 +922,57 @@ def test_a_packed_file_decodes_exactly_and_counts_all_of_it(tmp_path: Path) -> N
     assert kept <= 0.105
     assert max(len(w.unique()) for w in weights) <= 2**5
     assert size < sum(v.numel() * 4 for v in state.values()) / 15
+
+
+def test_packed_numbers_keep_their_dtype(tmp_path: Path) -> None:
+    model, path = packed(open_teacher(lenet(batch_norm=True), SPEC)), tmp_path / "net.packed"
+    buffers = {
+        "steps": torch.tensor([2**24 + 1, -(2**62) - 1]),
+        "places": torch.arange(6, dtype=torch.int32).view(2, 3).T,
+        "bytes": torch.tensor([0, 255], dtype=torch.uint8),
+        "flags": torch.tensor([True, False]),
+        "doubles": torch.tensor([1 / 3], dtype=torch.float64),
+        "halves": torch.tensor([1 / 3], dtype=torch.bfloat16),
+        "waves": torch.tensor([1 + 2j]),
+        "none": torch.zeros(0, 3, dtype=torch.int64),
+    }
+    for name, value in buffers.items():
+        model.register_buffer(name, value)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.num_batches_tracked is not None
+            part.num_batches_tracked.fill_(2**24 + 1)
+    save_packed(model, path)
+    state, _ = load_packed(path)
+    assert state["features.1.num_batches_tracked"].equal(torch.tensor(2**24 + 1))
+    for name, value in buffers.items():
+        assert state[name].dtype == value.dtype
+        assert state[name].equal(value)
+
+
+def test_weights_of_another_dtype_are_packed_as_they_are(tmp_path: Path) -> None:
+    model = packed(open_teacher(lenet(), SPEC)).to(torch.bfloat16)
+    save_packed(model, tmp_path / "net.packed")
+    state, _ = load_packed(tmp_path / "net.packed")
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+
+
+def test_files_whose_numbers_all_are_float32_are_read(tmp_path: Path) -> None:
+    """Linear(4, 2) and BatchNorm1d(2), written by the first release."""
+    path = tmp_path / "old.packed"
+    path.write_bytes(
+        base64.b64decode(
+            "RFNQQUNLMQq6AAAANAAAAHjanZHNCsJADITfZc5B6Coe9lXKUmK7tos2lu1WkbLvbvTgH4LoLUzmy4RkRs2xgZ0R"
+            "ZJgSbFmQIeMyYew4em2VM4R7D4ticfKh7RJuzUGl0tDKEbykGPwIawgy9bBLQn1orkqpAwtHaiycOlse3sWs8rDn"
+            "IK9Rm8Djc5C6mnS+1tjuD5yWBpnufvNhtW/ErwlxEgnSVr1n+Yc7cvwF00NWG05158cqRa53+owH/kQHSesVsssX"
+            "F52QlwAAgL8AAAA/AACAPgAAgL4AAIA/AACAPwAAAAAAAAAAAAAAAAAAAAAAAIA/AACAPwAA4ECk"
+        )
+    )
+    state, card = load_packed(path)
+    assert card == {"input": [1, 2, 2]}
+    assert state["1.weight"].tolist() == [[0, 0.5, 0, -1], [0, 0, 0.5, 0]]
+    assert state["1.bias"].tolist() == [0.25, -0.25]
+    assert state["2.num_batches_tracked"].equal(torch.tensor(7))
 
 
 def test_files_that_are_not_packed_networks_are_named(tmp_path: Path) -> None:

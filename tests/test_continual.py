@@ -13,6 +13,7 @@ from dreamstill.tasks.continual import (
     Recipe,
     _abd_loss,
     _class_weights,
+    _feature_distillation,
     grow,
     learn,
 )
@@ -97,20 +98,40 @@ def test_abd_keeps_features_where_the_old_head_looks(old: Teacher) -> None:
     assert moved[1] < 0.2 * moved[0]
 
 
-def test_abd_weighs_classes_by_how_rare_they_are(old: Teacher) -> None:
-    dreams, new = bars(torch.arange(300) % 3), 3 + torch.arange(200) % 2
-    weights = _class_weights(old, dreams, new)
-    # a third of the dreams each, half of the new images each; their mean is 0.4
-    torch.testing.assert_close(weights, torch.tensor([1.2, 1.2, 1.2, 0.8, 0.8]), atol=0.05, rtol=0)
+def abd_loss(teacher: Teacher, student: Teacher, images: Tensor, keep: float) -> Tensor:
+    """Of five new images, of classes 3 and 4, then old ones."""
+    return _abd_loss(student, teacher, images, 3 + torch.arange(5) % 2, keep)
+
+
+def test_abd_keeps_features_by_the_mean_over_old_classes(old: Teacher) -> None:
+    images = SPEC.encode(bars(torch.arange(12) % 5))
+    student = trained(old, steps=20)
+    change = student.with_features(images)[1] - old.with_features(images)[1]
+    change = change @ old.last_linear.weight.T
+    kept = abd_loss(old, student, images, 3.0) - abd_loss(old, student, images, 0.0)
+    torch.testing.assert_close(kept, 3.0 * 0.1 * change.pow(2).mean())
+
+
+def test_abd_keeps_features_alike_however_many_old_classes_there_are(old: Teacher) -> None:
+    change, head = torch.randn(7, 32, generator=rng()), old.last_linear.weight
+    kept = _feature_distillation(change, head)
+    torch.testing.assert_close(_feature_distillation(change, head.repeat(4, 1)), kept)
+
+
+@pytest.mark.parametrize("shown", [[0], [0, 1, 2], [1, 1, 1, 1, 2]])
+def test_abd_weighs_old_and_new_classes_as_their_shares_whatever_is_drawn(
+    old: Teacher, shown: list[int]
+) -> None:
+    torch.testing.assert_close(_class_weights(3, 5), torch.tensor([0.6, 0.6, 0.6, 0.4, 0.4]))
     student = open_teacher(grow(old, 5, rng()), SPEC)
-    both = SPEC.encode(torch.cat([bars(new[:4]), dreams[:3]]))
-    settings = ContinualSettings()
-    logits = student(both)
-    # features have not moved yet; with no weight on new classes only the dreams are left of (2)
-    loss = _abd_loss(student, old, both, new[:4], settings, torch.tensor([1.0, 1, 1, 0, 0]))
-    local = F.cross_entropy(logits[:4, 3:], new[:4] - 3)
-    overall = F.cross_entropy(logits[4:], old(both[4:]).argmax(1))
-    torch.testing.assert_close(loss, local + overall)
+    dreams = bars(torch.tensor(shown))
+    both = SPEC.encode(torch.cat([bars(3 + torch.arange(5) % 2), dreams]))
+    new, logits = 3 + torch.arange(5) % 2, student(both)
+    local = 0.4 * F.cross_entropy(logits[:5, 3:], new - 3)
+    each = F.cross_entropy(logits, torch.cat([new, old(both[5:]).argmax(1)]), reduction="none")
+    overall = (0.4 * each[:5].sum() + 0.6 * each[5:].sum()) / len(both)
+    # features have not moved yet: nothing is to be kept
+    torch.testing.assert_close(abd_loss(old, student, both, 1.0), local + overall)
 
 
 def test_growing_keeps_the_old_answers(old: Teacher) -> None:

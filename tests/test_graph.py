@@ -1,5 +1,7 @@
 """What a graph says of layers that feed one another, and what it must not say."""
 
+import copy
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
+from dreamstill.errors import TeacherError
+from dreamstill.evaluate import check_same_function
 from dreamstill.nets.seeded import seeded
 from dreamstill.tasks.equalize import equalize
 from dreamstill.tasks.graph import (
@@ -111,7 +115,7 @@ def test_every_way_to_flatten_leads_on(name: str) -> None:
     found = pairs(trace(model))
     assert [(p.first, p.second, p.positions) for p in found] == [("c", "fc", 16), ("fc", "out", 1)]
     x = torch.randn(5, 1, 8, 8, generator=rng())
-    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(equalize(model, toys.SPEC).model(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 STRANGE = {
@@ -134,7 +138,7 @@ STRANGE = {
 def test_equalization_leaves_what_it_cannot_follow(name: str) -> None:
     model, x = STRANGE[name], torch.randn(5, 1, 8, 8, generator=rng())
     assert "a" not in {pair.first for pair in pairs(trace(model))}
-    torch.testing.assert_close(equalize(model).model(x), model(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(equalize(model, toys.SPEC).model(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 MOBILE_PAIRS = [
@@ -189,7 +193,7 @@ def test_groups_are_equalized_channel_by_channel(groups: tuple[int, int]) -> Non
     )
     weight(model, "a").data.mul_(torch.logspace(-2, 2, 8).view(-1, 1, 1, 1))
     x = torch.randn(5, 1, 8, 8, generator=rng())
-    equalized = equalize(model, iterations=100).model
+    equalized = equalize(model, toys.SPEC, iterations=100).model
     torch.testing.assert_close(equalized(x), model(x), atol=1e-4, rtol=1e-4)
     first, second = (weight(equalized, name) for name in ("a", "b"))
     # one group after the other: (outputs, channels of the group, ...) each
@@ -209,3 +213,84 @@ def test_layers_inside_torchs_attention_are_not_plain() -> None:
     model = nn.Sequential(nn.Linear(8, 8), layer, nn.ModuleList([nn.Linear(8, 3)]))
     assert list(plain_layers(model)) == ["0", "2.0"]
     assert list(plain_layers(nn.Linear(8, 3))) == [""]
+
+
+def doubled(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return 2 * output - 1
+
+
+def halved_first(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (args[0] / 2 + 1,)
+
+
+def shifted(layer: nn.Module, x: Tensor) -> Tensor:
+    output: Tensor = type(layer).forward(layer, x) + 1
+    return output
+
+
+def own_forward(layer: nn.Module) -> None:
+    layer.forward = types.MethodType(shifted, layer)
+
+
+HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "after": lambda layer: layer.register_forward_hook(doubled),
+    "before": lambda layer: layer.register_forward_pre_hook(halved_first),
+    "own forward": own_forward,
+}
+
+
+def hooked(way: str, *names: str) -> Net:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.n1(m.c1(x)))
+        x = m.pool(F.relu(m.n2(m.c2(x))))
+        logits: Tensor = m.fc(x.flatten(1))
+        return logits
+
+    model = net(
+        run,
+        c1=convolution,
+        n1=lambda: nn.BatchNorm2d(8),
+        c2=inner,
+        n2=lambda: nn.BatchNorm2d(8),
+        pool=lambda: nn.AdaptiveAvgPool2d(1),
+        fc=lambda: nn.Linear(8, 4),
+    )
+    for name in names:
+        HOOKS[way](model.get_submodule(name))
+    return model
+
+
+@pytest.mark.parametrize("way", HOOKS)
+@pytest.mark.parametrize("name", ["c1", "n1", "c2", "n2", "pool", "fc"])
+def test_what_a_hook_does_is_part_of_the_network(way: str, name: str) -> None:
+    model = hooked(way, name)
+    x = torch.randn(4, 1, 8, 8)
+    wanted = model(x)
+    torch.testing.assert_close(fold_batch_norm(model, toys.SPEC)(x), wanted)
+    found = {(pair.first, pair.second) for pair in pairs(trace(fold_batch_norm(model)))}
+    assert not any(name in pair for pair in found)
+    assert name not in plain_layers(model)
+    torch.testing.assert_close(equalize(model, toys.SPEC, absorb=False).model(x), wanted)
+
+
+def test_a_layer_whose_weight_the_code_reads_is_not_folded() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.n1(m.c1(x)) + F.conv2d(x, m.c1.weight, padding=1)
+        return x.mean((2, 3))
+
+    model = net(run, c1=convolution, n1=lambda: nn.BatchNorm2d(8))
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(fold_batch_norm(model, toys.SPEC)(x), model(x))
+
+
+def test_a_change_that_does_not_keep_the_function_is_refused() -> None:
+    before = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    after = copy.deepcopy(before)
+    check_same_function(before, after, toys.SPEC, "nothing")
+    with torch.no_grad():
+        after.get_submodule("1").get_parameter("weight").mul_(1.1)
+    with pytest.raises(TeacherError, match="scaling changes the answers of Sequential by"):
+        check_same_function(before, after, toys.SPEC, "scaling")
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(63, 4))
+    with pytest.raises(TeacherError, match="Sequential does not run after cutting: mat1"):
+        check_same_function(before, broken, toys.SPEC, "cutting")

@@ -45,6 +45,26 @@ def test_kl_is_forward() -> None:
     assert kl_divergence(student, teacher).item() == pytest.approx(math.log(2))
 
 
+def test_attention_is_the_same_for_maps_of_the_other_sign() -> None:
+    student = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    teacher = torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(1))
+    assert features.attention(student, teacher) > 0
+    assert features.attention(student, teacher) == features.attention(-student, teacher)
+    assert features.attention(student, teacher) == features.attention(student, -teacher)
+    # of squares 1 and 4 in the one map and equal ones in the other
+    ours, wanted = torch.tensor([[[[-1.0, 2.0]]]]), torch.tensor([[[[3.0, -3.0]]]])
+    first, other = torch.tensor([1.0, 4.0]) / 17**0.5, torch.tensor([1.0, 1.0]) / 2**0.5
+    expected = (first - other).pow(2).mean().item()
+    assert features.attention(ours, wanted).item() == pytest.approx(expected)
+
+
+def test_mimic_is_its_papers_loss_over_the_number_of_features() -> None:
+    student = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    teacher = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    paper = (student - teacher).flatten(1).pow(2).sum(1).mean() / 2
+    assert 75 * features.mimic(student, teacher).item() == pytest.approx(paper.item())
+
+
 def test_l1_is_the_mean_over_all_logits() -> None:
     assert l1(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 1.0]])).item() == 2.0
 

@@ -3,31 +3,38 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.resources import as_file, files
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.evaluate import agreement, predict
+from dreamstill.images import load_images
 from dreamstill.nets.lenet import lenet5, lenet5_bn
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
 from dreamstill.probe import Probe
+from dreamstill.run import TeacherFile, open_from
 from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.equalize import Moments, equalize, expected_inputs, relu_moments
-from dreamstill.tasks.graph import fold_batch_norm
+from dreamstill.tasks.equalize import equalize, expected_inputs
+from dreamstill.tasks.graph import fold_batch_norm, replace_module
 from dreamstill.tasks.layers import entering_quantized
+from dreamstill.tasks.moments import Moments, relu_moments, window_sizes
 from dreamstill.tasks.quantize import (
     Calibration,
     QuantizeSettings,
+    observed_ranges,
     quantize,
     quantize_without_inputs,
 )
 from dreamstill.tasks.quantized import (
     QuantizedLayer,
     best_step,
+    check_plain,
     fake_quantize,
     quantized_bytes,
 )
@@ -35,6 +42,7 @@ from dreamstill.tasks.sensitivity import mixed_bits
 from dreamstill.teacher import InputSpec, Teacher, open_teacher
 
 GREY = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
+SMALL = InputSpec(shape=(1, 4, 4), mean=(0.5,), std=(0.25,))
 COLOR = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
@@ -109,14 +117,13 @@ def test_a_batch_norm_that_cannot_be_folded_says_what_it_puts_out() -> None:
         norm.bias.fill_(2.0)
         norm.weight.fill_(0.5)
     model = following(nn.ReLU(), norm).eval()
-    moments = expected_inputs(equalize(model), GREY)["4"]
+    moments = expected_inputs(equalize(model, GREY), GREY)["4"]
     torch.testing.assert_close(moments.mean, torch.full_like(moments.mean, 2.0))
     torch.testing.assert_close(moments.variance, torch.full_like(moments.mean, 0.25))
 
 
-@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
-def test_plain_batch_norms_are_quantized_too(options: dict[str, bool]) -> None:
-    teacher = open_teacher(following(nn.BatchNorm2d(4, **options), nn.ReLU()), GREY)
+def test_plain_batch_norms_are_quantized_too() -> None:
+    teacher = open_teacher(following(nn.BatchNorm2d(4, affine=False), nn.ReLU()), GREY)
     for model in (
         quantize_without_inputs(teacher, QuantizeSettings()),
         quantize(teacher, images(teacher), QuantizeSettings(), rng=rng()),
@@ -146,9 +153,10 @@ def test_moments_are_followed_through_chunks_and_concatenation() -> None:
     with torch.no_grad():
         model.norm.bias.copy_(torch.arange(4.0))
         model.norm.weight.copy_(torch.arange(1.0, 5.0))
-    moments = expected_inputs(equalize(model), GREY)["last"]
+    moments = expected_inputs(equalize(model, GREY), GREY)["last"]
     torch.testing.assert_close(moments.mean, torch.tensor([[2.0, 3.0, 0.0, 1.0]]))
-    torch.testing.assert_close(moments.variance, torch.tensor([[9.0, 16.0, 1.0, 4.0]]))
+    of_one = torch.tensor([[9.0, 16.0, 1.0, 4.0]])
+    torch.testing.assert_close(moments.variance, of_one * (26 * 26) ** (-2 / 3))
 
 
 def test_what_cannot_be_known_without_inputs_is_named() -> None:
@@ -167,6 +175,38 @@ def test_bytes_count_what_stays_as_it_was() -> None:
     assert quantized_bytes(quantized) == without + 4 * rest
 
 
+def test_taking_low_bits_out_keeps_what_the_weights_compute() -> None:
+    teacher = lenet()
+    quantized = quantize(teacher, images(teacher), QuantizeSettings(weight_bits=3), rng=rng())
+    plain = copy.deepcopy(quantized)
+    for name, layer in quantized.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            replace_module(plain, name, layer.plain())
+    check_plain(quantized, plain, GREY)
+    plain.get_submodule("classifier.0").register_forward_hook(lambda m, x, output: 2 * output)
+    with pytest.raises(TeacherError, match=r"^taking the simulation of low bits out changes the"):
+        check_plain(quantized, plain, GREY)
+
+
+class ReadsItsWeight(nn.Module):
+    """Beside calling its second layer it reads that layer's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.second(self.first(x).relu()) + self.second.weight.sum()
+        return self.last(maps.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_layer_whose_weight_the_code_reads_is_not_equalized() -> None:
+    with seeded(rng()):
+        model = ReadsItsWeight().eval()
+    x = torch.randn(4, 1, 28, 28, generator=rng())
+    torch.testing.assert_close(equalize(model, GREY).model(x), model(x))
+
+
 EVENED = {
     lenet: ("features.0", "features.4"),
     resnet: ("layer1.0.conv1", "layer1.0.conv2"),
@@ -177,7 +217,7 @@ EVENED = {
 @pytest.mark.parametrize("make", EVENED)
 def test_equalization_keeps_the_function_and_evens_the_ranges(make) -> None:  # type: ignore[no-untyped-def]
     teacher = make()
-    equalized = equalize(teacher.module, absorb=False)
+    equalized = equalize(teacher.module, teacher.spec, absorb=False)
     x = torch.randn(32, *teacher.spec.shape, generator=rng())
     torch.testing.assert_close(equalized.model(x), teacher(x), atol=1e-4, rtol=1e-4)
     first, second = (weight(equalized.model, name) for name in EVENED[make])
@@ -190,7 +230,7 @@ def test_equalization_past_relu6_keeps_the_function_with_relu() -> None:
     free.module.load_state_dict(clipped.module.state_dict())
     x = 3 * torch.randn(32, *COLOR.shape, generator=rng())
     assert not torch.allclose(clipped(x), free(x), atol=0.05)
-    equalized = equalize(clipped.module, absorb=False).model
+    equalized = equalize(clipped.module, COLOR, absorb=False).model
     torch.testing.assert_close(equalized(x), free(x), atol=1e-4, rtol=1e-4)
     assert any(isinstance(module, nn.ReLU6) for module in clipped.module.modules())
 
@@ -240,11 +280,11 @@ def test_absorbing_high_biases_only_cuts_a_tail() -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     with torch.no_grad():
         norm.bias.copy_(torch.tensor([10.0, 0.0, 10.0, 0.0]))
-    spec = InputSpec(shape=(1, 4, 4), mean=(0.5,), std=(0.25,))
-    teacher = trained(model, spec)
+    teacher = trained(model, SMALL)
     with torch.no_grad():
-        norm.bias.copy_(torch.tensor([10.0, 0.0, 10.0, 0.0]))
-    equalized = equalize(teacher.module)
+        bias = teacher.module.get_submodule("1").get_parameter("bias")
+        bias.copy_(torch.tensor([10.0, 0.0, 10.0, 0.0]))
+    equalized = equalize(teacher.module, teacher.spec)
     means = equalized.statistics["0"][0] / equalized.statistics["0"][1]
     torch.testing.assert_close(means, torch.tensor([3.0, 0.0, 3.0, 0.0]), atol=1e-3, rtol=0)
     x = torch.randn(500, 1, 4, 4, generator=rng())
@@ -269,7 +309,7 @@ def test_a_bias_is_not_absorbed_through_an_average_of_padding(
         nn.init.constant_(norm.bias, 6.0)
         layers = (nn.Conv2d(1, 4, 1), norm, nn.ReLU(), pool, nn.Flatten(), last)
         model = nn.Sequential(*layers).eval()
-    equalized = equalize(model)
+    equalized = equalize(model, SMALL)
     x = 0.3 * torch.randn(64, 1, 4, 4, generator=rng())
     torch.testing.assert_close(equalized.model(x), model(x), atol=1e-4, rtol=1e-3)
     means = equalized.statistics["0"][0] / equalized.statistics["0"][1]
@@ -282,7 +322,7 @@ def test_groups_absorb_what_they_see(groups: int) -> None:
         norm, second = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, groups=groups)
         nn.init.constant_(norm.bias, 6.0)
         model = nn.Sequential(nn.Conv2d(1, 4, 1), norm, nn.ReLU(), second).eval()
-    equalized = equalize(model)
+    equalized = equalize(model, SMALL)
     mean, std = equalized.statistics["0"]
     torch.testing.assert_close(mean, 3 * std)
     x = 0.3 * torch.randn(64, 1, 4, 4, generator=rng())
@@ -292,15 +332,17 @@ def test_groups_absorb_what_they_see(groups: int) -> None:
 @pytest.mark.parametrize("make", [lenet, resnet])
 def test_expected_inputs_are_near_the_measured_ones(make) -> None:  # type: ignore[no-untyped-def]
     teacher = make()
-    expected = expected_inputs(equalize(teacher.module, iterations=0, absorb=False), teacher.spec)
+    expected = expected_inputs(
+        equalize(teacher.module, teacher.spec, iterations=0, absorb=False), teacher.spec
+    )
     folded = fold_batch_norm(teacher.module)
     with Probe({name: folded.get_submodule(name) for name in expected}) as probe:
         folded(torch.randn(512, *teacher.spec.shape, generator=rng()))
     assert probe.inputs.keys() == expected.keys()
     for name, moments in expected.items():
+        if name == "classifier.2":
+            continue  # behind a layer without BatchNorm, which is expected to be a trained one
         seen = probe.inputs[name].mean(0, keepdim=True)
-        if name in ("features.4", "features.8"):
-            continue  # behind a max pool, whose mean is above that of what it pools
         error = (moments.mean.mean() - seen.mean()).abs()
         assert error < 0.3 * probe.inputs[name].std() + 0.05, name
 
@@ -312,9 +354,152 @@ def test_moments_pass_through_a_layer_by_its_weights() -> None:
         layer.bias.copy_(torch.tensor([0.5, 0.0]))
     model = nn.Sequential(nn.Flatten(), layer, nn.Linear(2, 1))
     spec = InputSpec(shape=(1, 1, 2), mean=(0.5,), std=(0.25,))  # N(0, 1) where the network looks
-    moments = expected_inputs(equalize(model, iterations=0), spec)["2"]
+    moments = expected_inputs(equalize(model, spec, iterations=0), spec)["2"]
     torch.testing.assert_close(moments.mean, torch.tensor([[0.5, 0.0]]))
-    torch.testing.assert_close(moments.variance, torch.tensor([[4.0, 10.0]]))
+    torch.testing.assert_close(
+        moments.variance, torch.tensor([[4.0, 10 ** (2 / 3) * 4 ** (2 / 3)]])
+    )
+
+
+def digits() -> Tensor:
+    with as_file(files("dreamstill") / "assets" / "digits.npz") as path:
+        return load_images(path, embedded().spec, 10)[0]
+
+
+def embedded() -> Teacher:
+    """The LeNet-5 without BatchNorm that comes with the package."""
+    with as_file(files("dreamstill") / "assets" / "lenet5_mnist.safetensors") as path:
+        return open_from(TeacherFile(weights=str(path)))
+
+
+class View(nn.Module):
+    """The LeNet of PyTorch's first tutorial, in grey, trained a little on the digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2 = nn.Linear(256, 84), nn.Linear(84, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.c1(x)), 2)
+        x = F.max_pool2d(F.relu(self.c2(x)), 2).view(-1, 16 * 4 * 4)
+        logits: Tensor = self.fc2(F.relu(self.fc1(x)))
+        return logits
+
+
+def view() -> Teacher:
+    source, shown = embedded(), digits()
+    named = predict(source.module, source.spec, shown).argmax(1)
+    with seeded(rng()):
+        model = View()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(150):
+            chosen = torch.randint(len(shown), (64,))
+            optimizer.zero_grad()
+            F.cross_entropy(model(source.spec.encode(shown[chosen])), named[chosen]).backward()
+            optimizer.step()
+    return open_teacher(model, source.spec)
+
+
+POOLS: list[Callable[[Tensor], Tensor]] = [
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d(2, dilation=2),
+    nn.MaxPool2d(4, ceil_mode=True),
+    nn.AdaptiveMaxPool2d(4),
+    nn.AdaptiveMaxPool2d((1, 2)),
+]
+BEHIND_MAX_POOL: dict[str, Callable[[Tensor], Tensor]] = {
+    "module": nn.MaxPool2d(2),
+    "function": lambda x: F.max_pool2d(x, 2),
+    "by keyword": lambda x: F.max_pool2d(input=x, kernel_size=2, stride=2),
+    "of torch": lambda x: torch.max_pool2d(x, [2, 2]),
+    "adaptive": nn.AdaptiveMaxPool2d(13),
+    "adaptive function": lambda x: F.adaptive_max_pool2d(x, 13),
+    "overlapping": lambda x: F.max_pool2d(x, 2, stride=1),
+}
+
+
+class Pooled(nn.Module):
+    """What enters `last` is the mean of a max pool of max(0, N(0, 1))."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.norm, self.pool = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), pool
+        self.last = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.pool(self.norm(self.first(x)).relu())
+        return self.last(maps.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class First(nn.Module):
+    """The first of several."""
+
+    def forward(self, several: tuple[Tensor, ...]) -> Tensor:
+        return several[0]
+
+
+def test_expected_ranges_without_batch_norm_hold_what_is_seen() -> None:
+    teacher = embedded()
+    equalized = equalize(teacher.module, teacher.spec)
+    expected = expected_inputs(equalized, teacher.spec)
+    seen = observed_ranges(equalized.model, teacher.spec, digits(), Calibration.MIN_MAX)
+    assert seen.keys() == expected.keys()
+    for name, (_, high) in seen.items():
+        assert 0.7 * high <= expected[name].high.max() <= 2 * high, name
+
+
+@pytest.mark.parametrize("make", [embedded, view])
+def test_eight_bits_without_inputs_are_as_good_as_calibrated(make: Callable[[], Teacher]) -> None:
+    teacher, shown, settings = make(), digits(), QuantizeSettings()
+    wanted = predict(teacher.module, teacher.spec, shown)
+    calibrated = quantize(teacher, shown, settings, rng=rng())
+    without = quantize_without_inputs(teacher, settings)
+    shares = [agreement(predict(m, teacher.spec, shown), wanted) for m in (without, calibrated)]
+    assert shares[0] >= shares[1] - 0.003
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_largest_of_a_window_is_expected_above_what_is_in_it(
+    pool: Callable[[Tensor], Tensor],
+) -> None:
+    """Of rectified normals that are independent, by hand and by Monte Carlo."""
+    drawn = pool((1.5 * torch.randn(20_000, 1, 6, 6, generator=rng()) - 0.5).relu())
+    ones = torch.ones(1, 1, 6, 6)
+    got = Moments.normal(-0.5 * ones, 2.25 * ones).relu().largest(pool)
+    torch.testing.assert_close(got.mean[0], drawn.mean(0), atol=0.04, rtol=0)
+    torch.testing.assert_close(got.variance[0], drawn.var(0), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("name", BEHIND_MAX_POOL)
+def test_max_pools_are_followed_however_they_are_called(name: str) -> None:
+    with seeded(rng()):
+        model = Pooled(BEHIND_MAX_POOL[name]).eval()
+    moments = expected_inputs(equalize(model, GREY), GREY)["last"]
+    # the integral of 1 - F(x)^4 for relu(N(0, 1)); of the map itself it is 0.399
+    torch.testing.assert_close(moments.mean, torch.full((1, 4), 1.043), atol=0.02, rtol=0)
+    assert (moments.high == 6).all()
+
+
+def test_an_average_varies_less_than_what_is_in_it() -> None:
+    ones = torch.ones(1, 2, 4, 4)
+    one = Moments.normal(3 * ones, 4 * ones)
+    pool = nn.AvgPool2d(2)
+    got = one.average(pool, window_sizes(pool, ones))
+    torch.testing.assert_close(got.mean, torch.full((1, 2, 2, 2), 3.0))
+    # a third of the way from 4 / 4, the variance of independent values, to 4
+    torch.testing.assert_close(got.variance, torch.full((1, 2, 2, 2), 4 ** (1 / 3)))
+    border = nn.AvgPool2d(3, 2, 1)
+    got = one.average(border, window_sizes(border, ones))
+    assert got.mean[0, 0, 0, 0] == pytest.approx(3 * 4 / 9)  # 5 of 9 are padding
+    assert window_sizes(border, ones).tolist() == [[4, 6], [6, 9]]
+
+
+def test_a_max_pool_that_returns_indices_is_named() -> None:
+    teacher = open_teacher(following(nn.MaxPool2d(1, return_indices=True), First()), GREY)
+    with pytest.raises(TeacherError, match="a max pool that returns indices"):
+        quantize_without_inputs(teacher, QuantizeSettings())
 
 
 def test_eight_bits_without_inputs_are_as_good_on_pixels_as_given() -> None:
@@ -389,7 +574,7 @@ def test_correction_of_a_depthwise_layer_is_of_each_channel_alone() -> None:
     layer = quantize_without_inputs(teacher, settings).get_submodule("3")
     assert isinstance(layer, QuantizedLayer)
     error = (layer.quantized_weight() - layer.layer.weight).sum((1, 2, 3))
-    equalized = equalize(teacher.module)
+    equalized = equalize(teacher.module, teacher.spec)
     mean, _ = relu_moments(*equalized.statistics["0"])
     before = equalized.model.get_submodule("3").bias
     assert isinstance(before, Tensor)
@@ -414,7 +599,7 @@ def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibrat
     for settings in (low, replace(low, finetune=tuned)):
         model = quantize(teacher, shown, settings, rng=rng())
         errors.append((model(teacher.spec.encode(shown)) - wanted).abs().mean().item())
-    assert errors[1] < 0.8 * errors[0]
+    assert errors[1] < 0.85 * errors[0]
     assert teacher.fingerprint == fingerprint
     weights = sum(m.layer.weight.numel() for m in model.modules() if isinstance(m, QuantizedLayer))
     assert weights * 3 / 8 < quantized_bytes(model) < weights * 3 / 8 + 4 * 800
@@ -606,8 +791,9 @@ def test_what_is_seen_of_a_sorted_set_is_not_its_beginning() -> None:
 
 @pytest.mark.parametrize("make", [lenet, resnet])
 def test_a_network_keeps_its_mode(make: Callable[[], Teacher]) -> None:
-    network = copy.deepcopy(make().module).train()
-    equalize(network)
+    teacher = make()
+    network = copy.deepcopy(teacher.module).train()
+    equalize(network, teacher.spec)
     assert all(part.training for part in network.modules())
 
 
@@ -634,3 +820,21 @@ def test_a_weight_of_two_layers_is_counted_once() -> None:
     one, two = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
     two.weight = one.weight
     assert quantized_bytes(nn.Sequential(one, two)) == 4 * 64
+
+
+def test_code_that_reads_a_layers_weight_reads_it_on_its_grid() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(64, 64), nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner(x.flatten(1)).relu()
+            logits: Tensor = self.head(F.linear(x, self.inner.weight, self.inner.bias))
+            return logits
+
+    teacher = open_teacher(Tied(), toys.SPEC)
+    images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
+    quantized = quantize(teacher, images, QuantizeSettings(), rng=torch.Generator())
+    inputs = toys.SPEC.encode(images)
+    torch.testing.assert_close(quantized(inputs), teacher(inputs), atol=0.05, rtol=0.1)

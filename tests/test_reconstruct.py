@@ -158,5 +158,5 @@ def test_a_pruned_network_stays_nearer_to_the_whole(rounds: int) -> None:
     for num in (0, 500):
         settings = PruneSettings(keep=0.6, rounds=rounds, reconstruct=num, finetune=None)
         pruned, _ = prune(teacher, images[:500], settings, rng=rng())
-        errors.append((pruned(shown) - model(shown)).pow(2).mean())
+        errors.append((pruned(shown) - teacher(shown)).pow(2).mean())
     assert errors[1] < errors[0] / 3

@@ -114,6 +114,15 @@ def test_a_missing_measure_is_a_dash() -> None:
     assert cells["Parameters"] == ["61,706", "15,738", "3.9 x", "-"]
 
 
+def test_what_it_warned_of_comes_first(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    warned = {"warnings": ["the teacher gives none"], "chosen_at_step": 0, "steps": 900}
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | warned))
+    page = write_report(tmp_path).read_text()
+    assert page.index("the teacher gives none.") < page.index("Distilled without data")
+    assert "The student as it started was chosen" in page
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     make_run(tmp_path)
     assert len(read_log(tmp_path / "log.jsonl")) == 60

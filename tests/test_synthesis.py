@@ -1,15 +1,18 @@
 """What each method does beyond the contract, against answers known by hand."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import toys
 from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.nets.generators import Generator
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.abd import AbdSettings
@@ -230,8 +233,34 @@ def test_deepinversion_classes_take_turns() -> None:
 
 def test_half_the_resolution_is_one_value_for_four_pixels() -> None:
     images = torch.randn(2, 1, 8, 8, generator=rng())
-    pooled = halved(images)
-    assert torch.equal(pooled[:, :, ::2, ::2], pooled[:, :, 1::2, 1::2])
+    shown = F.interpolate(halved(images), (8, 8))
+    assert torch.equal(shown[:, :, ::2, ::2], shown[:, :, 1::2, 1::2])
+    torch.testing.assert_close(halved(shown), halved(images))
+    assert halved(images[..., :7]).shape[2:] == (4, 4)
+
+
+def test_priors_at_half_the_resolution_are_of_the_pooled_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the enlarged one TV would be 1.58 times as much and the l2 norm twice as much."""
+    settings = replace(IMAGENET, batch_size=2, steps=1, low_resolution_steps=1, lr_warm_up=0)
+    priors = replace(settings, total_variation=2.0, l2=3.0, batch_norm=0.0, jitter=1, flip=False)
+    teacher, seen = toys.cnn_teacher(), {}
+    start = torch.randn(2, 1, 8, 8, generator=rng())
+    monkeypatch.setattr("dreamstill.synthesis.deepinversion.start_images", lambda *_: start)
+
+    def optimize(images: Tensor, objective: Callable[[Tensor], Tensor], **_: object) -> Tensor:
+        seen["loss"] = objective(images).item()
+        return images
+
+    monkeypatch.setattr("dreamstill.synthesis.deepinversion.optimize_pixels", optimize)
+    synthesizer = DeepInversion(teacher, priors, rng=rng())
+    synthesizer.rng.manual_seed(0)
+    synthesizer.next_batch()
+    logits = teacher(F.interpolate(halved(start), (8, 8)))
+    wanted = F.cross_entropy(logits, torch.arange(2))
+    wanted = wanted + 2 * total_variation(halved(start)) + 3 * l2_norm(halved(start))
+    assert seen["loss"] == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_each_resolution_has_its_own_steps_and_climb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +269,7 @@ def test_each_resolution_has_its_own_steps_and_climb(monkeypatch: pytest.MonkeyP
     shares, pooled = [], []
 
     def shown(images: torch.Tensor, *rest: object, **others: object) -> torch.Tensor:
-        pooled.append(torch.equal(images, halved(images)))
+        pooled.append(images.shape[2:] == (4, 4))
         return images
 
     def step(optimizer: torch.optim.Adam) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -400,8 +401,12 @@ def centered(x: torch.Tensor) -> torch.Tensor:
     return x - x.mean()
 
 
-def in_place(x: torch.Tensor) -> torch.Tensor:
-    return x.sub_(1)
+def percents(x: torch.Tensor) -> torch.Tensor:
+    return 100 * x.softmax(1)
+
+
+def running_sum(x: torch.Tensor) -> torch.Tensor:
+    return x.cumsum(0)
 
 
 @pytest.mark.parametrize(
@@ -409,6 +414,8 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
     [
         (Ends(nn.Sigmoid()), "return what enters the sigmoid"),
         (Ends(nn.Hardsigmoid()), "return what enters the sigmoid"),
+        (Ends(percents), "before softmax"),
+        (Ends(running_sum), "depends on the others of its batch"),
         (Ends(nn.LogSoftmax(1)), "return what enters LogSoftmax"),
         (Ends(F.dropout), "answers differently when it is asked again"),
         (Ends(centered), "depends on the others of its batch"),
@@ -607,9 +614,32 @@ def test_checkpoints_of_other_tools(kind: str, message: str | None, tmp_path: Pa
             load_module("toys:SmallCnn", tmp_path / "w.pt")
 
 
+def test_masks_in_a_file_are_applied(tmp_path: Path) -> None:
+    module = toys.SmallCnn()
+    masks.l1_unstructured(module.conv, "weight", 0.5)
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    loaded = load_module("toys:SmallCnn", tmp_path / "w.pt")
+    assert torch.equal(loaded.get_parameter("conv.weight"), module.conv.weight)
+
+
 def test_sparse_and_quantized_weights_become_dense_floats(tmp_path: Path) -> None:
     state = toys.SmallCnn().state_dict()
     sparse = state | {"head.weight": state["head.weight"].to_sparse()}
     torch.save(sparse, tmp_path / "w.pt")
     loaded = load_module("toys:SmallCnn", tmp_path / "w.pt").state_dict()
     assert torch.equal(loaded["head.weight"], state["head.weight"])
+
+
+def test_a_forward_caught_in_a_closure_is_refused() -> None:
+    module = toys.SmallCnn()
+    plain = module.conv.forward
+    setattr(module.conv, "forward", lambda x: plain(x) + 1)  # noqa: B010
+    with pytest.raises(TeacherError, match="conv has been given a forward"):
+        open_teacher(module, toys.SPEC)
+
+
+def test_what_cannot_be_copied_is_refused() -> None:
+    module = toys.SmallCnn()
+    setattr(module, "lock", threading.Lock())  # noqa: B010
+    with pytest.raises(TeacherError, match=r"SmallCnn cannot be copied .*pickle"):
+        open_teacher(module, toys.SPEC)

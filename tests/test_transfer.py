@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 import toys
 from dreamstill.errors import SettingsError
-from dreamstill.nets.lenet import lenet5, lenet5_half
+from dreamstill.nets.lenet import LeNet5, lenet5, lenet5_half
 from dreamstill.nets.resnet_cifar import ResNetCifar
 from dreamstill.nets.seeded import seeded
 from dreamstill.probe import Probe, ReluInputs
@@ -63,12 +63,25 @@ def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
         network = ResNetCifar(8, width=4)
     teacher = open_teacher(network, CIFAR)
     loss = loss_of(teacher, copy.deepcopy(network), Transfer.BOUNDARY)
-    blocks = {name: network.get_submodule(name) for name in ("layer1.0", "layer2.0", "layer3.0")}
+    names = ("layer1.0", "layer2.0", "layer3.0")
+    blocks = {name: teacher.module.get_submodule(name) for name in names}
     with ReluInputs() as relus, Probe(blocks) as probe:
         teacher(torch.randn(4, 3, 32, 32, generator=rng()))
     for (_, theirs), block in zip(loss.pairs[Transfer.BOUNDARY], blocks, strict=True):
         assert relus.inputs[theirs].relu().equal(probe.outputs[block])
         assert relus.inputs[theirs].min() < 0
+
+
+def test_connectors_of_the_boundary_are_he_normal_and_absent_where_channels_agree() -> None:
+    teacher, _, images = lenets()
+    assert not loss_of(teacher, lenet5(), Transfer.BOUNDARY).connectors
+    student = LeNet5((6, 800, 120, 84))  # of its three layers before a ReLU one has other channels
+    loss = loss_of(teacher, student, Transfer.BOUNDARY)
+    (connector,) = loss.connectors.values()
+    weight = connector.get_parameter("0.weight")
+    assert weight.shape == (16, 800, 1, 1)
+    assert weight.std().item() == pytest.approx((2 / 16) ** 0.5, rel=0.03)
+    assert loss.initialize(images) > 0
 
 
 def masked(layer: nn.Module) -> nn.Module:

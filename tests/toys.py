@@ -1,6 +1,7 @@
 """Networks whose right answers are known by hand, and a factory for each."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,6 +101,71 @@ class Recurrent(nn.Module):
         states, _ = self.cells(x.reshape(-1, 8, 8))
         logits: Tensor = self.head(states[:, -1])
         return logits
+
+
+class Block(nn.Module):
+    """A block of torchvision's VisionTransformer."""
+
+    def __init__(self, dim: int, norm_layer: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = norm_layer(dim), norm_layer(dim)
+        self.self_attention = nn.MultiheadAttention(dim, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.ln_1(x)
+        attended, _ = self.self_attention(y, y, y, need_weights=False)
+        x = x + attended
+        mixed: Tensor = self.mlp(self.ln_2(x))
+        return x + mixed
+
+
+class ViT(nn.Module):
+    """torchvision's VisionTransformer in small, with the partial that it keeps; 8 pixels."""
+
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        self.norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        self.conv_proj, self.hidden_dim = nn.Conv2d(1, dim, 4, 4), dim
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embedding = nn.Parameter(torch.empty(1, 5, dim).normal_(std=0.02))
+        self.layers = nn.Sequential(Block(dim, self.norm_layer), Block(dim, self.norm_layer))
+        self.ln, self.head = self.norm_layer(dim), nn.Linear(dim, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        num = x.shape[0]
+        x = self.conv_proj(x).reshape(num, self.hidden_dim, -1).permute(0, 2, 1)
+        x = torch.cat([self.class_token.expand(num, -1, -1), x], 1) + self.pos_embedding
+        logits: Tensor = self.head(self.ln(self.layers(x))[:, 0])
+        return logits
+
+
+class Encoder(nn.Module):
+    """torch's own encoder layers over the rows of an image, and functions as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.squash = nn.Linear(8, 16), torch.tanh
+        layer = nn.TransformerEncoderLayer(
+            16, 2, 32, 0.0, activation=nn.functional.gelu, batch_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder(self.squash(self.embed(x.squeeze(1))))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+def vit() -> ViT:
+    with seeded(torch.Generator().manual_seed(0)):
+        return ViT()
+
+
+def encoder() -> Encoder:
+    with seeded(torch.Generator().manual_seed(0)):
+        return Encoder()
 
 
 def small_cnn() -> SmallCnn:

@@ -1,15 +1,16 @@
 """What can be typed: the parser of the command line, and what a command is given."""
 
 import argparse
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from dreamstill.errors import SettingsError
-from dreamstill.flags import add_flags, read_toml
+from dreamstill.errors import SettingsError, shown
+from dreamstill.flags import add_flags
 from dreamstill.links import TASKS
 from dreamstill.metadata import Kind
+from dreamstill.reading import read_toml
 from dreamstill.run import TeacherFile
 from dreamstill.synthesis import METHODS, PRESETS
 from dreamstill.tasks.continual import ContinualSettings
@@ -55,10 +56,10 @@ def parse(argv: Sequence[str], commands: Mapping[str, Command]) -> argparse.Name
         return sub
 
     config = _early(argv, "--config")
-    table = read_toml(Path(config)) if config else {}
+    table = {} if config is None else read_toml(config)
     method = _early(argv, "--method") or table.get("method") or "structured_noise"
     if not isinstance(method, str) or method not in METHODS:
-        raise SettingsError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        raise SettingsError(f"unknown method {shown(method)}; known: {', '.join(METHODS)}")
     _add_synthesis(command, method)
     _add_tasks(command, method)
     _add_results(command)
@@ -75,17 +76,17 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     distill = command("distill")
     for sub in (inspect, synthesize, distill):
         sub.add_argument("--config", help="TOML file of settings; flags win over it")
-        sub.add_argument("--device", help="cpu, cuda, cuda:1 [cpu]")
+        sub.add_argument("--device", help=DEVICE)
         add_flags(sub, TeacherFile, "teacher")
     for sub in (synthesize, distill):
         _add_method(sub, method)
-        sub.add_argument("--precision", help=f"{' or '.join(Precision)} [float32]")
+        sub.add_argument("--precision", help=PRECISION)
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         sub.add_argument("--out", help="folder to make")
     inspect.add_argument(
         "--images", help=".npz with x, or pictures: are they like the training images?"
     )
-    synthesize.add_argument("--num-images", type=int, default=1000, help="how many [1000]")
+    synthesize.add_argument("--num-images", type=int, help="how many [1000]")
     synthesize.add_argument("--resume", action="store_true", help="take up what is in --out")
     distill.add_argument("--student", help="module:function that builds the student")
     distill.add_argument(
@@ -110,6 +111,8 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     add_flags(metadata, TeacherFile, "teacher")
 
 
+DEVICE = "cpu, cuda, cuda:1 [cpu]"
+PRECISION = f"{' or '.join(Precision)} [float32]"
 PRESET = "settings of images and student by data set, the paper's or ours; flags win over them"
 
 
@@ -141,10 +144,14 @@ def _add_tasks(command: AddCommand, method: str) -> None:
             "--images", help=".npz with x, or a folder of pictures; default: synthesize them"
         )
         _add_method(sub, method)
-        sub.add_argument("--num-images", type=int, help="how many to synthesize [4000]")
+        sub.add_argument(
+            "--num-images", type=int, help="how many to synthesize [4000, or as few as are needed]"
+        )
         sub.add_argument("--seed", type=int, help="of everything random [0]")
         add_flags(sub, TeacherFile, "teacher")
     for sub in (chain, *singles.values(), continual):
+        sub.add_argument("--device", help=DEVICE)
+        sub.add_argument("--precision", help=PRECISION)
         sub.add_argument(
             "--real", help="measure every network at the end on .npz with x, y, or a folder a class"
         )
@@ -172,13 +179,14 @@ def _add_results(command: AddCommand) -> None:
 
 
 def _early(argv: Sequence[str], flag: str) -> str | None:
-    """A flag's value before the parser is built, since it decides which flags there are."""
-    for index, this in enumerate(argv):
+    """A flag's last value before the parser is built, since it decides which flags there are."""
+    found = None
+    for this, following in itertools.zip_longest(argv, argv[1:]):
         if this == flag:
-            return argv[index + 1] if index + 1 < len(argv) else None
-        if this.startswith(flag + "="):
-            return this.removeprefix(flag + "=")
-    return None
+            found = following
+        elif this.startswith(flag + "="):
+            found = this.removeprefix(flag + "=")
+    return found
 
 
 def _join_negative(argv: Sequence[str]) -> list[str]:

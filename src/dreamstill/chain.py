@@ -7,35 +7,41 @@ read back as weights, with the classes of torch.nn, of this package and of the p
 user's factories alone.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, SettingsError
+from dreamstill.classes import warn_of_classes
+from dreamstill.delivered import compare_delivered
+from dreamstill.errors import ExportError, RunError, SettingsError
 from dreamstill.evaluate import (
     accuracy,
     agreement,
     answers,
+    device_of,
     evaluating,
-    measure_cost,
+    measure_size,
     predict,
 )
 from dreamstill.export import export, load_exported
-from dreamstill.folder import claimed, write_json
+from dreamstill.files import write_json
+from dreamstill.folder import claimed, digest
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
-from dreamstill.links import TASKS, Work
+from dreamstill.links import TASKS, Work, check_links, looks_at_images
+from dreamstill.reading import StrPath, check_file, understood
 from dreamstill.run import open_from, open_student, seeded_process
-from dreamstill.settings import from_plain, read_plain, to_plain
-from dreamstill.sources import Images, OnProgress, own_images, read_synthesis, same_origin
+from dreamstill.settings import from_plain, no_effect, read_plain, settings_class, to_plain
+from dreamstill.sources import Images, OnProgress, origin_of, own_images, read_synthesis
 from dreamstill.tasks.distill import DistillSettings
 from dreamstill.tasks.finetune import check_finetuning
 from dreamstill.tasks.layers import entering_quantized, weights_in
-from dreamstill.tasks.prune import Importance, check_importance
+from dreamstill.tasks.prune import Importance
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Chain", "Link", "read_chain", "run_chain"]
@@ -44,7 +50,7 @@ NUM_SHOWN = 1000
 """The last images, on which agreement is measured and ranges are shown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Link:
     """One task of a chain."""
 
@@ -59,7 +65,7 @@ class Link:
                 check_finetuning(training)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Chain(Images):
     """All that decides a chain's result."""
 
@@ -69,6 +75,9 @@ class Chain(Images):
         Images.__post_init__(self)  # slots and super() do not go together
         if not self.links:
             raise SettingsError("a chain needs at least one link")
+        if not self.looks_at_images and self.num_images is None:
+            where = "on tasks that look at no image, unless num_images says how many to make"
+            no_effect(self, where, "method", "synthesis")
         if any(link.task == "distill" for link in self.links[1:]):
             raise SettingsError("distill starts a student afresh: it can only be the first link")
         tasks = [link.task for link in self.links]
@@ -79,6 +88,12 @@ class Chain(Images):
         for link in merged:
             if link.task == "prune" and link.settings.importance is Importance.BATCH_NORM:
                 raise SettingsError("importance batch-norm cannot follow merge, which folds it")
+
+    @property
+    def looks_at_images(self) -> bool:
+        """A task does, or agreement is to be measured on so many."""
+        asked = self.num_images is not None
+        return asked or any(looks_at_images(link.task, link.settings) for link in self.links)
 
 
 def read_chain(plain: dict[str, Any]) -> Chain:
@@ -109,11 +124,11 @@ def read_chain(plain: dict[str, Any]) -> Chain:
 
 
 def run_chain(
-    folder: Path,
+    folder: StrPath,
     chain: Chain,
     *,
     resume: bool = False,
-    real: Path | None = None,
+    real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Run a chain in a folder, or take it up after its last finished link.
@@ -126,8 +141,10 @@ def run_chain(
         on_progress: called after every synthesized batch and training step.
 
     Returns:
-        What summary.json holds: the teacher and every link with its cost, agreement on a thousand
-        of the images, accuracy if measured, and the files written.
+        What summary.json holds: the teacher and every link with its bytes, parameters,
+        multiply-accumulates, latency in the one `runtime`, agreement on a thousand of the images
+        where there are any, accuracy if measured, and the files written; `warnings`, of the
+        images' classes.
 
     Raises:
         TeacherError: a network cannot be opened, built, kept between links, or changed by a task.
@@ -140,38 +157,56 @@ def run_chain(
         NonFiniteError: a loss, or a layer's solution, is not finite.
 
     """
-    teacher = open_from(chain.teacher)
-    rng = torch.Generator().manual_seed(chain.seed)
+    folder, real = Path(folder), Path(real) if real else None
+    teacher = open_from(chain.teacher, device=chain.device, precision=chain.precision)
+    rng = torch.Generator(chain.device).manual_seed(chain.seed)
     students = [link.settings.student for link in chain.links if link.task == "distill"]
     kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
     check_keepable(kin)
-    for link in chain.links:
-        if link.task == "prune":
-            check_importance(kin[-1], link.settings)
+    check_links(chain.links, kin[-1], teacher)
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
-    if resume:
-        _amend(folder, chain)
-    with claimed(folder, chain, "images.*", "links/*.json", resume=resume):
-        same_origin(folder, teacher, images=images)
-        if images is None:
-            images = own_images(folder / "images.npz", chain, teacher, on_progress)
-        made = _make_links(folder / "links", chain, teacher, images, kin, on_progress)
-    return _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
-
-
-def _amend(folder: Path, chain: Chain) -> None:
-    """Write down a chain that differs from the folder's after its finished links alone."""
-    settings, plain = folder / "settings.json", to_plain(chain)
-    if not settings.is_file():
-        return  # which is said where the folder is claimed
-    found = read_plain(settings)
-    done = len(list((folder / "links").glob("*.json")))
-    if (
-        found | {"links": plain["links"]} == plain
-        and found["links"][:done] == plain["links"][:done]
+    with claimed(
+        folder,
+        chain,
+        origin_of(teacher, images=images),
+        resume=resume,
+        worth=("images.npz", "images.pt", "links/*.json"),
+        makes=("images.npy", "links"),
+        free=("links",),
     ):
-        write_json(settings, plain)
+        check_finished(folder, chain)
+        write_json(folder / "settings.json", to_plain(chain))
+        if images is None and not chain.looks_at_images:
+            images = torch.empty(0, *teacher.spec.shape, dtype=torch.uint8)
+        elif images is None:
+            images = own_images(folder / "images.npz", chain, teacher, on_progress)
+        wanted = images[:0]
+        if len(images):
+            wanted = predict(teacher.module, teacher.spec, images)
+        warnings = warn_of_classes(wanted, given=chain.images is not None) if len(images) else []
+        made = _make_links(folder / "links", chain, teacher, images, wanted, kin, on_progress)
+        summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
+        summary["warnings"] = warnings
+        write_json(folder / "summary.json", summary)
+        return summary
+
+
+def _stem(folder: Path, index: int, link: Link) -> Path:
+    """Where a link's files go, less their suffix."""
+    return folder / f"{index + 1}-{link.task}"
+
+
+def check_finished(folder: Path, chain: Chain) -> None:
+    """RunError unless the finished links of a run's folder are the first ones of a chain."""
+    names = {_stem(folder / "links", i, link).name: link for i, link in enumerate(chain.links)}
+    for path in (folder / "links").glob("*.json"):
+        link = names.get(path.stem)
+        if link is None or read_plain(path).get("settings") != digest(to_plain(link)):
+            raise RunError(
+                f"{folder} was started with another links; it cannot be resumed: its "
+                f"{path.stem} is finished, and was made with other settings"
+            )
 
 
 class Made(NamedTuple):
@@ -187,32 +222,70 @@ def _make_links(
     chain: Chain,
     teacher: Teacher,
     images: Tensor,
+    wanted: Tensor,
     kin: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
     """Do every link on what the one before it made, or read it back where it is finished."""
     folder.mkdir(exist_ok=True)
-    shown = images[-NUM_SHOWN:]
-    wanted = predict(teacher.module, teacher.spec, shown)
-
+    shown, wanted = images[-NUM_SHOWN:], wanted[-NUM_SHOWN:]
     record = _measured(teacher.module, {}, folder, teacher.spec, shown, wanted)
     made = [Made("teacher", teacher.module, record)]
+    shown_of = digest(images.numpy().reshape(-1).data)
     for index, link in enumerate(chain.links):
-        stem = folder / f"{index + 1}-{link.task}"
-        kept, finished = stem.with_suffix(".pt"), stem.with_suffix(".json")
-        if finished.is_file():
-            network, record = read_network(kept, kin), read_plain(finished)
+        stem = _stem(folder, index, link)
+        if stem.with_suffix(".json").is_file():
+            network, record = _read_link(stem, shown_of, kin)
+            network = network.to(teacher.device)
         else:
-            rng = torch.Generator().manual_seed(chain.seed + index)
+            rng = torch.Generator(chain.device).manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)
-            with seeded_process(chain.seed + index):
+            with seeded_process(chain.seed + index, chain.device):
                 network, record = TASKS[link.task][1](made[-1].network, link.settings, work)
             record = {"task": link.task} | record
+            if work.warnings:
+                record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.spec, shown, wanted)
-            save_network(network, kept)
-            write_json(finished, record)
+            save_network(network, stem.with_suffix(".pt"))
+            origin = {"settings": digest(to_plain(link)), "images": shown_of}
+            write_json(stem.with_suffix(".json"), record | origin | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
     return made
+
+
+def _hashes(stem: Path) -> dict[str, str]:
+    """SHA-256 of all files of a link, by name."""
+    files = sorted(path for path in stem.parent.glob(f"{stem.name}.*") if path.suffix != ".json")
+    for path in files:
+        check_file(path, RunError)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _read_link(
+    stem: Path, images: str, kin: Sequence[nn.Module]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A finished link's network and record.
+
+    Raises:
+        RunError: a file of it is gone, or another than was written, or it was made on other images.
+
+    """
+    record = read_plain(stem.with_suffix(".json"))
+    written = record.pop("sha256", None)
+    if record.pop("images", None) != images:
+        raise RunError(f"{stem} was made on other images than those in the run's folder now")
+    record.pop("settings", None)
+    if not isinstance(written, dict) or f"{stem.name}.pt" not in written:
+        raise RunError(f"{stem}.json is damaged: it does not say which files were written")
+    found = _hashes(stem)
+    for name in written:
+        if found.get(name) != written[name]:
+            what = "is another file than was written" if name in found else "is gone"
+            raise RunError(f"{stem.with_name(name)} {what}: it is not opened; start another run")
+    with understood(stem.with_suffix(".json"), RunError, "is damaged"):
+        if odd := {Path(file["path"]).name for file in record.get("files", [])} - written.keys():
+            raise RunError(f"{stem}.json names {odd.pop()}, which is none of the link's files")
+    return read_network(stem.with_suffix(".pt"), kin), record
 
 
 def _summarize(
@@ -223,14 +296,14 @@ def _summarize(
     real: Path | None,
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
-    """Measure what was made, and write weights.json, network.onnx and summary.json."""
-    summary: dict[str, Any] = {}
+    """Measure what was made, and write weights.json, network.onnx and the links' own files."""
+    runtime = compare_delivered(folder / "links", made, teacher.spec)
+    summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
         summary["images"] = real.name
         for one in made:
             run = _runtime(one.network, one.record, folder / "links")
-            with evaluating(one.network):
-                logits = answers(run, teacher.spec, test[0])
+            logits = _answers(one.network, run, teacher.spec, test[0])
             one.record["accuracy"] = accuracy(logits, test[1])
     whole, *links = [one.record for one in made]
     summary = {"teacher": whole, "links": links} | summary
@@ -243,7 +316,6 @@ def _summarize(
         summary["network"] = export(made[-1].network, teacher.spec, folder / "network.onnx").path
     except ExportError as error:  # what the links made is worth its summary
         summary["not_exported"] = str(error)
-    write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -255,12 +327,24 @@ def _measured(
     images: Tensor,
     wanted: Tensor,
 ) -> dict[str, Any]:
-    """A link's record with its cost, and its agreement with the logits wanted for the images."""
+    """A link's record with its size, and its agreement with the logits wanted for the images."""
     run = _runtime(network, record, folder)
+    size = asdict(measure_size(network, spec))
+    if "files" not in record:
+        size["weight_bytes"] = size["bytes"]
+    del size["bytes"]
+    if not len(images):  # the tasks look at none, and none are made to measure agreement on
+        return size | record
+    return size | {"agreement": agreement(_answers(network, run, spec, images), wanted)} | record
+
+
+def _answers(
+    network: nn.Module, run: Callable[[Tensor], Tensor], spec: InputSpec, images: Tensor
+) -> Tensor:
+    """Logits of what answers for a link; files answer on the CPU."""
+    device = device_of(network) if run is network else "cpu"
     with evaluating(network):
-        logits = answers(run, spec, images)
-    cost = asdict(measure_cost(network, spec, run=run))
-    return cost | {"agreement": agreement(logits, wanted)} | record
+        return answers(run, spec, images, device=device)
 
 
 def _runtime(

@@ -1,12 +1,14 @@
 """The command line: flags are generated from the settings; what they do is elsewhere."""
 
 import argparse
+import io
 import json
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,59 +22,105 @@ from dreamstill.errors import (
     SettingsError,
     first_line,
     is_out_of_memory,
+    one_line,
+    shown,
 )
-from dreamstill.flags import PREFIX, given_flags, read_toml
+from dreamstill.flags import PREFIX, given_flags
+from dreamstill.folder import is_vacant
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.learning import LEARNED, Learning, learn_classes
 from dreamstill.links import TASKS
 from dreamstill.metadata import Kind, record_metadata
+from dreamstill.reading import read_toml, understood
 from dreamstill.report import write_chain_report, write_continual_report, write_report
 from dreamstill.run import Job, TeacherFile, open_from, settle_process
 from dreamstill.settings import from_plain, merge
 from dreamstill.sources import read_synthesis
 from dreamstill.summarize import export_run, open_run, read_job, summarize
 from dreamstill.synthesis import method_settings, student_settings
-from dreamstill.terminal import Bars, print_chain, print_rows, print_summary
+from dreamstill.terminal import Bars, print_chain, print_continual, print_rows, print_summary
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C."""
+    """Run one command.
+
+    Returns 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C, and 141 where whoever read the
+    output has gone, as a shell has it.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     settle_process()
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # where the user's module:function is, as for python -m
+    _find_users_modules()
     arguments = argparse.Namespace()
     try:
-        arguments = parse(sys.argv[1:] if argv is None else argv, COMMANDS)
-        with ExitStack() as stack:
-            if arguments.json:  # the result alone goes to stdout, whatever a factory prints
-                stack.enter_context(redirect_stdout(sys.stderr))
-            arguments.bars = stack.enter_context(Bars(quiet=arguments.json))
-            result = arguments.run(arguments)
+        try:
+            arguments = parse(sys.argv[1:] if argv is None else argv, COMMANDS)
+            _run(arguments)
+        finally:
+            _flush()
+    except BrokenPipeError:
+        return 141
     except (DreamstillError, OSError) as error:  # a folder that may not be read is the user's too
-        print(f"dreamstill: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
+        return _fail(_of_system(error) if isinstance(error, OSError) else str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"dreamstill: out of memory: {first_line(error)}; lower sizes", file=sys.stderr)
-        return 2
+        return _fail(f"out of memory: {first_line(error)}; lower sizes")
     except KeyboardInterrupt:
         more = "; it goes on with --resume" if _can_resume(arguments) else ""
         print(f"dreamstill: stopped{more}", file=sys.stderr)
         return 130
+    return 0
+
+
+def _find_users_modules() -> None:
+    """The user's module:function is in the working folder, and no library is: it comes last."""
+    here = str(Path.cwd())
+    if sys.path[0] in ("", here):  # where Python puts it for -m and -c
+        sys.path.pop(0)
+    if not {"", here} & {*sys.path}:
+        sys.path.append(here)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    with ExitStack() as stack:
+        if arguments.json:  # the result alone goes to stdout, whatever a factory prints
+            stack.enter_context(redirect_stdout(sys.stderr))
+        elif isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be of its encoding
+            sys.stdout.reconfigure(errors="backslashreplace")
+        arguments.bars = stack.enter_context(Bars(quiet=arguments.json))
+        result = arguments.run(arguments)
     if arguments.json:
         print(json.dumps(result, indent=2))
-    return 0
+
+
+def _flush() -> None:
+    """Write out what was printed; where that fails, Python need not try again on its way out."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _of_system(error: OSError) -> str:
+    """What the system says, and of which file."""
+    names = [shown(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    return ": ".join([error.strerror or str(error), *names])
+
+
+def _fail(message: str) -> int:
+    print(f"dreamstill: {one_line(message)}", file=sys.stderr)
+    return 2
 
 
 def _can_resume(arguments: argparse.Namespace) -> bool:
     """There is something in the folder of a command that takes up what it left."""
     resume, out = (getattr(arguments, name, None) for name in ("resume", "out"))
     folder = Path(resume if isinstance(resume, str) else out or "")
-    return hasattr(arguments, "resume") and folder.is_dir() and any(folder.iterdir())
+    return hasattr(arguments, "resume") and not is_vacant(folder)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -102,10 +150,16 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return plain
 
 
+def _option(arguments: argparse.Namespace, plain: dict[str, Any], name: str, kind: Any) -> Any:
+    """An option that is no setting of a job: as typed, else as the file has it, else None."""
+    stated, typed = plain.pop(name, None), getattr(arguments, name)
+    return from_plain(kind | None, stated if typed is None else typed, name)
+
+
 def _teacher_file(plain: dict[str, Any]) -> TeacherFile:
     table = plain.get("teacher", {})
     if not isinstance(table, dict):
-        raise SettingsError(f"teacher must be a table of settings; got {table!r}")
+        raise SettingsError(f"teacher must be a table of settings; got {shown(table)}")
     if "weights" not in table:
         raise SettingsError("no teacher: give --teacher.weights FILE")
     file: TeacherFile = from_plain(TeacherFile, table, "teacher")
@@ -127,9 +181,12 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
 def _inspect(arguments: argparse.Namespace) -> Any:
     """Say what a teacher offers, and which methods can use it."""
     plain = _settings(arguments)
+    images = _option(arguments, plain, "images", str) or None
+    known = [part.name for part in fields(Job)]
+    if unknown := [name for name in plain if name not in known]:
+        raise SettingsError(f"unknown setting {unknown[0]}; known: images, {', '.join(known)}")
     device = from_plain(str, plain.get("device", "cpu"), "device")
     teacher = open_from(_teacher_file(plain), device=device)
-    images = Path(arguments.images) if arguments.images else None
     result = main_job.inspect(teacher, images)
     if not arguments.json:
         print_rows("teacher", result)
@@ -141,12 +198,12 @@ def _metadata(arguments: argparse.Namespace) -> Any:
     kinds = [kind for kind in Kind if kind.value == arguments.kind]
     if not kinds:
         raise SettingsError(f"unknown kind {arguments.kind!r}; known: {', '.join(Kind)}")
-    path = _out(arguments)
+    plain = given_flags(arguments)
+    path = _out(arguments, plain)
     if path.exists():
         raise RunError(f"{path} exists: choose another name")
-    plain = given_flags(arguments)
     teacher = open_from(_teacher_file(plain))
-    images = load_unlabelled(Path(arguments.images), teacher.spec)
+    images = load_unlabelled(arguments.images, teacher.spec)
     record_metadata(teacher, images, path, kind=kinds[0])
     result = {"file": str(path), "kind": arguments.kind, "bytes": path.stat().st_size}
     if not arguments.json:
@@ -156,11 +213,11 @@ def _metadata(arguments: argparse.Namespace) -> Any:
 
 def _synthesize(arguments: argparse.Namespace) -> Any:
     """Make synthetic images and keep them as images.npz, with a picture."""
-    job = _job(arguments, student="none:none")
+    num_images = _option(arguments, arguments.table, "num_images", int)
     result = main_job.synthesize(
-        _out(arguments),
-        job,
-        arguments.num_images,
+        _out(arguments, arguments.table),
+        _job(arguments, student="none:none"),
+        1000 if num_images is None else num_images,
         resume=arguments.resume,
         on_progress=arguments.bars,
     )
@@ -179,18 +236,19 @@ def _distill(arguments: argparse.Namespace) -> Any:
         folder = Path(arguments.resume)
         job = read_job(folder)
     else:
-        folder, job = _out(arguments), _job(arguments)
+        folder, job = _out(arguments, arguments.table), _job(arguments)
     result = main_job.distill_and_report(
         folder, job, resume=bool(arguments.resume), on_progress=arguments.bars
     )
     if not arguments.json:
-        print_summary(result, folder)
+        _show(print_summary, result, folder)
     return result
 
 
 def _chain(arguments: argparse.Namespace) -> Any:
     """Chain tasks on one set of images: distill, prune, quantize, pack, ..."""
-    return _run_chain(arguments, read_toml(Path(arguments.config)))
+    arguments.table = read_toml(arguments.config)
+    return _run_chain(arguments, _settings(arguments))
 
 
 def _single(arguments: argparse.Namespace) -> Any:
@@ -205,41 +263,41 @@ def _continual(arguments: argparse.Namespace) -> Any:
     plain = _source(arguments) | {"new": arguments.new}
     _teacher_file(plain)
     read_synthesis(plain)
-    folder = _out(arguments)
+    folder = _out(arguments, plain)
     result = learn_classes(
         folder,
         from_plain(Learning, plain),
         resume=arguments.resume,
-        real=Path(arguments.real) if arguments.real else None,
+        real=arguments.real or None,
         on_progress=arguments.bars,
     )
-    page = write_continual_report(folder)
+    write_continual_report(folder)
     if not arguments.json:
-        shown = {name: value for name, value in result.items() if name != "by_class"}
-        print_rows("continual", shown | {"report": str(page)})
+        print_continual(result, folder)
     return result
 
 
 def _source(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags, and where the images come from: a plain dict."""
-    names = ("images", "num_images", "seed", "method", "preset")
+    names = ("images", "num_images", "method")
     named = {name: getattr(arguments, name) for name in names}
-    return given_flags(arguments) | {k: v for k, v in named.items() if v is not None}
+    return _settings(arguments) | {k: v for k, v in named.items() if v is not None}
 
 
 def _run_chain(arguments: argparse.Namespace, plain: dict[str, Any]) -> Any:
     _teacher_file(plain)
-    folder = _out(arguments)
+    folder = _out(arguments, plain)
+    real = _option(arguments, plain, "real", str) or None
     result = run_chain(
         folder,
         read_chain(plain),
         resume=arguments.resume,
-        real=Path(arguments.real) if arguments.real else None,
+        real=real,
         on_progress=arguments.bars,
     )
     write_chain_report(folder)
     if not arguments.json:
-        print_chain(result, folder)
+        _show(print_chain, result, folder)
     return result
 
 
@@ -247,12 +305,12 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
     """Measure a finished run on real images, once."""
     folder = Path(arguments.folder)
     _, teacher, _ = open_run(folder)
-    real = load_images(Path(arguments.images), teacher.spec, teacher.num_classes)
-    floor = Path(arguments.floor) if arguments.floor else None
-    result = summarize(folder, real=real, source=Path(arguments.images).name, floor=floor)
+    real = load_images(arguments.images, teacher.spec, teacher.num_classes)
+    source = Path(arguments.images).name
+    result = summarize(folder, real=real, source=source, floor=arguments.floor or None)
     write_report(folder)
     if not arguments.json:
-        print_summary(result, folder)
+        _show(print_summary, result, folder)
     return result
 
 
@@ -289,14 +347,23 @@ def _demo(arguments: argparse.Namespace) -> Any:
         folder, seed=arguments.seed, resume=arguments.resume, on_progress=arguments.bars
     )
     if not arguments.json:
-        print_summary(result, folder)
+        _show(print_summary, result, folder)
     return result
 
 
-def _out(arguments: argparse.Namespace) -> Path:
-    if not arguments.out:
+def _show(
+    show: Callable[[dict[str, Any], Path], None], result: dict[str, Any], folder: Path
+) -> None:
+    """Print a summary, part of which may have been read from a folder."""
+    with understood(folder, RunError, "holds a record that no run writes"):
+        show(result, folder)
+
+
+def _out(arguments: argparse.Namespace, plain: dict[str, Any]) -> Path:
+    out = _option(arguments, plain, "out", str)
+    if not out:
         raise SettingsError("no folder to write to: give --out FOLDER")
-    return Path(arguments.out)
+    return Path(out)
 
 
 COMMANDS = {

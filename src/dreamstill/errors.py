@@ -12,15 +12,22 @@ __all__ = [
     "TeacherError",
     "first_line",
     "is_out_of_memory",
+    "one_line",
+    "shown",
 ]
 
 
-MOST_SHOWN = 300
+MOST_SHOWN = 200
 """Characters of somebody else's error: torch's name every backend that it knows."""
+LONGEST = 380
+"""Characters of a message; with the name of the command it stays below 400."""
 
 
 class DreamstillError(ValueError):
-    """Base of every error that names a value of the user's and what would be right."""
+    """Base of every error that names a value of the user's and what would be right, in a line."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
 
 
 class TeacherError(DreamstillError):
@@ -45,6 +52,32 @@ class ExportError(DreamstillError):
 
 class NonFiniteError(DreamstillError):
     """A loss became NaN or infinite; the step was stopped before the update."""
+
+
+def one_line(message: object, most: int = LONGEST) -> str:
+    r"""Return a message as one printable line of at most `most` characters, its middle left out.
+
+    >>> one_line("no file at\n" + 300 * "a" + "\x00", 40)
+    'no file at aaaaaaaaaaaaa ... aaaaaaa\\x00'
+    """
+    text = re.sub(r"\s*[\r\n]+\s*", " ", str(message))
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(text) <= most:
+        return text
+    end = (most - 5) // 3
+    return f"{text[: most - 5 - end]} ... {text[-end:]}"
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Return a value's repr for a message, of at most `most` characters.
+
+    >>> shown([1, "a"]), shown(10**5000)
+    ("[1, 'a']", 'int, too large to print')
+    """
+    try:
+        return one_line(repr(value), most)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in itself
+        return f"{type(value).__name__}, too large to print"
 
 
 def first_line(error: BaseException) -> str:

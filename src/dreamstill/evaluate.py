@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dreamstill.errors import TeacherError
+from dreamstill.errors import TeacherError, first_line
 from dreamstill.probe import eval_mode, shown_at_once
 from dreamstill.teacher import InputSpec
 
 __all__ = [
     "Cost",
     "Latency",
+    "Size",
     "accuracy",
     "agreement",
     "answers",
@@ -30,6 +31,7 @@ __all__ = [
     "expected_calibration_error",
     "measure_cost",
     "measure_latency",
+    "measure_size",
     "predict",
 ]
 
@@ -69,12 +71,14 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
         change: what was done, a verb phrase such as "folding BatchNorm", for the message.
 
     Raises:
-        TeacherError: a logit differs by more than a thousandth of the largest logit.
+        TeacherError: a logit differs by more than a thousandth of the largest logit, or the changed
+            network does not run.
 
     """
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, *spec.shape), dtype=torch.uint8, generator=rng)
-    wanted, got = predict(before, spec, images), predict(after, spec, images)
+    wanted = _answers_or_refusal(before, spec, images, f"on inputs of shape {spec.shape}")
+    got = _answers_or_refusal(after, spec, images, f"after {change}")
     difference = (got - wanted).abs().max().item() if got.shape == wanted.shape else torch.inf
     largest = wanted.abs().max().item()
     if not difference <= 1e-3 * largest + 1e-5:
@@ -83,6 +87,15 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
             f"(largest logit {largest:.3g}), and should not: its code does something between its "
             "layers that is not followed"
         )
+
+
+def _answers_or_refusal(module: nn.Module, spec: InputSpec, images: Tensor, when: str) -> Tensor:
+    try:
+        return predict(module, spec, images)
+    except Exception as error:  # the user's own code: anything can come out of it
+        raise TeacherError(
+            f"{type(module).__name__} does not run {when}: {first_line(error)}"
+        ) from error
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -132,40 +145,44 @@ class Latency:
     median: float
     low: float
     high: float
+    runtime: str = "PyTorch"
+    """What ran: times of two runtimes are not to be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What a network costs for one image."""
+class Size:
+    """How large a network is."""
 
     parameters: int
     macs: int
-    """Multiply-accumulates of convolutions, linear and recurrent layers, and of attention."""
+    """Multiply-accumulates for one image: of convolutions, linear and recurrent layers, and of
+    attention."""
     bytes: int
     """Of parameters and buffers as stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost(Size):
+    """How large a network is, and how long it takes for one image."""
+
     latency_ms: Latency
 
 
-def measure_cost(
-    module: nn.Module, spec: InputSpec, *, run: Callable[[Tensor], Tensor] | None = None
-) -> Cost:
-    """Count and time a network on one image; latency with the current number of threads.
-
-    Args:
-        module: what is counted.
-        spec: its input.
-        run: what is timed; default: the module. Its file in a runtime, for one.
-
-    """
-    with evaluating(module):
-        latency = measure_latency(run or module, spec, device=device_of(module))
+def measure_size(module: nn.Module, spec: InputSpec) -> Size:
+    """Count a network's parameters, multiply-accumulates and bytes."""
     stored = [*module.parameters(), *module.buffers()]
-    return Cost(
+    return Size(
         parameters=sum(p.numel() for p in module.parameters()),
         macs=count_macs(module, spec),
         bytes=sum(t.numel() * t.element_size() for t in stored),
-        latency_ms=latency,
     )
+
+
+def measure_cost(module: nn.Module, spec: InputSpec) -> Cost:
+    """Count a network, and time it in PyTorch with the current number of threads."""
+    with evaluating(module):
+        latency = measure_latency(module, spec, device=device_of(module))
+    return Cost(**asdict(measure_size(module, spec)), latency_ms=latency)
 
 
 def count_macs(module: nn.Module, spec: InputSpec) -> int:
@@ -197,12 +214,22 @@ def measure_latency(
     *,
     device: torch.device | str = "cpu",
     num_runs: int = 50,
+    runtime: str = "PyTorch",
 ) -> Latency:
-    """Time anything that answers for one image, with the current number of threads."""
+    """Time anything that answers for one image, with the current number of threads.
+
+    Args:
+        run: inputs (1, C, H, W) to logits.
+        spec: its input.
+        device: where the inputs are.
+        num_runs: calls that count, after five that do not.
+        runtime: what `run` runs in, for the record.
+
+    """
     image = torch.zeros(1, *spec.shape, device=device)
     seconds = [_time_once(run, image) for _ in range(num_runs + 5)][5:]
     median, low, high = (float(np.quantile(seconds, q)) * 1e3 for q in (0.5, 0.1, 0.9))
-    return Latency(median=median, low=low, high=high)
+    return Latency(median=median, low=low, high=high, runtime=runtime)
 
 
 def _time_once(run: Callable[[Tensor], Tensor], image: Tensor) -> float:

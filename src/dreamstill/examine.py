@@ -72,18 +72,19 @@ def check_logits(network: nn.Module, inputs: Tensor, logits: Any, role: str, las
         return
     with torch.no_grad():  # what grows with the input is no probability
         shown = torch.cat([logits, network(1000 * inputs)]).double()
+    shown = shown[shown.isfinite().all(1)]
     if ((shown.exp().sum(1) - 1).abs() < 1e-3).all():
         raise TeacherError(
             f"the {role} returns logarithms of probabilities: return what enters LogSoftmax"
         )
-    if not ((shown >= 0) & (shown <= 1)).all():
-        return
-    if ((shown.sum(1) - 1).abs() < 1e-3).all():
+    total = shown.sum(1)
+    if (shown >= 0).all() and (total - total[0]).abs().max() < 1e-3 * total[0]:  # also percents
         raise TeacherError(f"the {role} returns probabilities: return the logits before softmax")
-    raise TeacherError(
-        f"the {role} returns values in [0, 1] whatever it is shown: return what enters the sigmoid "
-        "(networks of several labels at once are not supported yet)"
-    )
+    if ((shown >= 0) & (shown <= 1)).all():
+        raise TeacherError(
+            f"the {role} returns values in [0, 1] whatever it is shown: return what enters the "
+            "sigmoid (networks of several labels at once are not supported yet)"
+        )
 
 
 def check_steady(network: nn.Module, inputs: Tensor, logits: Tensor, role: str) -> None:
@@ -116,36 +117,41 @@ def check_steady(network: nn.Module, inputs: Tensor, logits: Tensor, role: str) 
                 f"the {role} answers differently when it is asked again, in eval mode: give "
                 "F.dropout training=self.training, and keep nothing from one call to the next"
             )
-        try:
-            with Probe(leaves, copy=True) as alone:
-                answer = network(inputs[:1])
-        except Exception as error:  # the user's own code: anything can come out of it
+        for image in (0, len(inputs) - 1):  # each may see the one before or behind it alone
+            try:
+                with Probe(leaves, copy=True) as alone:
+                    answer = network(inputs[image : image + 1])
+            except Exception as error:  # the user's own code: anything can come out of it
+                raise TeacherError(
+                    f"the {role} runs on {len(inputs)} images and not on one: {first_line(error)}"
+                ) from error
+            wanted = logits[image : image + 1]
+            if answer.shape == wanted.shape and _same(answer, wanted):
+                continue
+            differing = (
+                name
+                for name, output in alone.outputs.items()
+                if _differs(output, together.outputs[name], image)
+            )
+            where = next(differing, None)
             raise TeacherError(
-                f"the {role} runs on {len(inputs)} images and not on one: {first_line(error)}"
-            ) from error
-    if (
-        isinstance(answer, Tensor)
-        and answer.shape == logits[:1].shape
-        and _same(answer, logits[:1])
-    ):
-        return
-    where = next((n for n in leaves if _differs(alone.outputs.get(n), together.outputs.get(n))), "")
-    raise TeacherError(
-        f"the {role}'s answer for an image depends on the others of its batch"
-        + (f", from {where} on" if where else "")
-        + ": let its code work on each image alone"
-    )
+                f"the {role}'s answer for an image depends on the others of its batch"
+                + (f", from {where} on" if where else "")
+                + ": let its code work on each image alone"
+            )
 
 
 def _same(answer: Tensor, wanted: Tensor) -> bool:
     return (answer - wanted).abs().max().item() <= 1e-3 * wanted.abs().max().item() + 1e-5
 
 
-def _differs(alone: Any, together: Any) -> bool:
-    """Whether the first image has another output alone than among others."""
-    if not isinstance(alone, Tensor) or not isinstance(together, Tensor) or not len(alone):
+def _differs(alone: Any, together: Any, image: int) -> bool:
+    """Whether a layer puts out for one image alone what it does not among others."""
+    if not isinstance(alone, Tensor) or not isinstance(together, Tensor):
         return False
-    return alone.shape[1:] == together.shape[1:] and not _same(alone[:1], together[:1])
+    if len(alone) != 1 or len(together) <= image or alone.shape[1:] != together.shape[1:]:
+        return False
+    return not _same(alone, together[image : image + 1])
 
 
 def obstacle_to_training(network: nn.Module, inputs: Tensor) -> str | None:

@@ -1,31 +1,43 @@
 """Write a network in a device's format, re-open it in its own runtime, compare, or fail."""
 
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, first_line, innermost
-from dreamstill.evaluate import evaluating
+from dreamstill import pt2
+from dreamstill.errors import DreamstillError, ExportError, innermost
+from dreamstill.evaluate import device_of, evaluating
+from dreamstill.files import write_atomically
+from dreamstill.nets.seeded import rng_kept
+from dreamstill.plain import copy_network
+from dreamstill.reading import StrPath, reading
 from dreamstill.teacher import InputSpec
 
 __all__ = [
+    "RUNTIMES",
     "ExportRecord",
     "check_formats",
     "export",
     "load_exported",
+    "on_cpu",
+    "onnxruntime",
+    "open_written",
     "quiet",
-    "write_pt2",
-    "write_pte",
+    "to_pt2",
+    "to_pte",
 ]
 
 TOLERANCE = 1e-4
@@ -51,11 +63,27 @@ def check_formats(names: Iterable[str]) -> None:
             raise ExportError("no executorch: pip install 'dreamstill[executorch]'")
 
 
-def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
+def on_cpu(module: nn.Module) -> nn.Module:
+    """Return the network, or a copy on the CPU, where files are made and compared."""
+    return module if device_of(module).type == "cpu" else copy_network(module).cpu()
+
+
+def onnxruntime(part: str = "") -> Any:
+    """Return onnxruntime, or a module of it such as "quantization", without its telemetry.
+
+    That would open sockets and keep a file in the home folder, and whether it may is read when the
+    library is imported; whoever wants it sets ORT_DISABLE_TELEMETRY to something else before.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module(f"onnxruntime.{part}" if part else "onnxruntime")
+
+
+@rng_kept()  # exporters draw from the global generator
+def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
     """Export by the suffix of `path` and verify.
 
     Args:
-        module: the network, left as it was.
+        module: the network, left as it was, on any device.
         spec: its input.
         path: .onnx or .pt2, of a free batch size, or .pte, of one image at a time: ExecuTorch's
             memory is planned before it runs.
@@ -66,25 +94,22 @@ def export(module: nn.Module, spec: InputSpec, path: Path) -> ExportRecord:
             logit). Nothing is left behind then.
 
     """
+    path, module = Path(path), on_cpu(module)
     kind = path.suffix[1:]
     check_formats([kind])
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    differences = []
+
+    def compare(temporary: Path) -> None:
+        differences.append(_compare(module, spec, open_written(temporary)))
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(module), quiet():
-            _WRITERS[kind](module, spec, temporary)
-            difference = _compare(module, spec, load_exported(temporary))
-        temporary.replace(path)
-    except ExportError:
-        raise
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+            write_atomically(path, _WRITERS[kind](module, spec), check=compare, error=ExportError)
+    except DreamstillError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:  # exporters raise many kinds of their own
         raise ExportError(f"cannot export to {path.suffix}: {_reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return ExportRecord(str(path), kind, path.stat().st_size, difference)
+    return ExportRecord(str(path), kind, path.stat().st_size, differences[0])
 
 
 def _reason(error: BaseException) -> str:
@@ -139,7 +164,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
+def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
     program = torch.onnx.export(
         module,
         (_example(spec, 2),),
@@ -154,20 +179,18 @@ def _write_onnx(module: nn.Module, spec: InputSpec, path: Path) -> None:
         node.metadata_props.clear()  # the paths and lines of the source
     for name in ("shape", "mean", "std"):
         program.model.metadata_props[name] = json.dumps(getattr(spec, name))
-    program.save(path, external_data=False)
+    data: bytes = program.model_proto.SerializeToString()
+    return data
 
 
-def write_pt2(module: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write PyTorch's own format."""
+def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in PyTorch's own format."""
     shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # the paths and lines of the source
-    torch.export.save(program, path)
+    return pt2.to_pt2(torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes))
 
 
-def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
-    """Write ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
+def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
     exir = importlib.import_module("executorch.exir")
     xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     config = importlib.import_module("executorch.backends.xnnpack.partition.config")
@@ -177,24 +200,50 @@ def write_pte(module: nn.Module, spec: InputSpec, path: Path) -> None:
         kinds = [kind for kind in kinds if kind.__name__ != "PreluConfig"]  # which is of maps
     partitioner = xnnpack.XnnpackPartitioner(configs=kinds)
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
-    path.write_bytes(lowered.to_executorch().buffer)
+    return bytes(lowered.to_executorch().buffer)
 
 
-_WRITERS = {"onnx": _write_onnx, "pt2": write_pt2, "pte": write_pte}
+_WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
+RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
+"""What runs a file, by its format."""
 
 
-def load_exported(path: Path) -> Callable[[Tensor], Tensor]:
+def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
     """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits.
 
     ExportError for a file that is absent or damaged.
     """
-    try:
-        return _open(path)
-    except Exception as error:  # runtimes raise many kinds of their own
-        raise ExportError(f"cannot open {path}: {first_line(error)}") from error
+    path = Path(path)
+    with reading(path, ExportError, "does not open in its runtime"), quiet():
+        if path.suffix == ".pte":
+            _try_pte(path)
+        return open_written(path)
 
 
-def _open(path: Path) -> Callable[[Tensor], Tensor]:
+def _try_pte(path: Path) -> None:
+    """Open a file in a copy of this process first: ExecuTorch aborts its process at some damage."""
+    if path.read_bytes()[4:8] != b"ET12":
+        raise ValueError("it is not a program of ExecuTorch")
+    if not hasattr(os, "fork"):  # on Windows
+        return
+    importlib.import_module("executorch.runtime")  # once, and not in each copy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # threads are not copied, and none is needed to look
+        child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            faulthandler.disable()  # the parent says what happened
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            open_written(path)
+        os._exit(0)  # what is raised, is raised again in this process
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise ValueError("ExecuTorch aborts when it opens it")
+
+
+def open_written(path: Path) -> Callable[[Tensor], Tensor]:
+    """Open a file that was just written; see `load_exported`, which expects damage."""
     if path.suffix == ".pte":
         runtime = importlib.import_module("executorch.runtime").Runtime.get()
         method = runtime.load_program(path).load_method("forward")
@@ -204,16 +253,8 @@ def _open(path: Path) -> Callable[[Tensor], Tensor]:
 
         return run_pte
     if path.suffix == ".pt2":
-        module = torch.export.load(path).module()
-
-        def run_pt2(inputs: Tensor) -> Tensor:
-            output: Tensor = module(inputs)
-            return output
-
-        return run_pt2
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return pt2.open_pt2(path)
+    session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run_onnx(inputs: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"input": inputs.numpy()})[0])

@@ -3,27 +3,26 @@
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import textwrap
-import tomllib
 import types
 import typing
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-from dreamstill.errors import SettingsError
+from dreamstill.errors import SettingsError, shown
 
 __all__ = [
     "PREFIX",
     "add_flags",
     "given_flags",
-    "read_toml",
 ]
 
 PREFIX = "settings:"
 
 
+@functools.cache
 def field_docs(kind: type) -> dict[str, str]:
     """The docstring under each field of a dataclass."""
     docs: dict[str, str] = {}
@@ -120,14 +119,14 @@ def from_text(hint: Any, text: str, flag: str) -> Any:
         return [from_text(parts[0], part, flag) for part in inside.split(",")] if inside else []
     if hint is bool:
         if text.lower() not in ("true", "false"):
-            raise SettingsError(f"{flag} must be true or false; got {text!r}")
+            raise SettingsError(f"{flag} must be true or false; got {shown(text)}")
         return text.lower() == "true"
     if hint in (int, float):
         try:
             return hint(text)
         except ValueError:
             raise SettingsError(
-                f"{flag} must be a number ({hint.__name__}); got {text!r}"
+                f"{flag} must be a number ({hint.__name__}); got {shown(text)}"
             ) from None
     return text
 
@@ -143,13 +142,3 @@ def given_flags(arguments: argparse.Namespace) -> dict[str, Any]:
                 table = table.setdefault(part, {})
             table[last] = value
     return nested
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file of settings; SettingsError if it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from error

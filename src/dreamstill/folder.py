@@ -1,100 +1,201 @@
-"""The files of a run's folder, each written whole or not at all.
+"""A run's folder: one process at a time has it, and each file in it is written whole or not at all.
 
-Under a temporary name, and renamed: a reader, or a resume, never sees half of one.
+A file is written under a temporary name, and renamed: a reader, or a resume, never sees half of
+one. What a process made and did not finish is removed; what it did not make never is.
 """
 
+import hashlib
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
-from dreamstill.errors import DreamstillError, RunError, first_line
+from dreamstill.errors import RunError
+from dreamstill.files import make_folders, remove_empty, write_atomically, write_json
+from dreamstill.reading import reading
 from dreamstill.settings import read_plain, to_plain
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 __all__ = [
     "check_empty",
-    "claim",
+    "check_origin",
     "claimed",
-    "discard",
+    "digest",
     "environment",
+    "is_vacant",
     "load_checkpoint",
-    "save_arrays",
+    "locked",
+    "making",
+    "read_settings",
+    "save_checkpoint",
     "save_weights",
-    "write_atomically",
-    "write_json",
 ]
 
+LOCK = ".lock"
+TEMPORARY = re.compile(r"\..+?(\.\d+)?\.tmp(\.\w+)?")
+"""Names of files that were not finished; those of ours have the number of their process."""
+CLAIM = ("settings.json", "origin.json", "environment.json")
+"""What every run's folder has from its start."""
 
-def claim(folder: Path, job: Any, *, device: str = "cpu", resume: bool = False) -> None:
-    """Make the folder of a job, or with `resume` check that it holds the same one.
 
-    Raises:
-        RunError: there is something else in it, or it cannot be made.
-
-    """
-    settings, plain = folder / "settings.json", to_plain(job)
-    if resume:
-        if not settings.is_file():
-            raise RunError(f"{folder} holds no run to resume: settings.json is missing")
-        found = read_plain(settings)
-        if changed := [key for key in plain if found.get(key) != plain[key]]:
-            raise RunError(
-                f"{folder} was started with another {changed[0]}; it cannot be resumed"
-                + _usable_images(folder)
-            )
-        return
-    check_empty(folder)
-    existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(settings, plain)
-        write_json(folder / "environment.json", environment(device))
-    except (OSError, RunError) as error:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+# ---- whose a folder is
 
 
 @contextmanager
-def claimed(folder: Path, job: Any, *worth: str, resume: bool = False) -> Iterator[None]:
-    """Claim a folder, and undo it where a mistake ends the job before anything worth keeping.
+def claimed(
+    folder: Path,
+    job: Any,
+    origin: Mapping[str, str],
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    worth: tuple[str, ...],
+    makes: tuple[str, ...] = (),
+    free: tuple[str, ...] = (),
+) -> Iterator[None]:
+    """Have a run's folder for the job in the body alone, new or with `resume` one of the same job.
+
+    Where the body fails before there is anything worth keeping, all is undone, so that the
+    corrected command works.
 
     Args:
-        folder, job, resume: see `claim`.
-        worth: patterns of files that a resume would take up.
+        folder: of the run.
+        job: its settings, which go to settings.json.
+        origin: digests by name of what else decides the run, such as the teacher.
+        device: for environment.json.
+        resume: go on with what is in the folder.
+        worth: patterns of the files that a resume would take up.
+        makes: what else the body may make in the folder before there is any of those.
+        free: names of settings that may be others on resuming.
+
+    Raises:
+        RunError: another process has the folder, it holds something else, or it cannot be made.
 
     """
-    existed = folder.exists()
-    claim(folder, job, resume=resume)
-    try:
-        yield
-    except DreamstillError:
-        if not resume and not any(any(folder.glob(pattern)) for pattern in worth):
-            discard(folder, existed=existed)
-        raise
+    if not resume:
+        check_empty(folder)
+    elif not (folder / "settings.json").is_file():
+        raise RunError(f"{folder} holds no run to resume: settings.json is missing")
+    with making(folder), locked(folder):
+        remove_temporaries(folder)
+        plain = to_plain(job)
+        origin = {"settings": settings_digest(plain), **origin}
+        if resume:
+            _check_same(folder, plain, origin, worth=worth, free=free)
+        else:
+            check_empty(folder)  # again, now that nobody else can fill it
+        try:
+            _note(folder, plain, origin, device)
+            yield
+        except BaseException:
+            if not any(any(folder.glob(pattern)) for pattern in worth):
+                for name in (*makes, *CLAIM):
+                    _remove(folder / name)
+            raise
+
+
+def _note(folder: Path, plain: Any, origin: Mapping[str, str], device: str) -> None:
+    """Write what is not there yet of CLAIM; settings.json first, which marks the folder as ours."""
+    if not (folder / "settings.json").is_file():
+        write_json(folder / "settings.json", plain)
+    if not (folder / "origin.json").is_file():
+        write_json(folder / "origin.json", dict(origin))
+    if not (folder / "environment.json").is_file():
+        write_json(folder / "environment.json", environment(device))
+
+
+def _check_same(
+    folder: Path,
+    plain: dict[str, Any],
+    origin: Mapping[str, str],
+    *,
+    worth: tuple[str, ...],
+    free: tuple[str, ...],
+) -> None:
+    """RunError unless a folder is of the job in `plain` and of `origin`."""
+    found = read_settings(folder)
+    for key in plain.keys() - {*free}:
+        if found.get(key) != plain[key]:
+            raise RunError(
+                f"{folder} was started with another {key}; it cannot be resumed"
+                + _usable_images(folder)
+            )
+    if any(any(folder.glob(pattern)) for pattern in worth) or (folder / "origin.json").is_file():
+        check_origin(folder, origin)
+
+
+def check_origin(folder: Path, origin: Mapping[str, str]) -> None:
+    """RunError where a run's folder is of another origin, say of another teacher, than this."""
+    found = read_plain(folder / "origin.json")
+    if changed := [name for name in origin if found.get(name) != origin[name]]:
+        raise RunError(
+            f"{folder} was started with another {changed[0]} ({found.get(changed[0])}, now "
+            f"{origin[changed[0]]}): its file or card has changed since"
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what settings.json of a run's folder holds.
+
+    Raises:
+        RunError: there is none, it is damaged, or it was edited after the run began.
+
+    """
+    path, origin = folder / "settings.json", folder / "origin.json"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no run: settings.json is missing")
+    plain = read_plain(path)
+    if origin.is_file() and read_plain(origin).get("settings") != settings_digest(plain):
+        raise RunError(
+            f"{path} was edited after the run began: put back what it said, or start another run"
+        )
+    return plain
+
+
+def settings_digest(plain: dict[str, Any]) -> str:
+    """Digest of a run's settings, less a chain's links: each of them is noted with what it made."""
+    return digest({key: value for key, value in plain.items() if key != "links"})
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of bytes, or of plain values as JSON."""
+    data = value if isinstance(value, bytes | memoryview) else json.dumps(value, sort_keys=True)
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
 
 
 def check_empty(folder: Path) -> None:
-    """RunError unless a folder is absent or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        more = _usable_images(folder)
+    """RunError unless a folder is absent, or holds nothing but what was not finished."""
+    if not is_vacant(folder):
         raise RunError(
-            f"{folder} is not empty: choose another folder, or resume the run in it{more}"
+            f"{folder} is not empty: choose another folder, or resume the run in it"
+            + _usable_images(folder)
         )
+
+
+def is_vacant(folder: Path) -> bool:
+    """There is no such folder, or nothing in it but locks and files that were not finished."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(
+        path.name == LOCK or TEMPORARY.fullmatch(path.name) for path in folder.iterdir()
+    )
 
 
 def _usable_images(folder: Path) -> str:
@@ -103,11 +204,95 @@ def _usable_images(folder: Path) -> str:
     return f"; its images may be used again: --images {images}" if images.is_file() else ""
 
 
-def discard(folder: Path, *, existed: bool) -> None:
-    """Undo a claim: the folder is empty again where it was there before, else gone."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if existed:
-        folder.mkdir(exist_ok=True)
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes of ours that were killed have left in a folder."""
+    for path in folder.rglob(".*"):
+        found = TEMPORARY.fullmatch(path.name)
+        if found is not None and found[1] and path.is_file():
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder and all that is in it, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; where the body fails, what was made goes if it is empty.
+
+    Raises:
+        RunError: it cannot be made.
+
+    """
+    try:
+        made = make_folders(folder)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {folder}: {error.strerror}") from error
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder for the body alone: the lock goes with the process, however it ends.
+
+    Raises:
+        RunError: another process has it.
+
+    """
+    path = folder / LOCK
+    file = _lock(path, folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open; left behind, it locks none
+            path.unlink()
+        file.close()
+
+
+def _lock(path: Path, folder: Path) -> IO[bytes]:
+    """Open a file and lock it."""
+    while True:
+        try:
+            file = path.open("ab")
+        except OSError as error:
+            raise RunError(f"cannot lock {folder}: {error.strerror}") from error
+        try:
+            _hold(file)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise RunError(
+                f"another process is at work in {folder}: wait until it ends, or stop it"
+            ) from error
+        except FileNotFoundError:
+            pass
+        file.close()  # who had it has removed it since: lock the one that is there now
+
+
+def _hold(file: IO[bytes]) -> None:
+    """Lock an open file at once; BlockingIOError or PermissionError where somebody has it."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise
+    except OSError:
+        pass  # a file system without locks: better without one than not at all
+
+
+# ---- what is in it
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -139,47 +324,24 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a temporary file beside `path`, then rename it; RunError if it cannot."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # each writer reports a full disk so
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise RunError(f"cannot write {path}: {reason}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays as a compressed .npz."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # a name without .npz would be given one
-            np.savez_compressed(file, **arrays)
-
-    write_atomically(path, write)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
 def save_weights(path: Path, module: nn.Module) -> None:
     """Write a network's state dict as .safetensors."""
     # copies: the format has no tensors that share their values
     weights = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(weights, temporary))
+    write_atomically(path, save(weights))
+
+
+def save_checkpoint(path: Path, value: Any) -> None:
+    """Write what torch.save makes of a value."""
+    buffer = io.BytesIO()  # on a full disk, its own writer ends the process
+    torch.save(value, buffer)
+    write_atomically(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, device: str) -> dict[str, Any]:
     """What torch.save wrote, its tensors on the device; RunError for a damaged file."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise RunError(f"cannot read {path}: {first_line(error)}") from error
+    with reading(path, RunError):
+        state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise RunError(f"{path} is damaged: it holds {type(state).__name__}, not a checkpoint")
     return state

@@ -5,8 +5,6 @@ folder of them for each class where labels are asked for. Pictures are scaled an
 their center to the network's size.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dreamstill.errors import DataError, first_line
+from dreamstill.errors import DataError
+from dreamstill.reading import StrPath, reading
 from dreamstill.teacher import InputSpec
 
 __all__ = ["load_images", "load_unlabelled"]
 
 NAMES = ("x", "y", "x_test", "y_test")
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+"""No other is opened, whatever a file is called: some run programs."""
 MODES = {1: "L", 3: "RGB"}
-_UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError)
 
 
-def load_unlabelled(path: Path, spec: InputSpec) -> Tensor:
+def load_unlabelled(path: StrPath, spec: InputSpec) -> Tensor:
     """Read uint8 images (N, C, H, W): x or x_test of an .npz, or all pictures below a folder.
 
     In an order of chance, always the same: files are often sorted by class, and agreement is
     measured on the last images of a set. Raises DataError that names what is wrong with the file.
     """
-    if path.is_dir():
+    if (path := Path(path)).is_dir():
         images = _pictures(path, _picture_files(path, deep=True), spec)
     else:
         images = _array(path, _read(path), spec)
@@ -41,7 +41,7 @@ def load_unlabelled(path: Path, spec: InputSpec) -> Tensor:
 
 
 def load_images(
-    path: Path, spec: InputSpec, num_classes: int | None = None, *, first: int = 0
+    path: StrPath, spec: InputSpec, num_classes: int | None = None, *, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Read uint8 images (N, C, H, W) and labels (N,).
 
@@ -56,7 +56,7 @@ def load_images(
         DataError: names what is wrong.
 
     """
-    if path.is_dir():
+    if (path := Path(path)).is_dir():
         x, y = _labelled_pictures(path, spec, num_classes, first)
     else:
         x, y = _labelled_array(path, spec)
@@ -95,7 +95,7 @@ def _labelled_pictures(
     for label, folder in enumerate(folders, first):
         own = _picture_files(folder)
         files += own
-        labels += [int(folder.name) if numbered else label] * len(own)
+        labels += [min(int(folder.name), 2**62) if numbered else label] * len(own)
     return _pictures(path, files, spec), torch.tensor(labels)
 
 
@@ -111,29 +111,30 @@ def _pictures(path: Path, files: list[Path], spec: InputSpec) -> Tensor:
         raise DataError(f"{path} holds no pictures ({', '.join(PICTURES)})")
     images = np.empty((len(files), height, width, channels), np.uint8)
     for image, file in zip(images, files, strict=True):
-        try:
-            with Image.open(file) as picture:
-                if picture.mode.startswith(("I", "F")):
-                    raise DataError(f"{file} has more than 8 bits a channel: save it with 8")
-                upright = ImageOps.exif_transpose(picture).convert(MODES[channels])
-        except DataError:
-            raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} is not a whole picture: {first_line(error)}") from error
-        fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
-        image[:] = np.asarray(fitted).reshape(height, width, channels)
+        with reading(file, DataError, "is not a whole picture"):
+            image[:] = _fitted(file, MODES[channels], (width, height))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture, upright, as uint8 (height, width, channels)."""
+    with Image.open(file, formats=FORMATS) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise DataError(f"{file} has more than 8 bits a channel: save it with 8")
+        upright = ImageOps.exif_transpose(picture).convert(mode)
+    fitted = ImageOps.fit(upright, size, Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(size[1], size[0], len(mode))
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays x and y of an .npz, or x_test and y_test under those names."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in NAMES}
-    except FileNotFoundError as error:
-        raise DataError(f"no images at {path}") from error
-    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not an .npz of plain arrays: {error}") from error
+    with (
+        reading(path, DataError, "is not an .npz of plain arrays", what="images"),
+        path.open("rb") as file,  # NumPy does not close what it cannot read
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        # an entry that is no array comes as bytes
+        arrays = {name: np.asarray(archive[name]) for name in archive.files if name in NAMES}
     suffix = "" if "x" in arrays else "_test"
     return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}
 

@@ -1,8 +1,11 @@
 """Choose the student without real data: champion against challenger on held-out synthetic images.
 
-Held-out images come from the same stream as the training batches and are never trained on. They
-are a ring, because an adversarial method's images change: at each sitting champion and challenger
-are both asked about the same, newest ones.
+Held-out batches come from the same stream as the training batches, and no batch is both. Where a
+method makes each image anew, or images were set aside as in fine-tuning, no image is both either; a
+stream that draws from stored images, such as the real ones of a benchmark's bound, may give an
+image to both, and then the student is judged too kindly. Held-out images are a ring, because an
+adversarial method's images change: at each sitting champion and challenger are both asked about the
+same, newest ones. A student that is no random network is the first champion, as it starts.
 """
 
 import math

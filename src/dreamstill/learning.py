@@ -1,6 +1,6 @@
 """Teach a network new classes, from their file to the device's: no old data."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreamstill.classes import warn_of_classes
 from dreamstill.errors import ExportError
 from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
-from dreamstill.folder import claimed, save_arrays, save_weights, write_json
+from dreamstill.files import save_arrays, write_json
+from dreamstill.folder import claimed, save_weights
 from dreamstill.images import load_images, load_unlabelled
+from dreamstill.reading import StrPath
 from dreamstill.run import open_from, seeded_process
-from dreamstill.settings import no_effect
-from dreamstill.sources import Images, OnProgress, own_images, same_origin
-from dreamstill.summarize import MOST_SHOWN
+from dreamstill.settings import no_effect, settings_class
+from dreamstill.sources import Images, OnProgress, origin_of, own_images
 from dreamstill.tasks.continual import (
     ContinualSettings,
     average_and_forgetting,
@@ -35,7 +37,7 @@ __all__ = [
 LEARNED = "network.safetensors"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Learning(Images):
     """All that decides what a network that learns new classes becomes."""
 
@@ -52,11 +54,11 @@ class Learning(Images):
 
 
 def learn_classes(
-    folder: Path,
+    folder: StrPath,
     job: Learning,
     *,
     resume: bool = False,
-    real: Path | None = None,
+    real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Teach a network new classes; writes it as .safetensors, .onnx and .pt2, and its worth.
@@ -82,25 +84,55 @@ def learn_classes(
         NonFiniteError: a loss is not finite.
 
     """
-    teacher = open_from(job.teacher)
+    folder, real = Path(folder), Path(real) if real else None
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)
     num_classes = int(labels.max()) + 1
     test = load_images(real, teacher.spec, num_classes) if real else None
     given = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
-    with claimed(folder, job, "images.*", LEARNED, resume=resume):
-        same_origin(folder, teacher, images=given, new=new, labels=labels)
+    with claimed(
+        folder,
+        job,
+        origin_of(teacher, images=given, new=new, labels=labels),
+        resume=resume,
+        worth=("images.npz", "images.pt", LEARNED),
+        makes=("images.npy",),
+    ):
         dreams = new[:0] if given is None else given
         if given is None and job.continual.dreaming:
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
+        warnings, named = list[str](), labels[:0]
+        if len(dreams):
+            logits = predict(teacher.module, teacher.spec, dreams)
+            warnings = warn_of_classes(logits, given=given is not None)
+            named = logits.argmax(1)
         network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
-    summary: dict[str, Any] = {"old_classes": teacher.num_classes, "classes": num_classes}
-    pictures = _learned_from(teacher, dreams, new, labels)
+        pictures = _learned_from((dreams, named), (new, labels))
+        return _summarize(folder, teacher, network, real, test, pictures, warnings)
+
+
+def _summarize(
+    folder: Path,
+    teacher: Teacher,
+    network: Teacher,
+    real: Path | None,
+    test: tuple[Tensor, Tensor] | None,
+    pictures: dict[str, np.ndarray[Any, Any]],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Measure what was learned; write its files, pictures.npz and summary.json."""
+    summary: dict[str, Any] = {
+        "old_classes": teacher.num_classes,
+        "classes": network.num_classes,
+        "warnings": warnings,
+    }
     if test is not None and real is not None:
         x, y = test
         before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
         summary |= {"images": real.name} | _kept(before, after, y)
-        pictures["confusion"] = confusion_matrix(after, y, num_classes).numpy()
+        confusion = confusion_matrix(after, y, network.num_classes)
+        pictures = pictures | {"confusion": confusion.numpy()}
     save_arrays(folder / "pictures.npz", **pictures)
     summary["files"] = []
     try:
@@ -127,8 +159,8 @@ def _learned(
     if path.is_file():
         model = grow(teacher, int(labels.max()) + 1, rng)
         model.load_state_dict(load_weights(path))
-        return open_teacher(model, teacher.spec)
-    with seeded_process(job.seed):
+        return open_teacher(model, teacher.spec, device=job.device, precision=job.precision)
+    with seeded_process(job.seed, job.device):
         network = learn(
             teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
         )
@@ -168,14 +200,12 @@ def _kept(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
 
 
 def _learned_from(
-    teacher: Teacher, dreams: Tensor, new: Tensor, labels: Tensor
+    *sources: tuple[Tensor, Tensor],
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Images for the report, uint8 (N, C, H, W), a dozen of a class, and their classes."""
-    dreams = dreams[:MOST_SHOWN]
-    named = predict(teacher.module, teacher.spec, dreams).argmax(1) if len(dreams) else labels[:0]
+    """Images for the report, uint8 (N, C, H, W), a dozen of a class of each source; classes."""
     picked = [
         (images[index], classes[index])
-        for images, classes in ((dreams, named), (new, labels))
+        for images, classes in sources
         for index in ((classes == k).nonzero()[:12, 0] for k in classes.unique())
     ]
     images, classes = (torch.cat(parts).numpy() for parts in zip(*picked, strict=True))

@@ -1,7 +1,7 @@
 """The links of a chain: one task on one network each, with its settings."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
+from dreamstill.export import on_cpu
 from dreamstill.plain import copy_network
 from dreamstill.run import RANDOM_START, open_student
-from dreamstill.settings import no_effect, none_or_at_least, to_plain
+from dreamstill.settings import no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.sources import OnProgress
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.tasks.channels import library
+from dreamstill.tasks.distill import DistillSettings, Progress, start_kept
 from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import map_modules
+from dreamstill.tasks.graph import fold_batch_norm, map_modules
 from dreamstill.tasks.inherit import inherit
 from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_int8
-from dreamstill.tasks.merge import MergeSettings, merge
+from dreamstill.tasks.merge import MergeSettings, check_mergeable, merge
 from dreamstill.tasks.pack import PackSettings, pack, weights_of
 from dreamstill.tasks.packed import load_packed, save_packed
-from dreamstill.tasks.prune import PruneSettings, library, prune
+from dreamstill.tasks.prune import PruneSettings, check_importance, check_prunable, prune
 from dreamstill.tasks.quantize import (
     QuantizeSettings,
     check_without_inputs,
     quantize,
     quantize_without_inputs,
 )
-from dreamstill.tasks.quantized import QuantizedLayer, quantized_bytes
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.tasks.quantized import QuantizedLayer, check_plain, quantized_bytes
+from dreamstill.teacher import InputSpec, Teacher, check_trainable, open_teacher
 
-__all__ = ["TASKS", "Work"]
+__all__ = ["TASKS", "Work", "check_links", "looks_at_images"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DistillLink:
     """Settings of a distillation on the images."""
 
@@ -58,7 +60,7 @@ class DistillLink:
             raise SettingsError(RANDOM_START)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PruneLink(PruneSettings):
     """Settings of pruning, where its library is installed."""
 
@@ -67,7 +69,7 @@ class PruneLink(PruneSettings):
         library()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MergeLink(MergeSettings):
     """Settings of merging, and of fine-tuning after it."""
 
@@ -75,7 +77,7 @@ class MergeLink(MergeSettings):
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class FactorizeLink(FactorizeSettings):
     """Settings of factorization, and of fine-tuning after it."""
 
@@ -83,7 +85,7 @@ class FactorizeLink(FactorizeSettings):
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class QuantizeLink(QuantizeSettings):
     """Settings of simulated quantization."""
 
@@ -96,7 +98,7 @@ class QuantizeLink(QuantizeSettings):
             check_without_inputs(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Int8Link:
     """Settings of static int8 files."""
 
@@ -129,6 +131,14 @@ class Work:
     on_progress: OnProgress
     stem: Path
     """Where the link's files go, less their suffix."""
+    warnings: list[str] = field(default_factory=list)
+    """Of training that was in vain."""
+
+    def progressed(self, progress: Progress) -> None:
+        """Note what the record is to say of a training, and pass it on."""
+        if progress.record.get("chosen_at_step") == 0:
+            self.warnings.append(start_kept(progress.total))
+        self.on_progress(progress)
 
     def tune(self, model: nn.Module, settings: DistillSettings | None) -> nn.Module:
         """Fine-tune towards the teacher, if asked."""
@@ -140,7 +150,7 @@ class Work:
             self.images,
             settings,
             rng=self.rng,
-            on_progress=self.on_progress,
+            on_progress=self.progressed,
         )
         return tuned.requires_grad_(False)
 
@@ -159,16 +169,20 @@ def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
         rng=work.rng,
         inherited=kept,
         reconstruct=settings.reconstruct,
-        on_progress=work.on_progress,
+        pretrained=settings.inherit,
+        on_progress=work.progressed,
     )
     return student.requires_grad_(False), {}
 
 
 def _prune(model: nn.Module, settings: PruneLink, work: Work) -> Outcome:
     pruned, rounds = prune(
-        work.teacher, work.images, settings, rng=work.rng, model=model, on_progress=work.on_progress
+        work.teacher, work.images, settings, rng=work.rng, model=model, on_progress=work.progressed
     )
-    return pruned, {"rounds": [asdict(record) for record in rounds]}
+    record: dict[str, Any] = {"rounds": [asdict(record) for record in rounds]}
+    if whole := rounds[-1].left_whole:
+        record["left_whole"] = list(whole)
+    return pruned, record
 
 
 def _merge(model: nn.Module, settings: MergeLink, work: Work) -> Outcome:
@@ -185,8 +199,8 @@ def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome
 
 def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
     if settings.without_inputs:
-        whole = open_teacher(model, work.teacher.spec)
-        quantized = quantize_without_inputs(whole, settings)
+        whole = open_teacher(on_cpu(model), work.teacher.spec)
+        quantized = quantize_without_inputs(whole, settings).to(work.teacher.device)
     else:
         quantized = quantize(
             work.teacher,
@@ -194,14 +208,14 @@ def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
             settings,
             rng=work.rng,
             model=model,
-            on_progress=work.on_progress,
+            on_progress=work.progressed,
         )
     layers = {n: m for n, m in quantized.named_modules() if isinstance(m, QuantizedLayer)}
     bits = {
         name: {"weight_bits": layer.weight_bits, "activation_bits": layer.activation_bits}
         for name, layer in layers.items()
     }
-    record = {"layers": bits, "bytes": quantized_bytes(quantized)}
+    record = {"layers": bits, "weight_bytes": quantized_bytes(quantized)}
     return quantized, record | _left_whole(quantized, layers.values())
 
 
@@ -224,8 +238,15 @@ def _on_grids(model: nn.Module) -> nn.Module:
     return map_modules(copy_network(model), change)
 
 
+def _plain(model: nn.Module, spec: InputSpec) -> nn.Module:
+    """`_on_grids`, compared with the network as it was."""
+    plain = _on_grids(model)
+    check_plain(model, plain, spec)
+    return plain
+
+
 def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
-    model = _on_grids(model)
+    model = _plain(model, work.teacher.spec)
     records = [
         export_int8(
             model,
@@ -237,25 +258,35 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
         )
         for kind in settings.formats
     ]
-    return model, {"files": [asdict(r) for r in records], "bytes": records[0].bytes}
+    return model, {"files": [asdict(r) for r in records]}
 
 
 def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
-    model = _on_grids(model)
+    model = _plain(model, work.teacher.spec)
     packed = pack(
         work.teacher,
         work.images,
         settings,
         rng=work.rng,
         model=model,
-        on_progress=work.on_progress,
+        on_progress=work.progressed,
     )
     path = work.stem.with_suffix(".packed")
     size = save_packed(packed, path, card=to_plain(work.teacher.spec))
     plain = copy_network(model)
     plain.load_state_dict(load_packed(path)[0])
-    record = {"files": [{"path": str(path), "bytes": size}], "bytes": size}
+    record = {"files": [{"path": str(path), "bytes": size}]}
     return plain, record | _left_whole(plain, weights_of(plain).values())
+
+
+def looks_at_images(task: str, settings: Any) -> bool:
+    """A task does not, with these settings, work from the weights alone."""
+    if task == "quantize":
+        return not settings.without_inputs
+    if task in ("merge", "factorize"):
+        read = settings.reconstruct, getattr(settings, "responses", 0), settings.finetune
+        return any(read)
+    return True
 
 
 TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {
@@ -267,3 +298,31 @@ TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {
     "int8": (Int8Link, _int8),
     "pack": (PackSettings, _pack),
 }
+
+
+def check_links(links: Sequence[Any], model: nn.Module, teacher: Teacher) -> None:
+    """See that links can do what they are asked, before any image is made for them.
+
+    Args:
+        links: with a task and its settings each.
+        model: the network that the first link after a distillation is given.
+        teacher: of the chain.
+
+    Raises:
+        SettingsError, TeacherError: what the first link that cannot would raise.
+
+    """
+    untouched = True
+    for link in links:
+        parts = (getattr(link.settings, part.name) for part in fields(link.settings))
+        if any(isinstance(part, DistillSettings) for part in parts):
+            check_trainable(model, teacher.spec)
+        if link.task == "distill" and link.settings.inherit:
+            inherit(teacher.module, copy_network(model))
+        elif link.task == "prune":
+            check_importance(model, link.settings)
+            if untouched:  # another link before it decides how much is left to go
+                check_prunable(copy_network(model), teacher, link.settings)
+        elif link.task == "merge":
+            check_mergeable(fold_batch_norm(model), link.settings)
+        untouched &= link.task == "distill"

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
-from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import check_empty, discard, save_arrays, write_atomically
+from dreamstill.classes import class_counts, warn_of_classes
+from dreamstill.errors import SettingsError, shown
+from dreamstill.files import save_arrays, write_atomically, write_json
+from dreamstill.folder import claimed
 from dreamstill.images import load_images, load_unlabelled
+from dreamstill.reading import StrPath
 from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
 from dreamstill.run import Job, TeacherFile, distill, open_from
-from dreamstill.sources import draw_images
+from dreamstill.settings import read_plain, to_plain
+from dreamstill.sources import MOST_IMAGES, draw_images, forget
 from dreamstill.summarize import export_run, summarize
 from dreamstill.synthesis import METHODS, missing_offers
 from dreamstill.synthesis.knowledge_within import data_similarity
@@ -28,7 +32,7 @@ __all__ = ["demo", "distill_and_report", "inspect", "synthesize"]
 OnProgress = Callable[[Progress], None]
 
 
-def inspect(teacher: Teacher, images: Path | None = None) -> dict[str, Any]:
+def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
     """What the teacher is and offers, and the methods that can use it, as plain values.
 
     With unlabelled images (.npz with x) also how alike they are to what it was trained on.
@@ -36,8 +40,8 @@ def inspect(teacher: Teacher, images: Path | None = None) -> dict[str, Any]:
     offers = teacher.offers
     similarity = {}
     if images is not None:
-        shown = teacher.spec.encode(load_unlabelled(images, teacher.spec)[:2000])
-        similarity["data_similarity"] = data_similarity(teacher, shown.to(teacher.device))
+        given = teacher.spec.encode(load_unlabelled(images, teacher.spec)[:2000])
+        similarity["data_similarity"] = data_similarity(teacher, given.to(teacher.device))
     return similarity | {
         "input": list(teacher.spec.shape),
         "mean": list(teacher.spec.mean),
@@ -54,7 +58,7 @@ def inspect(teacher: Teacher, images: Path | None = None) -> dict[str, Any]:
 
 
 def synthesize(
-    folder: Path,
+    folder: StrPath,
     job: Job,
     num_images: int,
     *,
@@ -66,54 +70,63 @@ def synthesize(
     With `resume` what is finished in the folder is taken up: the settings must be the same.
 
     Raises:
-        SettingsError: no image is asked for, or the method plays against a student.
+        SettingsError: no image is asked for, there is no room for so many, or the method plays
+            against a student.
         TeacherError: the teacher does not open, or lacks what the method needs.
-        RunError: the folder is not empty, holds nothing to resume or cannot be written.
+        RunError: the folder is not empty, holds nothing to resume, or other images, or cannot be
+            written.
         NonFiniteError: the loss of the images is not finite; before the update.
 
     """
-    if num_images < 1:
-        raise SettingsError(f"num_images must be at least 1; got {num_images}")
-    checkpoint = folder / "images.pt"
-    existed = folder.exists()
-    if not resume:
-        check_empty(folder)
-    elif not checkpoint.is_file():
-        raise RunError(f"{folder} holds nothing to resume: images.pt is missing")
+    if not 1 <= num_images <= MOST_IMAGES:
+        bound = "at least 1" if num_images < 1 else f"at most {MOST_IMAGES:,}"
+        raise SettingsError(f"num_images must be {bound}; got {shown(num_images)}")
+    folder = Path(folder)
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {folder}: {error.strerror}") from error
-    try:
-        x, out = draw_images(
-            teacher,
-            job.method,
-            job.synthesis,
-            num_images,
-            seed=job.seed,
-            checkpoint=checkpoint,
-            checkpoint_every=job.checkpoint_every,
-            on_progress=on_progress,
-        )
-        classes = out.argmax(1)
-        arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": out.numpy()}
-        save_arrays(folder / "images.npz", **arrays)
-        picture = draw_classes(x, classes)
-        write_atomically(folder / "images.png", lambda path: path.write_bytes(picture))
-        checkpoint.unlink(missing_ok=True)
-    except BaseException:
-        if not checkpoint.is_file() and not (folder / "images.npz").is_file():
-            discard(folder, existed=existed)
-        raise
-    counts = torch.bincount(classes, minlength=teacher.num_classes).tolist()
-    return {
-        "images": str(folder / "images.npz"),
-        "picture": str(folder / "images.png"),
+    names = ("teacher", "method", "synthesis", "seed", "device", "precision")
+    with claimed(
+        folder,
+        {name: to_plain(getattr(job, name)) for name in names} | {"num_images": num_images},
+        {"teacher": teacher.fingerprint},
+        device=job.device,
+        resume=resume,
+        worth=("images.npz", "images.pt"),
+        makes=("images.npy",),
+    ):
+        if not (folder / "summary.json").is_file():  # the last file that is written
+            _write_images(folder, job, teacher, num_images, on_progress)
+        summary = read_plain(folder / "summary.json")
+    files = {"images": str(folder / "images.npz"), "picture": str(folder / "images.png")}
+    return files | summary
+
+
+def _write_images(
+    folder: Path, job: Job, teacher: Teacher, num_images: int, on_progress: OnProgress
+) -> None:
+    """Make images and all that is told of them."""
+    checkpoint = folder / "images.pt"
+    x, logits = draw_images(
+        teacher,
+        job.method,
+        job.synthesis,
+        num_images,
+        seed=job.seed,
+        checkpoint=checkpoint,
+        checkpoint_every=job.checkpoint_every,
+        on_progress=on_progress,
+    )
+    classes = logits.argmax(1)
+    arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": logits.numpy()}
+    save_arrays(folder / "images.npz", **arrays)
+    write_atomically(folder / "images.png", draw_classes(x, classes))
+    summary = {
         "num_images": num_images,
-        "images_per_class": counts,
+        "images_per_class": class_counts(logits).tolist(),
         "queries": teacher.queries,
+        "warnings": warn_of_classes(logits),
     }
+    write_json(folder / "summary.json", summary)
+    forget(checkpoint)
 
 
 def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:
@@ -124,7 +137,7 @@ def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:
 
 
 def distill_and_report(
-    folder: Path, job: Job, *, resume: bool = False, on_progress: OnProgress
+    folder: StrPath, job: Job, *, resume: bool = False, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Distill, measure without real data, and write the report."""
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
@@ -151,7 +164,7 @@ def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[Job, Job]:
 
 
 def demo(
-    folder: Path,
+    folder: StrPath,
     *,
     seed: int = 0,
     steps: int = 1000,
@@ -159,6 +172,7 @@ def demo(
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """The embedded LeNet-5 to LeNet-5-Half, its noise floor, real digits, exports and report."""
+    folder = Path(folder)
     with as_file(files("dreamstill") / "assets") as assets:
         job, floor = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)
         floor_folder = folder / "noise_floor"

@@ -1,90 +1,109 @@
 """Metadata: statistics of a teacher's activations, made by its owner, in place of the data.
 
-Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017.
-The owner runs `record_metadata` on the training images and hands out the file beside the teacher;
-the synthesizer `metadata` reads it. Where this differs: the authors' code scales its noise by the
-covariance rather than by its root, and never uses the spectra that it computes; this does, over
-linear layers alone: a convolution's maps are too many activations for a graph.
+Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017,
+and the authors' code. The owner runs `record_metadata` on the training images and hands out the
+file beside the teacher; the synthesizer `metadata` reads it. What is recorded of a layer is its
+output before the ReLU, past the BatchNorm or the pooling that stand between the two; images are
+compared with what is drawn after a ReLU on both.
+
+Where this differs: a layer without a ReLU behind it, as the logits are, is compared as it is (the
+authors put a ReLU on these too); logits are recorded at temperature 1; classes are the teacher's
+answers, not labels; noise is multiplied by a root of the covariance that gives this covariance back
+(what the authors' code multiplies by does not); the authors' spectral schemes compute spectra and
+do not use them. Here a spectral view draws what deviates from the class's mean together on the
+leading eigenvectors, and what is left by itself; it is of linear layers and of convolutions whose
+maps are one pixel: other maps are too many activations for a graph.
 
 The file is safetensors with the format's name and version in its header. It holds, for every class
-k and each view v (a set of activations): `v/mean` (K, D), `v/root` (K, D, R), a root of the class's
-covariance (or `v/std` (K, D) where D is large), and for spectral views `v/basis` (D, B), the graph
-Fourier basis that activations are projected on. Views of which nothing below 0 was recorded, as
-behind a ReLU, are named in the header; files without their names are drawn from as Gaussians alone.
-Means of a class are in the file: someone who has it can see what the class's average image does to
-the network. Treat it as you would such averages.
+k and each view v (one layer or several, D activations): `v/mean` (K, D); `v/root` (K, R, R), a root
+of the class's covariance, but where D is large; `v/basis` (D, R), the graph Fourier basis that the
+root of a spectral view stands on (else R is D); `v/std` (K, D), of what no root covers; and
+`v/rectified` (D,), which activations have a ReLU behind them. Means of a class are in the file:
+someone who has it can see what the class's average image does to the network. Treat it as you would
+such averages.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
-from dreamstill.folder import write_atomically
-from dreamstill.probe import Probe, probed_at_once
+from dreamstill.files import write_atomically
+from dreamstill.probe import BeforeRelu, probed_at_once
+from dreamstill.reading import StrPath, reading
+from dreamstill.settings import from_plain
 from dreamstill.teacher import Teacher
 
 __all__ = ["Kind", "Metadata", "activations", "load_metadata", "record_metadata"]
 
-FORMAT = "dreamstill-metadata-1"
+FORMAT = "dreamstill-metadata-2"
+OF_INPUTS = "dreamstill-metadata-1"
+"""The format of files of what entered layers, behind the ReLU."""
 
 
 class Kind(StrEnum):
     """Which activations are recorded, and how."""
 
     TOP = "top"
-    """The input of the last linear layer: means and covariance of each class."""
+    """The logits: means and covariance of each class."""
     ALL = "all"
-    """The inputs of every convolution and linear layer but the first, and the logits."""
+    """What leaves every convolution and linear layer, before the ReLU; the last are the logits."""
     SPECTRAL = "spectral"
-    """Inputs of linear layers and the logits together, on the graph of their correlations."""
+    """Outputs of linear layers and the logits together, on the graph of their correlations."""
     SPECTRAL_PAIRS = "spectral-pairs"
     """The same for every pair of them."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Statistics of one set of activations."""
+    """Statistics of one set of activations, before the ReLU."""
 
     layers: tuple[str, ...]
     """Names in `activations`, joined end to end."""
     mean: Tensor
-    """(K, D) by class, in the basis where there is one."""
+    """(K, D) by class."""
     root: Tensor | None
-    """(K, D, D) root of each class's covariance; None: `std` stands for it."""
-    std: Tensor
-    """(K, D)."""
+    """(K, R, R) root of each class's covariance on the basis, or None."""
     basis: Tensor | None
-    """(sum of sizes, D) orthonormal columns, or None."""
-    rectified: bool
-    """Nothing below 0 was recorded, as behind a ReLU."""
+    """(D, R) eigenvectors of the graph in units of the activations' deviations; None: R is D."""
+    std: Tensor | None
+    """(K, D) standard deviation of what the root does not cover; None: it covers all."""
+    rectified: Tensor
+    """(D,) bool: which have a ReLU behind them."""
 
     @property
     def name(self) -> str:
         """In a file."""
         return "+".join(self.layers)
 
-    def project(self, recorded: dict[str, Tensor]) -> Tensor:
-        """Activations (N, ...) by name -> (N, D)."""
-        joined = torch.cat([recorded[name].flatten(1) for name in self.layers], 1)
-        return joined if self.basis is None else joined @ self.basis
+    def read(self, recorded: Mapping[str, Tensor]) -> Tensor:
+        """Return the activations (N, D) behind the ReLU of what was recorded before it, by name."""
+        return self._behind_relu(torch.cat([recorded[name].flatten(1) for name in self.layers], 1))
 
     def sample(self, classes: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw activations (N, D) for classes (N,): Gaussian, and rectified where these were."""
-        size = (len(classes), self.mean.shape[1])
-        noise = torch.randn(size, generator=rng, device=rng.device)
-        if self.root is None:
-            drawn = self.mean[classes] + noise * self.std[classes]
-        else:
-            drawn = self.mean[classes] + torch.einsum("nij,nj->ni", self.root[classes], noise)
-        return drawn.relu() if self.rectified else drawn
+        """Draw activations (N, D) behind the ReLU for classes (N,): a Gaussian before it."""
+        drawn = self.mean[classes]
+        if self.std is not None:
+            drawn = drawn + self.std[classes] * _noise(drawn.shape, rng)
+        if self.root is not None:
+            noise = _noise((len(classes), self.root.shape[1]), rng)
+            together = torch.einsum("nij,nj->ni", self.root[classes], noise)
+            drawn = drawn + (together if self.basis is None else together @ self.basis.T)
+        return self._behind_relu(drawn)
+
+    def _behind_relu(self, values: Tensor) -> Tensor:
+        return torch.where(self.rectified, values.relu(), values)
+
+
+def _noise(size: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    return torch.randn(size, generator=rng, device=rng.device)
 
 
 @dataclass(frozen=True)
@@ -97,39 +116,52 @@ class Metadata:
     views: tuple[View, ...]
 
 
-def activations(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
-    """Inputs of every convolution and linear layer, and `logits`, by name; the image is none."""
+def activations(teacher: Teacher, images: Tensor) -> tuple[dict[str, Tensor], set[str]]:
+    """Return what leaves every convolution and linear layer before the ReLU, and `logits`.
+
+    Args:
+        teacher: run once.
+        images: (N, C, H, W) in its input space.
+
+    Returns:
+        By name (N, ...), in the order of the layers, and the names of those with a ReLU behind
+        them.
+
+    """
     layers = {
         name: layer
         for name, layer in teacher.module.named_modules()
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
     }
-    with Probe(layers) as probe:
+    with BeforeRelu(layers) as before:
         logits = teacher(images)
-    recorded = dict(probe.inputs)
-    if recorded and next(iter(recorded.values())).numel() == images.numel():
-        recorded.pop(next(iter(recorded)))
-    return recorded | {"logits": logits}
+    # a layer that is run on parts of images has no activations of an image
+    outputs = {n: v for n, v in before.outputs.items() if len(v) == len(images)}
+    return outputs | {"logits": logits}, before.rectified
 
 
-def _layer_sets(kind: Kind, teacher: Teacher, names: list[str]) -> list[tuple[str, ...]]:
+def _layer_sets(
+    kind: Kind, teacher: Teacher, recorded: Mapping[str, Tensor]
+) -> list[tuple[str, ...]]:
     if kind is Kind.TOP:
-        last = teacher.offers.last_linear
-        if last is None or last not in names:
-            raise TeacherError("metadata of kind top needs a last linear layer behind another")
-        return [(last,)]
+        return [("logits",)]
+    logits = recorded["logits"]
+    # what the last linear layer puts out is the logits under another name
+    names = [n for n, v in recorded.items() if v is logits or not torch.equal(v, logits)]
     if kind is Kind.ALL:
         return [(name,) for name in names]
     linear = [
         name
         for name in names
-        if name == "logits" or isinstance(teacher.module.get_submodule(name), nn.Linear)
+        if name == "logits"
+        or isinstance(teacher.module.get_submodule(name), nn.Linear)
+        or recorded[name].shape[2:].numel() == 1
     ]
     if kind is Kind.SPECTRAL:
         return [tuple(linear)]
     if len(linear) < 3:
         raise TeacherError(
-            f"metadata of kind spectral-pairs needs three of linear layers' inputs and logits; "
+            f"metadata of kind spectral-pairs needs three of linear layers' outputs and logits; "
             f"the teacher has {', '.join(linear)}: take spectral"
         )
     return list(itertools.combinations(linear, 2))
@@ -155,9 +187,9 @@ def graph_basis(values: Tensor, num: int) -> Tensor:
 def record_metadata(
     teacher: Teacher,
     images: Tensor,
-    path: Path,
+    path: StrPath,
     *,
-    kind: Kind = Kind.ALL,
+    kind: Kind | str = Kind.ALL,
     num_vectors: int = 64,
     largest_root: int = 512,
 ) -> Metadata:
@@ -177,28 +209,54 @@ def record_metadata(
         RunError: the file cannot be written.
 
     """
+    path, of_kind = Path(path), from_plain(Kind, kind, "kind")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make {path.parent}: {error.strerror}") from error
-    shown = activations(teacher, _shown(teacher, images[:1]))
-    spectral = kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
-    sets = _layer_sets(kind, teacher, list(shown))
+    shown, rectified = activations(teacher, _shown(teacher, images[:1]))
+    sets = _layer_sets(of_kind, teacher, shown)
+    behind_relu = {
+        layers: torch.cat([torch.full((shown[n].numel(),), n in rectified) for n in layers])
+        for layers in sets
+    }
+    spectral = of_kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
     # of large views moments are all that is written, and activations would fill the memory
     moments = {
-        layers: ClassMoments(teacher.num_classes, size)
-        for layers in sets
-        if (size := sum(shown[name].numel() for name in layers)) > largest_root and not spectral
+        layers: ClassMoments(teacher.num_classes, len(units))
+        for layers, units in behind_relu.items()
+        if len(units) > largest_root and not spectral
     }
-    kept = {name: list[Tensor]() for layers in sets if layers not in moments for name in layers}
-    named = list[Tensor]()
+    kept = {name for layers in sets if layers not in moments for name in layers}
+    values, classes = _watch(teacher, images, kept, moments)
+    num = num_vectors if spectral else 0
+    views = [
+        moments[layers].view(layers, units)
+        if layers in moments
+        else view_of(layers, values, classes, units, num_vectors=num)
+        for layers, units in behind_relu.items()
+    ]
+    metadata = Metadata(kind=of_kind, fingerprint=teacher.weights_digest, views=tuple(views))
+    header = {"format": FORMAT, "kind": of_kind.value, "teacher": metadata.fingerprint}
+    tensors = dict(_tensors(metadata))
+    write_atomically(path, save(tensors, metadata=header))
+    return metadata
+
+
+def _watch(
+    teacher: Teacher,
+    images: Tensor,
+    kept: Collection[str],
+    moments: Mapping[tuple[str, ...], "ClassMoments"],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Show all images; return activations (N, ...) of what is `kept`, and classes (N,)."""
+    values, named = {name: list[Tensor]() for name in kept}, list[Tensor]()
     for part in images.split(probed_at_once(teacher.spec.shape)):
-        recorded = {
-            n: v.flatten(1).cpu() for n, v in activations(teacher, _shown(teacher, part)).items()
-        }
+        recorded, _ = activations(teacher, _shown(teacher, part))
+        recorded = {name: value.flatten(1).cpu() for name, value in recorded.items()}
         named.append(recorded["logits"].argmax(1))
-        for name, values in kept.items():
-            values.append(recorded[name])
+        for name in kept:
+            values[name].append(recorded[name])
         for layers, recorder in moments.items():
             recorder.add(torch.cat([recorded[name] for name in layers], 1), named[-1])
     classes = torch.cat(named)
@@ -208,24 +266,7 @@ def record_metadata(
             f"metadata needs at least 2 images of every class; "
             f"class {int(counts.argmin())} has {int(counts.min())}"
         )
-    together = {name: torch.cat(values) for name, values in kept.items()}
-    num = num_vectors if spectral else 0
-    views = [
-        moments[layers].view(layers)
-        if layers in moments
-        else view_of(layers, together, classes, num_vectors=num, largest_root=largest_root)
-        for layers in sets
-    ]
-    metadata = Metadata(kind=kind, fingerprint=teacher.fingerprint, views=tuple(views))
-    header = {
-        "format": FORMAT,
-        "kind": kind.value,
-        "teacher": metadata.fingerprint,
-        "rectified": " ".join(view.name for view in views if view.rectified),
-    }
-    tensors = dict(_tensors(metadata))
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
-    return metadata
+    return {name: torch.cat(parts) for name, parts in values.items()}, classes
 
 
 def _shown(teacher: Teacher, images: Tensor) -> Tensor:
@@ -238,7 +279,7 @@ class ClassMoments:
     >>> moments = ClassMoments(2, 1)
     >>> moments.add(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]))
     >>> moments.add(torch.tensor([[5.0]]), torch.tensor([1]))
-    >>> view = moments.view(("layer",))
+    >>> view = moments.view(("layer",), torch.tensor([False]))
     >>> view.mean.tolist(), view.std.square().round().tolist()
     ([[2.0], [5.0]], [[2.0], [0.0]])
     """
@@ -246,17 +287,15 @@ class ClassMoments:
     def __init__(self, num_classes: int, size: int) -> None:
         self.counts = torch.zeros(num_classes, 1, dtype=torch.double)
         self.sums = torch.zeros(2, num_classes, size, dtype=torch.double)  # of values and squares
-        self.rectified = True
 
     def add(self, values: Tensor, classes: Tensor) -> None:
         """(N, size) values of classes (N,)."""
         for sums, part in zip(self.sums, (values.double(), values.double() ** 2), strict=True):
             sums.index_add_(0, classes, part)
         self.counts += torch.bincount(classes, minlength=len(self.counts))[:, None]
-        self.rectified &= bool((values >= 0).all())
 
-    def view(self, layers: tuple[str, ...]) -> View:
-        """Of `layers`, in which every class was seen twice."""
+    def view(self, layers: tuple[str, ...], rectified: Tensor) -> View:
+        """Of `layers`, in which every class was seen twice; see View for `rectified`."""
         mean = self.sums[0] / self.counts
         variance = (self.sums[1] - self.counts * mean**2) / (self.counts - 1)
         std = variance.clamp_min(0).sqrt()
@@ -264,9 +303,9 @@ class ClassMoments:
             layers=layers,
             mean=mean.float(),
             root=None,
-            std=std.float(),
             basis=None,
-            rectified=self.rectified,
+            std=std.float(),
+            rectified=rectified,
         )
 
 
@@ -274,31 +313,38 @@ def view_of(
     layers: tuple[str, ...],
     values: Mapping[str, Tensor],
     classes: Tensor,
+    rectified: Tensor,
     *,
     num_vectors: int,
-    largest_root: int,
 ) -> View:
-    """What is recorded of layers.
+    """Return what is recorded of layers.
 
     Args:
         layers: names in `values`.
-        values: (N, size) activations.
+        values: (N, ...) activations before the ReLU.
         classes: (N,), every class twice.
+        rectified: see View.
         num_vectors: of the graph basis; 0: none.
-        largest_root: more activations than these have no root.
 
     """
-    joined, basis, root = torch.cat([values[name] for name in layers], 1), None, None
+    joined = torch.cat([values[name] for name in layers], 1)
+    on_basis, basis, std = joined, None, None
+    of_class = [classes == k for k in range(int(classes.max()) + 1)]
     if num_vectors:
-        basis = graph_basis(joined, min(num_vectors, joined.shape[1]))
-        joined = joined @ basis
-    groups = [joined[classes == k] for k in range(int(classes.max()) + 1)]
-    if joined.shape[1] <= largest_root:
-        root = torch.stack([covariance_root(group) for group in groups])
-    mean = torch.stack([group.mean(0) for group in groups])
-    std = torch.stack([group.std(0) for group in groups])
-    rectified = bool((joined >= 0).all())
-    return View(layers=layers, mean=mean, root=root, std=std, basis=basis, rectified=rectified)
+        scale = joined.std(0).clamp_min(1e-6)  # the graph is of correlations
+        vectors = graph_basis(joined, min(num_vectors, joined.shape[1]))
+        on_basis, basis = joined / scale @ vectors, scale[:, None] * vectors
+        together = on_basis @ basis.T
+        left = [joined[own].var(0) - together[own].var(0) for own in of_class]
+        std = torch.stack(left).clamp_min(0).sqrt()
+    return View(
+        layers=layers,
+        mean=torch.stack([joined[own].mean(0) for own in of_class]),
+        root=torch.stack([covariance_root(on_basis[own]) for own in of_class]),
+        basis=basis,
+        std=std,
+        rectified=rectified,
+    )
 
 
 def covariance_root(values: Tensor) -> Tensor:
@@ -311,36 +357,69 @@ def covariance_root(values: Tensor) -> Tensor:
 
 def _tensors(metadata: Metadata) -> Iterator[tuple[str, Tensor]]:
     for view in metadata.views:
-        for part in ("mean", "root", "std", "basis"):
+        for part in ("mean", "root", "basis", "std", "rectified"):
             value = getattr(view, part)
             if value is not None:
                 yield f"{view.name}/{part}", value.contiguous()
 
 
-def load_metadata(path: Path, teacher: Teacher) -> Metadata:
+def load_metadata(path: StrPath, teacher: Teacher) -> Metadata:
     """Read a file of metadata; TeacherError if it is not one, or of another teacher."""
-    try:
+    with reading(path, TeacherError, "is not a file of metadata", what="metadata"):
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).to(teacher.device) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise TeacherError(f"{path} is not a file of metadata: {error}") from error
-    if header.get("format") != FORMAT:
-        raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
-    if header["teacher"] != teacher.fingerprint:
-        raise TeacherError(
-            f"{path} was recorded on the teacher {header['teacher']}, not on {teacher.fingerprint}"
+        if header.get("format") == OF_INPUTS:
+            raise TeacherError(
+                f"{path} has what entered layers, behind the ReLU, as metadata was before format "
+                f"{FORMAT}; what leaves them is needed: have the teacher's owner record it again"
+            )
+        if header.get("format") != FORMAT:
+            raise TeacherError(f"{path} is not a file of metadata of format {FORMAT}")
+        if (recorded_on := header["teacher"]) != teacher.weights_digest:
+            raise TeacherError(
+                f"{path} was recorded on the teacher {recorded_on}, not on {teacher.weights_digest}"
+            )
+        views = tuple(
+            View(
+                layers=tuple(name.split("+")),
+                mean=tensors[f"{name}/mean"],
+                root=tensors.get(f"{name}/root"),
+                basis=tensors.get(f"{name}/basis"),
+                std=tensors.get(f"{name}/std"),
+                rectified=tensors[f"{name}/rectified"],
+            )
+            for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
         )
-    rectified = header.get("rectified", "").split()
-    views = [
-        View(
-            layers=tuple(name.split("+")),
-            mean=tensors[f"{name}/mean"],
-            root=tensors.get(f"{name}/root"),
-            std=tensors[f"{name}/std"],
-            basis=tensors.get(f"{name}/basis"),
-            rectified=name in rectified,
-        )
-        for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)
-    ]
-    return Metadata(kind=Kind(header["kind"]), fingerprint=header["teacher"], views=tuple(views))
+        _check_views(views, teacher)
+        return Metadata(kind=Kind(header["kind"]), fingerprint=recorded_on, views=views)
+
+
+@torch.no_grad()
+def _check_views(views: tuple[View, ...], teacher: Teacher) -> None:
+    """Raise what does not fit: ValueError, or KeyError for a layer that the teacher lacks."""
+    if not views:
+        raise ValueError("it holds no statistics")
+    queries = teacher.queries
+    recorded, _ = activations(teacher, torch.zeros(1, *teacher.spec.shape, device=teacher.device))
+    teacher.queries = queries  # the answer to a blank image is not looked at
+    for view in views:
+        size = sum(recorded[name].numel() for name in view.layers)
+        rank = size if view.basis is None else view.basis.shape[-1]
+        classes = teacher.num_classes
+        shapes = {
+            "mean": (classes, size),
+            "std": (classes, size),
+            "root": (classes, rank, rank),
+            "basis": (size, rank),
+            "rectified": (size,),
+        }
+        for part, shape in shapes.items():
+            value: Tensor | None = getattr(view, part)
+            if value is None:
+                continue
+            kind = torch.bool if part == "rectified" else torch.float32
+            if value.shape != shape or value.dtype != kind:
+                raise ValueError(f"{view.name}/{part} is {tuple(value.shape)} of {value.dtype}")
+            if not value.isfinite().all():
+                raise ValueError(f"{view.name}/{part} has values that are not finite")

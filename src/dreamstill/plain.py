@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -24,9 +25,17 @@ def copy_network(network: nn.Module) -> nn.Module:
     `copy.deepcopy` refuses tensors that are part of a gradient's graph.
 
     Raises:
-        TeacherError: the network holds something that cannot be copied, such as a lock.
+        TeacherError: the network holds something that cannot be copied, such as a lock, or a layer
+            calls a function that another layer's forward is caught in.
 
     """
+    for name, module in network.named_modules():
+        own = vars(module).get("forward")
+        if isinstance(own, FunctionType) and own.__closure__:  # which deepcopy leaves as it is
+            raise TeacherError(
+                f"{name or type(network).__name__} has been given a forward that would call the "
+                "old layer from a copy: write a subclass with that forward"
+            )
     kept = {id(value): value.detach().clone() for value in _results_in(network, set())}
     try:
         return copy.deepcopy(network, dict[int, Any](kept))

@@ -5,26 +5,29 @@ them. So a checkpoint and the file always agree, wherever a kill falls: write th
 then commit; on resume the checkpoint's images are written again over whatever was half done.
 """
 
-import json
-import os
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError, SettingsError, first_line
-from dreamstill.settings import read_plain
+from dreamstill.errors import RunError, SettingsError
+from dreamstill.files import write_json
+from dreamstill.folder import digest
+from dreamstill.reading import StrPath
+from dreamstill.settings import read_plain, settings_class
+from dreamstill.store import Images, check_room, checksums, make_images, map_images
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import InputSpec, Teacher
 
 __all__ = ["Augmentation", "Pool", "StoredImages", "augment"]
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: the command line's generator wants a __dict__
+@settings_class
 class Augmentation:
     """Random changes of replayed images; the teacher answers anew for what comes out."""
 
@@ -84,64 +87,64 @@ class Pool:
     """At most `capacity` images; a new one replaces the oldest.
 
     Args:
-        folder: holds images.npy (uint8 (capacity, C, H, W)) and pool.json; created if absent.
+        folder: holds images.npy (uint8 (capacity, C, H, W)) and pool.json. None: in memory alone.
         spec: the teacher's input.
         capacity: at least 1.
-        origin: what made the images (method, settings, teacher's fingerprint), kept in pool.json;
-            a pool of another origin is refused.
+        create: make the file; else it must be there, and `load_state_dict` checks what is in it.
+
+    Raises:
+        SettingsError: there is no room for so many images in memory.
+        RunError: the file cannot be made, or is not there, or of another shape or type.
 
     """
 
     def __init__(
-        self, folder: Path, spec: InputSpec, capacity: int, origin: dict[str, Any]
+        self, folder: StrPath | None, spec: InputSpec, capacity: int, *, create: bool = True
     ) -> None:
         if capacity < 1:
             raise SettingsError(f"the pool's capacity must be at least 1; got {capacity}")
         self.spec, self.capacity = spec, capacity
         self.added = 0
+        folder = None if folder is None else Path(folder)
+        self._folder, self._shape = folder, (capacity, *spec.shape)
         self._journal: list[tuple[int, Tensor]] = []
-        self._file = folder / "images.npy"
-        card = {"shape": list(spec.shape), "capacity": capacity, **origin}
-        if self._file.exists():
-            found = read_plain(folder / "pool.json")
-            if changed := [key for key in card if found.get(key) != card[key]]:
-                raise RunError(
-                    f"the pool at {folder} was made with {changed[0]} = {found.get(changed[0])!r}, "
-                    f"not {card[changed[0]]!r}"
-                )
-        else:
+        if folder is None:
+            check_room("pool", capacity, math.prod(spec.shape), folder=None, memory=True)
+            self._images: Images = np.zeros(self._shape, np.uint8)
+            self._sums = np.zeros(capacity, np.uint32)
+            return
+        if create:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "pool.json").write_text(json.dumps(card, indent=2) + "\n")
-                shape = (capacity, *spec.shape)
-                np.lib.format.open_memmap(self._file, mode="w+", dtype=np.uint8, shape=shape)
-                # a sparse file on a full disk would kill the process at its first write
-                if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-                    with self._file.open("r+b") as file:
-                        os.posix_fallocate(file.fileno(), 0, self._file.stat().st_size)
             except OSError as error:
-                raise RunError(f"cannot make a pool at {folder}: {error.strerror}") from error
-        self._open()
+                raise RunError(f"cannot make {folder}: {error.strerror}") from error
+            make_images(folder / "images.npy", self._shape)
+        self._sums = np.zeros(capacity, np.uint32)  # of each image
+        self._open(folder)
 
     @classmethod
-    def reopen(cls, folder: Path, spec: InputSpec) -> "Pool":
-        """Open a pool as its last commit left it, to read; RunError if there is none."""
-        try:
-            card = json.loads((folder / "pool.json").read_text())
-            added = json.loads((folder / "added.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise RunError(f"no committed pool at {folder}") from error
-        origin = {k: v for k, v in card.items() if k not in ("shape", "capacity")}
-        pool = cls(folder, spec, card["capacity"], origin)
+    def reopen(cls, folder: StrPath, spec: InputSpec) -> "Pool":
+        """Open a pool as its last commit left it, to read; RunError where it is not as it was."""
+        folder = Path(folder)
+        card = read_plain(folder / "pool.json")
+        capacity, added = card.get("capacity"), card.get("added")
+        if not isinstance(capacity, int) or not isinstance(added, int) or capacity < 1 or added < 0:
+            raise RunError(f"{folder / 'pool.json'} is damaged: it is not of a pool")
+        pool = cls(folder, spec, capacity, create=False)
         pool.added = added
+        pool._sums = checksums(pool._images)
+        if card.get("checksum") != pool._checksum():
+            raise RunError(
+                f"{folder / 'images.npy'} is damaged: its images are not those that were written"
+            )
         return pool
 
-    def _open(self) -> None:
+    def _open(self, folder: Path) -> None:
         # copy-on-write: what is added stays in memory until it is committed
-        try:
-            self._images = np.load(self._file, mmap_mode="c")
-        except (OSError, ValueError, EOFError) as error:
-            raise RunError(f"{self._file} is damaged: {first_line(error)}") from error
+        self._images = map_images(folder / "images.npy", self._shape, "c")
+
+    def _checksum(self) -> str:
+        return digest(self._sums[: len(self)].tobytes())
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -149,12 +152,21 @@ class Pool:
     def add(self, batch: Batch) -> None:
         """Store the batch's images, rounded to uint8, over the oldest ones."""
         images = self.spec.decode(batch.images).cpu()[-self.capacity :]
-        slots = (self.added + np.arange(len(images))) % self.capacity
-        self._images[slots] = images.numpy()
-        self._journal.append((self.added, images))
+        self._put(self._images, self.added, images)
+        if self._folder is not None:
+            self._sums[self._slots(self.added, images)] = checksums(images.numpy())
+            self._journal.append((self.added, images))
         self.added += len(images)
-        while self._journal[0][0] + len(self._journal[0][1]) <= self.added - self.capacity:
+        while self._journal and self._journal[0][0] + len(self._journal[0][1]) <= (
+            self.added - self.capacity
+        ):
             self._journal.pop(0)  # all overwritten since
+
+    def _slots(self, start: int, images: Tensor) -> NDArray[np.int64]:
+        return (start + np.arange(len(images))) % self.capacity
+
+    def _put(self, store: Images, start: int, images: Tensor) -> None:
+        store[self._slots(start, images)] = images.numpy()
 
     def images(self, most: int | None = None) -> Tensor:
         """All stored images, or at most so many, uint8 (N, C, H, W), a copy."""
@@ -167,29 +179,49 @@ class Pool:
         return self.spec.encode(images.to(rng.device))
 
     def commit(self) -> None:
-        """Write what was added since the last commit to the file."""
+        """Write what was added since the last commit to the file, where there is one."""
+        if self._folder is None:
+            return
         if self._journal:
-            on_disk = np.load(self._file, mmap_mode="r+")
+            on_disk = map_images(self._folder / "images.npy", self._shape, "r+")
             for start, images in self._journal:
-                on_disk[(start + np.arange(len(images))) % self.capacity] = images.numpy()
+                self._put(on_disk, start, images)
             on_disk.flush()
             self._journal = []
-            self._open()
-        try:
-            self._file.with_name("added.json").write_text(f"{self.added}\n")
-        except OSError as error:
-            raise RunError(f"cannot write {self._file.parent}: {error.strerror}") from error
+            self._open(self._folder)
+        card = {
+            "shape": list(self.spec.shape),
+            "capacity": self.capacity,
+            "added": self.added,
+            "checksum": self._checksum(),
+        }
+        write_json(self._folder / "pool.json", card)
 
     def state_dict(self) -> dict[str, Any]:
-        """How much was ever added, and the images that are not on disk yet."""
-        return {"added": self.added, "journal": list(self._journal)}
+        """How much was ever added, the images that are not on disk yet, and a checksum of each."""
+        return {
+            "added": self.added,
+            "journal": list(self._journal),
+            "checksums": torch.from_numpy(self._sums[: len(self)].astype(np.int64)),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the count and write the checkpoint's images again."""
+        """Take up the count and write the checkpoint's images again.
+
+        Raises:
+            RunError: the file does not hold the images that the checkpoint was written beside.
+
+        """
         self.added = state["added"]
         self._journal = [(start, images.cpu()) for start, images in state["journal"]]
+        self._sums[: len(self)] = state["checksums"].cpu().numpy()
         self.commit()
-        self._open()
+        found = checksums(self._images[: len(self)])
+        if (wrong := (found != self._sums[: len(self)]).nonzero()[0]).size:
+            raise RunError(
+                f"{self._folder} does not hold the images of its checkpoint: image {wrong[0]} is "
+                f"another, and {len(wrong) - 1} more; the run cannot be resumed"
+            )
 
 
 class StoredImages:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
+    "BeforeRelu",
     "Probe",
     "ReluInputs",
     "batch_norm_layers",
@@ -60,7 +61,8 @@ class Probe:
 
     def _recorder(self, name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
         def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            self.outputs[name] = _float32(output.clone() if self._copy else output)
+            copied = self._copy and isinstance(output, Tensor)
+            self.outputs[name] = _float32(output.clone() if copied else output)
             if (given := first_input(args, kwargs)) is not None:
                 self.inputs[name] = _float32(given)
 
@@ -107,6 +109,97 @@ class ReluInputs(TorchFunctionMode):
         if func in RELUS:
             self.inputs[str(len(self.inputs))] = first_input(args, kwargs).clone().float()
         return func(*args, **kwargs)
+
+
+NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm")
+POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "dropout")
+"""With the number of dimensions at the end, as in max_pool2d."""
+SHAPES = ("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose")
+RECTIFIERS = (
+    *("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "_threshold", "threshold_"),
+    *("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"),
+)
+"""Functions that are a ReLU, or can be: see `_rectifies`."""
+
+
+class BeforeRelu(TorchFunctionMode):
+    """Context manager that keeps what leaves each named layer, as the ReLU behind it takes it.
+
+    Where normalization, pooling, dropout or another shape stands between a layer and its ReLU, it
+    is what leaves these. A layer without a ReLU behind it keeps its own output. `outputs` has
+    copies as float32, by name, in the order in which the layers finish; `rectified` names those
+    with a ReLU (or ReLU6, or a clamp at 0; not its leaky kin). A layer that runs several times in
+    one forward pass keeps what it last had.
+
+    Args:
+        layers: by the names to record them under.
+
+    Example:
+    >>> layer = nn.Linear(1, 2)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[1.0], [-1.0]])), layer.bias.data.zero_()
+    >>> with BeforeRelu({"layer": layer}) as before:
+    ...     _ = nn.Sequential(layer, nn.ReLU(inplace=True))(torch.tensor([[3.0]]))
+    >>> before.outputs["layer"].tolist(), before.rectified
+    ([[3.0, -3.0]], {'layer'})
+
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.outputs: dict[str, Tensor] = {}
+        self.rectified: set[str] = set()
+        self._layers = layers
+        # by id; the tensor is held, so that no other can have its id
+        self._source: dict[int, tuple[Tensor, str]] = {}
+
+    def __enter__(self) -> "BeforeRelu":
+        """Hook the layers and watch what is called on what they put out."""
+        self._handles = [
+            layer.register_forward_hook(partial(self._record, name))
+            for name, layer in self._layers.items()
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def _record(self, name: str, layer: nn.Module, args: Any, output: Any) -> None:
+        self.outputs[name] = _float32(output.clone())
+        self._source[id(output)] = output, name
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Keep a copy of what enters a ReLU; call every function as it is."""
+        kwargs, called = kwargs or {}, getattr(func, "__name__", "")
+        given, name = self._source.get(id(first_input(args, kwargs)), (None, ""))
+        if given is None:
+            return func(*args, **kwargs)
+        if called in RECTIFIERS and _rectifies(func, args, kwargs):
+            self.outputs[name] = _float32(given.clone())
+            self.rectified.add(name)
+            del self._source[id(given)]  # it may be overwritten in place
+        result = func(*args, **kwargs)
+        if called in NORMS + SHAPES or called.rstrip("123d") in POOLS:
+            self._source[id(result)] = result, name
+        return result
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Unhook the layers."""
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._source.clear()
+        for handle in self._handles:
+            handle.remove()
+
+
+def _rectifies(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function that is called with `args` makes 0 of what is below 0."""
+    below = torch.full_like(first_input(args, kwargs).detach(), -1.0)
+    rest = kwargs if args else kwargs | {"input": below}
+    return not func(*((below, *args[1:]) if args else ()), **rest).any()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError, TeacherError, first_line
-from dreamstill.folder import (
-    claim,
-    discard,
-    load_checkpoint,
-    save_weights,
-    write_atomically,
-    write_json,
-)
+from dreamstill.files import write_atomically, write_json
+from dreamstill.folder import claimed, digest, load_checkpoint, save_checkpoint, save_weights
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import no_effect, none_or_at_least, to_plain
+from dreamstill.reading import StrPath, check_file, reading, understood
+from dreamstill.settings import at_least, no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
 from dreamstill.tasks.inherit import inherit
@@ -54,7 +49,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class TeacherFile:
     """Where the teacher is; what is None is read from the card beside the weights."""
 
@@ -81,7 +76,7 @@ class TeacherFile:
 RANDOM_START = "0 steps leave a student at its random start: take steps, or let it inherit"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Job:
     """All that decides a run's result."""
 
@@ -117,8 +112,7 @@ class Job:
         self._check_batch_size()
         if self.distill.steps == 0 and not self.inherit:
             raise SettingsError(RANDOM_START)
-        if not self.checkpoint_every >= 0:
-            raise SettingsError(f"checkpoint_every must be at least 0; got {self.checkpoint_every}")
+        at_least(self, 0, "checkpoint_every")
 
     def _check_batch_size(self) -> None:
         """A size of replayed batches, or a pool, is not to be asked for where none is replayed."""
@@ -147,9 +141,8 @@ def open_from(
         TeacherError: the card, the factory or the weights are wrong, or the network does not run.
 
     """
+    check_file(file.weights, TeacherError, "weights")
     weights = Path(file.weights)
-    if not weights.is_file():
-        raise TeacherError(f"no weights at {file.weights!r}")
     card_path = Path(file.card) if file.card else None
     if card_path is None:
         beside = [weights.with_suffix(s) for s in (".json", ".toml")]
@@ -176,6 +169,7 @@ def open_from(
         num_classes=card.get("num_classes"),
         device=_device(device),
         precision=precision,
+        factory=card["factory"],
     )
 
 
@@ -238,7 +232,7 @@ def settle_process() -> None:
 
 
 def distill(
-    folder: Path,
+    folder: StrPath,
     job: Job,
     teacher: Teacher,
     *,
@@ -268,15 +262,21 @@ def distill(
             "open_from(job.teacher, precision=job.precision)"
         )
     _check_competition(job)
-    existed = folder.exists()
-    with seeded_process(job.seed, job.device):
-        claim(folder, job, device=job.device, resume=resume)
-        try:
-            work = _distillation(folder, job, teacher)
-        except BaseException:
-            if not resume:
-                discard(folder, existed=existed)
-            raise
+    folder = Path(folder)
+    origin = {"teacher": teacher.fingerprint}
+    with (
+        seeded_process(job.seed, job.device),
+        claimed(
+            folder,
+            job,
+            origin,
+            device=job.device,
+            resume=resume,
+            worth=("checkpoint.pt",),
+            makes=("pool", "log.jsonl"),
+        ),
+    ):
+        work = _distillation(folder, job, teacher)
         return _follow(folder, job, work, on_progress)
 
 
@@ -302,12 +302,8 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
         raise SettingsError(
             "a student with BatchNorm needs two images or more at once: synthesis.batch_size is 1"
         )
-    origin = {
-        "method": job.method,
-        "settings": to_plain(job.synthesis),
-        "teacher": teacher.fingerprint,
-    }
-    pool = Pool(folder / "pool", teacher.spec, job.distill.pool, origin)
+    create = not (folder / "checkpoint.pt").exists()
+    pool = Pool(folder / "pool", teacher.spec, job.distill.pool, create=create)
     return Distillation(
         teacher,
         student,
@@ -326,20 +322,18 @@ def _follow(
     """Take a distillation from its checkpoint, if there is one, to its end."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
-        state = load_checkpoint(checkpoint, job.device)
-        spent = state["seconds"]
-        work.load_state_dict(state["work"])
-        _set_process_rng(state["process_rng"], job.device)
+        spent = _take_up(checkpoint, job, work)
     log = _Log(folder / "log.jsonl", work.step)
     start = saved = time.monotonic()
 
     def save() -> None:
         state = {
+            "origin": _origin_of_checkpoint(job, work.teacher),
             "work": work.state_dict(),
             "seconds": spent + time.monotonic() - start,
             "process_rng": _process_rng(job.device),
         }
-        write_atomically(checkpoint, lambda temporary: torch.save(state, temporary))
+        save_checkpoint(checkpoint, state)
         work.pool.commit()
 
     for progress in work.run():
@@ -358,11 +352,35 @@ def _follow(
         {
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": work.teacher.queries,
+            "steps": job.distill.steps,
             "chosen_at_step": work.judge.champion_step,
             "held_out_agreement": work.judge.ask(work.chosen)[0],
+            "warnings": work.warnings,
         },
     )
     return work.chosen
+
+
+def _origin_of_checkpoint(job: Job, teacher: Teacher) -> dict[str, str]:
+    """What a checkpoint is of."""
+    return {"teacher": teacher.fingerprint, "settings": digest(to_plain(job))}
+
+
+def _take_up(checkpoint: Path, job: Job, work: Distillation) -> float:
+    """Go on from a checkpoint; the seconds that were spent before it.
+
+    Raises:
+        RunError: it is damaged, or of another run.
+
+    """
+    state = load_checkpoint(checkpoint, job.device)
+    wanted = _origin_of_checkpoint(job, work.teacher)
+    if state.get("origin") != wanted:
+        raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
+    with understood(checkpoint, RunError, "does not fit its run"):
+        work.load_state_dict(state["work"])
+        _set_process_rng(state["process_rng"], job.device)
+        return float(state["seconds"])
 
 
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
@@ -380,13 +398,10 @@ class _Log:
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.lines = path, list[str]()
         if path.exists():
-            kept = [
-                line
-                for line in path.read_text(errors="replace").splitlines()
-                if _step_of(line) <= step
-            ]
-            text = "".join(line + "\n" for line in kept)
-            write_atomically(path, lambda temporary: temporary.write_text(text))
+            with reading(path, RunError):
+                lines = path.read_text("utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, record: dict[str, float]) -> None:
         self.lines.append(json.dumps(record))
@@ -405,5 +420,5 @@ class _Log:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return np.inf  # torn by a kill

@@ -1,20 +1,25 @@
 """Images of a method without a student, and those that a chain or a new class works with."""
 
-import hashlib
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import load_checkpoint, save_arrays, write_atomically, write_json
+from dreamstill.files import save_arrays
+from dreamstill.folder import digest, load_checkpoint, save_checkpoint
 from dreamstill.images import load_unlabelled
+from dreamstill.reading import StrPath, understood
 from dreamstill.run import TeacherFile
-from dreamstill.settings import no_effect, read_plain, to_plain
+from dreamstill.settings import at_least, no_effect, settings_class, to_plain
+from dreamstill.store import check_room, checksums, make_images, map_images
 from dreamstill.synthesis import (
     METHODS,
     Synthesizer,
@@ -23,14 +28,26 @@ from dreamstill.synthesis import (
     open_synthesizer,
 )
 from dreamstill.tasks.distill import Progress
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Precision, Teacher
 
-__all__ = ["Images", "OnProgress", "draw_images", "own_images", "read_synthesis", "same_origin"]
+__all__ = [
+    "MOST_IMAGES",
+    "Images",
+    "OnProgress",
+    "draw_images",
+    "forget",
+    "images_beside",
+    "origin_of",
+    "own_images",
+    "read_synthesis",
+]
 
 OnProgress = Callable[[Progress], None]
+MOST_IMAGES = 10**15
+"""How many there is room for is another question; see `check_room`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Images:
     """A teacher and the images to work with."""
 
@@ -41,15 +58,18 @@ class Images:
     """What synthesizes them."""
     synthesis: Any = None
     """The method's settings; default: its own."""
-    num_images: int = 4000
-    """How many to synthesize; at least 8."""
+    num_images: int | None = None
+    """How many to synthesize; at least 8. Default: 4000, or none where no task looks at any."""
     seed: int = 0
+    device: str = "cpu"
+    """Where images are synthesized and networks trained; files for devices are made on the CPU."""
+    precision: Precision = Precision.FLOAT32
+    """float32, or bfloat16: of the networks while they run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
-        if self.num_images < 8:
-            raise SettingsError(f"num_images must be at least 8; got {self.num_images}")
+        at_least(self, 8, "num_images", most=MOST_IMAGES)
         able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
         if self.method not in able:
             raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
@@ -76,7 +96,7 @@ def draw_images(
     num_images: int,
     *,
     seed: int,
-    checkpoint: Path | None = None,
+    checkpoint: StrPath | None = None,
     checkpoint_every: float = 20.0,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
@@ -86,44 +106,63 @@ def draw_images(
         teacher: of the images.
         method, settings, seed: what makes them.
         num_images: how many.
-        checkpoint: a file that what is finished goes to, and is taken up from, if it is there. To
-            be deleted when the images are kept. None: what is finished is in memory alone.
+        checkpoint: a file that what is finished goes to, and is taken up from, if it is there; the
+            images lie beside it (`images_beside`). Both are to be forgotten when the images are
+            kept. None: what is finished is in memory alone.
         checkpoint_every: seconds.
         on_progress: called after every batch.
 
     Raises:
-        SettingsError: the method plays against a student with these settings.
-        RunError: the checkpoint is of another teacher or of other settings.
+        SettingsError: the method plays against a student with these settings, or there is no room
+            for so many images.
+        RunError: the checkpoint is of another teacher or of other settings, or the images beside
+            it are not those that were written.
 
     """
     if needs_student(method, settings):
         raise SettingsError(f"{method} plays against a student: use it with distill")
+    size = math.prod(teacher.spec.shape) + 4 * teacher.num_classes
+    path = None if checkpoint is None else Path(checkpoint)
+    folder = None if path is None else path.parent
+    check_room("num_images", num_images, size, folder=folder, memory=True)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
     origin = {
         "method": method,
         "settings": to_plain(settings),
         "seed": seed,
+        "num_images": num_images,
         "teacher": teacher.fingerprint,
     }
-    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    drawn = _Drawn(path, checkpoint_every, origin, synthesizer, rng)
+    drawn.open(num_images, teacher)
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
         drawn.warmed_up += 1
         drawn.save_now_and_then()
         on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
-    while (have := sum(map(len, drawn.images))) < num_images:
+    while drawn.done < num_images:
         batch = synthesizer.next_batch()
-        drawn.images.append(teacher.spec.decode(batch.images).cpu())
-        drawn.logits.append(batch.logits.cpu())
+        drawn.add(teacher.spec.decode(batch.images).cpu(), batch.logits.cpu())
         drawn.save_now_and_then()
-        done = min(have + len(batch.images), num_images)
-        on_progress(Progress("synthesize", done, num_images, {}))
-    return torch.cat(drawn.images)[:num_images], torch.cat(drawn.logits)[:num_images]
+        on_progress(Progress("synthesize", drawn.done, num_images, {}))
+    return torch.from_numpy(drawn.images), drawn.logits
+
+
+def images_beside(checkpoint: Path) -> Path:
+    """The file of the images that a checkpoint of `draw_images` counts."""
+    return checkpoint.with_suffix(".npy")
+
+
+def forget(checkpoint: Path) -> None:
+    """Remove a checkpoint of `draw_images` and the images beside it."""
+    for path in (checkpoint, images_beside(checkpoint)):
+        with suppress(OSError):  # Windows removes no file that is mapped
+            path.unlink()
 
 
 class _Drawn:
-    """What is drawn so far; also in a file, if there is to be one, from which it is taken up."""
+    """What is drawn so far, in a store made beforehand; with a checkpoint, on the disk."""
 
     def __init__(
         self,
@@ -135,31 +174,65 @@ class _Drawn:
     ) -> None:
         self.path, self.every, self.origin = path, every, origin
         self.synthesizer, self.rng = synthesizer, rng
-        self.images, self.logits, self.warmed_up = list[Tensor](), list[Tensor](), 0
+        self.done, self.warmed_up = 0, 0
         self.saved = time.monotonic()
-        if path is not None and path.is_file():
-            state = load_checkpoint(path, str(rng.device))
-            if changed := [name for name in origin if state["origin"][name] != origin[name]]:
+
+    def open(self, num: int, teacher: Teacher) -> None:
+        """Make room for `num` images, or go on with those that a checkpoint counts."""
+        shape = (num, *teacher.spec.shape)
+        self.logits = torch.zeros(num, teacher.num_classes)
+        self.checksums = np.zeros(num, np.uint32)
+        if self.path is None:
+            self.images: NDArray[np.uint8] = np.zeros(shape, np.uint8)
+            return
+        going_on = self.path.is_file()
+        if not going_on:
+            make_images(images_beside(self.path), shape)
+        self.images = map_images(images_beside(self.path), shape, "r+")
+        if going_on:
+            self._take_up(self.path)
+
+    def _take_up(self, path: Path) -> None:
+        state = load_checkpoint(path, str(self.rng.device))
+        with understood(path, RunError, "does not fit its run"):
+            found = state["origin"]
+            if changed := [name for name in self.origin if found[name] != self.origin[name]]:
                 raise RunError(f"{path} was made with another {changed[0]}")
-            synthesizer.load_state_dict(state["synthesizer"])
-            rng.set_state(state["rng"].cpu())
-            self.images = [part.cpu() for part in state["images"]]
-            self.logits = [part.cpu() for part in state["logits"]]
-            self.warmed_up = state["warmed_up"]
+            self.synthesizer.load_state_dict(state["synthesizer"])
+            self.rng.set_state(state["rng"].cpu())
+            self.done, self.warmed_up = int(state["done"]), int(state["warmed_up"])
+            self.logits[: self.done] = state["logits"].cpu()
+            self.checksums[: self.done] = state["checksums"].cpu().numpy()
+        if (checksums(self.images[: self.done]) != self.checksums[: self.done]).any():
+            raise RunError(
+                f"{images_beside(path)} does not hold the images of its checkpoint: it was "
+                "changed or damaged, and the run cannot be resumed"
+            )
+
+    def add(self, images: Tensor, logits: Tensor) -> None:
+        """Store images (N, C, H, W) and logits (N, K), as far as there is room."""
+        slots = slice(self.done, self.done + len(images))
+        room = len(self.images[slots])
+        self.images[slots], self.logits[slots] = images[:room].numpy(), logits[:room]
+        self.checksums[slots] = checksums(self.images[slots])
+        self.done += room
 
     def save_now_and_then(self) -> None:
-        """Write the file, if it is older than `every` seconds."""
+        """Write the checkpoint, if it is older than `every` seconds."""
         if self.path is None or time.monotonic() - self.saved < self.every:
             return
+        assert isinstance(self.images, np.memmap)
+        self.images.flush()
         state = {
             "origin": self.origin,
             "synthesizer": self.synthesizer.state_dict(),
             "rng": self.rng.get_state(),
-            "images": self.images,
-            "logits": self.logits,
+            "done": self.done,
+            "logits": self.logits[: self.done].clone(),
+            "checksums": torch.from_numpy(self.checksums[: self.done].astype(np.int64)),
             "warmed_up": self.warmed_up,
         }
-        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
+        save_checkpoint(self.path, state)
         self.saved = time.monotonic()
 
 
@@ -178,25 +251,19 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
         teacher,
         job.method,
         settings,
-        job.num_images,
+        4000 if job.num_images is None else job.num_images,
         seed=job.seed,
         checkpoint=checkpoint,
         on_progress=on_progress,
     )
     save_arrays(path, x=images.numpy())
-    checkpoint.unlink(missing_ok=True)
+    forget(checkpoint)
 
 
-def same_origin(folder: Path, teacher: Teacher, **given: Tensor | None) -> None:
-    """Note of which teacher and which given tensors a folder is; RunError if it is of others."""
-    origin = {"teacher": teacher.fingerprint} | {
-        name: hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+def origin_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
+    """Digests of the teacher and of the given tensors that a folder is of."""
+    return {"teacher": teacher.fingerprint} | {
+        name: digest(values.numpy().reshape(-1).data)
         for name, values in given.items()
         if values is not None
     }
-    path = folder / "origin.json"
-    if not path.is_file():
-        write_json(path, origin)
-    found = read_plain(path)
-    if changed := [name for name in origin if found.get(name) != origin[name]]:
-        raise RunError(f"{folder} was started with another {changed[0]}: the file has changed")

@@ -80,7 +80,8 @@ def fit_to(
     """Bring the names of a state dict to those that a network has.
 
     Wrappers put something before every name (DataParallel, torch.compile, Lightning, averages, a
-    network that was part of a larger one); counters of averaging and of operations are dropped.
+    network that was part of a larger one); counters of averaging and of operations are dropped, and
+    masks of torch.nn.utils.prune applied where the network has none.
 
     Args:
         expected: the network's own state dict.
@@ -92,6 +93,8 @@ def fit_to(
         TeacherError: a tensor is missing, unexpected, of another shape, or not finite.
 
     """
+    if not any(name.endswith("_mask") for name in expected):
+        state = _masked(state)
     state = _without_wrapper(expected, state, source)
     for name in expected.keys() - state.keys():
         if name.endswith("num_batches_tracked"):  # files of before torch 0.4.1 have none
@@ -108,6 +111,18 @@ def fit_to(
                 f"{factory}"
             )
     return {name: state[name] for name in expected}
+
+
+def _masked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Apply the masks of torch.nn.utils.prune: `weight_orig` and `weight_mask` become `weight`."""
+    masks = {
+        name.removesuffix("_mask"): value for name, value in state.items() if name.endswith("_mask")
+    }
+    masks = {name: mask for name, mask in masks.items() if f"{name}_orig" in state}
+    parts = {f"{name}{end}" for name in masks for end in ("_orig", "_mask")}
+    return {name: value for name, value in state.items() if name not in parts} | {
+        name: state[f"{name}_orig"] * mask for name, mask in masks.items()
+    }
 
 
 def _without_wrapper(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import RunError
+from dreamstill.errors import RunError, SettingsError, shown
 from dreamstill.evaluate import (
     accuracy,
     agreement,
@@ -22,8 +22,10 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import ExportRecord, check_formats, export
-from dreamstill.folder import save_arrays, write_json
+from dreamstill.files import save_arrays, write_json
+from dreamstill.folder import check_origin, locked, read_settings
 from dreamstill.pool import Pool
+from dreamstill.reading import StrPath, understood
 from dreamstill.run import Job, open_from
 from dreamstill.settings import from_plain, read_plain, to_plain
 from dreamstill.synthesis import METHODS
@@ -42,42 +44,40 @@ OF_IMAGES = (
 """Settings of a distillation that its noise floor may have of its own."""
 
 
-def read_job(folder: Path) -> Job:
+def read_job(folder: StrPath) -> Job:
     """The job of a run's folder; RunError where there is none."""
-    if not (folder / "settings.json").is_file():
-        raise RunError(f"{folder} holds no run: settings.json is missing")
-    plain = read_plain(folder / "settings.json")
+    folder = Path(folder)
+    plain = read_settings(folder)
     if not {"method", "student", "synthesis"} <= plain.keys():
         raise RunError(f"{folder} holds no run of distill")
     method = plain["method"]
     if not isinstance(method, str) or method not in METHODS:
-        raise RunError(f"{folder} names the method {method!r}; known: {', '.join(METHODS)}")
-    plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
-    job: Job = from_plain(Job, plain)
+        raise RunError(f"{folder} names the method {shown(method)}; known: {', '.join(METHODS)}")
+    try:
+        plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
+        job: Job = from_plain(Job, plain)
+    except SettingsError as error:
+        raise RunError(f"{folder / 'settings.json'} is damaged: {error}") from error
     return job
 
 
-def open_run(folder: Path) -> tuple[Job, Teacher, nn.Module]:
+def open_run(folder: StrPath) -> tuple[Job, Teacher, nn.Module]:
     """Job, teacher and chosen student of a finished run.
 
-    RunError if it is not finished, or the teacher's file has changed since.
+    RunError if it is not finished, or the teacher's file or card has changed since.
     """
-    job = read_job(folder)
+    job, folder = read_job(folder), Path(folder)
     if not (folder / "result.json").is_file():  # the last file that a run writes
         raise RunError(f"{folder} has no student yet: resume the run first")
-    factory = read_plain(folder / "student.json").get("factory")
-    student = load_module(str(factory), folder / "student.safetensors").eval()
+    if read_plain(folder / "student.json").get("factory") != job.student:
+        raise RunError(f"{folder / 'student.json'} is of another student than {job.student}")
+    student = load_module(job.student, folder / "student.safetensors").eval()
     teacher = open_from(job.teacher)
-    made_with = read_plain(folder / "pool" / "pool.json").get("teacher")
-    if made_with != teacher.fingerprint:
-        raise RunError(
-            f"{folder} was run with the teacher {made_with}; {job.teacher.weights} is "
-            f"{teacher.fingerprint} now"
-        )
+    check_origin(folder, {"teacher": teacher.fingerprint})
     return job, teacher, student.requires_grad_(False)
 
 
-def open_floor(folder: Path, job: Job, teacher: Teacher) -> nn.Module:
+def open_floor(folder: StrPath, job: Job, teacher: Teacher) -> nn.Module:
     """The student of a job's noise floor; RunError if it is not the same job on noise."""
     floor, its_teacher, student = open_run(folder)
     if floor.method != "noise":
@@ -100,7 +100,7 @@ def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
 
 
 def summarize(
-    folder: Path, *, real: Labeled | None = None, source: str = "", floor: Path | None = None
+    folder: StrPath, *, real: Labeled | None = None, source: str = "", floor: StrPath | None = None
 ) -> dict[str, Any]:
     """Measure a finished run, write summary.json and pictures.npz, return the summary.
 
@@ -114,48 +114,57 @@ def summarize(
 
     """
     job, teacher, student = open_run(folder)
-    result, known = read_plain(folder / "result.json"), read_summary(folder)
-    same_student = known.get("chosen_at_step") == result.get("chosen_at_step")
-    if real is None and known.get("images") and same_student:  # a resume of what was measured
-        return known
-    networks = {"teacher": teacher.module, "student": student}
-    floors = {} if floor is None else {"noise_floor": open_floor(floor, job, teacher)}
-    summary: dict[str, Any] = {"method": job.method, **result, "images": ""}
-    summary |= {name: asdict(measure_cost(of, teacher.spec)) for name, of in networks.items()}
-    if "exports" in known:
-        summary["exports"] = known["exports"]
-    pictures = _pictures(folder, teacher, student)
-    if real is not None:
-        x, y = real
-        summary["images"] = source
-        logits = {name: predict(of, teacher.spec, x) for name, of in (networks | floors).items()}
-        for name, of in logits.items():
-            summary[name] = summary.get(name, {}) | {
-                "accuracy": accuracy(of, y),
-                "ece": expected_calibration_error(of, y),
-                "agreement": agreement(of, logits["teacher"]),
+    folder = Path(folder)
+    with locked(folder):
+        result, known = read_plain(folder / "result.json"), read_summary(folder)
+        same_student = known.get("chosen_at_step") == result.get("chosen_at_step")
+        if real is None and known.get("images") and same_student:  # a resume of what was measured
+            return known
+        networks = {"teacher": teacher.module, "student": student}
+        floors = {} if floor is None else {"noise_floor": open_floor(floor, job, teacher)}
+        summary: dict[str, Any] = {"method": job.method, **result, "images": ""}
+        summary |= {name: asdict(measure_cost(of, teacher.spec)) for name, of in networks.items()}
+        if "exports" in known:
+            summary["exports"] = known["exports"]
+        pictures = _pictures(folder, teacher, student)
+        if real is not None:
+            x, y = real
+            summary["images"] = source
+            logits = {
+                name: predict(of, teacher.spec, x) for name, of in (networks | floors).items()
             }
-        confusion = confusion_matrix(logits["student"], y, teacher.num_classes)
-        pictures["real_mean"] = class_means(x, y, teacher.num_classes)
-        pictures["confusion"] = confusion.numpy()
-    write_json(folder / "summary.json", summary)
-    save_arrays(folder / "pictures.npz", **pictures)
-    return summary
+            for name, of in logits.items():
+                summary[name] = summary.get(name, {}) | {
+                    "accuracy": accuracy(of, y),
+                    "ece": expected_calibration_error(of, y),
+                    "agreement": agreement(of, logits["teacher"]),
+                }
+            confusion = confusion_matrix(logits["student"], y, teacher.num_classes)
+            pictures["real_mean"] = class_means(x, y, teacher.num_classes)
+            pictures["confusion"] = confusion.numpy()
+        write_json(folder / "summary.json", summary)
+        save_arrays(folder / "pictures.npz", **pictures)
+        return summary
 
 
-def export_run(folder: Path, *, formats: tuple[str, ...] = ("onnx", "pt2")) -> list[ExportRecord]:
+def export_run(
+    folder: StrPath, *, formats: tuple[str, ...] = ("onnx", "pt2")
+) -> list[ExportRecord]:
     """Export the run's student to folder/student.FORMAT, each verified, and note it.
 
     ExportError for a format that cannot be written here, before any file is.
     """
     check_formats(formats)
     _, teacher, student = open_run(folder)
-    records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
-    summary = read_summary(folder)
-    kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
-    summary["exports"] = kept + [asdict(record) for record in records]
-    write_json(folder / "summary.json", summary)
-    return records
+    folder = Path(folder)
+    with locked(folder):
+        summary = read_summary(folder)
+        with understood(folder / "summary.json", RunError, "is damaged"):
+            kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
+        records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
+        summary["exports"] = kept + [asdict(record) for record in records]
+        write_json(folder / "summary.json", summary)
+        return records
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -7,9 +7,8 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 import difflib
 import hashlib
 import itertools
-import json
+import math
 import pkgutil
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,12 +17,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dreamstill.errors import TeacherError, first_line
+from dreamstill.errors import SettingsError, TeacherError, first_line
 from dreamstill.examine import (
     check_logits,
     check_steady,
@@ -31,8 +29,11 @@ from dreamstill.examine import (
     obstacle_to_training,
     probing_images,
 )
+from dreamstill.nets.seeded import rng_kept
 from dreamstill.plain import copy_network, is_hooked, make_weights_plain
 from dreamstill.probe import Probe, batch_norm_layers, eval_mode
+from dreamstill.reading import StrPath, read_json, read_toml, reading, understood
+from dreamstill.settings import from_plain
 from dreamstill.state_dicts import find_state_dict, fit_to
 
 __all__ = [
@@ -49,6 +50,10 @@ __all__ = [
     "read_card",
     "spec_from_card",
 ]
+
+
+MOST_VALUES = 2**28
+"""Of an input: a gigabyte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,10 @@ class InputSpec:
             signal = " (a signal of C channels and L values is (C, 1, L))" * (len(self.shape) == 2)
             raise TeacherError(
                 f"input shape must be three positive numbers C, H, W; got {self.shape}{signal}"
+            )
+        if math.prod(self.shape) > MOST_VALUES:
+            raise TeacherError(
+                f"an input may have at most {MOST_VALUES:,} values; got shape {self.shape}"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
@@ -181,9 +190,14 @@ class Teacher:
     queries: int = field(default=0)
     precision: Precision = Precision.FLOAT32
     """Of the teacher and of whatever else it runs."""
+    factory: str = ""
+    """module:function that built it, where that is known."""
     _layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = field(
         default_factory=WeakKeyDictionary, repr=False
     )
+
+    def __post_init__(self) -> None:
+        self.precision = from_plain(Precision, self.precision, "precision")
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
@@ -238,7 +252,17 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of the weights: names the teacher in records."""
+        """Names the teacher in records: 16 hex digits of a SHA-256.
+
+        Of all that decides its answers: weights, factory, and what its card says of its input and
+        classes.
+        """
+        card = (self.factory, self.num_classes, self.spec.shape, self.spec.mean, self.spec.std)
+        return hashlib.sha256(f"{self.weights_digest} {card}".encode()).hexdigest()[:16]
+
+    @property
+    def weights_digest(self) -> str:
+        """16 hex digits of the SHA-256 of the weights alone."""
         digest = hashlib.sha256()
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
@@ -257,15 +281,12 @@ CARD = ("factory", "shape", "mean", "std", "range", "num_classes")
 """What a card says of a teacher; it may hold other notes."""
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: StrPath) -> dict[str, Any]:
     """Read a teacher's card (.json or .toml): see CARD. TeacherError for a misspelt name."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        card = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise TeacherError(f"cannot read the card {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TeacherError(f"the card {path} is not valid {path.suffix[1:]}: {error}") from error
+    if (path := Path(path)).suffix == ".toml":
+        card = read_toml(path, TeacherError)
+    else:
+        card = read_json(path, TeacherError, "is not valid json")
     if not isinstance(card, dict):
         raise TeacherError(f"the card {path} must hold a table of names; got {type(card).__name__}")
     for name in card.keys() - {*CARD}:
@@ -278,23 +299,21 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
     """The input spec in a card: `shape` and either `mean` and `std` or `range`."""
     if "shape" not in card:
         raise TeacherError("the input's shape is missing: give shape = [C, H, W]")
+    if "range" in card and ("mean" in card or "std" in card):
+        raise TeacherError("give either range or mean and std, not both")
+    if "range" not in card and not ("mean" in card and "std" in card):
+        raise TeacherError("the input's normalization is missing: give mean and std, or range")
+    lists = {"shape": tuple[int, ...], "range": tuple[float, float]}
+    lists |= dict.fromkeys(("mean", "std"), tuple[float, ...])
     try:
-        shape = tuple(card["shape"])
-        if "range" in card:
-            if "mean" in card or "std" in card:
-                raise TeacherError("give either range or mean and std, not both")
-            low, high = (float(v) for v in card["range"])
-            return InputSpec.from_range(shape, low, high)
-        if "mean" not in card or "std" not in card:
-            raise TeacherError("the input's normalization is missing: give mean and std, or range")
-        mean, std = (tuple(float(v) for v in card[name]) for name in ("mean", "std"))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, TeacherError):
-            raise
+        found = {n: from_plain(kind, card[n], n) for n, kind in lists.items() if n in card}
+    except SettingsError as error:
         raise TeacherError(
             f"shape, mean, std and range must be lists of numbers: {error}"
         ) from error
-    return InputSpec(shape=shape, mean=mean, std=std)
+    if "range" in found:
+        return InputSpec.from_range(found["shape"], *found["range"])
+    return InputSpec(**found)
 
 
 def build(factory: str) -> nn.Module:
@@ -302,11 +321,13 @@ def build(factory: str) -> nn.Module:
     if ":" not in factory:
         raise TeacherError(f"a factory is written module:function; got {factory!r}")
     try:
-        function = pkgutil.resolve_name(factory)
+        with rng_kept():
+            function = pkgutil.resolve_name(factory)
     except Exception as error:  # importing runs the user's own code
         raise TeacherError(f"cannot import the factory {factory!r}: {first_line(error)}") from error
     try:
-        module = function()
+        with rng_kept():
+            module = function()
     except (Exception, SystemExit) as error:  # the user's own code: anything can come out of it
         raise TeacherError(f"the factory {factory!r} failed: {error!r}") from error
     if not isinstance(module, nn.Module):
@@ -321,7 +342,7 @@ def build(factory: str) -> nn.Module:
     return module
 
 
-def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tensor]:
     """Read a state dict from .safetensors, or from a torch file.
 
     Args:
@@ -332,24 +353,18 @@ def load_weights(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]
         TeacherError: there is no such file, or it holds no state dict.
 
     """
-    if not path.is_file():
-        raise TeacherError(f"no weights at {path}")
+    path = Path(path)
     if path.suffix == ".safetensors":
-        try:
+        with reading(path, TeacherError, "is not a whole safetensors file", what="weights"):
             return load_file(path)
-        except (SafetensorError, OSError, KeyError) as error:
-            raise TeacherError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
+    consent = "save a state dict, or consent to run its code with allow_pickle"
+    wrong = "does not load as plain weights"
+    with reading(path, TeacherError, wrong, what="weights", instead=consent):
         state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except Exception as error:  # torch.load raises whatever the bytes provoke
-        raise TeacherError(
-            f"{path} does not load as plain weights ({first_line(error)}); "
-            "save a state dict, or consent to run its code with allow_pickle"
-        ) from error
-    return find_state_dict(state, path)
+        return find_state_dict(state, path)
 
 
-def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> nn.Module:
+def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -> nn.Module:
     """Build by `module:function` and load weights; names, shapes and finiteness are checked.
 
     Weights are float32 whatever the file has, and those that torch's utilities compute, as
@@ -361,6 +376,14 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
     """
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
+    with understood(weights, TeacherError, f"does not load into {factory}"):
+        _fill(module, state, weights, factory)
+    make_weights_plain(module)
+    return module.float()
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], weights: StrPath, factory: str) -> None:
+    """Load a state dict whose names, shapes and values are checked."""
     state = fit_to(module.state_dict(), state, weights, factory)
     parameters = dict(module.named_parameters())
     for name, value in state.items():
@@ -372,8 +395,6 @@ def load_module(factory: str, weights: Path, *, allow_pickle: bool = False) -> n
                 f"{name} in {weights} is a variance, and below 0: {values.min():.3g}"
             )
     module.load_state_dict(state)
-    make_weights_plain(module)
-    return module.float()
 
 
 def open_teacher(
@@ -384,6 +405,7 @@ def open_teacher(
     device: str = "cpu",
     precision: Precision = Precision.FLOAT32,
     role: str = "teacher",
+    factory: str = "",
 ) -> Teacher:
     """Copy a network, freeze the copy in eval mode, examine it and see what it offers.
 
@@ -397,6 +419,7 @@ def open_teacher(
         device: where to put the copy.
         precision: of what it runs, itself among it.
         role: what messages call it.
+        factory: module:function that built it, for its fingerprint.
 
     Raises:
         TeacherError: a pass fails; the output is not finite (N, K) logits with K >= 2, or is
@@ -408,7 +431,7 @@ def open_teacher(
         raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
     cuda = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda):  # a network may draw from it, and is then refused
-        module = copy_network(module).float().to(device).eval()
+        module = copy_network(module).to(device, torch.get_default_dtype()).eval()
         inputs = spec.normalize(probing_images(spec.shape)).to(device)
         logits, last, probe = _first_answer(module, inputs, role)
         check_logits(module, inputs, logits, role, last)
@@ -424,7 +447,7 @@ def open_teacher(
             num_features=probe.inputs[last].shape[1] if last is not None else None,
             obstacle=obstacle_to_training(module, inputs),
         )
-    return Teacher(module, spec, logits.shape[1], offers, precision=precision)
+    return Teacher(module, spec, logits.shape[1], offers, precision=precision, factory=factory)
 
 
 def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:

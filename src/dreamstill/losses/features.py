@@ -27,12 +27,12 @@ def activation(features: Tensor) -> Tensor:
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of attention maps: Zagoruyko and Komodakis 2017, equation 2.
 
-    An attention map is the mean over channels of the squared activations after the ReLU,
-    normalized to unit l2 over the pixels; channels may differ, H and W may not.
+    An attention map is the mean over channels of the squares of what the layer puts out, whatever
+    its sign, normalized to unit l2 over the pixels; channels may differ, H and W may not.
     """
 
     def normalized(maps: Tensor) -> Tensor:
-        return F.normalize(maps.relu().pow(2).mean(1).flatten(1))
+        return F.normalize(maps.pow(2).mean(1).flatten(1))
 
     return (normalized(student) - normalized(teacher)).pow(2).mean()
 
@@ -59,9 +59,11 @@ def layer_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def mimic(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half the mean squared difference of features, the student's after its 1x1 regressor.
+    """Half the mean squared difference of maps (N, D, H, W), the student's after its 1x1 regressor.
 
-    Li, Jin and Yan 2017, equation 2.
+    After Li, Jin and Yan 2017, equation 2, which is half the squared l2 distance of two vectors of
+    features, averaged over N of them: times D x H x W of this, which is a mean over features too,
+    so that a weight of 1 means the same for maps of any size.
     """
     return 0.5 * F.mse_loss(student, teacher)
 

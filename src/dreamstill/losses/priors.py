@@ -36,7 +36,8 @@ def l2_norm(images: Tensor) -> Tensor:
 def smoothness(images: Tensor) -> Tensor:
     """Mean squared difference between images and their 3x3 blur, edges repeated.
 
-    The image prior of Haroush et al. 2020 (The Knowledge Within).
+    After the image prior of Haroush et al. 2020 (The Knowledge Within), a distance to a smoothed
+    copy; that the copy is a 3x3 mean is ours.
     """
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return F.mse_loss(images, blurred)

@@ -1,11 +1,33 @@
 """Initialize modules from an rng of our own: torch's initializers know the global one alone."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["rng_kept", "seeded"]
+
+
+@contextmanager
+def rng_kept() -> Iterator[None]:
+    """Run the body and leave the global generators of torch, NumPy and Python as they were.
+
+    >>> before = torch.get_rng_state()
+    >>> with rng_kept():
+    ...     _ = torch.rand(1)
+    >>> torch.equal(before, torch.get_rng_state())
+    True
+    """
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 
 @contextmanager

@@ -6,18 +6,22 @@ from typing import Any
 
 from dreamstill.errors import RunError
 from dreamstill.report import figures
-from dreamstill.report.page import Figure, read_table, write_page
+from dreamstill.report.page import Figure, from_records, read_table, write_page
 
 __all__ = ["write_chain_report"]
 
 
+@from_records
 def write_chain_report(folder: Path) -> Path:
     """Write FOLDER/report.html from a chain's summary.json; RunError where there is none."""
     summary = read_table(folder / "summary.json")
     if "links" not in summary:
         raise RunError(f"{folder} holds no finished chain: summary.json has no links")
+    settings = chain_settings(folder)
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
-    drawn = [Figure("Size against what is kept", figures.tradeoff(networks))]
+    drawn = []
+    if any("accuracy" in network or "agreement" in network for network in networks):
+        drawn = [Figure("Size against what is kept", figures.tradeoff(networks))]
     weights = read_table(folder / "weights.json")
     before = weights.get("teacher", {})
     for number, link in enumerate(summary["links"], 1):
@@ -31,14 +35,25 @@ def write_chain_report(folder: Path) -> Path:
     return write_page(
         folder,
         "chain.html",
-        settings=chain_settings(folder),
+        settings=settings,
         figures=drawn,
         networks=networks,
-        whole=networks[0],
+        runtime=summary.get("runtime", ""),
+        warnings=warnings_of(summary),
         images=summary.get("images"),
         not_exported=summary.get("not_exported"),
         files=[file for link in summary["links"] for file in link.get("files", [])],
     )
+
+
+def warnings_of(summary: dict[str, Any]) -> list[str]:
+    """Of the images, then of each link."""
+    of_links = [
+        f"{number}. {link['task']}: {text}"
+        for number, link in enumerate(summary["links"], 1)
+        for text in link.get("warnings", [])
+    ]
+    return [*summary.get("warnings", []), *of_links]
 
 
 def chain_settings(folder: Path) -> dict[str, Any]:

@@ -6,22 +6,32 @@ from typing import Any
 
 from dreamstill.errors import RunError
 from dreamstill.report import figures
-from dreamstill.report.page import MOST_CLASSES, Figure, read_arrays, read_table, write_page
+from dreamstill.report.page import (
+    MOST_CLASSES,
+    Figure,
+    from_records,
+    read_arrays,
+    read_table,
+    write_page,
+)
 
 __all__ = ["write_continual_report"]
 
 
+@from_records
 def write_continual_report(folder: Path) -> Path:
     """Write FOLDER/report.html from summary.json and pictures.npz; RunError where none is."""
     summary = read_table(folder / "summary.json")
     if "old_classes" not in summary:
         raise RunError(f"{folder} holds no network that learned new classes")
+    settings = read_table(folder / "settings.json")
     return write_page(
         folder,
         "continual.html",
-        settings=read_table(folder / "settings.json"),
+        settings=settings,
         figures=list(continual_figures(summary, read_arrays(folder / "pictures.npz"))),
         summary=summary,
+        warnings=summary.get("warnings", []),
         files=summary["files"],
         not_exported=summary.get("not_exported"),
     )

@@ -11,15 +11,18 @@ from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
     Figure,
+    from_records,
     read_arrays,
     read_log,
     read_table,
     write_page,
 )
+from dreamstill.shown import percent, shown
 
 __all__ = ["write_report"]
 
 
+@from_records
 def write_report(run: Path) -> Path:
     """Write RUN/report.html from the run's records and return its path.
 
@@ -48,6 +51,7 @@ def write_report(run: Path) -> Path:
         student_factory=str(settings.get("student", "")).rpartition(":")[2],
         teacher_file=Path(str(settings.get("teacher", {}).get("weights", ""))).stem,
         summary=summary,
+        warnings=summary.get("warnings", []),
         rows=table_rows(summary),
     )
 
@@ -55,12 +59,7 @@ def write_report(run: Path) -> Path:
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """The main table: a label and the cells of teacher, student, ratio and noise floor."""
     networks = [summary.get(name, {}) for name in ("teacher", "student", "noise_floor")]
-
-    def percent(value: float) -> str:
-        return f"{100 * value:.2f} %"
-
-    def count(value: int) -> str:
-        return f"{value:,}"
+    runtime = networks[0].get("latency_ms", {}).get("runtime", "PyTorch")
 
     def latency(value: dict[str, float]) -> str:
         return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
@@ -77,10 +76,10 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
         row("Accuracy on real images", "accuracy", percent),
         row("Agreement with the teacher", "agreement", percent),
         row("Expected calibration error", "ece", percent),
-        row("Parameters", "parameters", count),
-        row("Multiply-accumulates an image", "macs", count),
-        row("Bytes of weights", "bytes", count),
-        row("Latency, ms (10th to 90th percentile)", "latency_ms", latency),
+        row("Parameters", "parameters", shown),
+        row("Multiply-accumulates an image", "macs", shown),
+        row("Bytes of weights", "bytes", shown),
+        row(f"Latency in {runtime}, ms (10th to 90th percentile)", "latency_ms", latency),
     ]
 
 

@@ -1,21 +1,30 @@
 """What every page is made of: the records of a folder in, one self-contained HTML file out."""
 
 import base64
-import contextlib
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dreamstill.errors import RunError, first_line
+from dreamstill.errors import RunError
+from dreamstill.files import write_atomically
+from dreamstill.reading import StrPath, reading, understood
 from dreamstill.report.figures import Array
 from dreamstill.settings import read_plain
 
-__all__ = ["MOST_CLASSES", "Figure", "read_arrays", "read_log", "read_table", "write_page"]
+__all__ = [
+    "MOST_CLASSES",
+    "Figure",
+    "from_records",
+    "read_arrays",
+    "read_log",
+    "read_table",
+    "write_page",
+]
 
 MOST_CLASSES = 20
 """Rows shown in pictures of classes; a thousand would not be looked at."""
@@ -34,17 +43,29 @@ class Figure(NamedTuple):
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
+def from_records(write: Callable[[Path], Path]) -> Callable[[StrPath], Path]:
+    """Let the writer of a page end in RunError where a record is not what a run writes."""
+
+    @functools.wraps(write)
+    def write_or_name(folder: StrPath) -> Path:
+        with understood(folder, RunError, "holds a record that no run writes"):
+            return write(Path(folder))
+
+    return write_or_name
+
+
 def write_page(
     folder: Path,
     template: str,
     *,
     settings: dict[str, Any],
     figures: Sequence[Figure],
+    warnings: Sequence[str] = (),
     **values: Any,
 ) -> Path:
     """Fill a template of this package and write FOLDER/report.html, whole or not at all.
 
-    The folder's environment.json goes below `settings`, if it is there.
+    The folder's environment.json goes below `settings`, if it is there; `warnings` come first.
 
     Raises:
         RunError: the page cannot be written.
@@ -57,18 +78,11 @@ def write_page(
         settings=flatten(settings),
         environment=flatten(read_table(folder / "environment.json")),
         figures=figures,
+        warnings=warnings,
         **values,
     )
     target = folder / "report.html"
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(target, page.encode("utf-8", errors="backslashreplace"))
     return target
 
 
@@ -81,11 +95,11 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """What an .npz file holds, nothing where there is none; RunError for a damaged one."""
     if not path.is_file():
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise RunError(f"{path} is damaged: {first_line(error)}") from error
+    with reading(path, RunError), path.open("rb") as file, np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+        if odd := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+            raise ValueError(f"{odd[0]} in it is no array")
+        return arrays
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -93,10 +107,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with reading(path, RunError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(record, dict):
             break
@@ -105,15 +121,25 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value) rows.
+    """Nested settings as (dotted name, value) rows, values as they are written in a file.
 
-    >>> flatten({"seed": 0, "distill": {"steps": 5}})
-    [('seed', '0'), ('distill.steps', '5')]
+    >>> flatten({"seed": 0, "distill": {"steps": 5, "drops": [0.5, 0.75]}, "size": None})
+    [('seed', '0'), ('distill.steps', '5'), ('distill.drops', '0.5, 0.75'), ('size', 'none')]
+    >>> flatten({"files": [{"path": "a"}, {"path": "b"}]})
+    [('files.1.path', 'a'), ('files.2.path', 'b')]
     """
     rows = []
     for name, value in settings.items():
+        if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+            value = {str(number): item for number, item in enumerate(value, 1)}
         if isinstance(value, dict):
             rows += flatten(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, str(value)))
+            values = value if isinstance(value, list) else [value]
+            rows.append((prefix + name, ", ".join(map(_written, values))))
     return rows
+
+
+def _written(value: Any) -> str:
+    """A plain value as a settings file has it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

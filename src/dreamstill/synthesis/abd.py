@@ -8,7 +8,6 @@ range, with the gradient passed through the clip.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from dreamstill.errors import TeacherError
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.priors import gaussian_smoothness
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.batch_norm import batch_norm_divergence
 from dreamstill.synthesis.contract import Batch
 from dreamstill.synthesis.latent import LatentGenerator, LearnedFirst
@@ -27,7 +26,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["Abd", "AbdSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class AbdSettings:
     """Settings of Always Be Dreaming's generator; the defaults are the authors' for CIFAR-100."""
 

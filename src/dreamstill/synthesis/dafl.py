@@ -7,7 +7,6 @@ a setting, because the paper's are 300 times the cost of LeNet-5.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.features import activation
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.contract import Batch
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -24,7 +23,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["CIFAR10", "CIFAR100", "MNIST", "Dafl", "DaflSettings", "dafl_loss"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DaflSettings:
     """Settings of DAFL; the defaults are the paper's for MNIST."""
 

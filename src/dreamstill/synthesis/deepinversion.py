@@ -2,14 +2,15 @@
 
 Source: Yin et al., "Dreaming to Distill", CVPR 2020, equations 2 to 4, and the authors' CIFAR-10
 code. `competition` above 0 is Adaptive DeepInversion: equations 6 and 7, against the live student.
-Where this differs: the best iterate is a true copy (theirs aliases the last one); low resolution is
-the pooled image enlarged again, so that networks of fixed input size have it too; the competition's
-KL runs from P and Q to their mean M, as in the paper (the code has it the other way round); half
-of the steps flip by default, which the CIFAR-10 code never does.
+Where this differs: pixels are clipped to the valid range at every step (the CIFAR-10 code and the
+longest setting of the ImageNet code never do it); the best iterate is a true copy (theirs aliases
+the last); at low resolution the teacher is shown the pooled image enlarged again, so that networks
+of fixed input size have it too; the competition's KL runs from P and Q to their mean M, as in the
+paper (in the code the other way round); half of the steps flip, which the CIFAR-10 code never does.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.probe import Probe, eval_mode
-from dreamstill.settings import above, at_least, within
+from dreamstill.settings import above, at_least, settings_class, within
 from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.batch_norm import norms_of
 from dreamstill.synthesis.contract import Batch, answered
@@ -33,7 +34,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["CIFAR10", "IMAGENET", "DeepInversion", "DeepInversionSettings", "inversion_loss"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DeepInversionSettings:
     """Settings of DeepInversion; the defaults are the authors' for CIFAR-10."""
 
@@ -61,7 +62,7 @@ class DeepInversionSettings:
     l2: float = 0.0
     """Weight of the images' mean l2 norm; at least 0."""
     jitter: int = 2
-    """Largest random shift in pixels, rolled around the edges; at least 0."""
+    """Largest random shift in pixels of full resolution, rolled around the edges; at least 0."""
     flip: bool = True
     """Flip half of the steps left to right: off for digits and text."""
     competition: float = 0.0
@@ -116,7 +117,7 @@ def inversion_loss(
     """Equation 2: cross-entropy, image prior and the distance of BatchNorm statistics.
 
     Args:
-        images: (N, C, H, W), what the teacher was shown.
+        images: (N, C, H, W), what the priors are of.
         logits, targets: (N, K) and class indices (N,).
         norm_inputs, norms: by name, what entered each BatchNorm layer, and the layer.
 
@@ -160,11 +161,13 @@ class DeepInversion:
         targets = self.turns.take(settings.batch_size)
 
         def objective(images: Tensor, *, low_resolution: bool) -> Tensor:
+            jitter = settings.jitter // 2 if low_resolution else settings.jitter
             images = halved(images) if low_resolution else images
-            shown = jittered(images, settings.jitter, flip=settings.flip, rng=self.rng)
+            images = jittered(images, jitter, flip=settings.flip, rng=self.rng)
+            shown = F.interpolate(images, teacher.spec.shape[1:]) if low_resolution else images
             with Probe(self.norms) as probe:
                 logits = teacher(shown)
-            loss = inversion_loss(shown, logits, targets, probe.inputs, self.norms, settings)
+            loss = inversion_loss(images, logits, targets, probe.inputs, self.norms, settings)
             if student is not None and settings.competition:
                 with eval_mode(student):
                     rival = teacher.run(student, shown)

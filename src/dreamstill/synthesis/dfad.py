@@ -5,7 +5,6 @@ code. Where this differs: images are clipped to the teacher's valid range; the s
 mode while the generator learns, so that its running statistics see what it is trained on alone.
 """
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import l1
 from dreamstill.probe import eval_mode
-from dreamstill.settings import above, at_least, within
+from dreamstill.settings import above, at_least, settings_class, within
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -22,7 +21,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["CIFAR10", "MNIST", "Dfad", "DfadSettings", "dfad_loss"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DfadSettings:
     """Settings of DFAD; the defaults are the paper's for MNIST."""
 

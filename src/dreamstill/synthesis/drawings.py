@@ -6,7 +6,6 @@ random mask of strokes or blobs; or, for networks of photographs, a scene of sev
 another.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dreamstill.errors import SettingsError
-from dreamstill.settings import at_least, within
+from dreamstill.settings import at_least, settings_class, within
 from dreamstill.teacher import InputSpec
 
 __all__ = ["CLOTHES", "SCENES", "Drawing", "structured_images"]
@@ -22,7 +21,7 @@ __all__ = ["CLOTHES", "SCENES", "Drawing", "structured_images"]
 MOST_BLOBS = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class Drawing:
     """What random shapes look like; the defaults serve images of 28 to 64 pixels."""
 

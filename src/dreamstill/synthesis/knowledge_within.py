@@ -1,11 +1,13 @@
 """The Knowledge Within: Gaussian, Inception, BNS and BNS+I images, and a measure of likeness.
 
 Source: Haroush et al., "The Knowledge Within: Methods for Data-Free Model Compression", CVPR 2020,
-sections 3 and 4; no official code. Where this differs: pixels are clipped to the valid range; the
-Gaussian scheme is the method `noise` with `distill.freeze_batch_norm`, not repeated here.
+sections 3 and 4; no official code. Ours, for lack of a source that we could read: the weights of
+logit and prior, the prior itself (the distance to a 3x3 blur), learning rate, steps and batch size.
+Where this differs: pixels are clipped to the valid range at each step; the Gaussian scheme is the
+method `noise` with `distill.freeze_batch_norm`, not repeated here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -16,7 +18,7 @@ from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
 from dreamstill.losses.statistics import batch_statistics
 from dreamstill.probe import Probe, probed_at_once
-from dreamstill.settings import above, at_least, no_effect
+from dreamstill.settings import above, at_least, no_effect, settings_class
 from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.batch_norm import batch_norm_divergence, divergence_of, norms_of
 from dreamstill.synthesis.contract import Batch, answered
@@ -35,9 +37,9 @@ class Scheme(StrEnum):
     BNS_INCEPTION = "bns+i"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class KnowledgeWithinSettings:
-    """Settings of The Knowledge Within."""
+    """Settings of The Knowledge Within; the numbers are ours."""
 
     batch_size: int = 256
     """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""

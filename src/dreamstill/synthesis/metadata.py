@@ -1,14 +1,15 @@
 """Metadata distillation: images whose activations are drawn from the owner's statistics.
 
 Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017,
-section 3. The file says which of its four schemes it is: top layer, all layers, spectral over all
-layers, spectral over pairs of layers; see `dreamstill.metadata`. Where this differs: activations
-are drawn with the class's covariance (the authors' code multiplies the noise by it, not by its
-root); spectra enter the objective; pixels start from N(0, 1) of the input space (the authors'
-N(0.15, 0.1) is made for MNIST) and are clipped to the valid range.
+section 3, and the authors' code. The objective sums, over the layers, the mean squared difference
+of activations behind the ReLU, over the number of activations (once more, as in the code). The file
+says which of the four schemes it is: top layer, all layers, spectral over all layers, spectral over
+pairs of layers; see `dreamstill.metadata`, also for where what is recorded differs. Where this
+differs: pixels start from N(0, 1) of the input space (the authors' N(0.15, 0.1) is made for MNIST)
+and are clipped to the valid range at each step.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.metadata import activations, load_metadata
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.balance import Turns
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
@@ -28,7 +29,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["MetadataImages", "MetadataSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MetadataSettings:
     """Settings of metadata distillation; the defaults, but for the start, are the authors' numbers.
 
@@ -80,10 +81,10 @@ class MetadataImages:
         wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
 
         def objective(images: Tensor) -> Tensor:
-            recorded = activations(teacher, images)
+            recorded, _ = activations(teacher, images)
             loss = images.new_zeros(())
             for view, target in wanted:
-                loss = loss + F.mse_loss(view.project(recorded), target)
+                loss = loss + F.mse_loss(view.read(recorded), target) / target.shape[1]
             # the sum over the batch: an image's steps must not depend on how many go beside it
             return loss * len(images)
 

@@ -3,20 +3,19 @@
 Source: DAFL (Chen et al. 2019), table 1, row "Normal distribution"; clipped to the valid range.
 """
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.settings import at_least
+from dreamstill.settings import at_least, settings_class
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.teacher import Teacher
 
 __all__ = ["Noise", "NoiseSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class NoiseSettings:
     """Settings of Gaussian noise."""
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamstill.errors import NonFiniteError
-from dreamstill.settings import no_effect
+from dreamstill.settings import from_plain, no_effect
 from dreamstill.synthesis.balance import matched
 from dreamstill.synthesis.drawings import Drawing, structured_images
 from dreamstill.teacher import InputSpec, Teacher
@@ -40,7 +40,7 @@ class Start(StrEnum):
 
 @torch.no_grad()
 def start_images(
-    classes: Tensor, teacher: Teacher, start: Start, drawing: Drawing, rng: torch.Generator
+    classes: Tensor, teacher: Teacher, start: Start | str, drawing: Drawing, rng: torch.Generator
 ) -> Tensor:
     """(N, C, H, W) in the input space, within the valid range, to become images of classes (N,).
 
@@ -48,7 +48,7 @@ def start_images(
     structured noise, as far as possible of the class that the teacher takes them for: a shape of
     the class stays one, another is only covered with the noise that deceives the teacher.
     """
-    num, spec = len(classes), teacher.spec
+    start, num, spec = from_plain(Start, start, "start"), len(classes), teacher.spec
     shape = (num, *spec.shape)
     if start is Start.GAUSSIAN:
         return spec.clip(spec.from_unit(torch.randn(shape, generator=rng, device=rng.device)))
@@ -60,9 +60,8 @@ def start_images(
 
 
 def halved(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) at half their resolution, pooled and enlarged again."""
-    pooled = F.avg_pool2d(images, 2, ceil_mode=True)
-    return F.interpolate(pooled, size=images.shape[2:], mode="nearest")
+    """Pool images (N, C, H, W) to half their resolution, a last odd row or column by itself."""
+    return F.avg_pool2d(images, 2, ceil_mode=True)
 
 
 def jittered(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> Tensor:

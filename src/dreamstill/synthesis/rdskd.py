@@ -5,7 +5,6 @@ Source: Han et al., "Robustness and Diversity Seeking Data-Free Knowledge Distil
 then frozen. Where this differs: images are clipped to the teacher's valid range.
 """
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.losses.diversity import information_entropy, sample_diversity
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.contract import Batch
 from dreamstill.synthesis.latent import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
@@ -22,7 +21,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["COLOR", "MNIST", "Rdskd", "RdskdSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class RdskdSettings:
     """Settings of RDSKD; the defaults are the authors' for MNIST."""
 

@@ -5,7 +5,7 @@ kept alike for every class the teacher names. It is a strong floor and a good st
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.probe import eval_mode
-from dreamstill.settings import at_least
+from dreamstill.settings import at_least, settings_class
 from dreamstill.synthesis.balance import ClassMemory, balanced, rank_in_class
 from dreamstill.synthesis.contract import Batch
 from dreamstill.synthesis.drawings import Drawing, structured_images
@@ -26,7 +26,7 @@ MEMORY_BYTES = 2**26
 """Checkpoints hold what is remembered three times over."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class StructuredNoiseSettings:
     """Settings of structured noise."""
 

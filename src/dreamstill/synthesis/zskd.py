@@ -7,7 +7,7 @@ than the authors', which the preset has. A structured start is ours: from a rand
 teacher already takes for the target's class.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nets.seeded import seeded
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.drawings import Drawing
 from dreamstill.synthesis.pixels import Start, optimize_pixels, start_images
@@ -25,7 +25,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["Zskd", "ZskdSettings", "class_similarity", "concentration"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class ZskdSettings:
     """Settings of ZSKD."""
 

@@ -1,15 +1,15 @@
 """ZSKT: a generator that raises KL(teacher || student), ten student steps to each of its own.
 
 Source: Micaelli & Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS
-2019, algorithm 1, and the authors' code. The student's attention transfer is the transfer loss
+2019, algorithm 1, and the authors' code. The generator's KL is the mean over batch and classes, as
+in the code: `clip` is of its gradient. The student's attention transfer is the transfer loss
 `attention` (weight 250); its clipped gradient and cosine are `distill.clip_gradient` 5 and
 `distill.anneal`; the presets have all of it. Where this differs: images are clipped to the
-teacher's valid range; the KL is the mean over the batch, not over batch and classes; the student is
-in eval mode while the generator learns.
+teacher's valid range; the student's KL is the mean over the batch alone; the student is in eval
+mode while the generator learns.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 from dreamstill.errors import SettingsError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.probe import eval_mode
-from dreamstill.settings import above, at_least
+from dreamstill.settings import above, at_least, settings_class
 from dreamstill.synthesis.contract import Batch, answered
 from dreamstill.synthesis.latent import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -26,7 +26,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["Zskt", "ZsktSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class ZsktSettings:
     """Settings of ZSKT; the defaults are the paper's."""
 
@@ -39,7 +39,8 @@ class ZsktSettings:
     lr: float = 1e-3
     """Learning rate of the generator's Adam; above 0."""
     clip: float = 5.0
-    """Largest norm of the generator's gradient; at least 0, 0: none."""
+    """Largest norm of the gradient of the generator's KL, a mean over batch and classes; at least
+    0, 0: none."""
     student_steps: int = 10
     """Student steps on the same z after each generator step; at least 1."""
     cosine_batches: int | None = None
@@ -86,7 +87,8 @@ class Zskt:
         images = generator.images(z)
         with eval_mode(student):
             rival = self.teacher.run(student, images)
-        generator.step(-kl_divergence(rival, self.teacher(images)), clip=settings.clip)
+        kl = kl_divergence(rival, self.teacher(images)) / self.teacher.num_classes
+        generator.step(-kl, clip=settings.clip)
         self.batches += 1
         with torch.no_grad():
             return answered(self.teacher, generator.images(z))

@@ -5,15 +5,15 @@ new real images, and distillation of the old network's answers on synthetic and 
 synthetic ones over all classes, where the old network names no new one (without this every old
 image goes to a new class).
 `abd` is Smith et al., "Always Be Dreaming", ICCV 2021: cross-entropy among the new classes alone on
-the new images; cross-entropy over all classes with the features held fixed, classes weighted by how
-rare they are; and the old features kept where the old head's weights say that they matter. `lwf` is
-Li and Hoiem 2016, no synthetic image at all, and `finetune` forgets: what the others are measured
-against. Where this differs: all learn by Adam and a cosine, `continual.steps` long, where Smith et
-al. take 250 epochs of SGD at 0.1 with three drops.
+the new images; cross-entropy over all classes with the features held fixed; and the old features
+kept where the old head's weights say that they matter. In both cross-entropies old classes weigh as
+their share of all classes, new ones as theirs, as in the authors' code. `lwf` is Li and Hoiem 2016,
+no synthetic image at all, and `finetune` forgets: what the others are measured against. Where this
+differs: all learn by Adam and a cosine, `continual.steps` long, where Smith et al. take 250 epochs
+of SGD at 0.1 with three drops.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -21,11 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, NonFiniteError, TeacherError
-from dreamstill.evaluate import answers
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nets.seeded import seeded
 from dreamstill.plain import copy_network
-from dreamstill.settings import above, at_least, no_effect
+from dreamstill.settings import above, at_least, no_effect, settings_class
 from dreamstill.tasks.distill import Progress
 from dreamstill.tasks.graph import replace_module
 from dreamstill.teacher import Teacher, open_teacher
@@ -49,7 +48,7 @@ class Recipe(StrEnum):
     FINETUNE = "finetune"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class ContinualSettings:
     """Settings of learning new classes."""
 
@@ -151,17 +150,17 @@ def learn(
     """
     check_new_classes(teacher, images, labels)
     model = grow(teacher, int(labels.max()) + 1, rng)
-    student = open_teacher(model, teacher.spec, device=str(teacher.device))
+    student = open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
     model = student.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     if settings.dreaming and len(dreams) == 0:
         raise DataError(f"{settings.recipe.value} needs synthetic images of the old classes; got 0")
-    weights = _class_weights(teacher, dreams, labels) if settings.recipe is Recipe.ABD else None
 
     def draw(num: int) -> Tensor:
-        size = (settings.batch_size,)
-        return torch.randint(num, size, generator=rng, device=rng.device).cpu()
+        return torch.randint(num, (settings.batch_size,), generator=rng, device=rng.device).cpu()
 
     for step in range(1, settings.steps + 1):
         index = draw(len(images))
@@ -172,7 +171,7 @@ def learn(
             index = draw(len(dreams))
             dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
         model.train()
-        loss = _loss(student, teacher, new, target, dreamt, settings, weights)
+        loss = _loss(student, teacher, new, target, dreamt, settings)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss became {loss.item()} at step {step}; lower lr")
         optimizer.zero_grad()
@@ -180,18 +179,9 @@ def learn(
         optimizer.step()
         schedule.step()
         on_progress(Progress("learn", step, settings.steps, {"loss": loss.item()}))
-    return open_teacher(model, teacher.spec, device=str(teacher.device))
-
-
-def _class_weights(teacher: Teacher, dreams: Tensor, labels: Tensor) -> Tensor:
-    """ABD's weights by class id: inversely as often as a class is in a batch of both halves."""
-    counts = torch.zeros(int(labels.max()) + 1)
-    with torch.no_grad():
-        named = answers(teacher, teacher.spec, dreams, device=teacher.device).argmax(1)
-    counts += torch.bincount(named, minlength=len(counts)) / len(named)
-    counts += torch.bincount(labels, minlength=len(counts)) / len(labels)
-    share = counts.clamp_min(1e-3)
-    return (share.mean() / share).to(teacher.device)
+    return open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
 
 
 def _loss(
@@ -201,12 +191,10 @@ def _loss(
     target: Tensor,
     dreamt: Tensor,
     settings: ContinualSettings,
-    weights: Tensor | None,
 ) -> Tensor:
     both, old = torch.cat([new, dreamt]), teacher.num_classes
     if settings.recipe is Recipe.ABD:
-        assert weights is not None
-        return _abd_loss(student, teacher, both, target, settings, weights)
+        return _abd_loss(student, teacher, both, target, settings.keep)
     logits = student(both)
     loss = F.cross_entropy(logits[: len(new)], target)
     if settings.recipe is Recipe.FINETUNE:
@@ -222,26 +210,43 @@ def _loss(
 
 
 def _abd_loss(
-    student: Teacher,
-    teacher: Teacher,
-    both: Tensor,
-    target: Tensor,
-    settings: ContinualSettings,
-    weights: Tensor,
+    student: Teacher, teacher: Teacher, both: Tensor, target: Tensor, keep: float
 ) -> Tensor:
-    """ABD, equations 8 to 11."""
+    """ABD, equations 8 to 11: `both` is the new images, of the classes `target`, then the old."""
     num_new, old = len(target), teacher.num_classes
     logits, features = student.with_features(both)
-    local = F.cross_entropy(logits[:num_new, old:], target - old)
     with torch.no_grad():
         old_logits, old_features = teacher.with_features(both)
+    weights = _class_weights(old, logits.shape[1]).to(logits)
+    local = F.cross_entropy(logits[:num_new, old:], target - old)
     head = student.last_linear
     everyone = torch.cat([target, old_logits[num_new:].argmax(1)])
     fixed = F.linear(features.detach(), head.weight, head.bias)
-    overall = F.cross_entropy(fixed, everyone, weight=weights)
-    # differences of features count as much as the old head makes of them
-    change = F.linear(features - old_features, teacher.last_linear.weight)
-    return local + overall + settings.keep * 0.1 * change.pow(2).sum(1).mean()
+    overall = F.cross_entropy(fixed, everyone, reduction="none") * weights[everyone]
+    kept = _feature_distillation(features - old_features, teacher.last_linear.weight)
+    return weights[-1] * local + overall.mean() + keep * kept
+
+
+def _class_weights(num_old: int, num_classes: int) -> Tensor:
+    """ABD's weights by class id: of an old class the share of old classes, of a new one the rest.
+
+    >>> _class_weights(3, 4)
+    tensor([0.7500, 0.7500, 0.7500, 0.2500])
+    """
+    weights = torch.full((num_classes,), num_old / num_classes)
+    weights[num_old:] = 1 - num_old / num_classes
+    return weights
+
+
+def _feature_distillation(change: Tensor, head: Tensor) -> Tensor:
+    """ABD's: 0.1 of the mean square of what a change of features does to the old logits.
+
+    Args:
+        change: (N, features), new less old.
+        head: (old classes, features), the weights of the old head.
+
+    """
+    return 0.1 * F.linear(change, head).pow(2).mean()
 
 
 def average_and_forgetting(accuracies: list[list[float]]) -> tuple[float, float]:

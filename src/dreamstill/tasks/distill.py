@@ -1,26 +1,38 @@
 """Distill: train a student on what a synthesizer makes, and keep the one the judge chooses."""
 
 import copy
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dreamstill.classes import class_counts, missing_classes
 from dreamstill.errors import NonFiniteError, SettingsError
 from dreamstill.judge import Judge
-from dreamstill.pool import Augmentation, Pool, augment
+from dreamstill.pool import Augmentation, augment
 from dreamstill.probe import batch_norm_layers
-from dreamstill.settings import above, at_least, no_effect, within
+from dreamstill.settings import above, at_least, no_effect, settings_class, within
 from dreamstill.synthesis.contract import Annealed, Batch, Synthesizer
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.tasks.transfer import Transfer, TransferLoss
 from dreamstill.teacher import Teacher
 
-__all__ = ["Distillation", "DistillSettings", "Optimizer", "Progress", "Transfer"]
+__all__ = [
+    "Distillation",
+    "DistillSettings",
+    "Optimizer",
+    "Progress",
+    "Replay",
+    "Transfer",
+    "start_kept",
+]
+
+log = logging.getLogger(__name__)
 
 
 class Optimizer(StrEnum):
@@ -30,7 +42,7 @@ class Optimizer(StrEnum):
     SGD = "sgd"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class DistillSettings:
     """Settings of distillation."""
 
@@ -117,6 +129,14 @@ class DistillSettings:
             )
 
 
+def start_kept(steps: int) -> str:
+    """Say that training was in vain, and what to do."""
+    return (
+        f"none of the {steps:,} steps improved on the start, which was kept: lower the learning "
+        "rate, or leave the steps out"
+    )
+
+
 def optimizer_of(
     parameters: Iterable[nn.Parameter], settings: DistillSettings
 ) -> torch.optim.Optimizer:
@@ -148,7 +168,34 @@ class Progress:
     done: int
     total: int
     record: dict[str, float]
-    """Of a student step: step, loss and, after a sitting, agreement, kl and kept."""
+    """Of a student step: step, loss and, after a sitting, agreement, kl and kept; of the last one
+    chosen_at_step, the step whose student was chosen: 0 is the start."""
+
+
+class Replay(Protocol):
+    """Images to train on again: a pool on disk, or in memory."""
+
+    @property
+    def added(self) -> int:
+        """How many images were ever added."""
+
+    def add(self, batch: Batch) -> None:
+        """Store the batch's images, rounded to uint8."""
+
+    def images(self, most: int | None = None) -> Tensor:
+        """All images, or at most so many, uint8 (N, C, H, W)."""
+
+    def sample(self, num: int, rng: torch.Generator) -> Tensor:
+        """Draw `num` images in the teacher's input space, on the rng's device."""
+
+    def commit(self) -> None:
+        """Write what was added to the file, where there is one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
 
 
 class Distillation:
@@ -165,6 +212,8 @@ class Distillation:
             the teacher: what `inherit` returned.
         reconstruct: images, at most the pool's capacity, on which the layers of such a student are
             solved before the first step; 0: it starts as it was cut.
+        pretrained: the student is no random network. As one that inherits, it is judged before its
+            first step, and its start is what is chosen where no step improves on it.
 
     """
 
@@ -173,13 +222,15 @@ class Distillation:
         teacher: Teacher,
         student: nn.Module,
         synthesizer: Synthesizer,
-        pool: Pool,
+        pool: Replay,
         settings: DistillSettings,
         *,
         rng: torch.Generator,
         inherited: Mapping[str, Tensor] | None = None,
         reconstruct: int = 0,
+        pretrained: bool = False,
     ) -> None:
+        self.pretrained = pretrained or inherited is not None
         self.reconstruct = min(reconstruct, settings.pool)
         self.inherited = inherited if reconstruct else None
         self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
@@ -198,6 +249,8 @@ class Distillation:
         if settings.steps == 0:  # the rest would be looked at by nobody
             self.prefill = min(self.prefill, self.reconstruct)
         self.judge = Judge(settings.held_out, teacher.spec)
+        self.counts = torch.zeros(teacher.num_classes, dtype=torch.int64)
+        self.warnings: list[str] = []  # logged in this process, of all that a run may warn of
         self.loss = TransferLoss(
             teacher,
             student,
@@ -259,10 +312,33 @@ class Distillation:
             inputs = self.teacher.spec.encode(images)
             reconstruct(self.teacher.module, self.student, self.inherited, inputs, rng=self.rng)
             self.inherited = None
+        if self.pretrained and self.step == 0:
             self.judge.sit(self.student, 0)
+        if not self.fresh_every:
+            self._look_at_classes()
         while self.step < self.settings.steps:
             record = self._train_step()
             yield Progress("distill", self.step, self.settings.steps, record)
+        if self.fresh_every:
+            self._look_at_classes()
+        if self.kept_start:
+            self._warn(start_kept(self.settings.steps))
+
+    @property
+    def kept_start(self) -> bool:
+        """Steps were taken, and none was an improvement on the start."""
+        judged = self.judge.champion is not None and self.judge.champion_step == 0
+        return judged and 0 < self.settings.steps == self.step
+
+    def _look_at_classes(self) -> None:
+        """Warn, where the teacher gives the images made here too few classes."""
+        if found := missing_classes(self.counts):
+            self._warn(found)
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            log.warning("%s", text)
 
     def _synthesize(self) -> Batch:
         """A fresh batch; until the judge has enough, it goes to the judge."""
@@ -272,6 +348,7 @@ class Distillation:
         else:
             batch = self.synthesizer.next_batch(self.student)
             self.pool.add(batch)
+        self.counts += class_counts(batch.logits)
         return batch
 
     def _held_out_batch(self) -> Batch:
@@ -327,6 +404,8 @@ class Distillation:
                 record["collapsed"] = float(self._refresh_judge())
             verdict = self.judge.sit(self.student, self.step)
             record |= {"agreement": verdict.agreement, "kl": verdict.kl, "kept": verdict.kept}
+        if self.step == settings.steps:
+            record["chosen_at_step"] = float(self.judge.champion_step)
         return record
 
     def _refresh_judge(self) -> bool:
@@ -361,6 +440,7 @@ class Distillation:
             "healthy": self.healthy,
             "aside": self.aside,
             "judge": self.judge.state_dict(),
+            "counts": self.counts,
             "pool": self.pool.state_dict(),
             "rng": self.rng.get_state(),
         }
@@ -379,5 +459,6 @@ class Distillation:
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.healthy, self.aside = state["healthy"], state["aside"]
         self.judge.load_state_dict(state["judge"], self.student)
+        self.counts = state["counts"].cpu()
         self.pool.load_state_dict(state["pool"])
         self.rng.set_state(state["rng"].cpu())  # a checkpoint is mapped to the run's device

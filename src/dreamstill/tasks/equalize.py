@@ -3,14 +3,15 @@
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
 2019: BatchNorm folding, ReLU in place of ReLU6, cross-layer equalization (section 4.1), high-bias
 absorption (4.1.3), and the expected inputs of every layer from BatchNorm parameters, which give
-ranges and bias correction (4.2 and 5.1). Where this differs: layers without BatchNorm have their
-moments propagated through their own weights; a ReLU6 that keeps no two layers apart stays.
+ranges and bias correction (4.2 and 5.1). Where this differs: what comes without BatchNorm has its
+moments propagated, by weights and through pooling, see `moments`; a ReLU6 that keeps no two layers
+apart stays.
 """
 
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import TeacherError
+from dreamstill.evaluate import check_same_function
+from dreamstill.plain import copy_network
 from dreamstill.tasks.graph import (
     RELU,
     Pair,
@@ -30,90 +33,30 @@ from dreamstill.tasks.graph import (
     relu_for_relu6,
     trace,
 )
+from dreamstill.tasks.moments import PARTS, Moments, relu_moments, window_sizes
 from dreamstill.teacher import InputSpec
 
 __all__ = ["Equalized", "Moments", "equalize", "expected_inputs", "relu_moments"]
 
-REACH = 6.0
-"""Standard deviations to either side that a data-free range spans, as in the authors' code."""
-
-
-def relu_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of max(0, x) for x ~ N(mean, std^2): equation 19 and its second moment.
-
-    >>> mean, variance = relu_moments(torch.zeros(1), torch.ones(1))
-    >>> round(float(mean), 4), round(float(variance), 4)  # 1/sqrt(2 pi), 1/2 - 1/(2 pi)
-    (0.3989, 0.3408)
-    """
-    safe = std.clamp_min(1e-12)
-    ratio = mean / safe
-    density = torch.exp(-0.5 * ratio**2) / math.sqrt(2 * math.pi)
-    above = 0.5 * (1 + torch.erf(ratio / math.sqrt(2)))
-    first = mean * above + safe * density
-    second = (mean**2 + safe**2) * above + mean * safe * density
-    return first, (second - first**2).clamp_min(0)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What is known of an activation (1, C, ...) without data."""
-
-    mean: Tensor
-    variance: Tensor
-    low: Tensor
-    """Below which it hardly ever is."""
-    high: Tensor
-
-    def each(self, change: Callable[[Tensor], Any]) -> Any:
-        """Apply an operation that moves values around to every part."""
-        parts = [change(part) for part in (self.mean, self.variance, self.low, self.high)]
-        return Moments(*parts) if isinstance(parts[0], Tensor) else parts[0]
-
-    @classmethod
-    def normal(cls, mean: Tensor, variance: Tensor) -> "Moments":
-        """A normal distribution with bounds REACH deviations away."""
-        reach = REACH * variance.sqrt()
-        return cls(mean, variance, mean - reach, mean + reach)
-
-    @classmethod
-    def mixture(cls, parts: Sequence["Moments"]) -> "Moments":
-        """Of what is as often the one as the other of parts of one shape."""
-        mean, variance, low, high = (torch.stack([getattr(p, of) for p in parts]) for of in PARTS)
-        spread = mean.var(0, correction=0)
-        return cls(mean.mean(0), variance.mean(0) + spread, low.amin(0), high.amax(0))
-
-    def relu(self) -> "Moments":
-        """After a ReLU."""
-        mean, variance = relu_moments(self.mean, self.variance.sqrt())
-        return Moments(mean, variance, self.low.relu(), self.high.relu())
-
-    def relu6(self) -> "Moments":
-        """After a ReLU that ends at 6: the ReLU less what is above."""
-        std = self.variance.sqrt()
-        (mean, variance), (above, its_variance) = (
-            relu_moments(self.mean - end, std) for end in (0, 6)
-        )
-        # E[min(relu(x), 6)^2] = E[relu(x)^2] - E[y^2] - 12 E[y], y = relu(x - 6)
-        second = variance + mean**2 - its_variance - above**2 - 12 * above
-        mean = mean - above
-        variance = (second - mean**2).clamp_min(0)
-        return Moments(mean, variance, self.low.clamp(0, 6), self.high.clamp(0, 6))
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(*(getattr(self, part) + getattr(other, part) for part in PARTS))
-
-
-PARTS = ("mean", "variance", "low", "high")
+LARGEST: tuple[Any, ...] = (
+    *(nn.MaxPool2d, nn.AdaptiveMaxPool2d),
+    *(F.max_pool2d, F.adaptive_max_pool2d, torch.max_pool2d),
+)
+AVERAGE: tuple[Any, ...] = (
+    *(nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    *(F.avg_pool2d, F.adaptive_avg_pool2d),
+)
+MEAN: tuple[Any, ...] = (torch.mean, "mean")
 MOVES: tuple[Any, ...] = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten, nn.ZeroPad2d),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
     *(nn.Upsample, nn.PixelShuffle, nn.ChannelShuffle),
-    *(F.dropout, F.pad, F.interpolate, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
-    *(torch.flatten, torch.cat, torch.mean, torch.chunk, torch.split, torch.transpose),
-    *(operator.getitem, getattr, "mean", "chunk", "split", "transpose", "permute", "contiguous"),
+    *(F.dropout, F.pad, F.interpolate),
+    *(torch.flatten, torch.cat, torch.chunk, torch.split, torch.transpose),
+    *(operator.getitem, getattr, "chunk", "split", "transpose", "permute", "contiguous"),
     *("flatten", "view", "reshape", "size", "dim", "squeeze", "unsqueeze"),
 )
-"""What moves values around, or takes a mean of some or the largest."""
+"""What moves values around."""
+KNOWN = (*LARGEST, *AVERAGE, *MEAN, *MOVES)
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """By layer, mean and standard deviation (C,) of what it puts out."""
 
@@ -134,35 +77,23 @@ class _Propagate(fx.Interpreter):
             if calls and calls[0].mean.shape != x.mean.shape:
                 raise _unclear(f"{target}, called on maps of several sizes,")
             calls.append(x)
-            return self._through(module, x, self.statistics.get(target))
+            known = self.statistics.get(target)
+            return x.layer(module) if known is None else self._known(module(x.mean), known)
         if isinstance(module, _BatchNorm):
             return self._known(x.mean, _after(module))
         if isinstance(module, RELU[0]):
             return x.relu()
         if is_relu6(module):
             return x.relu6()
-        if not isinstance(module, tuple(kind for kind in MOVES if isinstance(kind, type))):
+        kind = next((k for k in KNOWN if isinstance(k, type) and isinstance(module, k)), None)
+        if kind is None:
             raise _unclear(f"{target} ({type(module).__name__})")
-        return x.each(module)
+        return _moved_or_pooled(kind, x, module)
 
     @staticmethod
     def _known(like: Tensor, statistics: tuple[Tensor, Tensor]) -> Moments:
         mean, std = (part.view([1, -1] + [1] * (like.ndim - 2)) for part in statistics)
         return Moments.normal(mean.expand_as(like), std.expand_as(like) ** 2)
-
-    def _through(
-        self, layer: nn.Conv2d | nn.Linear, x: Moments, known: tuple[Tensor, Tensor] | None
-    ) -> Moments:
-        mean = layer(x.mean)
-        if known is not None:
-            return self._known(mean, known)
-        bias, layer.bias = layer.bias, None
-        weight, layer.weight = layer.weight, nn.Parameter(layer.weight**2, requires_grad=False)
-        try:
-            variance = layer(x.variance)
-        finally:
-            layer.bias, layer.weight = bias, weight
-        return Moments.normal(mean, variance)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """ReLU, addition, or something that moves values around."""
@@ -185,21 +116,31 @@ class _Propagate(fx.Interpreter):
             return moments[0].relu6()
         if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(moments) == 2:
             return moments[0] + moments[1]
-        if target not in MOVES:
+        if target not in KNOWN:
             raise _unclear(getattr(target, "__name__", str(target)))
 
-        def run_on(part: str) -> Any:
-            def pick(value: Any) -> Any:
-                return getattr(value, part) if isinstance(value, Moments) else value
+        def run_on(pick: Callable[[Moments], Tensor]) -> Any:
+            def picked(value: Any) -> Any:
+                return pick(value) if isinstance(value, Moments) else value
 
-            return run(target, map_aggregate(args, pick), map_aggregate(kwargs, pick))
+            return run(target, map_aggregate(args, picked), map_aggregate(kwargs, picked))
 
-        results = [run_on(part) for part in PARTS]
-        if isinstance(results[0], Tensor):
-            return Moments(*results)
-        if isinstance(results[0], tuple | list) and isinstance(results[0][0], Tensor):
-            return [Moments(*parts) for parts in zip(*results, strict=True)]  # of chunk and split
-        return results[0]
+        if target in MOVES:  # of several activations, where it concatenates
+            return Moments.of_parts([run_on(attrgetter(part)) for part in PARTS])
+        return _moved_or_pooled(target, moments[0], lambda part: run_on(lambda _: part))
+
+
+def _moved_or_pooled(kind: Any, x: Moments, change: Callable[[Tensor], Any]) -> Any:
+    """Return the moments behind an operation of a kind that is known."""
+    if kind in LARGEST:
+        if not isinstance(change(x.mean), Tensor):
+            raise _unclear("a max pool that returns indices")
+        return x.largest(change)
+    if kind in AVERAGE:
+        return x.average(change, window_sizes(change, x.mean))
+    if kind in MEAN:
+        return x.average(change, x.mean.numel() / change(x.mean).numel())
+    return x.each(change)
 
 
 def _unclear(what: str) -> TeacherError:
@@ -234,18 +175,21 @@ def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, *, iterations: int = 40, absorb: bool = True) -> Equalized:
+def equalize(
+    model: nn.Module, spec: InputSpec, *, iterations: int = 40, absorb: bool = True
+) -> Equalized:
     """Fold BatchNorm, equalize weight ranges across layers, absorb high biases; on a copy.
 
     Args:
         model: traceable; its function is the same afterwards, but for ReLU in place of a ReLU6
             module between two layers that are equalized, and for the tail of activations that
             absorption cuts off (3 standard deviations below their mean).
+        spec: its input; on random images of it the function is compared before the absorption.
         iterations: of equalization over all pairs of layers; it stops when no weight moves.
         absorb: high-bias absorption.
 
     Raises:
-        TeacherError: the model cannot be traced.
+        TeacherError: the model cannot be traced, or its function is not kept.
 
     """
     graph = trace(model)
@@ -253,13 +197,14 @@ def equalize(model: nn.Module, *, iterations: int = 40, absorb: bool = True) -> 
     statistics: Statistics = {}
     for layer, norm in batch_norms(graph).items():
         statistics[layer] = _after(modules[norm])
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(model, spec)
     relu_for_relu6(folded)
-    found = pairs(trace(folded), grouped=True)
+    found, before = pairs(trace(folded), grouped=True), copy_network(folded)
     for _ in range(iterations):
         moved = max((_equalize_pair(folded, pair, statistics) for pair in found), default=0.0)
         if moved < 1e-3:
             break
+    check_same_function(before, folded, spec, "equalizing its layers")
     if absorb:
         for pair in found:
             _absorb(folded, pair, statistics)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from dreamstill.errors import SettingsError
 from dreamstill.evaluate import count_macs
+from dreamstill.nets.seeded import rng_kept
 from dreamstill.probe import eval_mode, shown_at_once, some_of
-from dreamstill.settings import at_least, no_effect, none_or_at_least, within
+from dreamstill.settings import at_least, no_effect, none_or_at_least, settings_class, within
 from dreamstill.tasks.factors import modes_by_responses, modes_of, with_factors
 from dreamstill.tasks.graph import plain_layers, shared_weights
 from dreamstill.tasks.ranks import (
@@ -37,7 +38,7 @@ from dreamstill.teacher import InputSpec
 __all__ = ["FactorizeSettings", "RankRecord", "factorize"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class FactorizeSettings:
     """Settings of factorization."""
 
@@ -99,6 +100,7 @@ def ranks_of(
     return {name: tuple(layers[name].ranks[index].tolist()) for name, index in taken.items()}
 
 
+@rng_kept()  # the new layers are initialized before they have their weights
 @torch.no_grad()
 def factorize(
     model: nn.Module,

@@ -1,9 +1,7 @@
 """Fine-tune a changed network on a set of images, towards the network it was made from."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +33,12 @@ def finetune(
     rng: torch.Generator,
     inherited: Mapping[str, Tensor] | None = None,
     reconstruct: int = 0,
+    pretrained: bool = True,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """Train `student` in place towards the teacher; returns the one the judge keeps.
+    """Train `student` in place towards the teacher; return the one the judge keeps.
+
+    Images stay in memory. A start that no step improves on is returned, and a warning logged.
 
     Args:
         teacher: frozen; answers for the images, augmented or not.
@@ -46,8 +47,8 @@ def finetune(
             quarter, are the judge's and are never trained on.
         settings: of the training; on at most `settings.pool` of the images.
         rng: order, draws and augmentation.
-        inherited, reconstruct: of a student that starts from the teacher; see `Distillation`.
-        on_progress: called after each step.
+        inherited, reconstruct, pretrained: how the student starts; see `Distillation`.
+        on_progress: called after each step; the last record has chosen_at_step.
 
     Raises:
         DataError: fewer than 8 images.
@@ -62,26 +63,24 @@ def finetune(
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     held_out = min(settings.held_out, len(images) // 4)
     training, kept = images[order[:-held_out][: settings.pool]], images[order[-held_out:]]
-    settings = replace(
-        settings, prefill=len(training), fresh_every=0, held_out=held_out, pool=len(training)
+    num = len(training)
+    settings = replace(settings, prefill=num, fresh_every=0, held_out=held_out, pool=num)
+    pool = Pool(None, teacher.spec, num)
+    for part in training.split(500):
+        pool.add(Batch(teacher.spec.encode(part), torch.empty(0)))
+    work = Distillation(
+        teacher,
+        student,
+        StoredImages(teacher, training, settings.batch_size, rng=rng),
+        pool,
+        settings,
+        rng=rng,
+        inherited=inherited,
+        reconstruct=reconstruct,
+        pretrained=pretrained,
     )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows: it is open
-        pool = Pool(Path(folder), teacher.spec, len(training), {})
-        for part in training.split(500):
-            pool.add(Batch(teacher.spec.encode(part), torch.empty(0)))
-        source = StoredImages(teacher, training, settings.batch_size, rng=rng)
-        work = Distillation(
-            teacher,
-            student,
-            source,
-            pool,
-            settings,
-            rng=rng,
-            inherited=inherited,
-            reconstruct=reconstruct,
-        )
-        for part in kept.split(shown_at_once(teacher.spec.shape)):
-            work.judge.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
-        for progress in work.run():
-            on_progress(progress)
-        return work.chosen
+    for part in kept.split(shown_at_once(teacher.spec.shape)):
+        work.judge.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
+    for progress in work.run():
+        on_progress(progress)
+    return work.chosen

@@ -35,6 +35,7 @@ __all__ = [
     "replace_module",
     "shared_weights",
     "trace",
+    "written_size",
 ]
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -116,8 +117,10 @@ def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
 
 def _calls(graph: fx.GraphModule) -> Counter[str]:
     """How often each module's weight is used: one that is used twice belongs to no one place."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    return calls + Counter(shared_weights(graph))
+    nodes = graph.graph.nodes
+    calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    read = (str(node.target) for node in nodes if node.op == "get_attr")  # by the network's code
+    return calls + Counter(shared_weights(graph)) + Counter(n.rpartition(".")[0] for n in read)
 
 
 def shared_weights(model: nn.Module) -> list[str]:
@@ -282,6 +285,54 @@ def flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
             shape = tuple(shape[0])
         return len(shape) == 2
     return False
+
+
+def written_size(graph: fx.GraphModule, name: str, width: int) -> str | None:
+    """Say where the number of a layer's outputs is written into the network's code.
+
+    Args:
+        graph: of `trace`.
+        name: of a layer.
+        width: how many outputs it has; what is written is a multiple of it.
+
+    Returns:
+        A line that names the call and what to write instead; None where nothing is written.
+
+    """
+    modules = dict(graph.named_modules())
+    seen = {node for node in graph.graph.nodes if node.op == "call_module" and node.target == name}
+    ahead = list(seen)
+    while ahead:
+        for user in ahead.pop().users:
+            if user in seen or is_size(user) or layer_at(user, modules, grouped=True) is not None:
+                continue
+            seen.add(user)
+            ahead.append(user)
+            shape = _shape_asked(user, modules)
+            sizes = [size for size in shape if type(size) is int]
+            if found := [size for size in sizes if 1 < width <= size and size % width == 0]:
+                by_module = user.op == "call_module"
+                call = type(modules[str(user.target)]).__name__ if by_module else user.name
+                text = ", ".join(str(size) if type(size) is int else "n" for size in shape)
+                instead = f"-1 or a size of x.shape for {found[0]}"
+                if len(shape) == 2 and not by_module:
+                    instead = "x.flatten(1)"
+                return f"{call}({text}) has {name}'s {width} channels written in: write {instead}"
+    return None
+
+
+def _shape_asked(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, ...]:
+    """The sizes that a view, reshape, expand or unflatten is given; none of anything else."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return tuple(module.unflattened_size) if isinstance(module, nn.Unflatten) else ()
+    if node.target in ("unflatten", torch.unflatten):
+        shape = node.args[2:] or (node.kwargs.get("sizes", ()),)
+    elif node.target in ("view", "reshape", "expand", torch.reshape):
+        shape = node.args[1:] or (node.kwargs.get("shape", ()),)
+    else:
+        return ()
+    return tuple(shape[0]) if isinstance(shape[0], tuple | list) else shape
 
 
 def is_size(node: fx.Node) -> bool:

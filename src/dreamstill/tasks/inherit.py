@@ -3,8 +3,8 @@
 Source: ours, after "Initializing Models with Larger Ones" (Xu et al., ICLR 2024), which selects
 evenly; here a channel is worth the norm of what makes it times the norm of what reads it. The
 student is the teacher's architecture with narrower layers. Channels that an addition joins are
-chosen together, and channels of padding stay so (He et al. 2016, shortcuts of option A): residual
-networks keep their shape.
+chosen together, of the groups of a GroupNorm as many each or whole ones, and channels of padding
+stay so (He et al. 2016, shortcuts of option A): residual networks keep their shape.
 """
 
 from dataclasses import dataclass
@@ -45,9 +45,11 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
         )
     graph = trace(teacher)
     spaces, places = channel_spaces(graph), channel_spaces(trace(copy_network(student)))
-    shapes = [[(space.makers, space.depth()) for space in of] for of in (spaces, places)]
+    shapes = [[(s.makers, s.norms, s.depth()) for s in of] for of in (spaces, places)]
     if shapes[0] != shapes[1]:
-        raise SettingsError("a student that inherits joins and pads its layers as the teacher does")
+        raise SettingsError(
+            "a student that inherits joins, normalizes and pads its layers as the teacher does"
+        )
     source = Source(large, batch_norms(graph), spaces)
     choices = dict[Space, Choice]()
     for space, place in sorted(zip(spaces, places, strict=True), key=lambda pair: pair[0].depth()):
@@ -145,10 +147,31 @@ def _choose(
             "teacher: a student that inherits is narrower, and alike on both sides of a sum"
         )
     worth, front = source.worth(space), inlay.front if inlay else 0
+    if space.groups and room < width:
+        return Choice(width, _of_groups(name, worth, room, space, place))
     worth[front : front + within.width] = -1  # these are chosen already
     best = worth.argsort(descending=True, stable=True)[: room - len(within.keep)].sort().values
     before, behind = best.tensor_split([cut.front if cut else 0])
     return Choice(width, torch.cat([before, front + within.keep, behind]))
+
+
+def _of_groups(name: str, worth: Tensor, room: int, space: Space, place: Space) -> Tensor:
+    """The channels worth most where a norm divides them: as many of each group, or whole groups."""
+    groups, fewer = space.groups[0], place.groups[0]
+    size = len(worth) // groups
+    alike = {*space.groups} == {groups} and {*place.groups} == {fewer}
+    if alike and size * groups == len(worth) and not space.inlay:
+        parts = worth.view(groups, size)
+        if groups == fewer:
+            best = parts.argsort(dim=1, descending=True, stable=True)[:, : room // groups]
+            return (torch.arange(groups)[:, None] * size + best.sort(1).values).flatten()
+        if size * fewer == room:
+            best = parts.sum(1).argsort(descending=True, stable=True)[:fewer]
+            return (best.sort().values[:, None] * size + torch.arange(size)).flatten()
+    raise SettingsError(
+        f"{name} is normalized in {groups} groups of {size} channels in the teacher and in {fewer} "
+        f"of {room // fewer} in the student: give the student as many groups, or groups as large"
+    )
 
 
 def _vectors(space: Space, large: Weights) -> list[str]:

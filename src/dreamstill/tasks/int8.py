@@ -21,10 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dreamstill.errors import ExportError, innermost
+from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluate import agreement, answers, evaluating, predict
-from dreamstill.export import check_formats, export, load_exported, quiet, write_pt2, write_pte
+from dreamstill.export import (
+    check_formats,
+    export,
+    on_cpu,
+    onnxruntime,
+    open_written,
+    quiet,
+    to_pt2,
+    to_pte,
+)
+from dreamstill.files import write_atomically
+from dreamstill.nets.seeded import rng_kept
 from dreamstill.probe import some_of
+from dreamstill.reading import StrPath
+from dreamstill.settings import from_plain
 from dreamstill.teacher import InputSpec
 
 __all__ = ["Backend", "Int8Record", "Method", "check_int8_formats", "export_int8"]
@@ -70,19 +83,20 @@ def check_int8_formats(names: Iterable[str]) -> None:
         raise ExportError("no torchao: pip install 'dreamstill[quantize]'")
 
 
+@rng_kept()  # exporters draw from the global generator
 def export_int8(
     model: nn.Module,
     spec: InputSpec,
     images: Tensor,
-    path: Path,
+    path: StrPath,
     *,
-    method: Method | None = None,
-    backend: Backend = Backend.X86,
+    method: Method | str | None = None,
+    backend: Backend | str = Backend.X86,
 ) -> Int8Record:
     """Write a static int8 file by the suffix of `path`, .onnx, .pt2 or .pte, and run it.
 
     Args:
-        model: in whole precision, on the CPU; left as it was.
+        model: in whole precision, on any device: a copy on the CPU is quantized; left as it was.
         spec: its input.
         images: uint8 (N, C, H, W) to calibrate on; the last half only compares.
         path: to write.
@@ -95,31 +109,39 @@ def export_int8(
             the network on fewer than half of the images: then it is not kept.
 
     """
+    path, model = Path(path), on_cpu(model)
+    chosen: Method | None = from_plain(Method | None, method, "method")
+    kernels: Backend = from_plain(Backend, backend, "backend")
     check_int8_formats([path.suffix[1:]])
     images = some_of(images, 1024)
     half = max(1, len(images) // 2)
     calibration, compared = images[:half], images[-half:]
+    agreements = []
+
+    def compare(temporary: Path) -> None:
+        logits = answers(open_written(temporary), spec, compared)
+        agreements.append(agreement(logits, predict(model, spec, compared)))
+        if agreements[0] < 0.5:
+            raise ExportError(
+                f"the int8 file agrees with the network on {agreements[0]:.0%} of the images"
+            )
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with evaluating(model), quiet():
             if path.suffix == ".onnx":
-                _write_onnx(model, spec, calibration, path, method)
+                data = _to_onnx(model, spec, calibration, chosen)
             elif path.suffix == ".pt2":
-                quantizer = _quantizer(backend, method)
-                write_pt2(_quantized(model, spec, calibration, quantizer), spec, path)
+                quantizer = _quantizer(kernels, chosen)
+                data = to_pt2(_quantized(model, spec, calibration, quantizer), spec)
             else:
-                quantizer = _executorch(method)
-                write_pte(_quantized(model, spec, calibration, quantizer), spec, path)
-            logits = answers(load_exported(path), spec, compared)
-    except ExportError:
-        raise
+                quantizer = _executorch(chosen)
+                data = to_pte(_quantized(model, spec, calibration, quantizer), spec)
+            write_atomically(path, data, check=compare, error=ExportError)
+    except DreamstillError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:  # quantizers raise many kinds of their own
         raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
-    same = agreement(logits, predict(model, spec, compared))
-    if same < 0.5:
-        path.unlink()
-        raise ExportError(f"the int8 file agrees with the network on {same:.0%} of the images")
-    return Int8Record(str(path), path.stat().st_size, same)
+    return Int8Record(str(path), path.stat().st_size, agreements[0])
 
 
 class _Reader:
@@ -136,15 +158,13 @@ class _Reader:
         return None if batch is None else {"input": batch}
 
 
-def _write_onnx(
-    model: nn.Module, spec: InputSpec, images: Tensor, path: Path, method: Method | None
-) -> None:
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def _to_onnx(model: nn.Module, spec: InputSpec, images: Tensor, method: Method | None) -> bytes:
+    quantization = onnxruntime("quantization")
+    quant_pre_process = onnxruntime("quantization.shape_inference").quant_pre_process
 
     methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory() as folder:
-        whole, ready = Path(folder) / "whole.onnx", Path(folder) / "ready.onnx"
+        whole, ready, done = (Path(folder) / f"{name}.onnx" for name in ("whole", "ready", "done"))
         export(model, spec, whole)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         overrides = {}
@@ -163,13 +183,14 @@ def _write_onnx(
         percentile = method is Method.PERCENTILE
         quantization.quantize_static(
             ready,
-            path,
+            done,
             _Reader(spec, images),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             calibrate_method=methods.Percentile if percentile else methods.MinMax,
             extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": overrides},
         )
+        return done.read_bytes()
 
 
 def _quantizer(backend: Backend, method: Method | None) -> Any:
@@ -225,15 +246,13 @@ def range_of(method: Method, counts: NDArray[Any], low: float, high: float) -> t
         low, high: the least and the largest value.
 
     """
-    from onnxruntime.quantization.calibrate import HistogramCollector
-
     values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
     limit = max(abs(low), abs(high))
     ends = (-limit, limit)
     if method is Method.PERCENTILE:  # of magnitudes
         values, ends = abs(values), (0.0, limit)
     found, edges = np.histogram(values, BINS[method], ends, weights=counts)
-    collector = HistogramCollector(
+    collector = onnxruntime("quantization.calibrate").HistogramCollector(
         method=method.value.lower(),
         symmetric=True,
         num_bins=BINS[method],

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamstill.evaluate import device_of
 from dreamstill.probe import probed_at_once, watched
 from dreamstill.tasks.quantized import QuantizedLayer
 from dreamstill.teacher import InputSpec
@@ -19,10 +20,10 @@ BINS = 41
 def entering_quantized(model: nn.Module, spec: InputSpec, images: Tensor) -> dict[str, Tensor]:
     """What enters each quantized layer, at all calls, on the first images uint8 (N, C, H, W).
 
-    Flat, by name.
+    Flat, by name; nothing where there is no image.
     """
     layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
-    if not layers:
+    if not layers or not len(images):
         return {}
     entered: dict[str, list[Tensor]] = {name: [] for name in layers}
 
@@ -30,7 +31,7 @@ def entering_quantized(model: nn.Module, spec: InputSpec, images: Tensor) -> dic
         entered[name].append(values.flatten())
 
     with watched(layers, look), torch.no_grad():
-        model(spec.encode(images[: probed_at_once(spec.shape)]))
+        model(spec.encode(images[: probed_at_once(spec.shape)].to(device_of(model))))
     return {name: torch.cat(values) for name, values in entered.items() if values}
 
 
@@ -64,7 +65,7 @@ def weights_in(
 
 def _inputs_of(layer: QuantizedLayer, values: Tensor) -> dict[str, Any]:
     rounded = layer.quantized_input(values).detach()
-    ends = layer.quantized_input(torch.tensor([-torch.inf, torch.inf])).detach()
+    ends = layer.quantized_input(values.new_tensor([-torch.inf, torch.inf])).detach()
     low = min(values.min().item(), rounded.min().item())
     high = max(values.max().item(), rounded.max().item(), low + 1e-6)
     return {

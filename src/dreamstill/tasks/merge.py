@@ -3,8 +3,10 @@
 Sources: Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015
 (linear layers: the saliency, the update, and the curve that tells where to stop); Kim et al.,
 "Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020 (convolutions: the filters of the
-smallest l1 norm go, each into the kept one of the most similar direction, scaled by their norms).
-With images the layers are then solved for what they made before, by `reconstruct`: ours.
+smallest l1 norm go, each into the kept one of the most similar direction, scaled by their norms, or
+nowhere where none is similar). Where this differs: norms are of weights with BatchNorm folded in;
+the curve's cut-off is the one of `turning_point`, not the paper's; with images the layers are then
+solved for what they made before, by `reconstruct`.
 """
 
 import copy
@@ -17,15 +19,30 @@ from torch import Tensor, nn
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.plain import copy_network
 from dreamstill.probe import some_of
-from dreamstill.settings import none_or_at_least, within
-from dreamstill.tasks.graph import Pair, fold_batch_norm, pairs, replace_module, trace
+from dreamstill.settings import no_effect, none_or_at_least, settings_class, within
+from dreamstill.tasks.graph import (
+    Pair,
+    batch_norms,
+    fold_batch_norm,
+    pairs,
+    replace_module,
+    trace,
+    written_size,
+)
 from dreamstill.tasks.reconstruct import reconstruct
 from dreamstill.teacher import InputSpec
 
-__all__ = ["LayerRecord", "MergeSettings", "merge", "merge_order"]
+__all__ = [
+    "LayerRecord",
+    "MergeSettings",
+    "check_mergeable",
+    "filter_partners",
+    "merge",
+    "merge_order",
+]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class MergeSettings:
     """Settings of merging."""
 
@@ -36,6 +53,12 @@ class MergeSettings:
     """Names of the layers to make narrower; default: all that feed one other layer alone."""
     compensate: bool = True
     """Off: cut neurons and give nothing to those that stay; what merging is measured against."""
+    threshold: float = 0.1
+    """Cosine of a filter and the kept one it would go into below which it goes nowhere, as in Kim
+    et al., whose linear layers, at 0.45, are not these; in [-1, 1]; -1: every filter is merged."""
+    cosine_share: float = 0.85
+    """Share of the cosine in the choice of that kept one behind BatchNorm, as in Kim et al.; the
+    rest is that of their biases; in [0, 1]."""
     reconstruct: int = 2048
     """Images on which layers are solved, by least squares, for what they made before; at least 2,
     or 0: the papers' method, the weights alone."""
@@ -43,6 +66,10 @@ class MergeSettings:
     def __post_init__(self) -> None:
         none_or_at_least(self, 2, "reconstruct")
         within(self, 0, 0.999, "remove")
+        within(self, -1, 1, "threshold")
+        within(self, 0, 1, "cosine_share")
+        if not self.compensate:
+            no_effect(self, "with compensate off", "threshold", "cosine_share")
         if len(set(self.layers)) < len(self.layers):
             raise SettingsError(f"layers names one twice: {', '.join(self.layers)}")
 
@@ -97,10 +124,10 @@ def merge_order(
 
 
 def turning_point(saliencies: list[float]) -> int:
-    """How many neurons to remove: while one costs no more than most of them would at first.
+    """Return how many neurons to remove: while one costs no more than most would at first.
 
-    The cut-off is the median of the curve's first half, where removals are still each neuron's own;
-    beyond it the curve climbs with every neuron that has taken over others.
+    Ours, not the paper's: the cut-off is the median of the curve's first half, where removals are
+    each neuron's own; beyond it the curve climbs with every neuron that has taken over others.
 
     >>> turning_point([0.1, 0.1, 0.1, 0.1, 0.2, 0.5, 2.0, 9.0])
     4
@@ -110,20 +137,43 @@ def turning_point(saliencies: list[float]) -> int:
     return sum(saliency <= 1.1 * cutoff + 1e-12 for saliency in saliencies)
 
 
-def _filter_order(
-    weight: Tensor, bias: Tensor, remove: int
-) -> tuple[list[tuple[int, int]], Tensor]:
-    """Neuron Merging: pairs (kept, removed) of filters and the factor of each."""
-    augmented = torch.cat([weight.flatten(1), bias[:, None]], 1).double()
-    norms = augmented.norm(dim=1)
-    gone = weight.flatten(1).abs().sum(1).argsort()[:remove]
-    kept = torch.ones(len(weight), dtype=torch.bool)
-    kept[gone] = False
-    unit = F.normalize(augmented, dim=1)
-    cosine = (unit @ unit.T).masked_fill(~kept[:, None], -torch.inf)
-    partners = cosine[:, gone].argmax(0)
-    factors = norms[gone] / norms[partners].clamp_min(1e-12)
-    return list(zip(partners.tolist(), gone.tolist(), strict=True)), factors
+def filter_partners(
+    weight: Tensor, bias: Tensor, remove: int, settings: MergeSettings, *, batch_norm: bool
+) -> list[tuple[int, int, float]]:
+    """Return which filters are removed, and what each goes into: Neuron Merging, algorithm 3.
+
+    Args:
+        weight, bias: of a convolution, (n, ...) and (n,), with BatchNorm folded in.
+        remove: how many, in [0, n).
+        settings: its `threshold` and `cosine_share`.
+        batch_norm: the layer had BatchNorm. Directions are then of weights alone, and biases count
+            by their distance; else a bias is one weight more.
+
+    Returns:
+        (kept i, removed j, factor): a_i becomes a_i + factor * a_j, and the factor is 0 where the
+        cosine of i and j is below the threshold.
+
+    """
+    rows = weight.flatten(1).double()
+    order = rows.abs().sum(1).argsort()
+    gone, kept = order[:remove], order[remove:].sort().values
+    bias = bias.double()
+    if not batch_norm:
+        rows = torch.cat([rows, bias[:, None]], 1)
+    norms = rows.norm(dim=1).clamp_min(1e-12)
+    cosine = F.normalize(rows[gone], dim=1) @ F.normalize(rows[kept], dim=1).T
+    distance = 1 - cosine
+    if batch_norm:
+        share = settings.cosine_share
+        # w_j = s w_i makes b_j = s b_i + a rest
+        scaled = bias[gone, None] * norms[kept] / norms[gone, None]
+        rest = (scaled - bias[kept]).abs()
+        least, most = rest.amin(1, keepdim=True), rest.amax(1, keepdim=True)
+        distance = share * distance + (1 - share) * (rest - least) / (most - least + 1e-12)
+    partners = distance.argmin(1)
+    similar = cosine.gather(1, partners[:, None])[:, 0] >= settings.threshold
+    factors = torch.where(similar, norms[gone] / norms[kept[partners]], 0)
+    return list(zip(kept[partners].tolist(), gone.tolist(), factors.tolist(), strict=True))
 
 
 def _count(share: float, width: int) -> int:
@@ -135,7 +185,9 @@ def _count(share: float, width: int) -> int:
     return int(share * width + 1e-9)
 
 
-def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> tuple[LayerRecord, Tensor]:
+def _narrow(
+    model: nn.Module, pair: Pair, settings: MergeSettings, *, batch_norm: bool
+) -> tuple[LayerRecord, Tensor]:
     """Make one layer narrower, in place; its record, and which of its outputs are left."""
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
     assert isinstance(first, nn.Conv2d | nn.Linear)
@@ -150,12 +202,14 @@ def _narrow(model: nn.Module, pair: Pair, settings: MergeSettings) -> tuple[Laye
         order, saliencies = merge_order(first.weight.detach(), bias, flat)
         share = settings.remove
         remove = turning_point(saliencies) if share is None else _count(share, width)
-        order, factors = order[:remove], torch.ones(remove)
+        removals = [(kept, removed, 1.0) for kept, removed in order[:remove]]
     else:
-        share = 0.5 if settings.remove is None else settings.remove
-        order, factors = _filter_order(first.weight.detach(), bias, _count(share, width))
+        count = _count(0.5 if settings.remove is None else settings.remove, width)
+        removals = filter_partners(
+            first.weight.detach(), bias, count, settings, batch_norm=batch_norm
+        )
     stay = torch.ones(width, dtype=torch.bool)
-    for (kept, removed), factor in zip(order, factors.tolist(), strict=True):
+    for kept, removed, factor in removals:
         stay[removed] = False
         if settings.compensate:
             outgoing[:, kept] += factor * outgoing[:, removed]
@@ -185,6 +239,22 @@ def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.M
 
 
 @torch.no_grad()
+def check_mergeable(model: nn.Module, settings: MergeSettings) -> dict[str, Pair]:
+    """Find the layers to merge, each with the one that it feeds; raises what `merge` raises."""
+    graph = trace(model)
+    found = {pair.first: pair for pair in pairs(graph) if pair.relu}
+    if not found:
+        raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
+    if missing := [name for name in settings.layers if name not in found]:
+        raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
+    for name in (names := settings.layers or tuple(found)):
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        if written := written_size(graph, name, len(weight)):
+            raise TeacherError(f"{name} cannot be made narrower: {written}")
+    return {name: found[name] for name in names}
+
+
 def merge(
     model: nn.Module,
     spec: InputSpec,
@@ -207,20 +277,17 @@ def merge(
         A new network and a record for each layer, in order.
 
     Raises:
-        TeacherError: it cannot be traced, or has no two layers that feed one another alone.
+        TeacherError: it cannot be traced, has no two layers that feed one another alone, has the
+            width of one of them written into its code, or computes something else once BatchNorm
+            is folded.
         SettingsError: a named layer is not among those.
 
     """
     folded = fold_batch_norm(model, spec)
-    found = {pair.first: pair for pair in pairs(trace(folded)) if pair.relu}
-    if not found:
-        raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
-    if missing := [name for name in settings.layers if name not in found]:
-        raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
-    names = settings.layers or tuple(found)
+    normed = batch_norms(trace(model))
     narrow, records, kept = copy_network(folded), [], {}
-    for name in names:
-        record, kept[name] = _narrow(narrow, found[name], settings)
+    for name, pair in check_mergeable(folded, settings).items():
+        record, kept[name] = _narrow(narrow, pair, settings, batch_norm=name in normed)
         records.append(record)
     if images is not None and settings.reconstruct:
         device = next(model.parameters()).device

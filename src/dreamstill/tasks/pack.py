@@ -7,7 +7,7 @@ densities are chosen over all layers together by LAMP (Lee et al. 2021), not by 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from dreamstill.errors import TeacherError
 from dreamstill.plain import copy_network
-from dreamstill.settings import at_least, within
+from dreamstill.settings import at_least, settings_class, within
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import shared_weights
@@ -25,7 +25,7 @@ from dreamstill.teacher import Teacher
 __all__ = ["PackSettings", "pack", "weights_of"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PackSettings:
     """Settings of packing."""
 

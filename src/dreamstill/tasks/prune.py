@@ -1,6 +1,7 @@
 """Prune channels to a target, in rounds, fine-tuning on synthetic images after each.
 
-Which channels hang together is torch-pruning's dependency graph, and importances are its own.
+Which channels hang together is torch-pruning's dependency graph, looked over in `channels`, and
+importances are its own.
 Magnitude and BatchNorm scale need no image. Taylor, first order on synthetic batches, stands for
 that of DeepInversion (Yin et al. 2020, section 4.3), which to our knowledge sums (g w)^2 over a
 filter and compares these sums across layers. Here |g w| is summed over a channel in each layer that
@@ -9,9 +10,9 @@ has weights of it, the mean is taken over these layers, and a group's scores are
 the network's time, per channel, makes slow layers go first.
 """
 
-import importlib
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -22,15 +23,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import DreamstillError, SettingsError, TeacherError, first_line
 from dreamstill.evaluate import count_macs, evaluating, measure_cost, measure_latency
-from dreamstill.export import quiet
 from dreamstill.plain import copy_network
 from dreamstill.probe import probed_at_once, some_of
-from dreamstill.settings import at_least, none_or_at_least, within
+from dreamstill.settings import at_least, none_or_at_least, settings_class, within
+from dreamstill.tasks.channels import Cut, Group, followed, library
 from dreamstill.tasks.distill import DistillSettings, Progress
 from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import trace
+from dreamstill.tasks.graph import trace, written_size
 from dreamstill.tasks.reconstruct import reconstruct
-from dreamstill.tasks.spaces import channel_spaces, is_padding
 from dreamstill.teacher import Teacher, check_trainable, open_teacher
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "RoundRecord",
     "Target",
     "check_importance",
-    "library",
+    "check_prunable",
     "prune",
 ]
 
@@ -60,7 +60,7 @@ class Target(StrEnum):
     LATENCY = "latency"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class PruneSettings:
     """Settings of pruning."""
 
@@ -68,6 +68,9 @@ class PruneSettings:
     """Share of the target to keep, at most; in (0, 1)."""
     target: Target = Target.MACS
     """parameters, macs, or the measured latency of one image."""
+    keep_layer: float = 0.25
+    """Least share of its channels that every layer keeps, so that none becomes a bottleneck; in
+    (0, 1)."""
     importance: Importance = Importance.MAGNITUDE
     """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images (DeepInversion)."""
     latency: float = 0.0
@@ -84,7 +87,7 @@ class PruneSettings:
     """The fine-tuning after each round; None: no step is taken."""
 
     def __post_init__(self) -> None:
-        within(self, 1e-6, 1 - 1e-6, "keep")
+        within(self, 1e-6, 1 - 1e-6, "keep", "keep_layer")
         at_least(self, 0, "latency")
         none_or_at_least(self, 2, "reconstruct")
         at_least(self, 1, "rounds")
@@ -97,16 +100,8 @@ class RoundRecord:
     parameters: int
     macs: int
     latency_ms: float
-
-
-def library() -> Any:
-    """torch-pruning, which the extra `prune` installs; SettingsError where it is absent."""
-    try:
-        return importlib.import_module("torch_pruning")
-    except ImportError as error:
-        raise SettingsError(
-            "pruning needs torch-pruning: pip install 'dreamstill[prune]'"
-        ) from error
+    left_whole: tuple[str, ...]
+    """Layers whose channels cannot be followed: they keep all of them."""
 
 
 LayerSeconds = dict[nn.Conv2d | nn.Linear, float]
@@ -179,7 +174,9 @@ def prune(
     model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[nn.Module, list[RoundRecord]]:
-    """A narrower copy of a network, fine-tuned towards the teacher, and its cost after each round.
+    """Remove channels from a copy of a network and fine-tune it towards the teacher, in rounds.
+
+    Layers whose channels cannot be followed to all that read them keep them: see `channels`.
 
     Args:
         teacher: what the copy is fine-tuned towards.
@@ -189,34 +186,24 @@ def prune(
         model: what is pruned; default: the teacher itself. Left as it was.
         on_progress: called after each step.
 
+    Returns:
+        The narrower network, and its cost and the layers left whole after each round.
+
     Raises:
         SettingsError: the target cannot be met, torch-pruning is absent, or the importance is of
             BatchNorm layers and there are none.
-        TeacherError: the network has no last linear layer to leave alone, or does not run with
-            channels cut.
+        TeacherError: the network has no last linear layer to leave alone, or no other layer
+            whose channels can be followed.
 
     """
-    library()
     own = model is None or model is teacher.module
     model = copy_network(teacher.module if model is None else model)
-    check_trainable(model, teacher.spec)  # the library follows gradients from layer to layer
-    last = _last_layer(model, teacher, settings)
-    model.requires_grad_(True)
-    whole = _cost(model, teacher, settings.target)
-    records = []
-    of_teacher: dict[str, Tensor] = {}
+    plan = check_prunable(model, teacher, settings)
+    records, of_teacher = [], dict[str, Tensor]()
     for step in range(1, settings.rounds + 1):
-        goal = whole * settings.keep ** (step / settings.rounds)
-        before = copy_network(model) if settings.reconstruct else model
-        try:
-            with quiet():
-                kept = _narrow(model, last, teacher, images, settings, goal)
-        except DreamstillError:
-            raise
-        except Exception as error:  # the library does not follow every operation
-            raise TeacherError(
-                f"{type(model).__name__} does not run with channels cut: {first_line(error)}"
-            ) from error
+        goal = plan.cost * settings.keep ** (step / settings.rounds)
+        cut = _narrow(before := model, plan, teacher, images, settings, goal)
+        model, kept = cut.model, _kept(cut)
         if settings.reconstruct:
             shown = some_of(images, settings.reconstruct).to(teacher.device)
             reconstruct(before, model, kept, teacher.spec.encode(shown), rng=rng)
@@ -235,8 +222,118 @@ def prune(
                 on_progress=on_progress,
             )
         cost = measure_cost(model, teacher.spec)
-        records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median))
+        whole = tuple(name for name, _ in model.named_modules() if name in plan.whole)
+        records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, whole))
     return model.eval().requires_grad_(False), records
+
+
+@dataclass
+class Plan:
+    """What is known of a network before anything is removed for good."""
+
+    last: str
+    """The layer whose outputs are the classes."""
+    cost: float
+    """Of the whole network, in terms of the target."""
+    widths: dict[str, int]
+    """By layer that makes channels, how many its group has."""
+    whole: dict[str, str]
+    """Layers whose channels cannot be followed, and why."""
+
+    def leave(self, groups: Iterable[Group], wrong: dict[str, str], model: nn.Module) -> None:
+        """Let the groups that came out wrong keep their channels from now on."""
+        for group in groups:
+            if group.name in wrong:
+                written = [_written(model, name) for name in group.makers]
+                reason = next(filter(None, written), wrong[group.name])
+                self.whole |= dict.fromkeys(group.makers, reason)
+
+
+def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) -> Plan:
+    """Find what of a network can go, and see that it is enough; no image is looked at.
+
+    Raises what `prune` raises.
+    """
+    check_trainable(model, teacher.spec)  # the library follows gradients from layer to layer
+    last = _last_layer(model, teacher, settings)
+    plan = Plan(last, _cost(model, teacher, settings.target), {}, {})
+    inputs = _chance_inputs(teacher)
+    groups = list(Cut(copy_network(model), inputs[:1]).groups([last]))
+    rng = torch.Generator().manual_seed(0)
+    gone = {}
+    for group in groups:
+        plan.widths |= dict.fromkeys(group.makers, group.width)
+        size = group.width // group.parcels
+        spare = torch.randperm(size, generator=rng)[_least(group, plan, settings) :]
+        if len(spare):
+            gone[group.name] = group.at(spare)
+    cut, wrong = followed(model, inputs, gone)
+    plan.leave(groups, wrong, model)
+    able = {name for group in groups if group.name in gone for name in group.makers}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and name not in {last, *able}:
+            plan.whole.setdefault(name, "their channels hang on what cannot lose any")
+    if gone.keys() <= wrong.keys():
+        raise TeacherError(
+            f"no layer of {type(model).__name__} can lose channels: {_reasons(plan.whole)}"
+        )
+    if settings.target is not Target.LATENCY:
+        left = _cost(cut.model, teacher, settings.target)
+        if left > settings.keep * plan.cost:
+            raise _unmet(plan, settings, left)
+    return plan
+
+
+def _chance_inputs(teacher: Teacher) -> Tensor:
+    """Three images of noise, in the input space."""
+    rng = torch.Generator().manual_seed(0)
+    size = (3, *teacher.spec.shape)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=rng)
+    return teacher.spec.encode(images.to(teacher.device))
+
+
+def _unmet(plan: Plan, settings: PruneSettings, left: float) -> SettingsError:
+    """The error of a target that is out of reach."""
+    whole = f", {_reasons(plan.whole)}" if plan.whole else ""
+    return SettingsError(
+        f"keep {settings.keep} of {settings.target.value} cannot be met: {left / plan.cost:.3f} is "
+        f"the least with keep_layer {settings.keep_layer}{whole}"
+    )
+
+
+def _reasons(whole: dict[str, str]) -> str:
+    """Layers that are left whole, the first with its reason."""
+    names = list(whole)
+    if not names:
+        return "they have one each"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    written = [reason for reason in whole.values() if "written in" in reason]
+    return f"{', '.join(names[:3])}{more} left whole: {(written or list(whole.values()))[0]}"
+
+
+def _written(model: nn.Module, name: str) -> str | None:
+    """Where a layer's number of channels is written into the network's code."""
+    weight: Any = model.get_submodule(name).weight
+    try:
+        return written_size(trace(model), name, len(weight))
+    except TeacherError:  # torch-pruning follows what torch.fx cannot
+        return None
+
+
+def _least(group: Group, plan: Plan, settings: PruneSettings) -> int:
+    """How many channels of each of its parcels a group keeps at least."""
+    size = plan.widths[group.name] / group.parcels
+    return min(group.width // group.parcels, max(1, math.ceil(settings.keep_layer * size - 1e-9)))
+
+
+def _kept(cut: Cut) -> dict[str, Tensor]:
+    """Of each convolution, linear and BatchNorm layer with weights, the outputs that are left."""
+    return {
+        name: mask.nonzero().flatten()
+        for name, layer in cut.model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear | _BatchNorm) and layer.weight is not None
+        for mask in [cut.outputs.get(name, torch.ones(len(layer.weight), dtype=torch.bool))]
+    }
 
 
 def _last_layer(model: nn.Module, teacher: Teacher, settings: PruneSettings) -> str:
@@ -267,71 +364,83 @@ def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
         return measure_latency(model, teacher.spec, device=teacher.device).median
 
 
-def padded_layers(model: nn.Module) -> list[str]:
-    """Layers whose channels are padded further on: the library cuts them and leaves the padding."""
-    try:
-        spaces = channel_spaces(trace(model))
-    except TeacherError:  # torch-pruning follows what torch.fx cannot
-        return []
-    padded = [space for space in spaces if any(map(is_padding, space.unclear))]
-    for space in spaces:
-        if space.inlay:
-            padded += [space, space.inlay.space]
-    return [name for space in padded for name in space.makers]
-
-
 def _narrow(
     model: nn.Module,
-    last: str,
+    plan: Plan,
     teacher: Teacher,
     images: Tensor,
     settings: PruneSettings,
     goal: float,
-) -> dict[str, Tensor]:
-    """Remove the least important channels, a hundredth at a time, until the goal is met.
+) -> Cut:
+    """A copy without the least important channels, cut so that the goal is met.
 
-    Returns the output channels that each convolution, linear and BatchNorm layer has left.
+    Where layers read anything else after it, the makers are left whole and others chosen.
     """
-    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
-    names = {m: name for name, m in model.named_modules() if isinstance(m, kinds)}
-    kept = {
-        name: torch.arange(len(layer.weight))
-        for layer, name in names.items()
-        if layer.weight is not None  # of a BatchNorm without scale
-    }
+    inputs = _chance_inputs(teacher)
+    while True:
+        trial = Cut(copy_network(model), teacher.spec.encode(images[:1].to(teacher.device)))
+        groups = list(trial.groups([plan.last, *plan.whole]))
+        failed: Exception | None = None
+        try:
+            _remove_least(trial, plan, teacher, images, settings, goal)
+        except DreamstillError:
+            raise
+        except Exception as error:  # where the library took channels wrong
+            failed = error
+        gone = {
+            group.name: (~trial.outputs[group.name]).nonzero().flatten().tolist()
+            for group in groups
+            if group.name in trial.outputs
+        }
+        cut, wrong = followed(model, inputs, gone)
+        plan.leave(groups, wrong, model)
+        if failed is not None and not wrong:
+            raise TeacherError(
+                f"{type(model).__name__} does not run with channels cut: {first_line(failed)}"
+            ) from failed
+        if not wrong:
+            return cut
+
+
+def _remove_least(
+    trial: Cut,
+    plan: Plan,
+    teacher: Teacher,
+    images: Tensor,
+    settings: PruneSettings,
+    goal: float,
+) -> None:
+    """Remove the least important channels, a hundredth at a time, until the goal is met."""
     example = teacher.spec.encode(images[:1].to(teacher.device))
-    model.eval()
-    seconds = layer_seconds(model, example) if settings.latency else {}
-    pruner = library().pruner.BasePruner(
-        model,
-        example,
-        importance=importance_of(settings, seconds),
-        global_pruning=True,
-        pruning_ratio=0.99,
-        max_pruning_ratio=0.95,
-        iterative_steps=100,
-        ignored_layers=[
-            *(model.get_submodule(name) for name in (last, *padded_layers(model))),
-            *(
-                m for m in model.modules() if isinstance(m, nn.MultiheadAttention)
-            ),  # heads divide it
-        ],
-    )
-    for _ in range(100):
+    seconds = layer_seconds(trial.model, example) if settings.latency else {}
+    importance = importance_of(settings, seconds)
+    total = 0
+    for step in range(1, 101):
         if settings.importance is Importance.TAYLOR:
-            _gradients(model, teacher, images)
-        for group in pruner.step(interactive=True):
-            for dependency, indices in group:
-                name = names.get(dependency.target.module)
-                if name in kept and pruner.DG.is_out_channel_pruning_fn(dependency.handler):
-                    left = torch.ones(len(kept[name]), dtype=torch.bool)
-                    left[indices] = False
-                    kept[name] = kept[name][left]
-            group.prune()
-        model.zero_grad()
-        if _cost(model, teacher, settings.target) <= goal:
-            return kept
-    raise SettingsError(f"keep {settings.keep} of {settings.target.value} cannot be met")
+            _gradients(trial.model, teacher, images)
+        ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, positions that can go
+        for group in trial.groups([plan.last, *plan.whole]):
+            with torch.no_grad():
+                scores = importance(group.parts)
+            if scores is not None:
+                scores = scores.view(group.parcels, -1).mean(0).cpu()
+                spare = scores.argsort()[: len(scores) - _least(group, plan, settings)]
+                ranked.append((group, scores, spare))
+        trial.model.zero_grad()
+        count = sum(len(scores) for _, scores, _ in ranked)
+        total = total or count
+        scores = torch.cat([scores[spare] for _, scores, spare in ranked] or [torch.empty(0)])
+        if not len(scores):
+            raise _unmet(plan, settings, _cost(trial.model, teacher, settings.target))
+        num_gone = min(count - int(total * (1 - 0.0099 * step)), len(scores))
+        if num_gone > 0:
+            threshold = scores.sort().values[num_gone - 1]
+            for group, scores, spare in ranked:
+                if len(gone := spare[scores[spare] <= threshold]):
+                    trial.remove(group.name, group.at(gone))
+        if _cost(trial.model, teacher, settings.target) <= goal:
+            return
+    raise _unmet(plan, settings, _cost(trial.model, teacher, settings.target))
 
 
 def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:

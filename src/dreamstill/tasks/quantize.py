@@ -10,7 +10,6 @@ from the network itself.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
@@ -21,11 +20,12 @@ from torch.nn.utils import parametrize
 from dreamstill.errors import SettingsError, TeacherError
 from dreamstill.plain import copy_network
 from dreamstill.probe import probed_at_once, some_of, watched
-from dreamstill.settings import no_effect, within
+from dreamstill.settings import no_effect, settings_class, within
 from dreamstill.tasks.distill import DistillSettings, Progress
-from dreamstill.tasks.equalize import Moments, equalize, expected_inputs
+from dreamstill.tasks.equalize import equalize, expected_inputs
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, map_modules, plain_layers
+from dreamstill.tasks.moments import Moments
 from dreamstill.tasks.quantized import Logarithm, QuantizedLayer
 from dreamstill.tasks.sensitivity import mixed_bits, sensitivities
 from dreamstill.teacher import InputSpec, Teacher
@@ -46,7 +46,7 @@ class Calibration(StrEnum):
     PERCENTILE = "percentile"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@settings_class
 class QuantizeSettings:
     """Settings of quantization."""
 
@@ -163,13 +163,19 @@ def quantize_without_inputs(
 
     Raises:
         SettingsError: a setting that needs images.
-        TeacherError: the network cannot be traced, has something in it whose output cannot be
-            known without inputs, or no layer that can be quantized.
+        TeacherError: the network cannot be traced, computes something else once it is equalized,
+            has something in it whose output cannot be known without inputs, or no layer that can
+            be quantized.
 
     """
     check_without_inputs(settings)
-    equalized = equalize(teacher.module)
-    expected = expected_inputs(equalized, teacher.spec)
+    equalized = equalize(teacher.module, teacher.spec)
+    layers = plain_layers(equalized.model, KINDS)
+    expected = {
+        name: moments
+        for name, moments in expected_inputs(equalized, teacher.spec).items()
+        if name in layers
+    }
     ranges = {n: (m.low.min().item(), m.high.max().item()) for n, m in expected.items()}
     check_layers(ranges)
     model = _with_bits(equalized.model, settings, ranges)
@@ -213,8 +219,8 @@ def quantize(
         on_progress: called after each step of it.
 
     Raises:
-        TeacherError: the network has BatchNorm and cannot be traced, or has no layer that can be
-            quantized.
+        TeacherError: the network has BatchNorm and cannot be traced, computes something else once
+            it is folded, or has no layer that can be quantized.
         SettingsError: a size that the fewest bits do not meet.
 
     """

@@ -11,10 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.evaluate import check_same_function
+from dreamstill.plain import copy_network
+from dreamstill.teacher import InputSpec
+
 __all__ = [
     "Logarithm",
     "QuantizedLayer",
     "best_step",
+    "check_plain",
     "fake_quantize",
     "quantized_bytes",
 ]
@@ -77,6 +82,7 @@ class QuantizedLayer(nn.Module):
         step = best_step(layer.weight.detach(), weight_bits, per_channel=per_channel)
         self.weight_step = nn.Parameter(step)
         low, high = min(low, 0.0), max(high, 1e-6)
+        self.weight_only = False  # else the input is left as it comes
         levels = 2**activation_bits - 1
         self.input_step = nn.Parameter(torch.tensor((high - low) / levels, device=step.device))
         # whole steps below zero, so that zero, which padding puts in, is on the grid
@@ -94,6 +100,16 @@ class QuantizedLayer(nn.Module):
         high = 2 ** (self.weight_bits - 1) - 1
         return fake_quantize(self.layer.weight, self.weight_step, -high - 1, high)
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight on its grid, for code that reads a layer's weight itself."""
+        return self.quantized_weight()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's bias."""
+        return self.layer.bias
+
     def quantized_input(self, inputs: Tensor) -> Tensor:
         """What enters, on its grid."""
         levels = 2**self.activation_bits - 1
@@ -101,12 +117,27 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """As the layer, on the grids."""
-        inputs = self.quantized_input(inputs)
+        if not self.weight_only:
+            inputs = self.quantized_input(inputs)
         layer, weight = self.layer, self.quantized_weight()
         if isinstance(layer, nn.Linear):
             return F.linear(inputs, weight, layer.bias)
         output: Tensor = layer._conv_forward(inputs, weight, layer.bias)
         return output
+
+
+def check_plain(quantized: nn.Module, plain: nn.Module, spec: InputSpec) -> None:
+    """Compare a network with one whose quantized layers were made `plain`, inputs as they come.
+
+    Raises:
+        TeacherError: the plain network computes something else.
+
+    """
+    quantized = copy_network(quantized)
+    for layer in quantized.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.weight_only = True
+    check_same_function(quantized, plain, spec, "taking the simulation of low bits out")
 
 
 def quantized_bytes(model: nn.Module) -> int:

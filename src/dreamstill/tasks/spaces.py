@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dreamstill.tasks.graph import POSITIVE, flattens, is_one_of, is_size, layer_at
 
-__all__ = ["Space", "channel_spaces", "is_padding"]
+__all__ = ["Space", "channel_spaces"]
 
 ELEMENTWISE: tuple[Any, ...] = (
     *POSITIVE,
@@ -57,6 +58,8 @@ class Space:
     """Convolutions and linear layers that put them out; none: the images' own."""
     readers: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    """In how many groups each norm that looks at several channels divides them."""
     depthwise: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
     """Operations through which they cannot be followed."""
@@ -79,7 +82,7 @@ class Space:
         """Make one of two."""
         if self is not other:
             other.joined = self
-            for name in ("makers", "readers", "norms", "depthwise", "unclear"):
+            for name in ("makers", "readers", "norms", "groups", "depthwise", "unclear"):
                 getattr(self, name).extend(getattr(other, name))
             self.inlay = self.inlay or other.inlay
 
@@ -101,7 +104,7 @@ class Inlay:
 def channel_spaces(graph: fx.GraphModule) -> list[Space]:
     """Every space of channels in a graph, the images' own first.
 
-    Channels are followed past BatchNorm, depthwise convolutions, pooling, flattening, sums and
+    Channels are followed past normalization, depthwise convolutions, pooling, flattening, sums and
     products, padding on either side, and the elementwise functions of `ELEMENTWISE`. Those that
     go into anything else, or out of the network, are marked.
     """
@@ -130,8 +133,9 @@ def _after(
     if again is not None:
         mark(node, *here, again)
         return again
-    if isinstance(module, _BatchNorm):
+    if (groups := _norm_groups(module, first, modules)) is not None:
         first.norms.append(name)
+        first.groups.extend(groups)
         return first
     if isinstance(module, nn.Conv2d) and (
         1 < module.groups == module.in_channels == module.out_channels
@@ -160,6 +164,21 @@ def _after(
     space = _new(found, Space(makers=makers))
     mark(node, *here, space)
     return space
+
+
+def _norm_groups(
+    module: nn.Module | None, space: Space, modules: Mapping[str, nn.Module]
+) -> list[int] | None:
+    """Groups in which a norm looks at several channels of a space; None for anything else."""
+    if isinstance(module, _BatchNorm | _InstanceNorm):
+        return []
+    if isinstance(module, nn.GroupNorm):
+        return [module.num_groups]
+    if isinstance(module, nn.LayerNorm) and all(
+        isinstance(modules[maker], nn.Linear) for maker in space.makers
+    ):
+        return [1] if module.normalized_shape == (width(space, modules),) else None
+    return None
 
 
 def _new(found: list[Space], space: Space) -> Space:
@@ -195,11 +214,6 @@ def mark(node: fx.Node, *spaces: Space) -> None:
     """The channels cannot be followed past a node."""
     for space in spaces:
         space.unclear.append(str(node.target if node.op == "call_module" else node))
-
-
-def is_padding(name: str) -> bool:
-    """An unclear operation is F.pad, by numbers that are not known before it runs."""
-    return name.rpartition("_")[0] == "pad" or name == "pad"
 
 
 def _takes_pixels(node: fx.Node) -> bool:

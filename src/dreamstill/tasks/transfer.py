@@ -48,7 +48,7 @@ WEIGHTS = {
     Transfer.BOUNDARY: 3e-3,
     Transfer.SIMILARITY: 3000.0,
 }
-"""The papers' weights, where they are not 1."""
+"""The papers' weights, where they are not 1; that of `layers` and `mimic` is ours."""
 DISTANCE, ANGLE = 25.0, 50.0
 """RKD's, within `relational`."""
 
@@ -116,7 +116,8 @@ class TransferLoss:
     """The sum of the chosen losses; holds the connectors that some of them learn.
 
     Maps are compared where student and teacher share a resolution: `attention` and `mimic` on what
-    leaves the last layer or block there, `boundary` on what enters the last ReLU.
+    leaves the last layer or block there, `boundary` on what enters the last ReLU, through a
+    connector where the channels differ.
     `relational` and `similarity` compare the penultimate features.
     `layers` compares every layer and block channel by channel, where the student was made from the
     teacher.
@@ -182,7 +183,8 @@ class TransferLoss:
             for ours, wanted in self.pairs[name]:
                 if name in (Transfer.BOUNDARY, Transfer.MIMIC):
                     channels = (student[ours].shape[1], teacher[wanted].shape[1])
-                    self._connect(name, ours, channels, rng)
+                    if name is Transfer.MIMIC or channels[0] != channels[1]:
+                        self._connect(name, ours, channels, rng)
                 if name is not Transfer.BOUNDARY:
                     self.watched[0][ours] = self.student.get_submodule(ours)
                     self.watched[1][wanted] = self.teacher.module.get_submodule(wanted)
@@ -220,10 +222,17 @@ class TransferLoss:
         self, name: Transfer, layer: str, channels: tuple[int, int], rng: torch.Generator
     ) -> None:
         with seeded(rng):
-            connector: nn.Module = nn.Conv2d(*channels, 1, bias=name is Transfer.MIMIC)
-        if name is Transfer.BOUNDARY:
-            connector = nn.Sequential(connector, nn.BatchNorm2d(channels[1]))
-        self.connectors[self._key(name, layer)] = connector.to(self.teacher.device)
+            layers: list[nn.Module] = [nn.Conv2d(*channels, 1, bias=name is Transfer.MIMIC)]
+            if name is Transfer.BOUNDARY:
+                nn.init.kaiming_normal_(layers[0].get_parameter("weight"), mode="fan_out")
+                layers.append(nn.BatchNorm2d(channels[1]))
+        self.connectors[self._key(name, layer)] = nn.Sequential(*layers).to(self.teacher.device)
+
+    def _connected(self, name: Transfer, layer: str, maps: Tensor) -> Tensor:
+        """The student's maps with the teacher's channels."""
+        key = self._key(name, layer)
+        connected: Tensor = self.connectors[key](maps) if key in self.connectors else maps
+        return connected
 
     @staticmethod
     def _key(name: Transfer, layer: str) -> str:
@@ -240,7 +249,7 @@ class TransferLoss:
             self.teacher(images)
         total = images.new_zeros(())
         for depth, (mine, theirs) in enumerate(reversed(self.pairs[Transfer.BOUNDARY])):
-            ours = self.connectors[self._key(Transfer.BOUNDARY, mine)](student.inputs[mine])
+            ours = self._connected(Transfer.BOUNDARY, mine, student.inputs[mine])
             loss = feature_losses.activation_boundary(ours, teacher.inputs[theirs])
             total = total + loss / 2**depth  # the paper weights layers 1, 1/2, 1/4 from the top
         return self.weights[Transfer.BOUNDARY] * total
@@ -279,7 +288,7 @@ class TransferLoss:
             elif name is Transfer.ATTENTION:
                 total = total + feature_losses.attention(ours, wanted)
             elif name is Transfer.MIMIC:
-                ours = self.connectors[self._key(name, mine)](ours)
+                ours = self._connected(name, mine, ours)
                 total = total + feature_losses.mimic(ours, wanted)
             else:
                 ours, wanted = student.inputs[mine], teacher.inputs[theirs]

@@ -1,0 +1,130 @@
+"""The one place through which files are read: whatever a reader raises becomes one typed line."""
+
+import json
+import os
+import stat
+import tomllib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import DecompressionBombWarning
+
+from dreamstill.errors import DreamstillError, SettingsError, first_line
+
+__all__ = ["StrPath", "check_file", "read_json", "read_toml", "reading", "understood"]
+
+StrPath = str | os.PathLike[str]
+
+DEEPEST = 64
+"""Tables and lists within one another in a JSON or TOML file; ours have a handful."""
+MOST_BITS = 12_000
+"""Of an integer: Python prints none of more than 4,300 digits."""
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@contextmanager
+def reading(
+    path: StrPath,
+    error: type[DreamstillError],
+    wrong: str = "is damaged",
+    *,
+    what: str = "",
+    instead: str = "",
+) -> Iterator[None]:
+    """Run a body that reads a regular file, and let it raise nothing but `error`.
+
+    Args:
+        path: of the file. Anything else than a regular file is never opened: a FIFO waits for ever.
+        error: what to raise.
+        wrong: what the file is where it cannot be read, such as "is not a whole .npz file".
+        what: what is looked for, such as "weights", for the message where there is nothing.
+        instead: what to do where the file cannot be read, for the end of the message.
+
+    Raises:
+        DreamstillError: an `error` that names the file and what is wrong; those that the body
+            raises itself pass as they are.
+
+    """
+    check_file(path, error, what)
+    with understood(path, error, wrong, instead=instead):
+        yield
+
+
+@contextmanager
+def understood(
+    where: StrPath, error: type[DreamstillError], wrong: str, *, instead: str = ""
+) -> Iterator[None]:
+    """Run a body that interprets what was read from `where`; see `reading`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # readers warn of oddities that they get over
+            warnings.simplefilter("error", DecompressionBombWarning)
+            yield
+    except (DreamstillError, BrokenPipeError):
+        raise
+    except Exception as failed:  # the bytes of a file can provoke anything
+        if isinstance(failed, OSError) and failed.errno is not None:  # Pillow's have none
+            raise error(f"cannot read {where}: {failed.strerror}") from failed
+        more = f"; {instead}" if instead else ""
+        raise error(f"{where} {wrong}: {_reason(failed)}{more}") from failed
+
+
+def check_file(path: StrPath, error: type[DreamstillError], what: str = "") -> None:
+    """Raise `error` unless there is a regular file at `path`; see `reading`."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 (an empty Path is the folder)
+    except (FileNotFoundError, NotADirectoryError) as failed:
+        name = os.fspath(path) or "''"
+        absent = f"no {what} at {name}" if what else f"cannot read {name}: {failed.strerror}"
+        raise error(absent) from failed
+    except OSError as failed:
+        raise error(f"cannot read {path}: {failed.strerror}") from failed
+    except ValueError as failed:  # a name with a null character
+        raise error(f"cannot read {path}: {failed}") from failed
+    if kind != stat.S_IFREG:
+        raise error(f"cannot read {path}: it is {KINDS.get(kind, 'special')}, not a regular file")
+
+
+def read_json(path: StrPath, error: type[DreamstillError], wrong: str = "is damaged") -> Any:
+    """Return what a JSON file holds, as plain values; raise `error` where it is no JSON."""
+    with reading(path, error, wrong):
+        return _within_limits(json.loads(Path(path).read_text("utf-8")))
+
+
+def read_toml(path: StrPath, error: type[DreamstillError] = SettingsError) -> dict[str, Any]:
+    """Return what a TOML file holds, as plain values; raise `error` where it is no TOML."""
+    with reading(path, error, "is not valid TOML"):
+        table: dict[str, Any] = _within_limits(tomllib.loads(Path(path).read_text("utf-8")))
+        return table
+
+
+def _within_limits(value: Any, depth: int = 0) -> Any:
+    """Return the value; raise ValueError for what nothing after the reader could handle."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError("it holds a number of more than 3,600 digits")
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _within_limits(part, depth + 1)
+    return value
+
+
+def _reason(failed: Exception) -> str:
+    """Say in a line what a reader of somebody else's raised."""
+    if isinstance(failed, RecursionError):
+        return "it is nested too deep"
+    if isinstance(failed, KeyError):
+        return f"it lacks {failed.args[0]!r}" if failed.args else "it lacks a name"
+    if isinstance(failed, MemoryError):
+        return first_line(failed) if str(failed) else "it asks for more memory than there is"
+    return first_line(failed)

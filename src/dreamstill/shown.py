@@ -1,0 +1,58 @@
+"""Numbers and plain values as a person reads them, in tables of the terminal and of a page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["duration", "percent", "shown"]
+
+
+def shown(value: Any) -> str:
+    """Return a plain value in words: numbers rounded, lists and tables without brackets.
+
+    >>> shown(8.949544280767441e-05), shown(61706), shown(123456.7), shown(0.1306)
+    ('8.95e-05', '61,706', '123,457', '0.1306')
+    >>> shown({"path": "net.onnx", "bytes": 252493, "runs": [True, None]})
+    'path: net.onnx, bytes: 252,493, runs: yes, none'
+    >>> shown([{"layer": "head", "bits": 8}, {"layer": "stem", "bits": 4}])
+    'layer: head, bits: 8; layer: stem, bits: 4'
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return _rounded(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{shown(k).replace('_', ' ')}: {shown(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        nested = any(isinstance(item, Mapping | list | tuple) for item in value)
+        return ("; " if nested else ", ").join(map(shown, value))
+    return str(value)
+
+
+def _rounded(value: float) -> str:
+    """Three digits where there is an exponent, else four, and thousands in full."""
+    if 1000 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
+    text = f"{value:.4g}"
+    return f"{value:.3g}" if "e" in text else text
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as a percentage with two decimals.
+
+    >>> percent(0.98312)
+    '98.31 %'
+    """
+    return f"{100 * share:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a unit that suits them.
+
+    >>> duration(4.2), duration(200), duration(9000)
+    ('4 s', '3 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
