@@ -99,15 +99,10 @@ def map_images(
     if not path.is_file():
         raise RunError(f"{path} is missing: its images were deleted or moved, and are needed")
     with reading(path, RunError):
-        images: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # "r+" mends a short file
-    if not isinstance(images, np.memmap) or images.dtype != np.uint8 or images.shape != shape:
-        raise RunError(
-            f"{path} is damaged: it must hold uint8 {shape}; it holds "
-            f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
-        )
-    if not images.flags.c_contiguous:
-        raise RunError(f"{path} is damaged: its images are not in order")
-    return images if mode == "r" else np.load(path, mmap_mode=mode)
+        images = np.lib.format.open_memmap(path, "r")  # "r+" would mend a short file
+        if images.dtype != np.uint8 or images.shape != shape or not images.flags.c_contiguous:
+            raise ValueError(f"it must hold uint8 {shape}, and has {images.dtype} {images.shape}")
+    return images if mode == "r" else np.lib.format.open_memmap(path, mode)
 
 
 def checksums(images: Images) -> NDArray[np.uint32]:
