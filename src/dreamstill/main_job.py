@@ -131,7 +131,8 @@ def _write_images(
 def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:
     """A PNG of ten images of each class; of uint8 (N, C, H, W) and classes (N,)."""
     present = classes.unique()[:MOST_CLASSES]
-    rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in present]
+    shown = [x[(classes == k).nonzero()[:10, 0]] for k in present]
+    rows = [[image.numpy() / 255 for image in images] for images in shown]
     return class_rows(rows, [str(k) for k in present.tolist()])
 
 
