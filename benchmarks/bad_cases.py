@@ -110,8 +110,8 @@ class Good(NamedTuple):
         return copied
 
 
-def make_good(folder: Path) -> Good:
-    """Run what makes every kind of file, into a folder."""
+def make_good(folder: Path, *, exports: bool = True) -> Good:
+    """Run what makes every kind of file, into a folder; without exports it is sooner done."""
     save_file(net().state_dict(), folder / "teacher.safetensors")
     torch.save(net().state_dict(), folder / "teacher.pt")
     (folder / "teacher.json").write_text(json.dumps(CARD))
@@ -135,10 +135,11 @@ def make_good(folder: Path) -> Good:
     run = ["--student", FACTORY, "--synthesis.batch_size", "16", "--out", str(folder / "run")]
     command("distill", *good.options, *run, *training)
     command("evaluate", str(folder / "run"), *images)
-    command("export", str(folder / "run"))
-    command("quantize", *good.options, *images, "--out", str(folder / "chain"))
-    new = ["--new", str(folder / "new.npz"), *images, "--continual.steps", "2"]
-    command("continual", *good.options, *new, "--out", str(folder / "continual"))
+    if exports:
+        command("export", str(folder / "run"))
+        command("quantize", *good.options, *images, "--out", str(folder / "chain"))
+        new = ["--new", str(folder / "new.npz"), *images, "--continual.steps", "2"]
+        command("continual", *good.options, *new, "--out", str(folder / "continual"))
     settings = PackSettings(rounds=1, finetune=DistillSettings(steps=1, held_out=8))
     packed = pack(good.teacher, torch.from_numpy(x), settings, rng=torch.Generator())
     save_packed(packed, folder / "net.packed")
@@ -297,16 +298,18 @@ def record_cases(good: Good) -> Iterator[Case]:
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, "run", name, put, verb)
                 yield Case(f"{verb}: {wrong} for {name}", prepare, name)
-    for folder in ("chain", "continual"):
+    for folder in (name for name in ("chain", "continual") if (good.folder / name).is_dir()):
         for name in ("settings.json", "summary.json"):
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, folder, name, put, "report")
                 yield Case(f"report of {folder}: {wrong} for {name}", prepare, name)
-    for name, field, value in (*TYPES, *((n, f, 10**30) for n, f, _ in TYPES)):
-        for verb in ("evaluate", "resume"):
+    huge = [(name, field, 10**30) for name, field, _ in TYPES if name == "settings.json"]
+    for name, field, value in (*TYPES, *huge):
+        for verb in ("report",) if name == "summary.json" else ("evaluate", "export"):
             put = partial(_set_field, field=field, value=value)
             prepare = partial(_damaged_record, good, "run", name, put, verb)
-            yield Case(f"{verb}: {field} {value!r:.20} in {name}", prepare, field.split(".")[-1])
+            says = "student" if name == "student.json" else "run"
+            yield Case(f"{verb}: {field} {value!r:.20} in {name}", prepare, says)
 
 
 ABSENT = {"nothing", "FIFO", "socket", "folder", "link to itself", "link to nothing"} | {
@@ -319,6 +322,9 @@ TYPES: list[tuple[str, str, object]] = [
     *(("settings.json", field, [1]) for field in ("teacher", "synthesis", "student", "method")),
     *(("settings.json", field, {"a": 1}) for field in ("device", "precision", "distill.transfer")),
     *(("settings.json", f"teacher.{field}", 1) for field in ("weights", "factory", "mean")),
+    *(("summary.json", field, [1]) for field in ("teacher", "student", "teacher.bytes")),
+    *(("summary.json", f"student.{field}", {}) for field in ("latency_ms", "accuracy")),
+    ("student.json", "factory", 5),
 ]
 """Fields of another type: file, field, value."""
 
@@ -354,7 +360,13 @@ def array_cases(good: Good) -> Iterator[Case]:
             if verb == "metadata" and "label" in wrong:
                 continue  # it reads none
             prepare = partial(_with_images, good, verb, flag, "damaged_x.npz", put)
-            yield Case(f"{verb}: {wrong}", prepare, "damaged_x.npz")
+            of_labels = verb == "continual" and wrong in OF_LABELS
+            says = "new classes" if of_labels else "damaged_x.npz"
+            yield Case(f"{verb}: {wrong}", prepare, says)
+
+
+OF_LABELS = ("labels below 0", "labels far above", "labels of 64 bits without sign")
+"""What is said of them names the label, not the file."""
 
 
 def _with_images(good: Good, verb: str, flag: str, name: str, put: Put, folder: Path) -> What:

@@ -22,7 +22,7 @@ from dreamstill.synthesis import METHODS
 from dreamstill.tasks.continual import ContinualSettings
 from dreamstill.tasks.distill import DistillSettings
 
-__all__ = ["card_cases", "number_cases", "toml_cases", "weight_cases"]
+__all__ = ["card_cases", "number_cases", "path_cases", "toml_cases", "weight_cases"]
 
 DIGITS = 5000 * "9"
 """More than Python makes an integer of."""
@@ -98,6 +98,45 @@ def numbers_of(kind: type, prefix: str = "") -> Iterator[tuple[str, type, bool]]
             yield prefix + field.name, of, several
 
 
+def path_cases(good: Good) -> Iterator[Case]:
+    """Names that no file can have, and places where nothing can be made."""
+    out, images = ["--out", "{out}"], ["--images", str(good.folder / "images.npz")]
+    of, new = good.options, ["--new", str(good.folder / "new.npz")]
+    commands = {
+        "weights": ["inspect", "--teacher.weights", "{path}"],
+        "card": ["inspect", *of, "--teacher.card", "{path}"],
+        "settings": ["synthesize", *of, *out, "--config", "{path}"],
+        "chain": ["chain", "{path}", *out],
+        "images": ["quantize", *of, *out, "--images", "{path}"],
+        "real": ["merge", *of, *out, *images, "--real", "{path}"],
+        "new": ["continual", *of, *out, *images, "--new", "{path}"],
+        "resume": ["distill", "--resume", "{path}"],
+        "report": ["report", "{path}"],
+        "export": ["export", "{path}"],
+        "evaluate": ["evaluate", "{path}", *images],
+        "floor": ["evaluate", str(good.folder / "run"), *images, "--floor", "{path}"],
+        "out of synthesize": ["synthesize", *of, "--num-images", "9", "--out", "{path}"],
+        "out of distill": ["distill", *of, "--student", FACTORY, "--out", "{path}"],
+        "out of a task": ["quantize", *of, *images, "--out", "{path}"],
+        "out of continual": ["continual", *of, *new, "--out", "{path}"],
+        "out of metadata": ["metadata", *of, *images, "--out", "{path}"],
+    }
+    for place, command in commands.items():
+        for wrong in ("a" * 300, "a" * 5000, "{file}/a", "/proc/a/b", "/dev/null/a", "a\nb" * 200):
+            says = "aaa" if wrong.startswith("aaa") else "a"
+            case = f"{place}: {wrong!r:.20}, {len(wrong)} characters"
+            yield Case(case, partial(_path, command, wrong), says)
+    for place in ("out of synthesize", "out of distill", "out of a task", "out of continual"):
+        yield Case(f"{place}: a file", partial(_path, commands[place], "{file}"), "not empty")
+
+
+def _path(command: list[str], wrong: str, folder: Path) -> What:
+    (folder / "file").write_text("")
+    path = wrong.replace("{file}", str(folder / "file"))
+    names = {"{path}": str(folder / path), "{out}": str(folder / "out")}
+    return [names.get(part, part) for part in command]
+
+
 TYPES = ("1979-05-27", "12:00:00", "{a = 1}", "[[1]]", "[{a = 1}]")
 """No setting of a run is any of these."""
 HUGE = ("1" + 400 * "0", DIGITS, "0x" + 5000 * "f", "0o" + 9000 * "7")
@@ -129,7 +168,9 @@ def toml_cases(good: Good) -> Iterator[Case]:
         "an unknown task": "[[link]]\ntask = 'paint'\n",
         "a task that is a list": "[[link]]\ntask = ['prune']\n",
         "an unknown setting": "[[link]]\ntask = 'prune'\nkeeep = 0.5\n",
-        "a null character": "images = 'a\\u0000b'\n[[link]]\ntask = 'merge'\n",
+        "a null character": 'images = "a\\u0000b"\n[[link]]\ntask = "merge"\n',
+        "a null character in out": 'out = "a\\u0000b"\n[[link]]\ntask = "merge"\n',
+        "a null character in real": 'real = "a\\u0000b"\n[[link]]\ntask = "merge"\n',
         "an endless name": f"images = '{5000 * 'a'}'\n[[link]]\ntask = 'merge'\n",
     }.items():
         yield Case(f"chain: {name}", partial(_chain, good, text), "")
@@ -149,7 +190,7 @@ def _toml_case(good: Good, text: str, says: str) -> Case:
 def _chain(good: Good, text: str, folder: Path) -> What:
     path = folder / "damaged.toml"
     path.write_text(text + f"\n[teacher]\nweights = {str(good.folder / 'teacher.safetensors')!r}\n")
-    return ["chain", str(path), "--out", str(folder / "out")]
+    return ["chain", str(path), *([] if "out =" in text else ["--out", str(folder / "out")])]
 
 
 WRONG: dict[str, tuple[object, ...]] = {

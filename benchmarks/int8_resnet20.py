@@ -10,7 +10,7 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
-from benchmarks.resnets import SOURCES, SPEC, open_study, source_images
+from benchmarks.resnets import SPEC, open_study, source_images
 from dreamstill.evaluate import answers, measure_latency
 from dreamstill.export import export, load_exported
 from dreamstill.tasks.int8 import export_int8
@@ -36,7 +36,7 @@ def main() -> None:
             if study.lacks(row := f"FP32, {runtime}"):
                 export(teacher.module, SPEC, path)
                 measured(row, path)
-        for seed, source in product(range(study.seeds), ("real", *SOURCES)):
+        for seed, source in product(range(study.seeds), study.sources):
             rows = {f"int8, {runtime}, {source}": kind for kind, runtime in INT8}
             if not any(study.lacks(row, seed) for row in rows):
                 continue

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from benchmarks.resnets import BY_LOGITS, SOURCES, SPEC, open_study, source_images
+from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
 from dreamstill.evaluate import predict
 from dreamstill.pool import Augmentation
 from dreamstill.settings import to_plain
@@ -31,7 +31,7 @@ TUNE = DistillSettings(
     augment=Augmentation(flip=True, shift=0.1, mix=True),
     transfer=(Transfer.LAYERS,),
 )
-TUNED = PruneSettings(rounds=1, reconstruct=512, finetune=TUNE)
+TUNED = PruneSettings(rounds=1, keep_layer=0.05, reconstruct=512, finetune=TUNE)
 NUM_IMAGES = 2048
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     nothing = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
     for keep in (0.5, 0.7):
         pruned(f"{off(keep)}, cut", nothing, replace(solved, keep=keep, reconstruct=0))
-    for seed, source in product(range(study.seeds), ("real", *SOURCES)):
+    for seed, source in product(range(study.seeds), study.sources):
         rows = {f"{off(keep)}, reconstructed, {source}": (keep, solved) for keep in (0.5, 0.7)}
         rows |= {f"{off(keep)}, {source}": (keep, TUNED) for keep in (0.5, 0.7)}
         rows |= {f"{off(keep)}, by logits, {source}": (keep, logits) for keep in (0.5, 0.7)}

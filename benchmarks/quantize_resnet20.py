@@ -10,7 +10,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.resnets import BY_LOGITS, SOURCES, SPEC, open_study, source_images
+from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
 from dreamstill.evaluate import predict
 from dreamstill.pool import Augmentation
 from dreamstill.settings import to_plain
@@ -63,7 +63,7 @@ def main() -> None:
     }
     for seed in range(study.seeds):
         for name, wanted in rows.items():
-            for source in ("real", *SOURCES):
+            for source in study.sources:
                 measured(f"{name}, {source}", partial(quantized, source, wanted, seed), seed)
 
 

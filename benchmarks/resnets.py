@@ -2,9 +2,10 @@
 
 The weights were trained on lossless CIFAR-10; the data folder holds a JPEG copy (quality 75, PSNR
 about 30 dB), on which ResNet-20 reaches 81.03 % where 91.78 is stated. Read each row against the
-network's own and against the agreement with it. `scenes` is structured noise that is nothing else,
-of a lower contrast; `inverted` is structured noise after twenty steps of DeepInversion, which bring
-the statistics at the BatchNorm layers near those of the training set.
+network's own and against the agreement with it. `default` is structured noise as it comes. The
+other sources were chosen on CIFAR-10: `things` are drawn as its objects are, `scenes` are scenes
+alone, of a lower contrast, and `inverted` are things after twenty steps of DeepInversion, which
+bring the statistics at the BatchNorm layers near those of the training set.
 """
 
 import argparse
@@ -49,7 +50,8 @@ THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmet
 BY_LOGITS = (Transfer.KL, Transfer.L1)
 SOURCES: dict[str, tuple[str, Any]] = {
     "noise": ("noise", NoiseSettings(batch_size=256)),
-    "structured noise": (
+    "default": ("structured_noise", StructuredNoiseSettings()),
+    "things": (
         "structured_noise",
         StructuredNoiseSettings(batch_size=256, oversample=4, drawing=THINGS),
     ),
@@ -94,6 +96,7 @@ class Study:
     out: Path
     record: dict[str, Any]
     seeds: int
+    sources: list[str]
 
     def lacks(self, row: str, seed: int = 0) -> bool:
         """The record has no run of this row and seed yet."""
@@ -138,6 +141,8 @@ def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
     parser.add_argument("--weights", type=Path, required=True, help="of the independent ResNet")
     parser.add_argument("--out", type=Path, default=Path(f"benchmarks/records/{name}.json"))
     parser.add_argument("--seeds", type=int, default=3)
+    every = ["real", *SOURCES]
+    parser.add_argument("--sources", nargs="+", choices=every, default=every, metavar="SOURCE")
     parser.add_argument("--resume", action="store_true", help="add the runs the record lacks")
     args = parser.parse_args()
     if args.data is None:
@@ -151,8 +156,9 @@ def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
         "environment": environment("cpu"),
         "rows": {},
     }
-    if args.resume:
-        record["rows"] = made_rows(args.out, record)
+    if args.resume and (made := made_rows(args.out, record)):
+        record["rows"] = made
+        record["environment"] = json.loads(args.out.read_text())["environment"]
     x, y = load_images(data, SPEC, 10)
     whole = predict(teacher.module, SPEC, x)
-    return Study(teacher, data, x, y, whole, args.out, record, args.seeds)
+    return Study(teacher, data, x, y, whole, args.out, record, args.seeds, args.sources)

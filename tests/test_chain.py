@@ -528,15 +528,16 @@ def test_a_mistake_in_the_first_link_leaves_nothing_but_images(
         images = tmp_path / "images.npz"
         np.savez(images, x=np.zeros((16, 1, 8, 8), np.uint8))
         plain = {k: v for k, v in plain.items() if k != "num_images"} | {"images": str(images)}
+    link = {"task": "prune", "target": "latency", "keep": 1e-5}  # which only measuring can tell
     with pytest.raises(DreamstillError):
-        run_chain(tmp_path / "run", read_chain(plain | {"link": [{"task": "prune", "keep": 1e-5}]}))
+        run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
     assert (tmp_path / "run" / "images.npz").exists() != given
 
 
 def test_an_int8_file_is_compared_with_the_teacher(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    cut = {"task": "prune", "keep": 0.3, "rounds": 1, "finetune": TUNE | {"steps": 0}}
+    cut = {"task": "prune", "keep": 0.4, "rounds": 1, "finetune": TUNE | {"steps": 0}}
     chain = read_chain(plain | {"link": [cut, {"task": "int8"}]})
     pruned, int8 = run_chain(tmp_path / "run", chain)["links"]
     assert pruned["agreement"] < 0.9
@@ -578,7 +579,7 @@ def test_rows_are_compared_in_one_runtime_and_file_beside_file(
     print_chain(summary, tmp_path / "run")
     shown = " ".join(capsys.readouterr().out.split())
     assert "onnxruntime" in shown
-    assert "(weights)" in shown
+    assert "* of the weights: there is no file" in shown
 
 
 def test_floats_are_timed_in_the_format_of_the_int8_file(

@@ -50,10 +50,11 @@ def test_a_file_that_computes_something_else_is_an_error_and_goes(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dishonest(path: Path) -> Callable[[Tensor], Tensor]:
-        run = load_exported(path)
+        run = opened(path)
         return lambda inputs: run(inputs) + 1e-2
 
-    monkeypatch.setattr(module_under_test, "load_exported", dishonest)
+    opened = module_under_test.open_written
+    monkeypatch.setattr(module_under_test, "open_written", dishonest)
     with pytest.raises(ExportError, match=r"differs from the network by 0.01"):
         export(toys.small_cnn(), toys.SPEC, tmp_path / f"m{suffix}")
     assert not list(tmp_path.iterdir())

@@ -6,17 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import toys
 from dreamstill import cli
+from dreamstill.chain import read_chain, run_chain
 from dreamstill.errors import SettingsError
 from dreamstill.nets.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
 from dreamstill.nets.resnet_cifar import resnet20, resnet20_half
 from dreamstill.pool import Pool
-from dreamstill.run import TeacherFile, open_from
+from dreamstill.run import Job, TeacherFile, distill, open_from
+from dreamstill.settings import from_plain
 from dreamstill.synthesis.drawings import Drawing, structured_images
+from dreamstill.synthesis.noise import NoiseSettings
 from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
 from dreamstill.tasks.distill import Distillation, DistillSettings
 from dreamstill.tasks.inherit import inherit
@@ -249,6 +252,94 @@ def test_nothing_of_the_teacher_is_forgotten() -> None:
     student = cut(teacher, Everything(4)).eval()
     x = torch.randn(4, 3, 4, 4)
     torch.testing.assert_close(student(x), teacher(x))
+
+
+class Grouped(nn.Module):
+    """GroupNorm on the sum of two layers, InstanceNorm, and LayerNorm on features."""
+
+    def __init__(self, width: int, groups: int, hidden: int = 8) -> None:
+        super().__init__()
+        self.first, self.side = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(3, width, 1)
+        self.norm = nn.GroupNorm(groups, width)
+        self.second, self.own = nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width, affine=True)
+        self.hidden, self.all = nn.Linear(width, hidden), nn.LayerNorm(hidden)
+        self.last = nn.Linear(hidden, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x) + self.side(x)))
+        x = F.relu(self.own(self.second(x))).mean((2, 3))
+        return self.last(F.relu(self.all(self.hidden(x))))  # type: ignore[no-any-return]
+
+
+def kept_of_norm(teacher: Grouped, student: Grouped) -> list[int]:
+    """The channels of the GroupNorm that the student has."""
+    with torch.no_grad():
+        teacher.norm.bias.copy_(torch.arange(len(teacher.norm.bias)))
+    return cut(teacher, student).norm.bias.int().tolist()  # type: ignore[union-attr, operator]
+
+
+def test_whole_groups_are_inherited_and_the_function_stays() -> None:
+    teacher = Grouped(12, 4).eval()
+    with torch.no_grad():
+        teacher.second.weight[:, 3:6] = 0  # the second group is read by nothing
+        teacher.hidden.weight[:, [0, 7, 11]] = 0
+    student = Grouped(9, 3).eval()
+    assert kept_of_norm(teacher, student) == [0, 1, 2, *range(6, 12)]
+    x = torch.randn(4, 3, 6, 6)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+def test_of_as_many_groups_each_gives_its_best_channels() -> None:
+    teacher = Grouped(12, 4).eval()
+    with torch.no_grad():
+        teacher.second.weight[:, [0, 5, 7, 9]] *= 0.01  # one in each group
+    student = Grouped(8, 4, 6).eval()
+    assert kept_of_norm(teacher, student) == [1, 2, 3, 4, 6, 8, 10, 11]
+    assert torch.equal(student.first.weight, teacher.first.weight[[1, 2, 3, 4, 6, 8, 10, 11]])
+    assert len(student.all.weight) == 6
+
+
+def test_other_groups_are_refused_with_what_would_do() -> None:
+    message = (
+        r"first is normalized in 4 groups of 3 channels in the teacher and in 2 of 5 in the "
+        "student: give the student as many groups, or groups as large"
+    )
+    with pytest.raises(SettingsError, match=message):
+        cut(Grouped(12, 4), Grouped(10, 2))
+
+
+def other_groups() -> nn.Module:
+    return Grouped(10, 2)
+
+
+def test_a_chain_asks_before_any_image_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toys, "small_cnn", lambda: Grouped(12, 4))
+    monkeypatch.setattr(toys, "small_student", other_groups, raising=False)
+    save_file(Grouped(12, 4).state_dict(), tmp_path / "teacher.safetensors")
+    teacher = {
+        "weights": str(tmp_path / "teacher.safetensors"),
+        "factory": "toys:small_cnn",
+        "shape": [3, 6, 6],
+        "range": [0, 1],
+    }
+    link = {"task": "distill", "student": "toys:small_student", "inherit": True}
+    monkeypatch.setattr("dreamstill.chain.own_images", None)  # nothing is to ask it
+    with pytest.raises(SettingsError, match="first is normalized in 4 groups of 3"):
+        run_chain(tmp_path / "run", read_chain({"teacher": teacher, "link": [link]}))
+    assert not (tmp_path / "run").exists()
+    job = Job(
+        teacher=from_plain(TeacherFile, teacher),
+        student="toys:small_student",
+        method="noise",
+        synthesis=NoiseSettings(),
+        inherit=True,
+    )
+    monkeypatch.setattr("dreamstill.run.open_synthesizer", None)
+    with pytest.raises(SettingsError, match="first is normalized in 4 groups of 3"):
+        distill(tmp_path / "run", job, open_from(job.teacher))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_output_keeps_its_classes_and_the_student_its_weights() -> None:

@@ -33,7 +33,7 @@ from dreamstill.folder import claimed, digest, write_json
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
 from dreamstill.links import TASKS, Work, check_links, looks_at_images
-from dreamstill.reading import StrPath, understood
+from dreamstill.reading import StrPath, check_file, understood
 from dreamstill.run import open_from, open_student, seeded_process
 from dreamstill.settings import from_plain, no_effect, read_plain, settings_class, to_plain
 from dreamstill.sources import Images, OnProgress, origin_of, own_images, read_synthesis
@@ -235,6 +235,7 @@ def _make_links(
         stem = _stem(folder, index, link)
         if stem.with_suffix(".json").is_file():
             network, record = _read_link(stem, shown_of, kin)
+            network = network.to(teacher.device)
         else:
             rng = torch.Generator(chain.device).manual_seed(chain.seed + index)
             work = Work(teacher, images, rng, on_progress, stem)
@@ -254,6 +255,8 @@ def _make_links(
 def _hashes(stem: Path) -> dict[str, str]:
     """SHA-256 of all files of a link, by name."""
     files = sorted(path for path in stem.parent.glob(f"{stem.name}.*") if path.suffix != ".json")
+    for path in files:
+        check_file(path, RunError)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

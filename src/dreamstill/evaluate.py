@@ -77,13 +77,8 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
     """
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, *spec.shape), dtype=torch.uint8, generator=rng)
-    wanted = predict(before, spec, images)
-    try:
-        got = predict(after, spec, images)
-    except Exception as error:  # the user's own code: anything can come out of it
-        raise TeacherError(
-            f"{type(before).__name__} does not run after {change}: {first_line(error)}"
-        ) from error
+    wanted = _answers_or_refusal(before, spec, images, f"on inputs of shape {spec.shape}")
+    got = _answers_or_refusal(after, spec, images, f"after {change}")
     difference = (got - wanted).abs().max().item() if got.shape == wanted.shape else torch.inf
     largest = wanted.abs().max().item()
     if not difference <= 1e-3 * largest + 1e-5:
@@ -92,6 +87,15 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
             f"(largest logit {largest:.3g}), and should not: its code does something between its "
             "layers that is not followed"
         )
+
+
+def _answers_or_refusal(module: nn.Module, spec: InputSpec, images: Tensor, when: str) -> Tensor:
+    try:
+        return predict(module, spec, images)
+    except Exception as error:  # the user's own code: anything can come out of it
+        raise TeacherError(
+            f"{type(module).__name__} does not run {when}: {first_line(error)}"
+        ) from error
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -130,7 +130,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays x and y of an .npz, or x_test and y_test under those names."""
     with (
         reading(path, DataError, "is not an .npz of plain arrays", what="images"),
-        np.load(path, allow_pickle=False) as archive,
+        path.open("rb") as file,  # NumPy does not close what it cannot read
+        np.load(file, allow_pickle=False) as archive,
     ):
         # an entry that is no array comes as bytes
         arrays = {name: np.asarray(archive[name]) for name in archive.files if name in NAMES}

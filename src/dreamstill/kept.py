@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import RunError, TeacherError, first_line
 from dreamstill.folder import save_checkpoint
+from dreamstill.reading import reading
 
 __all__ = ["check_keepable", "read_network", "save_network"]
 
@@ -52,12 +53,9 @@ def read_network(path: Path, kin: Sequence[nn.Module]) -> nn.Module:
         RunError: the file is damaged, or refers to anything else, or calls something.
 
     """
-    try:
-        parts = frozenset[str]().union(*(_parts_of(network) for network in kin))
-        network, _ = _unpickled(path.read_bytes(), parts)
-    except Exception as error:  # a damaged file fails in many ways
-        raise RunError(f"cannot read {path}: {first_line(error)}") from error
-    return network
+    parts = frozenset[str]().union(*(_parts_of(network) for network in kin))
+    with reading(path, RunError, "is not a network of this chain"):
+        return _unpickled(path.read_bytes(), parts)[0]
 
 
 def _parts_of(network: nn.Module) -> frozenset[str]:

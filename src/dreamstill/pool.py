@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError
 from dreamstill.folder import digest, write_json
+from dreamstill.reading import StrPath
 from dreamstill.settings import read_plain, settings_class
 from dreamstill.store import Images, check_room, checksums, make_images, map_images
 from dreamstill.synthesis.contract import Batch, answered
@@ -97,12 +98,13 @@ class Pool:
     """
 
     def __init__(
-        self, folder: Path | None, spec: InputSpec, capacity: int, *, create: bool = True
+        self, folder: StrPath | None, spec: InputSpec, capacity: int, *, create: bool = True
     ) -> None:
         if capacity < 1:
             raise SettingsError(f"the pool's capacity must be at least 1; got {capacity}")
         self.spec, self.capacity = spec, capacity
         self.added = 0
+        folder = None if folder is None else Path(folder)
         self._folder, self._shape = folder, (capacity, *spec.shape)
         self._journal: list[tuple[int, Tensor]] = []
         if folder is None:
@@ -120,8 +122,9 @@ class Pool:
         self._open(folder)
 
     @classmethod
-    def reopen(cls, folder: Path, spec: InputSpec) -> "Pool":
+    def reopen(cls, folder: StrPath, spec: InputSpec) -> "Pool":
         """Open a pool as its last commit left it, to read; RunError where it is not as it was."""
+        folder = Path(folder)
         card = read_plain(folder / "pool.json")
         capacity, added = card.get("capacity"), card.get("added")
         if not isinstance(capacity, int) or not isinstance(added, int) or capacity < 1 or added < 0:

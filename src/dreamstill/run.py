@@ -28,7 +28,7 @@ from dreamstill.folder import (
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers
-from dreamstill.reading import StrPath, check_file, understood
+from dreamstill.reading import StrPath, check_file, reading, understood
 from dreamstill.settings import at_least, no_effect, none_or_at_least, settings_class, to_plain
 from dreamstill.synthesis import METHODS, needs_student, open_synthesizer
 from dreamstill.tasks.distill import Distillation, DistillSettings, Progress
@@ -405,11 +405,9 @@ class _Log:
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.lines = path, list[str]()
         if path.exists():
-            kept = [
-                line
-                for line in path.read_text(errors="replace").splitlines()
-                if _step_of(line) <= step
-            ]
+            with reading(path, RunError):
+                lines = path.read_text("utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, record: dict[str, float]) -> None:
@@ -429,5 +427,5 @@ class _Log:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return np.inf  # torn by a kill

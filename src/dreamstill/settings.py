@@ -173,6 +173,8 @@ def _scalar_from_plain(kind: type, plain: Any, name: str) -> Any:
         raise SettingsError(f"{name} must be of type {kind.__name__}; got {shown(plain)}")
     if kind is int and not -(2**63) <= plain < 2**63:
         raise SettingsError(f"{name} must be below 2^63 in magnitude; got {shown(plain)}")
+    if kind is str and "\0" in plain:  # no name of a file or a function does
+        raise SettingsError(f"{name} holds a null character: {shown(plain)}")
     try:
         return kind(plain)
     except OverflowError as error:  # an int that no float reaches

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamstill.errors import RunError, SettingsError, first_line
-from dreamstill.reading import understood
+from dreamstill.reading import reading
 
 __all__ = ["Images", "check_room", "checksums", "make_images", "map_images"]
 
@@ -98,11 +98,16 @@ def map_images(
     """
     if not path.is_file():
         raise RunError(f"{path} is missing: its images were deleted or moved, and are needed")
-    with understood(path, RunError, "is damaged"):
-        images = np.lib.format.open_memmap(path, "r")  # "r+" would mend a short file
-        if images.dtype != np.uint8 or images.shape != shape or not images.flags.c_contiguous:
-            raise ValueError(f"it must hold uint8 {shape}, and has {images.dtype} {images.shape}")
-    return images if mode == "r" else np.lib.format.open_memmap(path, mode)
+    with reading(path, RunError):
+        images: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # "r+" mends a short file
+    if not isinstance(images, np.memmap) or images.dtype != np.uint8 or images.shape != shape:
+        raise RunError(
+            f"{path} is damaged: it must hold uint8 {shape}; it holds "
+            f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}"
+        )
+    if not images.flags.c_contiguous:
+        raise RunError(f"{path} is damaged: its images are not in order")
+    return images if mode == "r" else np.load(path, mmap_mode=mode)
 
 
 def checksums(images: Images) -> NDArray[np.uint32]:

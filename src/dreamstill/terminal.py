@@ -25,6 +25,15 @@ from dreamstill.tasks.distill import start_kept
 
 __all__ = ["Bars", "print_chain", "print_continual", "print_rows", "print_summary"]
 
+WHEN = ("before", "after")
+CONTINUAL_ROWS = {
+    "accuracy on old classes": ("accuracy_old_before", "accuracy_old"),
+    "accuracy on new classes": ("", "accuracy_new"),
+    "average of the two": ("", "average_accuracy"),
+    "forgetting": ("", "forgetting"),
+}
+"""Keys of what was measured, before and after."""
+
 
 class Terminal(Console):
     """A console that leaves it to the command what to do where its reader has gone."""
@@ -171,14 +180,14 @@ def _chosen(step: int, steps: int) -> str:
 
 def print_chain(summary: dict[str, Any], folder: Path) -> None:
     """A chain's summary.json: a row for each link, and the files."""
-    latency = f"ms in {summary['runtime']}"
-    columns = ("bytes", "smaller", "parameters", "MACs", latency, "agreement", "accuracy")
-    table = _table("chain", *columns)
-    for record in (summary["teacher"] | {"task": "teacher"}, *summary["links"]):
+    columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", "accuracy")
+    table = _table(f"chain: bytes of files, ms in {summary['runtime']}", *columns)
+    networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
+    for record in networks:
         measured = record.get("latency_ms")
         table.add_row(
             record["task"],
-            shown(record["bytes"]) + " (weights)" * ("file_bytes" not in record),
+            shown(record["bytes"]) + "*" * ("file_bytes" not in record),
             f"{record['smaller']:.1f} x" if record["smaller"] else "-",
             shown(record["parameters"]),
             shown(record["macs"]),
@@ -187,6 +196,8 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
             percent(record["accuracy"]) if "accuracy" in record else "-",
         )
     Terminal().print(table)
+    if not all("file_bytes" in record for record in networks):
+        print("* of the weights: there is no file")
     for link in summary["links"]:
         if "left_whole" in link:
             print(f"{link['task']} left whole: {', '.join(link['left_whole'])}")
@@ -214,13 +225,3 @@ def print_continual(summary: dict[str, Any], folder: Path) -> None:
     if "not_exported" in summary:
         print(summary["not_exported"])
     print(folder / "report.html")
-
-
-WHEN = ("before", "after")
-CONTINUAL_ROWS = {
-    "accuracy on old classes": ("accuracy_old_before", "accuracy_old"),
-    "accuracy on new classes": ("", "accuracy_new"),
-    "average of the two": ("", "average_accuracy"),
-    "forgetting": ("", "forgetting"),
-}
-"""Keys of what was measured, before and after."""

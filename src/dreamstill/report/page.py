@@ -95,8 +95,11 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """What an .npz file holds, nothing where there is none; RunError for a damaged one."""
     if not path.is_file():
         return {}
-    with reading(path, RunError), np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    with reading(path, RunError), path.open("rb") as file, np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+        if odd := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+            raise ValueError(f"{odd[0]} in it is no array")
+        return arrays
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

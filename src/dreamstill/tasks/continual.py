@@ -160,8 +160,7 @@ def learn(
         raise DataError(f"{settings.recipe.value} needs synthetic images of the old classes; got 0")
 
     def draw(num: int) -> Tensor:
-        size = (settings.batch_size,)
-        return torch.randint(num, size, generator=rng, device=rng.device).cpu()
+        return torch.randint(num, (settings.batch_size,), generator=rng, device=rng.device).cpu()
 
     for step in range(1, settings.steps + 1):
         index = draw(len(images))

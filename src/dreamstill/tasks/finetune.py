@@ -38,8 +38,7 @@ def finetune(
 ) -> nn.Module:
     """Train `student` in place towards the teacher; return the one the judge keeps.
 
-    The images stay in memory. A network that training does not improve is returned as it started,
-    and a warning logged.
+    Images stay in memory. A start that no step improves on is returned, and a warning logged.
 
     Args:
         teacher: frozen; answers for the images, augmented or not.
@@ -48,8 +47,7 @@ def finetune(
             quarter, are the judge's and are never trained on.
         settings: of the training; on at most `settings.pool` of the images.
         rng: order, draws and augmentation.
-        inherited, reconstruct: of a student that starts from the teacher; see `Distillation`.
-        pretrained: the student is no random network, and its start may be kept.
+        inherited, reconstruct, pretrained: how the student starts; see `Distillation`.
         on_progress: called after each step; the last record has chosen_at_step.
 
     Raises:
@@ -65,10 +63,9 @@ def finetune(
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     held_out = min(settings.held_out, len(images) // 4)
     training, kept = images[order[:-held_out][: settings.pool]], images[order[-held_out:]]
-    settings = replace(
-        settings, prefill=len(training), fresh_every=0, held_out=held_out, pool=len(training)
-    )
-    pool = Pool(None, teacher.spec, len(training))
+    num = len(training)
+    settings = replace(settings, prefill=num, fresh_every=0, held_out=held_out, pool=num)
+    pool = Pool(None, teacher.spec, num)
     for part in training.split(500):
         pool.add(Batch(teacher.spec.encode(part), torch.empty(0)))
     work = Distillation(

@@ -1,6 +1,7 @@
 """Prune channels to a target, in rounds, fine-tuning on synthetic images after each.
 
-Which channels hang together is torch-pruning's dependency graph, and importances are its own.
+Which channels hang together is torch-pruning's dependency graph, looked over in `channels`, and
+importances are its own.
 Magnitude and BatchNorm scale need no image. Taylor, first order on synthetic batches, stands for
 that of DeepInversion (Yin et al. 2020, section 4.3), which to our knowledge sums (g w)^2 over a
 filter and compares these sums across layers. Here |g w| is summed over a channel in each layer that
@@ -198,12 +199,10 @@ def prune(
     own = model is None or model is teacher.module
     model = copy_network(teacher.module if model is None else model)
     plan = check_prunable(model, teacher, settings)
-    records = []
-    of_teacher: dict[str, Tensor] = {}
+    records, of_teacher = [], dict[str, Tensor]()
     for step in range(1, settings.rounds + 1):
         goal = plan.cost * settings.keep ** (step / settings.rounds)
-        before = model
-        cut = _narrow(before, plan, teacher, images, settings, goal)
+        cut = _narrow(before := model, plan, teacher, images, settings, goal)
         model, kept = cut.model, _kept(cut)
         if settings.reconstruct:
             shown = some_of(images, settings.reconstruct).to(teacher.device)
@@ -223,7 +222,7 @@ def prune(
                 on_progress=on_progress,
             )
         cost = measure_cost(model, teacher.spec)
-        whole = tuple(plan.whole)
+        whole = tuple(name for name, _ in model.named_modules() if name in plan.whole)
         records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, whole))
     return model.eval().requires_grad_(False), records
 
@@ -237,7 +236,7 @@ class Plan:
     cost: float
     """Of the whole network, in terms of the target."""
     widths: dict[str, int]
-    """By the first layer of each group of channels, how many there are."""
+    """By layer that makes channels, how many its group has."""
     whole: dict[str, str]
     """Layers whose channels cannot be followed, and why."""
 
@@ -263,7 +262,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) 
     rng = torch.Generator().manual_seed(0)
     gone = {}
     for group in groups:
-        plan.widths[group.name] = group.width
+        plan.widths |= dict.fromkeys(group.makers, group.width)
         size = group.width // group.parcels
         spare = torch.randperm(size, generator=rng)[_least(group, plan, settings) :]
         if len(spare):
@@ -273,7 +272,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) 
     able = {name for group in groups if group.name in gone for name in group.makers}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and name not in {last, *able}:
-            plan.whole.setdefault(name, "it shares its channels with what cannot lose any")
+            plan.whole.setdefault(name, "their channels hang on what cannot lose any")
     if gone.keys() <= wrong.keys():
         raise TeacherError(
             f"no layer of {type(model).__name__} can lose channels: {_reasons(plan.whole)}"

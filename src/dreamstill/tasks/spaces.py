@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dreamstill.tasks.graph import POSITIVE, flattens, is_one_of, is_size, layer_at
 
-__all__ = ["Space", "channel_spaces", "is_padding"]
+__all__ = ["Space", "channel_spaces"]
 
 ELEMENTWISE: tuple[Any, ...] = (
     *POSITIVE,
@@ -214,11 +214,6 @@ def mark(node: fx.Node, *spaces: Space) -> None:
     """The channels cannot be followed past a node."""
     for space in spaces:
         space.unclear.append(str(node.target if node.op == "call_module" else node))
-
-
-def is_padding(name: str) -> bool:
-    """An unclear operation is F.pad, by numbers that are not known before it runs."""
-    return name.rpartition("_")[0] == "pad" or name == "pad"
 
 
 def _takes_pixels(node: fx.Node) -> bool:
