@@ -285,7 +285,7 @@ def _read_link(
     with understood(stem.with_suffix(".json"), RunError, "is damaged"):
         if odd := {Path(file["path"]).name for file in record.get("files", [])} - written.keys():
             raise RunError(f"{stem}.json names {odd.pop()}, which is none of the link's files")
-    return read_network(stem.with_suffix(".pt"), kin), record
+    return read_network(stem.with_suffix(".pt"), kin).to(device_of(kin[0])), record
 
 
 def _summarize(

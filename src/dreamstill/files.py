@@ -2,16 +2,22 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dreamstill.errors import DreamstillError, RunError, first_line
+from dreamstill.store import let_go
 
 __all__ = ["make_folders", "remove_empty", "save_arrays", "write_atomically", "write_json"]
+
+PART = 2**22
+"""Bytes of arrays that are written at once."""
 
 
 def write_atomically(
@@ -65,8 +71,28 @@ def _sync(folder: Path) -> None:
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays as a compressed .npz, a part at a time: they may be larger than the memory."""
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    """Write arrays as a compressed .npz, a part at a time, so that those of files stay there."""
+
+    def write(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                member = zipfile.ZipInfo(f"{name}.npy")
+                member.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(member, "w", force_zip64=True) as part:
+                    _write_array(part, np.asanyarray(array))
+
+    write_atomically(path, write)
+
+
+def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
+    """Write an array in .npy's format."""
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(file, header | {"fortran_order": False})
+    rows = array if array.ndim else array[None]
+    num = max(1, PART // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), num):
+        file.write(rows[start : start + num].tobytes())
+        let_go(rows)
 
 
 def write_json(path: Path, value: Any) -> None:

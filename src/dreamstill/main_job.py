@@ -18,7 +18,7 @@ from dreamstill.report import MOST_CLASSES, write_report
 from dreamstill.report.figures import class_rows
 from dreamstill.run import Job, TeacherFile, distill, open_from
 from dreamstill.settings import read_plain, to_plain
-from dreamstill.sources import MOST_IMAGES, draw_images, forget
+from dreamstill.sources import MOST_IMAGES, draw_beside, forget
 from dreamstill.summarize import export_run, summarize
 from dreamstill.synthesis import METHODS, missing_offers
 from dreamstill.synthesis.knowledge_within import data_similarity
@@ -105,20 +105,20 @@ def _write_images(
 ) -> None:
     """Make images and all that is told of them."""
     checkpoint = folder / "images.pt"
-    x, logits = draw_images(
+    x, logits = draw_beside(
+        checkpoint,
         teacher,
         job.method,
         job.synthesis,
         num_images,
         seed=job.seed,
-        checkpoint=checkpoint,
         checkpoint_every=job.checkpoint_every,
         on_progress=on_progress,
     )
     classes = logits.argmax(1)
-    arrays = {"x": x.numpy(), "y": classes.numpy(), "logits": logits.numpy()}
+    arrays = {"x": x, "y": classes.numpy(), "logits": logits.numpy()}
     save_arrays(folder / "images.npz", **arrays)
-    write_atomically(folder / "images.png", draw_classes(x, classes))
+    write_atomically(folder / "images.png", draw_classes(torch.from_numpy(x), classes))
     summary = {
         "num_images": num_images,
         "images_per_class": class_counts(logits).tolist(),
@@ -132,7 +132,8 @@ def _write_images(
 def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:
     """A PNG of ten images of each class; of uint8 (N, C, H, W) and classes (N,)."""
     present = classes.unique()[:MOST_CLASSES]
-    rows = [[image.numpy() / 255 for image in x[classes == k][:10]] for k in present]
+    shown = [x[(classes == k).nonzero()[:10, 0]] for k in present]
+    rows = [[image.numpy() / 255 for image in images] for images in shown]
     return class_rows(rows, [str(k) for k in present.tolist()])
 
 

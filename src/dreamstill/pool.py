@@ -109,7 +109,7 @@ class Pool:
         self._folder, self._shape = folder, (capacity, *spec.shape)
         self._journal: list[tuple[int, Tensor]] = []
         if folder is None:
-            check_room("pool", capacity, math.prod(spec.shape), folder=None, memory=True)
+            check_room("pool", capacity, math.prod(spec.shape), folder=None)
             self._images: Images = np.zeros(self._shape, np.uint8)
             self._sums = np.zeros(capacity, np.uint32)
             return

@@ -16,10 +16,10 @@ from dreamstill.errors import RunError, SettingsError
 from dreamstill.files import save_arrays
 from dreamstill.folder import digest, load_checkpoint, save_checkpoint
 from dreamstill.images import load_unlabelled
-from dreamstill.reading import StrPath, understood
+from dreamstill.reading import understood
 from dreamstill.run import TeacherFile
 from dreamstill.settings import at_least, no_effect, settings_class, to_plain
-from dreamstill.store import check_room, checksums, make_images, map_images
+from dreamstill.store import check_room, checksums, let_go, make_images, map_images
 from dreamstill.synthesis import (
     METHODS,
     Synthesizer,
@@ -34,6 +34,7 @@ __all__ = [
     "MOST_IMAGES",
     "Images",
     "OnProgress",
+    "draw_beside",
     "draw_images",
     "forget",
     "images_beside",
@@ -96,8 +97,6 @@ def draw_images(
     num_images: int,
     *,
     seed: int,
-    checkpoint: StrPath | None = None,
-    checkpoint_every: float = 20.0,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
     """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
@@ -106,15 +105,41 @@ def draw_images(
         teacher: of the images.
         method, settings, seed: what makes them.
         num_images: how many.
-        checkpoint: a file that what is finished goes to, and is taken up from, if it is there; the
-            images lie beside it (`images_beside`). Both are to be forgotten when the images are
-            kept. None: what is finished is in memory alone.
-        checkpoint_every: seconds.
         on_progress: called after every batch.
 
     Raises:
         SettingsError: the method plays against a student with these settings, or there is no room
             for so many images.
+
+    """
+    images, logits = draw_beside(
+        None, teacher, method, settings, num_images, seed=seed, on_progress=on_progress
+    )
+    return torch.from_numpy(images), logits
+
+
+def draw_beside(
+    checkpoint: Path | None,
+    teacher: Teacher,
+    method: str,
+    settings: Any,
+    num_images: int,
+    *,
+    seed: int,
+    checkpoint_every: float = 20.0,
+    on_progress: OnProgress = lambda progress: None,
+) -> tuple[NDArray[np.uint8], Tensor]:
+    """`draw_images` into a file, whose map is returned, and that a kill does not lose.
+
+    Args:
+        checkpoint: a file that what is finished goes to, and is taken up from, if it is there; the
+            images lie beside it (`images_beside`). Both are to be forgotten when the images are
+            kept. None: all is in memory alone.
+        teacher, method, settings, num_images, seed, on_progress: see `draw_images`.
+        checkpoint_every: seconds.
+
+    Raises:
+        SettingsError: see `draw_images`.
         RunError: the checkpoint is of another teacher or of other settings, or the images beside
             it are not those that were written.
 
@@ -122,9 +147,8 @@ def draw_images(
     if needs_student(method, settings):
         raise SettingsError(f"{method} plays against a student: use it with distill")
     size = math.prod(teacher.spec.shape) + 4 * teacher.num_classes
-    path = None if checkpoint is None else Path(checkpoint)
-    folder = None if path is None else path.parent
-    check_room("num_images", num_images, size, folder=folder, memory=True)
+    folder = None if checkpoint is None else checkpoint.parent
+    check_room("num_images", num_images, size, folder=folder)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
     origin = {
@@ -134,7 +158,7 @@ def draw_images(
         "num_images": num_images,
         "teacher": teacher.fingerprint,
     }
-    drawn = _Drawn(path, checkpoint_every, origin, synthesizer, rng)
+    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
     drawn.open(num_images, teacher)
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
@@ -146,16 +170,16 @@ def draw_images(
         drawn.add(teacher.spec.decode(batch.images).cpu(), batch.logits.cpu())
         drawn.save_now_and_then()
         on_progress(Progress("synthesize", drawn.done, num_images, {}))
-    return torch.from_numpy(drawn.images), drawn.logits
+    return drawn.images, drawn.logits
 
 
 def images_beside(checkpoint: Path) -> Path:
-    """The file of the images that a checkpoint of `draw_images` counts."""
+    """The file of the images that a checkpoint of `draw_beside` counts."""
     return checkpoint.with_suffix(".npy")
 
 
 def forget(checkpoint: Path) -> None:
-    """Remove a checkpoint of `draw_images` and the images beside it."""
+    """Remove a checkpoint of `draw_beside` and the images beside it."""
     for path in (checkpoint, images_beside(checkpoint)):
         with suppress(OSError):  # Windows removes no file that is mapped
             path.unlink()
@@ -216,6 +240,7 @@ class _Drawn:
         self.images[slots], self.logits[slots] = images[:room].numpy(), logits[:room]
         self.checksums[slots] = checksums(self.images[slots])
         self.done += room
+        let_go(self.images)
 
     def save_now_and_then(self) -> None:
         """Write the checkpoint, if it is older than `every` seconds."""
@@ -247,16 +272,16 @@ def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnP
     """Synthesize them."""
     settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
     checkpoint = path.with_suffix(".pt")
-    images, _ = draw_images(
+    images, _ = draw_beside(
+        checkpoint,
         teacher,
         job.method,
         settings,
         4000 if job.num_images is None else job.num_images,
         seed=job.seed,
-        checkpoint=checkpoint,
         on_progress=on_progress,
     )
-    save_arrays(path, x=images.numpy())
+    save_arrays(path, x=images)
     forget(checkpoint)
 
 

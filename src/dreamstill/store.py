@@ -1,6 +1,7 @@
 """Files of uint8 images that are made whole beforehand and looked at by memory map."""
 
 import math
+import mmap
 import os
 import shutil
 import zlib
@@ -13,36 +14,39 @@ from numpy.typing import NDArray
 from dreamstill.errors import RunError, SettingsError, first_line
 from dreamstill.reading import reading
 
-__all__ = ["Images", "check_room", "checksums", "make_images", "map_images"]
+__all__ = ["Images", "check_room", "checksums", "let_go", "make_images", "map_images"]
 
 Images = NDArray[np.uint8]
 
 
-def check_room(name: str, num: int, size: int, *, folder: Path | None, memory: bool) -> None:
+def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
     """Refuse images that there is no room for, before any of them is made.
 
     Args:
         name: of the setting that says how many.
         num: images.
         size: bytes of each.
-        folder: where they are to go; it may have to be made. None: nowhere on a disk.
-        memory: they are to be in memory as well.
+        folder: where they are to go, and then to an archive of them; it may have to be made. None:
+            they are in memory alone.
 
     Raises:
-        SettingsError: less than they need is free on the disk or in memory.
+        SettingsError: less than they need is free in memory or on the disk.
 
     """
-    need, free = num * size, {}
+    need, rooms = num * size, list[str]()
+    memory, enough = free_memory(), True
+    if memory is not None:
+        rooms.append(f"{memory:,} in memory")
+        enough = need <= memory
     if folder is not None:
         folder = folder.absolute()
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        free["on the disk"] = shutil.disk_usage(there).free
-    if memory and (available := free_memory()) is not None:
-        free["in memory"] = available
-    if any(need > room for room in free.values()):
-        rooms = " and ".join(f"{room:,} {where}" for where, room in free.items())
+        disk = shutil.disk_usage(there).free
+        rooms.append(f"{disk:,} on the disk, where they lie twice")
+        enough = enough and 2 * need <= disk
+    if not enough:
         raise SettingsError(
-            f"{name} {num} needs {need:,} bytes, and free are {rooms}: ask for fewer"
+            f"{name} {num} needs {need:,} bytes, and free are {' and '.join(rooms)}: ask for fewer"
         )
 
 
@@ -103,6 +107,12 @@ def map_images(
         if images.dtype != np.uint8 or images.shape != shape or not images.flags.c_contiguous:
             raise ValueError(f"it must hold uint8 {shape}, and has {images.dtype} {images.shape}")
     return images if mode == "r" else np.lib.format.open_memmap(path, mode)
+
+
+def let_go(images: Images) -> None:
+    """Take the pages of a map of mode "r+" out of this process's memory; the file keeps them."""
+    if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        images.base.madvise(mmap.MADV_DONTNEED)
 
 
 def checksums(images: Images) -> NDArray[np.uint32]:
