@@ -18,7 +18,8 @@ from typing import Any
 from benchmarks.compress import source_images
 from benchmarks.protocol import made_rows, mean_and_std
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.folder import environment, save_arrays
+from dreamstill.files import save_arrays
+from dreamstill.folder import environment
 from dreamstill.reading import read_toml
 from dreamstill.run import TeacherFile, open_from, settle_process
 

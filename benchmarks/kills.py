@@ -33,7 +33,8 @@ from safetensors.numpy import load_file
 from dreamstill import main_job
 from dreamstill.chain import read_chain, run_chain
 from dreamstill.errors import DreamstillError
-from dreamstill.folder import environment, write_json
+from dreamstill.files import write_json
+from dreamstill.folder import environment
 from dreamstill.images import load_images
 from dreamstill.learning import Learning, learn_classes
 from dreamstill.metadata import record_metadata

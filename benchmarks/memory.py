@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dreamstill import cli
-from dreamstill.folder import environment, write_json
+from dreamstill.files import write_json
+from dreamstill.folder import environment
 from dreamstill.nets.seeded import seeded
 
 __all__ = ["ALLOWED", "METHODS", "measured", "small"]

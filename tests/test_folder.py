@@ -26,12 +26,8 @@ import toys
 from dreamstill import cli, main_job, store
 from dreamstill.chain import read_chain, run_chain
 from dreamstill.errors import ExportError, NonFiniteError, RunError, SettingsError
-from dreamstill.folder import (
-    check_empty,
-    is_vacant,
-    locked,
-    write_atomically,
-)
+from dreamstill.files import write_atomically
+from dreamstill.folder import check_empty, is_vacant, locked
 from dreamstill.pool import Pool
 from dreamstill.run import Job, TeacherFile, distill, open_from
 from dreamstill.sources import draw_images
@@ -486,7 +482,7 @@ from pathlib import Path
 from dreamstill.errors import DreamstillError
 from dreamstill.export import export
 from dreamstill.folder import *
-from dreamstill.folder import write_atomically
+from dreamstill.files import write_atomically
 from dreamstill.kept import save_network
 from dreamstill.pool import Pool
 from dreamstill.tasks.int8 import export_int8

@@ -13,6 +13,7 @@ ORDER = (
     ("reading",),
     ("settings", "losses", "nets", "probe", "shown"),
     ("plain", "state_dicts", "store"),
+    ("files",),
     ("folder",),
     ("examine",),
     ("teacher",),

@@ -1,12 +1,13 @@
 """What the teacher's owner records, and that images are fitted to it."""
 
+import errno
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -263,9 +264,9 @@ def test_the_folder_of_a_file_is_made_before_any_image_is_shown(tmp_path: Path) 
 
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise SafetensorError("No space left on device")
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dreamstill.metadata.save_file", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunError, match="No space left"):
         record_metadata(toys.quadrant_teacher(), quadrant_images(64), tmp_path / "m.safetensors")

@@ -63,7 +63,8 @@ def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
         network = ResNetCifar(8, width=4)
     teacher = open_teacher(network, CIFAR)
     loss = loss_of(teacher, copy.deepcopy(network), Transfer.BOUNDARY)
-    blocks = {name: network.get_submodule(name) for name in ("layer1.0", "layer2.0", "layer3.0")}
+    names = ("layer1.0", "layer2.0", "layer3.0")
+    blocks = {name: teacher.module.get_submodule(name) for name in names}
     with ReluInputs() as relus, Probe(blocks) as probe:
         teacher(torch.randn(4, 3, 32, 32, generator=rng()))
     for (_, theirs), block in zip(loss.pairs[Transfer.BOUNDARY], blocks, strict=True):

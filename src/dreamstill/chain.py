@@ -29,7 +29,8 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import export, load_exported
-from dreamstill.folder import claimed, digest, write_json
+from dreamstill.files import write_json
+from dreamstill.folder import claimed, digest
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.kept import check_keepable, read_network, save_network
 from dreamstill.links import TASKS, Work, check_links, looks_at_images

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dreamstill import pt2
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluate import device_of, evaluating
-from dreamstill.folder import write_atomically
+from dreamstill.files import write_atomically
 from dreamstill.nets.seeded import rng_kept
 from dreamstill.plain import copy_network
 from dreamstill.reading import StrPath, reading

@@ -13,23 +13,20 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import nn
 
-from dreamstill.errors import DreamstillError, RunError, first_line
+from dreamstill.errors import RunError
+from dreamstill.files import make_folders, remove_empty, write_atomically, write_json
 from dreamstill.reading import reading
 from dreamstill.settings import read_plain, to_plain
-from dreamstill.store import let_go
 
 if sys.platform == "win32":
     import msvcrt
@@ -47,18 +44,13 @@ __all__ = [
     "locked",
     "making",
     "read_settings",
-    "save_arrays",
     "save_checkpoint",
     "save_weights",
-    "write_atomically",
-    "write_json",
 ]
 
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+?(\.\d+)?\.tmp(\.\w+)?")
 """Names of files that were not finished; those of ours have the number of their process."""
-PART = 2**22
-"""Bytes of arrays that are written at once."""
 CLAIM = ("settings.json", "origin.json", "environment.json")
 """What every run's folder has from its start."""
 
@@ -244,30 +236,8 @@ def making(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _remove_empty(made)
+        remove_empty(made)
         raise
-
-
-def make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were not there, or OSError and none."""
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    made: list[Path] = []
-    try:
-        for path in reversed(absent):
-            path.mkdir(exist_ok=True)
-            made.append(path)
-        folder.mkdir(exist_ok=True)  # which says so where it is a file
-    except OSError:
-        _remove_empty(made)
-        raise
-    return made
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the last first, as far as they are empty."""
-    for path in reversed(folders):
-        with suppress(OSError):
-            path.rmdir()
 
 
 @contextmanager
@@ -352,86 +322,6 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
     }
-
-
-def write_atomically(
-    path: Path,
-    data: bytes | memoryview | Callable[[IO[bytes]], object],
-    *,
-    check: Callable[[Path], object] = lambda temporary: None,
-    error: type[DreamstillError] = RunError,
-) -> None:
-    """Write a file whole or not at all: under a temporary name, to the disk, and renamed.
-
-    Args:
-        path: to write; the folders above it are made.
-        data: what is to be in it, or what writes that to an open file.
-        check: looks at the temporary file, which has the suffix of `path`; where it raises, no
-            file gets the name.
-        error: raised where the file cannot be written.
-
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    made: list[Path] = []
-    try:
-        made = make_folders(path.parent)
-        with temporary.open("wb") as file:
-            if callable(data):
-                data(file)
-            else:
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        check(temporary)
-        temporary.replace(path)
-        made.clear()
-    except OSError as failed:
-        raise error(f"cannot write {path}: {failed.strerror or first_line(failed)}") from failed
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        _remove_empty(made)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """See to it that a folder's names outlast a loss of power, where that can be done."""
-    with suppress(OSError):  # Windows opens no folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays as a compressed .npz, a part at a time, so that those of files stay there."""
-
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, array in arrays.items():
-                member = zipfile.ZipInfo(f"{name}.npy")
-                member.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(member, "w", force_zip64=True) as part:
-                    _write_array(part, np.asanyarray(array))
-
-    write_atomically(path, write)
-
-
-def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
-    """Write an array in .npy's format."""
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(file, header | {"fortran_order": False})
-    rows = array if array.ndim else array[None]
-    num = max(1, PART // max(1, rows[:1].nbytes))
-    for start in range(0, len(rows), num):
-        file.write(rows[start : start + num].tobytes())
-        let_go(rows)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def save_weights(path: Path, module: nn.Module) -> None:

@@ -12,7 +12,8 @@ from dreamstill.classes import warn_of_classes
 from dreamstill.errors import ExportError
 from dreamstill.evaluate import accuracy, confusion_matrix, predict
 from dreamstill.export import export
-from dreamstill.folder import claimed, save_arrays, save_weights, write_json
+from dreamstill.files import save_arrays, write_json
+from dreamstill.folder import claimed, save_weights
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.reading import StrPath
 from dreamstill.run import open_from, seeded_process

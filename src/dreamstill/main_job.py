@@ -10,7 +10,8 @@ import torch
 
 from dreamstill.classes import class_counts, warn_of_classes
 from dreamstill.errors import SettingsError, shown
-from dreamstill.folder import claimed, save_arrays, write_atomically, write_json
+from dreamstill.files import save_arrays, write_atomically, write_json
+from dreamstill.folder import claimed
 from dreamstill.images import load_images, load_unlabelled
 from dreamstill.reading import StrPath
 from dreamstill.report import MOST_CLASSES, write_report

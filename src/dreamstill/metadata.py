@@ -35,7 +35,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dreamstill.errors import DataError, RunError, TeacherError
-from dreamstill.folder import write_atomically
+from dreamstill.files import write_atomically
 from dreamstill.probe import BeforeRelu, probed_at_once
 from dreamstill.reading import StrPath, reading
 from dreamstill.settings import from_plain

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import digest, write_json
+from dreamstill.files import write_json
+from dreamstill.folder import digest
 from dreamstill.reading import StrPath
 from dreamstill.settings import read_plain, settings_class
 from dreamstill.store import Images, check_room, checksums, make_images, map_images

@@ -16,15 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import RunError, SettingsError, TeacherError, first_line
-from dreamstill.folder import (
-    claimed,
-    digest,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-    write_atomically,
-    write_json,
-)
+from dreamstill.files import write_atomically, write_json
+from dreamstill.folder import claimed, digest, load_checkpoint, save_checkpoint, save_weights
 from dreamstill.nets.seeded import seeded
 from dreamstill.pool import Pool
 from dreamstill.probe import batch_norm_layers

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamstill.errors import RunError, SettingsError
-from dreamstill.folder import digest, load_checkpoint, save_arrays, save_checkpoint
+from dreamstill.files import save_arrays
+from dreamstill.folder import digest, load_checkpoint, save_checkpoint
 from dreamstill.images import load_unlabelled
 from dreamstill.reading import understood
 from dreamstill.run import TeacherFile

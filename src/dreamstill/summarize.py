@@ -22,7 +22,8 @@ from dreamstill.evaluate import (
     predict,
 )
 from dreamstill.export import ExportRecord, check_formats, export
-from dreamstill.folder import check_origin, locked, read_settings, save_arrays, write_json
+from dreamstill.files import save_arrays, write_json
+from dreamstill.folder import check_origin, locked, read_settings
 from dreamstill.pool import Pool
 from dreamstill.reading import StrPath, understood
 from dreamstill.run import Job, open_from

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dreamstill.errors import RunError
-from dreamstill.folder import write_atomically
+from dreamstill.files import write_atomically
 from dreamstill.reading import StrPath, reading, understood
 from dreamstill.report.figures import Array
 from dreamstill.settings import read_plain

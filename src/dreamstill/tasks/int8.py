@@ -33,7 +33,7 @@ from dreamstill.export import (
     to_pt2,
     to_pte,
 )
-from dreamstill.folder import write_atomically
+from dreamstill.files import write_atomically
 from dreamstill.nets.seeded import rng_kept
 from dreamstill.probe import some_of
 from dreamstill.reading import StrPath

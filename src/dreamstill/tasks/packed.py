@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dreamstill.errors import ExportError
-from dreamstill.folder import write_atomically
+from dreamstill.files import write_atomically
 from dreamstill.reading import StrPath, reading
 from dreamstill.tasks.pack import weights_of
 
