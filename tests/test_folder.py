@@ -25,9 +25,10 @@ import dreamstill
 import toys
 from dreamstill import cli, main_job, store
 from dreamstill.chain import read_chain, run_chain
-from dreamstill.errors import ExportError, NonFiniteError, RunError, SettingsError
+from dreamstill.errors import DataError, ExportError, NonFiniteError, RunError, SettingsError
 from dreamstill.files import write_atomically
 from dreamstill.folder import check_empty, is_vacant, locked
+from dreamstill.metadata import record_metadata
 from dreamstill.pool import Pool
 from dreamstill.run import Job, TeacherFile, distill, open_from
 from dreamstill.sources import draw_images
@@ -399,7 +400,7 @@ def test_files_have_the_mode_of_the_umask(weights: Path, tmp_path: Path) -> None
 
 
 def test_there_is_one_writer_of_files() -> None:
-    wanted = {"files.py", "folder.py", "store.py"}
+    wanted = {"files.py", "folder.py", "store.py"}  # folder.py has the lock
     written = re.compile(
         r"\.write_text\(|\.write_bytes\(|save_file\(|np\.save|open_memmap|\.open\(\"[wax]"
         r"|torch\.save\((?!\w+, buffer\))|export\.save\((?!\w+, buffer\))"
@@ -484,6 +485,7 @@ from dreamstill.export import export
 from dreamstill.files import *
 from dreamstill.folder import *
 from dreamstill.kept import save_network
+from dreamstill.metadata import record_metadata
 from dreamstill.pool import Pool
 from dreamstill.tasks.int8 import export_int8
 from dreamstill.tasks.packed import save_packed
@@ -665,6 +667,14 @@ def test_the_corrected_command_works_in_the_same_folder(
         after = folder.stat()
         assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
     assert cli.main([*case.arguments, *case.right, "--out", str(folder)]) == 0
+
+
+def test_metadata_that_cannot_be_recorded_leaves_no_folder(weights: Path, tmp_path: Path) -> None:
+    images = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
+    teacher = open_from(TeacherFile(weights=str(weights)))
+    with pytest.raises(DataError, match="at least 2 images of every class"):
+        record_metadata(teacher, images, tmp_path / "a" / "b" / "m.safetensors")
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_others_put_into_the_folder_stays(weights: Path, tmp_path: Path) -> None:

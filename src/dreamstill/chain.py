@@ -1,10 +1,10 @@
 """Chain tasks on one set of images: distill, prune, merge, factorize, quantize, int8, pack.
 
-A chain's folder holds settings.json, environment.json, origin.json (fingerprints of teacher and
-given images), images.npz, weights.json, and for every link its network (links/N-TASK.pt), its
-record (links/N-TASK.json) and its files; a resume does not do finished links again. Networks are
-read back as weights, with the classes of torch.nn, of this package and of the packages of the
-user's factories alone.
+A chain's folder holds settings.json, environment.json, origin.json (digests of settings, teacher
+and given images), images.npz, weights.json, and for every link its network (links/N-TASK.pt), its
+record (links/N-TASK.json) and its files; a resume does not do finished links again. The record has
+digests of the link's settings and files and of the images: a file that is another is not opened.
+How networks are read back without running code is told in `kept`.
 """
 
 import hashlib
@@ -177,19 +177,23 @@ def run_chain(
     ):
         check_finished(folder, chain)
         write_json(folder / "settings.json", to_plain(chain))
-        if images is None and not chain.looks_at_images:
-            images = torch.empty(0, *teacher.spec.shape, dtype=torch.uint8)
-        elif images is None:
-            images = own_images(folder / "images.npz", chain, teacher, on_progress)
-        wanted = images[:0]
+        if images is None:
+            images = _own_images(folder, chain, teacher, on_progress)
+        wanted, warnings = images[:0], list[str]()
         if len(images):
             wanted = predict(teacher.module, teacher.spec, images)
-        warnings = warn_of_classes(wanted, given=chain.images is not None) if len(images) else []
+            warnings = warn_of_classes(wanted, given=chain.images is not None)
         made = _make_links(folder / "links", chain, teacher, images, wanted, kin, on_progress)
         summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
-        summary["warnings"] = warnings
-        write_json(folder / "summary.json", summary)
-        return summary
+        write_json(folder / "summary.json", summary | {"warnings": warnings})
+        return summary | {"warnings": warnings}
+
+
+def _own_images(folder: Path, chain: Chain, teacher: Teacher, on_progress: OnProgress) -> Tensor:
+    """A chain's own images, uint8 (N, C, H, W); none where it looks at none."""
+    if not chain.looks_at_images:
+        return torch.empty(0, *teacher.spec.shape, dtype=torch.uint8)
+    return own_images(folder / "images.npz", chain, teacher, on_progress)
 
 
 def _stem(folder: Path, index: int, link: Link) -> Path:

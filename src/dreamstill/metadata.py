@@ -34,8 +34,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dreamstill.errors import DataError, RunError, TeacherError
+from dreamstill.errors import DataError, TeacherError
 from dreamstill.files import write_atomically
+from dreamstill.folder import making
 from dreamstill.probe import BeforeRelu, probed_at_once
 from dreamstill.reading import StrPath, reading
 from dreamstill.settings import from_plain
@@ -210,37 +211,33 @@ def record_metadata(
 
     """
     path, of_kind = Path(path), from_plain(Kind, kind, "kind")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {path.parent}: {error.strerror}") from error
-    shown, rectified = activations(teacher, _shown(teacher, images[:1]))
-    sets = _layer_sets(of_kind, teacher, shown)
-    behind_relu = {
-        layers: torch.cat([torch.full((shown[n].numel(),), n in rectified) for n in layers])
-        for layers in sets
-    }
-    spectral = of_kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
-    # of large views moments are all that is written, and activations would fill the memory
-    moments = {
-        layers: ClassMoments(teacher.num_classes, len(units))
-        for layers, units in behind_relu.items()
-        if len(units) > largest_root and not spectral
-    }
-    kept = {name for layers in sets if layers not in moments for name in layers}
-    values, classes = _watch(teacher, images, kept, moments)
-    num = num_vectors if spectral else 0
-    views = [
-        moments[layers].view(layers, units)
-        if layers in moments
-        else view_of(layers, values, classes, units, num_vectors=num)
-        for layers, units in behind_relu.items()
-    ]
-    metadata = Metadata(kind=of_kind, fingerprint=teacher.weights_digest, views=tuple(views))
-    header = {"format": FORMAT, "kind": of_kind.value, "teacher": metadata.fingerprint}
-    tensors = dict(_tensors(metadata))
-    write_atomically(path, save(tensors, metadata=header))
-    return metadata
+    with making(path.parent):  # which fails before all is looked at, and leaves no folder then
+        shown, rectified = activations(teacher, _shown(teacher, images[:1]))
+        sets = _layer_sets(of_kind, teacher, shown)
+        behind_relu = {
+            layers: torch.cat([torch.full((shown[n].numel(),), n in rectified) for n in layers])
+            for layers in sets
+        }
+        spectral = of_kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
+        # of large views moments are all that is written, and activations would fill the memory
+        moments = {
+            layers: ClassMoments(teacher.num_classes, len(units))
+            for layers, units in behind_relu.items()
+            if len(units) > largest_root and not spectral
+        }
+        kept = {name for layers in sets if layers not in moments for name in layers}
+        values, classes = _watch(teacher, images, kept, moments)
+        num = num_vectors if spectral else 0
+        views = [
+            moments[layers].view(layers, units)
+            if layers in moments
+            else view_of(layers, values, classes, units, num_vectors=num)
+            for layers, units in behind_relu.items()
+        ]
+        metadata = Metadata(kind=of_kind, fingerprint=teacher.weights_digest, views=tuple(views))
+        header = {"format": FORMAT, "kind": of_kind.value, "teacher": metadata.fingerprint}
+        write_atomically(path, save(dict(_tensors(metadata)), metadata=header))
+        return metadata
 
 
 def _watch(
