@@ -11,16 +11,18 @@ from onnx import numpy_helper
 from torch import nn
 
 import toys
+from dreamstill.chain import Link
 from dreamstill.errors import ExportError
 from dreamstill.evaluate import accuracy
 from dreamstill.export import export, load_exported
 from dreamstill.images import load_images
+from dreamstill.links import Int8Link, check_links
 from dreamstill.nets.seeded import seeded
 from dreamstill.run import TeacherFile, open_from
 from dreamstill.synthesis import open_synthesizer
 from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
 from dreamstill.tasks.int8 import Backend, Method, export_int8, range_of
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Teacher, open_teacher
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,26 @@ def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     teacher = toys.cnn_teacher()
     with pytest.raises(ExportError, match=r"unknown format 'tflite'"):
         export_int8(teacher.module, teacher.spec, torch.zeros(2), tmp_path / "net.tflite")
+
+
+class Volume(nn.Module):
+    """A convolution over rows, columns and one plane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv3d(1, 2, (1, 3, 3)), nn.Linear(2, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.conv(x[:, :, None]).relu().mean((2, 3, 4)))
+        return logits
+
+
+def test_a_layer_without_int8_kernels_is_named_before_any_work(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+    with pytest.raises(ExportError, match="conv is a Conv3d, which ExecuTorch's int8 kernels lack"):
+        export_int8(Volume(), toys.SPEC, images, tmp_path / "m.pte")
+    teacher = open_teacher(Volume(), toys.SPEC)
+    link = Link(task="int8", settings=Int8Link(formats=("onnx", "pte")))
+    with pytest.raises(ExportError, match="conv is a Conv3d"):
+        check_links([link], teacher.module, teacher)
+    assert not list(tmp_path.iterdir())

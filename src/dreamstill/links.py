@@ -20,7 +20,13 @@ from dreamstill.tasks.factorize import FactorizeSettings, factorize
 from dreamstill.tasks.finetune import finetune
 from dreamstill.tasks.graph import fold_batch_norm, map_modules
 from dreamstill.tasks.inherit import inherit
-from dreamstill.tasks.int8 import Backend, Method, check_int8_formats, export_int8
+from dreamstill.tasks.int8 import (
+    Backend,
+    Method,
+    check_int8_formats,
+    check_int8_layers,
+    export_int8,
+)
 from dreamstill.tasks.merge import MergeSettings, check_mergeable, merge
 from dreamstill.tasks.pack import PackSettings, pack, weights_of
 from dreamstill.tasks.packed import load_packed, save_packed
@@ -309,7 +315,7 @@ def check_links(links: Sequence[Any], model: nn.Module, teacher: Teacher) -> Non
         teacher: of the chain.
 
     Raises:
-        SettingsError, TeacherError: what the first link that cannot would raise.
+        SettingsError, TeacherError, ExportError: what the first link that cannot would raise.
 
     """
     untouched = True
@@ -323,6 +329,8 @@ def check_links(links: Sequence[Any], model: nn.Module, teacher: Teacher) -> Non
             check_importance(model, link.settings)
             if untouched:  # another link before it decides how much is left to go
                 check_prunable(copy_network(model), teacher, link.settings)
+        elif link.task == "int8":
+            check_int8_layers(model, link.settings.formats)
         elif link.task == "merge":
             check_mergeable(fold_batch_norm(model), link.settings)
         untouched &= link.task == "distill"

@@ -40,7 +40,14 @@ from dreamstill.reading import StrPath
 from dreamstill.settings import from_plain
 from dreamstill.teacher import InputSpec
 
-__all__ = ["Backend", "Int8Record", "Method", "check_int8_formats", "export_int8"]
+__all__ = [
+    "Backend",
+    "Int8Record",
+    "Method",
+    "check_int8_formats",
+    "check_int8_layers",
+    "export_int8",
+]
 
 
 class Backend(StrEnum):
@@ -83,6 +90,18 @@ def check_int8_formats(names: Iterable[str]) -> None:
         raise ExportError("no torchao: pip install 'dreamstill[quantize]'")
 
 
+def check_int8_layers(model: nn.Module, names: Iterable[str]) -> None:
+    """ExportError for a layer that a format's int8 kernels lack."""
+    if "pte" not in names:
+        return
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+            raise ExportError(
+                f"{name} is a {type(layer).__name__}, which ExecuTorch's int8 kernels lack: leave "
+                "pte out of the formats, or export the floats"
+            )
+
+
 @rng_kept()  # exporters draw from the global generator
 def export_int8(
     model: nn.Module,
@@ -113,6 +132,7 @@ def export_int8(
     chosen: Method | None = from_plain(Method | None, method, "method")
     kernels: Backend = from_plain(Backend, backend, "backend")
     check_int8_formats([path.suffix[1:]])
+    check_int8_layers(model, [path.suffix[1:]])
     images = some_of(images, 1024)
     half = max(1, len(images) // 2)
     calibration, compared = images[:half], images[-half:]
