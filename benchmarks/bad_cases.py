@@ -23,15 +23,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dreamstill import cli
-from dreamstill.export import load_exported
-from dreamstill.images import load_images, load_unlabelled
-from dreamstill.metadata import load_metadata
-from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.pack import PackSettings, pack
-from dreamstill.tasks.packed import load_packed, save_packed
-from dreamstill.teacher import InputSpec, Teacher, load_weights, open_teacher, read_card
+from dreamstill.cli import main as cli
+from dreamstill.compression.deep_compression.file_format import load_packed, save_packed
+from dreamstill.compression.deep_compression.pack import PackSettings, pack
+from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.exporters.formats import load_exported
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.card import read_card
+from dreamstill.loaders.state_dict import load_weights
+from dreamstill.nn.seeded import seeded
+from dreamstill.synthesis.activation_statistics import load_metadata
+from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = [
     "CARD",

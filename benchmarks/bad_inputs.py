@@ -38,15 +38,16 @@ from benchmarks.bad_cases import (
     record_cases,
 )
 from benchmarks.bad_values import card_cases, number_cases, path_cases, toml_cases, weight_cases
-from dreamstill import cli
+from dreamstill.cli import main as cli
+from dreamstill.compression.deep_compression.file_format import load_packed
+from dreamstill.config import read_plain
+from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import DreamstillError
-from dreamstill.export import load_exported
-from dreamstill.images import load_images, load_unlabelled
-from dreamstill.metadata import load_metadata
-from dreamstill.run import TeacherFile, open_from
-from dreamstill.settings import read_plain
-from dreamstill.tasks.packed import load_packed
-from dreamstill.teacher import load_module, read_card
+from dreamstill.exporters.formats import load_exported
+from dreamstill.loaders.card import read_card
+from dreamstill.loaders.state_dict import load_module
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.synthesis.activation_statistics import load_metadata
 
 LONGEST, SECONDS, PROCESSES = 400, 10.0, 10
 
@@ -127,7 +128,7 @@ def answer(what: What) -> Answer:
 def as_process(what: What) -> Answer:
     """Run a command as a process of its own; what counts is its time on a processor."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "dreamstill.cli", *what]  # type: ignore[misc]
+    command = [sys.executable, "-m", "dreamstill.cli.main", *what]  # type: ignore[misc]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.bad_cases import CARD, FACTORY, Case, Good, Put, What, net
-from dreamstill.links import TASKS
-from dreamstill.run import TeacherFile
-from dreamstill.synthesis import METHODS
-from dreamstill.tasks.continual import ContinualSettings
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.continual.learning import ContinualSettings
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.loaders.teacher_file import TeacherFile
+from dreamstill.pipelines.stages import TASKS
+from dreamstill.synthesis.registry import METHODS
 
 __all__ = ["card_cases", "number_cases", "path_cases", "toml_cases", "weight_cases"]
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from benchmarks.compress import source_images
 from benchmarks.protocol import made_rows, mean_and_std
-from dreamstill.chain import read_chain, run_chain
-from dreamstill.files import save_arrays
-from dreamstill.folder import environment
-from dreamstill.reading import read_toml
-from dreamstill.run import TeacherFile, open_from, settle_process
+from dreamstill.files.reading import read_toml
+from dreamstill.files.writing import save_arrays
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
 
 CHAIN = Path(__file__).with_suffix(".toml")
 SOURCES = ("ours", "real", "noise")

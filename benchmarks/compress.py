@@ -25,18 +25,20 @@ import numpy as np
 import torch
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
-from dreamstill.chain import read_chain, run_chain
-from dreamstill.evaluate import accuracy, answers, measure_latency, measure_size
-from dreamstill.export import RUNTIMES, export, load_exported
-from dreamstill.folder import environment
-from dreamstill.images import load_images
-from dreamstill.run import TeacherFile, open_from, settle_process
-from dreamstill.settings import to_plain
-from dreamstill.sources import draw_images
-from dreamstill.synthesis.drawings import CLOTHES, Drawing
-from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.config import to_plain
+from dreamstill.data.images import load_images
+from dreamstill.evaluation import accuracy, answers
+from dreamstill.exporters.formats import RUNTIMES, export, load_exported
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.pipelines.synthesize import draw_images
+from dreamstill.profiling import measure_latency, measure_size
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinSettings, Scheme
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.random_shapes import CLOTHES, Drawing
 from dreamstill.teacher import Teacher
 
 DATA = {

@@ -30,21 +30,22 @@ from torch import Tensor, nn
 from benchmarks.compress import synthesizers
 from benchmarks.protocol import made_rows, mean_and_std
 from benchmarks.resnets import SPEC, THINGS
-from dreamstill.evaluate import accuracy, predict
-from dreamstill.folder import environment
-from dreamstill.images import load_images
-from dreamstill.nets.lenet import LeNet5
-from dreamstill.nets.resnet_cifar import ResNetCifar
-from dreamstill.nets.seeded import seeded
-from dreamstill.run import settle_process
-from dreamstill.settings import to_plain
-from dreamstill.sources import draw_images
-from dreamstill.synthesis.abd import AbdSettings
-from dreamstill.synthesis.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.drawings import CLOTHES, Drawing
-from dreamstill.synthesis.pixels import Start
-from dreamstill.tasks.continual import ContinualSettings, Recipe, average_and_forgetting, learn
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.config import to_plain
+from dreamstill.continual.learning import ContinualSettings, Recipe, average_and_forgetting, learn
+from dreamstill.data.images import load_images
+from dreamstill.evaluation import accuracy, predict
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.lenet import LeNet5
+from dreamstill.nn.resnet_cifar import ResNetCifar
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.pipelines.synthesize import draw_images
+from dreamstill.synthesis.methods.abd import AbdSettings
+from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.pixel_optimization import Start
+from dreamstill.synthesis.random_shapes import CLOTHES, Drawing
+from dreamstill.teacher import Teacher, open_teacher
 
 SPECS = {
     "mnist": InputSpec(shape=(1, 28, 28), mean=(0.1306,), std=(0.3081,)),

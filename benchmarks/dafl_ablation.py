@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.protocol import Row, main
 from benchmarks.studies import SCHEDULE, SHAKE, WIDTHS, study
-from dreamstill.synthesis.dafl import MNIST
+from dreamstill.synthesis.methods.dafl import MNIST
 
 LOSSES = ("one_hot", "information_entropy", "activation")
 SETTINGS = replace(MNIST, batch_size=128, widths=WIDTHS, lr=0.02)

@@ -10,10 +10,10 @@ of 5,000 training images, in place of 69.
 from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis.dafl import MNIST
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.synthesis.methods.dafl import MNIST
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
 
 SCHEDULE = DistillSettings(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.1, rotate=15, scale=0.15, noise=0.2, mix=True)
@@ -22,7 +22,7 @@ BENCHMARK = Benchmark(
     name="dafl_hinton_mnist",
     data="mnist",
     teacher="hinton_mnist",
-    student="dreamstill.nets.mlp:hinton_net_small",
+    student="dreamstill.nn.mlp:hinton_net_small",
     rows={
         "dafl": Row(
             method="dafl",

@@ -14,8 +14,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from benchmarks.resnets import SPEC, open_resnet
-from dreamstill.evaluate import accuracy, predict
-from dreamstill.images import load_images
+from dreamstill.data.images import load_images
+from dreamstill.evaluation import accuracy, predict
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     teacher = open_resnet(args.weights, args.depth)
     x, y = load_images(args.data / "cifar10.npz", SPEC, 10)
     card = {
-        "factory": f"dreamstill.nets.resnet_cifar:resnet{args.depth}",
+        "factory": f"dreamstill.nn.resnet_cifar:resnet{args.depth}",
         "shape": SPEC.shape,
         "mean": SPEC.mean,
         "std": SPEC.std,

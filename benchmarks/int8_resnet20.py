@@ -11,9 +11,10 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.resnets import SPEC, open_study, source_images
-from dreamstill.evaluate import answers, measure_latency
-from dreamstill.export import export, load_exported
-from dreamstill.tasks.int8 import export_int8
+from dreamstill.evaluation import answers
+from dreamstill.exporters.formats import export, load_exported
+from dreamstill.exporters.int8 import export_int8
+from dreamstill.profiling import measure_latency
 
 NUM_IMAGES = 1024
 FP32 = (("onnx", "onnxruntime"), ("pt2", "PyTorch"), ("pte", "ExecuTorch"))

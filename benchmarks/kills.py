@@ -30,18 +30,21 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from dreamstill import main_job
-from dreamstill.chain import read_chain, run_chain
+import dreamstill
+from dreamstill.continual.learning import ContinualSettings
+from dreamstill.data.images import load_images
+from dreamstill.distillation.config import DistillSettings
 from dreamstill.errors import DreamstillError
-from dreamstill.files import write_json
-from dreamstill.folder import environment
-from dreamstill.images import load_images
-from dreamstill.learning import Learning, learn_classes
-from dreamstill.metadata import record_metadata
-from dreamstill.run import Job, TeacherFile, distill, open_from, settle_process
-from dreamstill.synthesis import METHODS, needs_student
-from dreamstill.tasks.continual import ContinualSettings
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.files.writing import write_json
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.continual import Learning, learn_classes
+from dreamstill.pipelines.distill import Job, distill
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.pipelines.synthesize import synthesize
+from dreamstill.synthesis.activation_statistics import record_metadata
+from dreamstill.synthesis.registry import METHODS, needs_student
 
 __all__ = ["Case", "cases", "killed", "killed_and_resumed", "two_at_once"]
 
@@ -61,7 +64,7 @@ STUDENT = DistillSettings(
 )
 TUNE = {"steps": 6, "batch_size": 16, "held_out": 16, "judge_every": 3}
 LINKS = [
-    {"task": "distill", "student": "dreamstill.nets.lenet:lenet5_half_bn", "training": TUNE},
+    {"task": "distill", "student": "dreamstill.nn.lenet:lenet5_half_bn", "training": TUNE},
     {"task": "prune", "keep": 0.8, "rounds": 2, "finetune": TUNE},
     {"task": "int8"},
     {"task": "pack", "rounds": 1, "finetune": TUNE},
@@ -96,7 +99,7 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
     for method in METHODS:
         job = Job(
             teacher=teacher,
-            student="dreamstill.nets.lenet:lenet5_half_bn",
+            student="dreamstill.nn.lenet:lenet5_half_bn",
             method=method,
             synthesis=small(method, file=str(folder / "metadata.safetensors")),
             distill=STUDENT,
@@ -108,7 +111,7 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
         )
         if not needs_student(method, job.synthesis):
             found[f"synthesize, {method}"] = Case(
-                lambda at, resume, job=job: main_job.synthesize(at, job, 100, resume=resume),  # type: ignore[misc]
+                lambda at, resume, job=job: synthesize(at, job, 100, resume=resume),  # type: ignore[misc]
                 arrays_of,
             )
     plain = {"teacher": {"weights": str(weights)}, "num_images": 128, "link": LINKS}
@@ -134,7 +137,7 @@ def prepare(weights: Path, folder: Path) -> None:
     x = rng.integers(0, 256, (64, 1, 28, 28), np.uint8)
     np.savez(folder / "new.npz", x=x, y=np.arange(64) % 2 + 10)
     teacher = open_from(TeacherFile(weights=str(weights)))
-    digits = Path(main_job.__file__).parent / "assets" / "digits.npz"
+    digits = Path(dreamstill.__file__).parent / "assets" / "digits.npz"
     images, _ = load_images(digits, teacher.spec, teacher.num_classes)
     record_metadata(teacher, images, folder / "metadata.safetensors")
 

@@ -20,16 +20,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dreamstill.evaluate import accuracy, agreement, predict
-from dreamstill.folder import environment
-from dreamstill.images import load_images
+from dreamstill.data.images import load_images
+from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.distillation.finetune import finetune
+from dreamstill.evaluation import accuracy, agreement, predict
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.losses import logits as losses
-from dreamstill.run import TeacherFile, open_from, open_student, settle_process
-from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.transfer import Transfer
+from dreamstill.pipelines.distill import open_student
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.registry import open_synthesizer
 
 NAMES = {
     Transfer.KL: "forward KL",
@@ -119,7 +120,7 @@ def main() -> None:
         runs = []
         for seed in range(3):
             rng = torch.Generator().manual_seed(seed)
-            student = open_student("dreamstill.nets.lenet:lenet5_half", teacher, rng)
+            student = open_student("dreamstill.nn.lenet:lenet5_half", teacher, rng)
             student = finetune(teacher, student, images, settings, rng=rng, pretrained=False)
             real, dreamt = (predict(student, teacher.spec, shown) for shown in (x, images))
             runs.append(

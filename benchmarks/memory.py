@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dreamstill import cli
-from dreamstill.files import write_json
-from dreamstill.folder import environment
-from dreamstill.nets.seeded import seeded
+from dreamstill.cli import main as cli
+from dreamstill.files.writing import write_json
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.run_directory import environment
 
 __all__ = ["ALLOWED", "METHODS", "measured", "small"]
 

@@ -20,17 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.protocol import mean_and_std, training_images
-from dreamstill.evaluate import accuracy, predict
-from dreamstill.folder import environment
-from dreamstill.images import load_images
-from dreamstill.nets.mlp import HintonNet, hinton_net
-from dreamstill.nets.seeded import seeded
-from dreamstill.run import settle_process
-from dreamstill.sources import draw_images
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.merge import MergeSettings, merge
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.compression.merge import MergeSettings, merge
+from dreamstill.data.images import load_images
+from dreamstill.evaluation import accuracy, predict
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.mlp import HintonNet, hinton_net
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.pipelines.synthesize import draw_images
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.1306,), std=(0.3081,))
 REMOVED = (0.0, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95)

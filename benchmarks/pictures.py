@@ -22,11 +22,13 @@ from benchmarks.protocol import Row, open_row, training_images
 from benchmarks.reference_cifar10_resnet import BENCHMARK as CIFAR10
 from benchmarks.reference_fashion_mnist import BENCHMARK as FASHION
 from benchmarks.reference_mnist import BENCHMARK as MNIST
-from dreamstill.evaluate import predict
-from dreamstill.pool import Pool
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.distillation.trainer import Distillation
+from dreamstill.evaluation import predict
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.distill import open_student
+from dreamstill.pipelines.process import settle_process
 from dreamstill.report.figures import class_rows
-from dreamstill.run import TeacherFile, open_from, open_student, settle_process
-from dreamstill.tasks.distill import Distillation
 from dreamstill.teacher import Teacher
 
 BENCHMARKS = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}

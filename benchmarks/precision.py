@@ -17,19 +17,23 @@ from typing import Any
 
 import torch
 
-from dreamstill.folder import environment
-from dreamstill.nets.lenet import lenet5_bn
-from dreamstill.nets.resnet_cifar import resnet20, resnet56
-from dreamstill.pool import Pool, StoredImages
-from dreamstill.run import open_student, settle_process
-from dreamstill.synthesis.drawings import Drawing, structured_images
-from dreamstill.tasks.distill import Distillation, DistillSettings
-from dreamstill.teacher import InputSpec, Precision, open_teacher
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.data.stored_images import StoredImages
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.trainer import Distillation
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.lenet import lenet5_bn
+from dreamstill.nn.resnet_cifar import resnet20, resnet56
+from dreamstill.pipelines.distill import open_student
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.synthesis.random_shapes import Drawing, structured_images
+from dreamstill.teacher import Precision, open_teacher
 
 PAIRS = {
-    "LeNet-5-BN to its half": (lenet5_bn, "dreamstill.nets.lenet:lenet5_half_bn", (1, 28, 28)),
-    "ResNet-20 to its half": (resnet20, "dreamstill.nets.resnet_cifar:resnet20_half", (3, 32, 32)),
-    "ResNet-56 to ResNet-20": (resnet56, "dreamstill.nets.resnet_cifar:resnet20", (3, 32, 32)),
+    "LeNet-5-BN to its half": (lenet5_bn, "dreamstill.nn.lenet:lenet5_half_bn", (1, 28, 28)),
+    "ResNet-20 to its half": (resnet20, "dreamstill.nn.resnet_cifar:resnet20_half", (3, 32, 32)),
+    "ResNet-56 to ResNet-20": (resnet56, "dreamstill.nn.resnet_cifar:resnet20", (3, 32, 32)),
 }
 SETTINGS = DistillSettings(steps=10**6, batch_size=64, held_out=64, judge_every=10**6)
 STEPS = 20

@@ -22,19 +22,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dreamstill.evaluate import accuracy, agreement, predict
-from dreamstill.folder import environment
-from dreamstill.images import load_images
-from dreamstill.metadata import Kind, record_metadata
-from dreamstill.pool import Augmentation, Pool, StoredImages
-from dreamstill.run import TeacherFile, open_from, open_student, settle_process
-from dreamstill.settings import to_plain
-from dreamstill.synthesis import Synthesizer, open_synthesizer
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import Distillation, DistillSettings
-from dreamstill.tasks.inherit import inherit
-from dreamstill.teacher import InputSpec, Precision, Teacher
+from dreamstill.config import to_plain
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.images import load_images
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.data.stored_images import StoredImages
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.evaluation import accuracy, agreement, predict
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.distill import open_student
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.synthesis.activation_statistics import Kind, record_metadata
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.registry import Synthesizer, open_synthesizer
+from dreamstill.teacher import Precision, Teacher
 
 __all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "mean_and_std", "training_images"]
 

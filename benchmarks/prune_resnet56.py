@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
-from dreamstill.evaluate import predict
-from dreamstill.pool import Augmentation
-from dreamstill.settings import to_plain
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.prune import PruneSettings, prune
-from dreamstill.tasks.transfer import Transfer
+from dreamstill.compression.prune import PruneSettings, prune
+from dreamstill.config import to_plain
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.evaluation import predict
 from dreamstill.teacher import Precision
 
 TUNE = DistillSettings(

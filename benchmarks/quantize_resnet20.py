@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
-from dreamstill.evaluate import predict
-from dreamstill.pool import Augmentation
-from dreamstill.settings import to_plain
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.quantize import QuantizeSettings, quantize, quantize_without_inputs
-from dreamstill.tasks.transfer import Transfer
+from dreamstill.compression.quantization.quantize import (
+    QuantizeSettings,
+    quantize,
+    quantize_without_inputs,
+)
+from dreamstill.config import to_plain
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.evaluation import predict
 
 TUNE = DistillSettings(
     steps=400,

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from benchmarks.protocol import Row, main
 from benchmarks.studies import SCHEDULE, SHAKE, WIDTHS, study
-from dreamstill.synthesis import dafl, rdskd
+from dreamstill.synthesis.methods import dafl, rdskd
 
 SCALES = ((1.0, 1.0), (0.2, 1.0), (5.0, 1.0), (1.0, 0.2), (1.0, 5.0))
 DAFL = replace(dafl.MNIST, batch_size=128, widths=WIDTHS, lr=0.02)

@@ -21,22 +21,21 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors
-from dreamstill.metadata import Kind
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis.abd import AbdSettings
-from dreamstill.synthesis.dafl import DaflSettings
-from dreamstill.synthesis.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.dfad import DfadSettings
-from dreamstill.synthesis.drawings import Drawing
-from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
-from dreamstill.synthesis.metadata import MetadataSettings
-from dreamstill.synthesis.pixels import Start
-from dreamstill.synthesis.rdskd import RdskdSettings
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.zskd import ZskdSettings
-from dreamstill.synthesis.zskt import ZsktSettings
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.transfer import Transfer
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.synthesis.activation_statistics import Kind
+from dreamstill.synthesis.methods.abd import AbdSettings
+from dreamstill.synthesis.methods.dafl import DaflSettings
+from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.dfad import DfadSettings
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinSettings, Scheme
+from dreamstill.synthesis.methods.metadata import MetadataSettings
+from dreamstill.synthesis.methods.rdskd import RdskdSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.methods.zskt import ZsktSettings
+from dreamstill.synthesis.pixel_optimization import Start
+from dreamstill.synthesis.random_shapes import Drawing
 
 __all__ = ["reference"]
 

@@ -16,17 +16,16 @@ from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 from benchmarks.resnets import THINGS
-from dreamstill.metadata import Kind
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd, zskt
-from dreamstill.synthesis.abd import AbdSettings
-from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings
-from dreamstill.synthesis.metadata import MetadataSettings
-from dreamstill.synthesis.pixels import Start
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.zskd import ZskdSettings
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.transfer import Transfer
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.synthesis.activation_statistics import Kind
+from dreamstill.synthesis.methods import dafl, deepinversion, dfad, rdskd, zskt
+from dreamstill.synthesis.methods.abd import AbdSettings
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinSettings
+from dreamstill.synthesis.methods.metadata import MetadataSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.pixel_optimization import Start
 from dreamstill.teacher import Precision
 
 SCHEDULE = DistillSettings(steps=1000, batch_size=64, lr=3e-3, judge_every=250, held_out=512)
@@ -78,7 +77,7 @@ BENCHMARK = Benchmark(
     name="reference_cifar10_resnet",
     data="cifar10",
     teacher="resnet20",
-    student="dreamstill.nets.resnet_cifar:resnet20_half",
+    student="dreamstill.nn.resnet_cifar:resnet20_half",
     precision=Precision.BFLOAT16,
     rows={
         **FLOORS,

@@ -22,7 +22,7 @@ BENCHMARK = replace(
     RESNET20,
     name="reference_cifar10_resnet56",
     teacher="resnet56",
-    student="dreamstill.nets.resnet_cifar:resnet20",
+    student="dreamstill.nn.resnet_cifar:resnet20",
     rows={name: RESNET20.rows[name] for name in ROWS},
 )
 

@@ -2,7 +2,7 @@
 
     python recipes/train_teacher.py FOLDER/fashion_mnist.npz
         TEACHERS/hinton_fashion_mnist.safetensors
-        --factory dreamstill.nets.mlp:hinton_net --epochs 10 --shift 0    (in one line)
+        --factory dreamstill.nn.mlp:hinton_net --epochs 10 --shift 0    (in one line)
     python -m benchmarks.reference_fashion_mnist_hinton --data FOLDER --teachers TEACHERS
 
 The teacher has 2.4 M parameters and is not in the repository.
@@ -10,13 +10,13 @@ The teacher has 2.4 M parameters and is not in the repository.
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.drawings import CLOTHES
+from dreamstill.synthesis.random_shapes import CLOTHES
 
 BENCHMARK = reference(
     "reference_fashion_mnist_hinton",
     "fashion_mnist",
     "hinton_fashion_mnist",
-    "dreamstill.nets.mlp:hinton_net_small",
+    "dreamstill.nn.mlp:hinton_net_small",
     unrelated="mnist",
     drawing=CLOTHES,
     flip=True,

@@ -2,13 +2,13 @@
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.drawings import CLOTHES
+from dreamstill.synthesis.random_shapes import CLOTHES
 
 BENCHMARK = reference(
     "reference_fashion_mnist_lenet5",
     "fashion_mnist",
     "lenet5_fashion_mnist",
-    "dreamstill.nets.lenet:lenet5_half",
+    "dreamstill.nn.lenet:lenet5_half",
     unrelated="mnist",
     drawing=CLOTHES,
     flip=True,

@@ -2,13 +2,13 @@
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.random_shapes import Drawing
 
 BENCHMARK = reference(
     "reference_mnist",
     "mnist",
     "lenet5_bn_mnist",
-    "dreamstill.nets.lenet:lenet5_half_bn",
+    "dreamstill.nn.lenet:lenet5_half_bn",
     unrelated="usps",
     drawing=Drawing(),
     flip=False,

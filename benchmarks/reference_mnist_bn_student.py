@@ -8,7 +8,7 @@ from benchmarks.protocol import main
 BENCHMARK = replace(
     reference_mnist_lenet5.BENCHMARK,
     name="reference_mnist_bn_student",
-    student="dreamstill.nets.lenet:lenet5_half_bn",
+    student="dreamstill.nn.lenet:lenet5_half_bn",
     published={},
 )
 

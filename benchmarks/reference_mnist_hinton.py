@@ -1,7 +1,7 @@
 """Methods on MNIST from Hinton's MLP, 784-1200-1200-10, to 784-800-800-10: see `reference`.
 
     python recipes/train_teacher.py FOLDER/mnist.npz TEACHERS/hinton_mnist.safetensors
-        --factory dreamstill.nets.mlp:hinton_net --epochs 10    (in one line)
+        --factory dreamstill.nn.mlp:hinton_net --epochs 10    (in one line)
     python -m benchmarks.reference_mnist_hinton --data FOLDER --teachers TEACHERS
 
 The teacher has 2.4 M parameters and is not in the repository. The rows "reconstructed" are of
@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.drawings import Drawing
+from dreamstill.synthesis.random_shapes import Drawing
 
 RANDOM = reference(
     "reference_mnist_hinton",
     "mnist",
     "hinton_mnist",
-    "dreamstill.nets.mlp:hinton_net_small",
+    "dreamstill.nn.mlp:hinton_net_small",
     unrelated="usps",
     drawing=Drawing(),
     flip=False,

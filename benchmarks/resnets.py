@@ -20,19 +20,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.protocol import made_rows, mean_and_std, training_images
-from dreamstill.evaluate import accuracy, agreement, predict
-from dreamstill.folder import environment
-from dreamstill.images import load_images
-from dreamstill.run import settle_process
-from dreamstill.settings import to_plain
-from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.deepinversion import CIFAR10
-from dreamstill.synthesis.drawings import SCENES, Drawing
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.pixels import Start
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.transfer import Transfer
-from dreamstill.teacher import InputSpec, Teacher, load_module, open_teacher
+from dreamstill.config import to_plain
+from dreamstill.data.images import load_images
+from dreamstill.distillation.config import Transfer
+from dreamstill.evaluation import accuracy, agreement, predict
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.state_dict import load_module
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.synthesis.methods.deepinversion import CIFAR10
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.pixel_optimization import Start
+from dreamstill.synthesis.random_shapes import SCENES, Drawing
+from dreamstill.synthesis.registry import open_synthesizer
+from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = [
     "BY_LOGITS",
@@ -68,7 +70,7 @@ SOURCES: dict[str, tuple[str, Any]] = {
 
 def open_resnet(path: Path, depth: int) -> Teacher:
     """The independent weights of a ResNet of 20 or 56 layers."""
-    return open_teacher(load_module(f"dreamstill.nets.resnet_cifar:resnet{depth}", path), SPEC)
+    return open_teacher(load_module(f"dreamstill.nn.resnet_cifar:resnet{depth}", path), SPEC)
 
 
 def source_images(source: str, teacher: Teacher, data: Path, num_images: int, seed: int) -> Tensor:

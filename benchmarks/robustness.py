@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamstill.evaluate import accuracy
-from dreamstill.folder import environment
-from dreamstill.images import load_images
-from dreamstill.run import TeacherFile, open_from, settle_process
+from dreamstill.data.images import load_images
+from dreamstill.evaluation import accuracy
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.run_directory import environment
 from dreamstill.teacher import Teacher
 
 NUM_IMAGES = 2000

@@ -1,9 +1,9 @@
 """What the studies of single methods share: LeNet-5 as the teacher on MNIST, 1,500 steps."""
 
 from benchmarks.protocol import Benchmark, Row, floors
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
 
 __all__ = ["SCHEDULE", "SHAKE", "WIDTHS", "study"]
 
@@ -20,7 +20,7 @@ def study(
         name=name,
         data="mnist",
         teacher="lenet5_mnist",
-        student=f"dreamstill.nets.lenet:{student}",
+        student=f"dreamstill.nn.lenet:{student}",
         rows=rows | floors(SCHEDULE, StructuredNoiseSettings()),
         published=published,
     )

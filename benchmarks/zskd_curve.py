@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.protocol import Row, main
 from benchmarks.studies import SCHEDULE, study
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis.zskd import ZskdSettings
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.synthesis.methods.zskd import ZskdSettings
 
 SIZES = (500, 1000, 2000, 4000, 8000, 16000)
 IMPRESSIONS = ZskdSettings(rescale_rows=False, steps=60, batch_size=500)

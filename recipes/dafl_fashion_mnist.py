@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis.dafl import MNIST
-from dreamstill.synthesis.drawings import CLOTHES
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.synthesis.methods.dafl import MNIST
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.random_shapes import CLOTHES
 
 SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
@@ -23,7 +23,7 @@ BENCHMARK = Benchmark(
     name="dafl_fashion_mnist",
     data="fashion_mnist",
     teacher="lenet5_fashion_mnist",
-    student="dreamstill.nets.lenet:lenet5_half",
+    student="dreamstill.nn.lenet:lenet5_half",
     rows={
         "dafl": Row(
             method="dafl",

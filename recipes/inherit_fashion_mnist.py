@@ -8,8 +8,8 @@ it: `clothes` is drawn as clothes are, `clothes, mined` also prefers what the st
 
 from benchmarks.protocol import Benchmark, floors, main
 
-from dreamstill.synthesis.drawings import CLOTHES
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.random_shapes import CLOTHES
 from recipes import zskd_fashion_mnist
 from recipes.inherit_mnist import SCHEDULE, drawn, inheriting, with_inherited
 
@@ -17,7 +17,7 @@ BENCHMARK = Benchmark(
     name="inherit_fashion_mnist",
     data="fashion_mnist",
     teacher="lenet5_fashion_mnist",
-    student="dreamstill.nets.lenet:lenet5_half",
+    student="dreamstill.nn.lenet:lenet5_half",
     rows=with_inherited(
         floors(SCHEDULE, StructuredNoiseSettings())
         | {

@@ -15,10 +15,9 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.synthesis.drawings import CLOTHES
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.transfer import Transfer
+from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.random_shapes import CLOTHES
 from recipes import dafl_mnist, zskd_mnist
 
 SCHEDULE = DistillSettings(steps=2000, batch_size=64, lr=3e-3, judge_every=500)
@@ -67,7 +66,7 @@ BENCHMARK = Benchmark(
     name="inherit_mnist",
     data="mnist",
     teacher="lenet5_mnist",
-    student="dreamstill.nets.lenet:lenet5_half",
+    student="dreamstill.nn.lenet:lenet5_half",
     rows=with_inherited(
         floors(SCHEDULE, StructuredNoiseSettings())
         | {"clothes": drawn(StructuredNoiseSettings(drawing=CLOTHES))}

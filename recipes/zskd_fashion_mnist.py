@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis.drawings import CLOTHES
-from dreamstill.synthesis.pixels import Start
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.zskd import ZskdSettings
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.pixel_optimization import Start
+from dreamstill.synthesis.random_shapes import CLOTHES
 
 SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
 
@@ -34,7 +34,7 @@ BENCHMARK = Benchmark(
     name="zskd_fashion_mnist",
     data="fashion_mnist",
     teacher="lenet5_fashion_mnist",
-    student="dreamstill.nets.lenet:lenet5_half",
+    student="dreamstill.nn.lenet:lenet5_half",
     rows={
         "zskd from structured noise": Row(
             method="zskd",

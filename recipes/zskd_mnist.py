@@ -16,11 +16,11 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.pool import Augmentation
-from dreamstill.synthesis.pixels import Start
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.zskd import ZskdSettings
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.data.augmentation import Augmentation
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.pixel_optimization import Start
 
 SCHEDULE = DistillSettings(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
@@ -40,7 +40,7 @@ BENCHMARK = Benchmark(
     name="zskd_mnist",
     data="mnist",
     teacher="lenet5_mnist",
-    student="dreamstill.nets.lenet:lenet5_half",
+    student="dreamstill.nn.lenet:lenet5_half",
     rows={
         "zskd": Row(
             method="zskd",

@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 
 import toys
-from dreamstill.synthesis import Batch
-from dreamstill.synthesis.balance import ClassMemory
-from dreamstill.synthesis.structured_noise import (
+from dreamstill.synthesis.class_balance import ClassMemory
+from dreamstill.synthesis.methods.structured_noise import (
     StructuredNoise,
     StructuredNoiseSettings,
     hardest_first,
 )
+from dreamstill.synthesis.registry import Batch
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -14,10 +14,10 @@ import pytest
 from benchmarks import compress, protocol
 from benchmarks.table import NOTES, lines_of, mean_and_spread, page, plain_lines, tables
 
-from dreamstill.settings import from_plain, to_plain
-from dreamstill.synthesis import method_settings, student_settings
-from dreamstill.synthesis.drawings import Drawing
-from dreamstill.tasks.distill import DistillSettings
+from dreamstill.config import from_plain, to_plain
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.registry import method_settings, student_settings
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*_*mnist.py"))

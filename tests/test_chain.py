@@ -14,23 +14,24 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import toys
-from dreamstill import cli
-from dreamstill.chain import read_chain, run_chain
+from dreamstill.cli import main as cli
+from dreamstill.cli.terminal import print_chain
+from dreamstill.compression.deep_compression.file_format import load_packed
+from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
+from dreamstill.config import to_plain
 from dreamstill.errors import DreamstillError, ExportError, RunError, SettingsError, TeacherError
-from dreamstill.export import load_exported
-from dreamstill.links import TASKS
-from dreamstill.nets.seeded import seeded
+from dreamstill.exporters.formats import load_exported
+from dreamstill.graph.batch_norm_folding import fold_batch_norm
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.factory import build
+from dreamstill.nn.quantized import QuantizedLayer
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.stages import TASKS
 from dreamstill.report.chain import largest, layer_figures, write_chain_report
-from dreamstill.settings import to_plain
-from dreamstill.synthesis.drawings import CLOTHES
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.zskd import ZskdSettings
-from dreamstill.tasks.graph import fold_batch_norm
-from dreamstill.tasks.layers import entering_quantized, weights_in
-from dreamstill.tasks.packed import load_packed
-from dreamstill.tasks.quantized import QuantizedLayer
-from dreamstill.teacher import InputSpec, build
-from dreamstill.terminal import print_chain
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.random_shapes import CLOTHES
 
 TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
 LINKS: list[dict[str, Any]] = [
@@ -57,9 +58,9 @@ def test_what_a_later_link_lacks_is_said_before_any_image_is_made(
     with pytest.raises(SettingsError, match="batch-norm cannot follow merge"):
         read_chain(plain | {"link": [{"task": "merge", "remove": 0.1}, by_scale]})
     weights = tmp_path / "lenet5.safetensors"
-    save_file(build("dreamstill.nets.lenet:lenet5").state_dict(), weights)
+    save_file(build("dreamstill.nn.lenet:lenet5").state_dict(), weights)
     spec = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]}
-    lenet = {"weights": str(weights), "factory": "dreamstill.nets.lenet:lenet5"} | spec
+    lenet = {"weights": str(weights), "factory": "dreamstill.nn.lenet:lenet5"} | spec
     links = [{"task": "factorize"}, by_scale]
     with pytest.raises(SettingsError, match=r"LeNet5 has none: take magnitude or taylor"):
         run_chain(tmp_path / "run", read_chain(plain | {"teacher": lenet, "link": links}))
@@ -122,10 +123,10 @@ def test_the_page_shows_what_each_link_did_to_the_layers(
 def test_a_page_of_merging_shows_the_curve_of_linear_layers(
     plain: dict[str, object], tmp_path: Path, *, linear: bool
 ) -> None:
-    save_file(build("dreamstill.nets.lenet:lenet5").state_dict(), tmp_path / "lenet5.safetensors")
+    save_file(build("dreamstill.nn.lenet:lenet5").state_dict(), tmp_path / "lenet5.safetensors")
     plain["teacher"] = {
         "weights": str(tmp_path / "lenet5.safetensors"),
-        "factory": "dreamstill.nets.lenet:lenet5",
+        "factory": "dreamstill.nn.lenet:lenet5",
         **{"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]},
     }
     merge = {"task": "merge", "layers": ["classifier.0" if linear else "features.0"]}
@@ -222,7 +223,7 @@ def test_a_chain_resumes_after_its_last_finished_link(
         return kind, counted
 
     counted = {task: counting(task) for task in TASKS}
-    monkeypatch.setattr("dreamstill.chain.TASKS", counted)
+    monkeypatch.setattr("dreamstill.pipelines.chain.TASKS", counted)
     with pytest.raises(KeyboardInterrupt):
         run_chain(tmp_path / "cut", chain)
     result = run_chain(tmp_path / "cut", chain, resume=True)
@@ -442,13 +443,13 @@ def test_what_was_learned_is_not_learned_again(
         raise ExportError("no such format")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dreamstill.learning.export", refuse)
+        patch.setattr("dreamstill.pipelines.continual.export", refuse)
         assert cli.main(arguments) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["not_exported"] == "no such format"
     assert "Not exported: no such format" in (tmp_path / "run" / "report.html").read_text()
     learned = (tmp_path / "run" / "network.safetensors").read_bytes()
-    monkeypatch.setattr("dreamstill.learning.learn", refuse)
+    monkeypatch.setattr("dreamstill.pipelines.continual.learn", refuse)
     assert cli.main([*arguments, "--resume"]) == 0
     assert (tmp_path / "run" / "network.safetensors").read_bytes() == learned
     given = torch.randn(3, 1, 8, 8)

@@ -17,11 +17,16 @@ import torch
 from safetensors.torch import save_file
 
 import toys
-from dreamstill import cli, main_job
-from dreamstill.arguments import parse
-from dreamstill.run import Job, TeacherFile
-from dreamstill.synthesis import METHODS, PRESETS
-from dreamstill.tasks.distill import DistillSettings, Progress, Transfer
+from dreamstill.cli import main as cli
+from dreamstill.cli.arguments import parse
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.trainer import Transfer
+from dreamstill.loaders.teacher_file import TeacherFile
+from dreamstill.pipelines import synthesize as synthesizing
+from dreamstill.pipelines.distill import Job
+from dreamstill.pipelines.synthesize import synthesize
+from dreamstill.progress import Progress
+from dreamstill.synthesis.registry import METHODS, PRESETS
 
 OWN_NETWORK = """
 import torch
@@ -168,7 +173,7 @@ def test_images_that_are_written_stay_when_their_picture_fails(
     def stop(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main_job, "draw_classes", stop)
+    monkeypatch.setattr(synthesizing, "draw_classes", stop)
     out = teacher.parent / "stopped"
     arguments = ["synthesize", "--teacher.weights", str(teacher), "--out", str(out)]
     assert cli.main([*arguments, "--num-images", "50"]) == 130
@@ -267,7 +272,7 @@ def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> No
         checkpoint_every=0.0,
     )
     whole, stopped = teacher.parent / "whole", teacher.parent / "stopped"
-    main_job.synthesize(whole, job, 60)
+    synthesize(whole, job, 60)
     done = 0
 
     def stop(progress: Progress) -> None:
@@ -278,10 +283,10 @@ def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> No
 
     for resume in (False, True):
         with contextlib.suppress(KeyboardInterrupt):
-            main_job.synthesize(stopped, job, 60, resume=resume, on_progress=stop)
+            synthesize(stopped, job, 60, resume=resume, on_progress=stop)
     assert done == 7 or method != "rdskd"
     if not (stopped / "images.npz").is_file():
-        main_job.synthesize(stopped, job, 60, resume=True)
+        synthesize(stopped, job, 60, resume=True)
     arrays = [np.load(folder / "images.npz") for folder in (whole, stopped)]
     for name in ("x", "y", "logits"):
         assert np.array_equal(arrays[0][name], arrays[1][name])
@@ -552,7 +557,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "missing card": (flags("--teacher.card", "absent.json"), "absent.json"),
     "student of other classes": (flags("--student", "own:net"), "cannot import"),
     "student that does not fit": (
-        flags("--student", "dreamstill.nets.lenet:lenet5_half"),
+        flags("--student", "dreamstill.nn.lenet:lenet5_half"),
         "does not run on inputs",
     ),
     "negative temperature": (flags("--distill.temperature", "-1"), "above 0; got -1.0"),
@@ -698,7 +703,11 @@ def test_a_network_beside_the_user_is_found(tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text(OWN_NETWORK)
     torch.save({}, tmp_path / "empty.pt")
     command = [
-        *(sys.executable, "-c", "import sys; sys.path.remove(''); from dreamstill import cli; "),
+        *(
+            sys.executable,
+            "-c",
+            "import sys; sys.path.remove(''); from dreamstill.cli import main as cli; ",
+        ),
         *("inspect", "--teacher.weights", "empty.pt", "--teacher.factory", "beside:big"),
         *("--teacher.shape", "1,40,24", "--teacher.range", "0,1"),
     ]
@@ -709,7 +718,7 @@ def test_a_network_beside_the_user_is_found(tmp_path: Path) -> None:
 
 def run_as_command(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dreamstill.cli", *arguments],
+        [sys.executable, "-m", "dreamstill.cli.main", *arguments],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
         capture_output=True,
         text=True,

@@ -15,28 +15,46 @@ from torch import Tensor, nn
 
 import dreamstill
 import toys
+from dreamstill.compression.deep_compression.file_format import (
+    from_gaps,
+    gaps_of,
+    load_packed,
+    save_packed,
+)
+from dreamstill.compression.deep_compression.pack import PackSettings, codebook_of, lamp_masks, pack
+from dreamstill.compression.factorization.factorize import FactorizeSettings, factorize
+from dreamstill.compression.factorization.factors import (
+    modes_by_responses,
+    modes_of,
+    split_convolution,
+)
+from dreamstill.compression.merge import MergeSettings, filter_partners, merge, merge_order
+from dreamstill.compression.prune import Importance, PruneSettings, Target, importance_of, prune
+from dreamstill.compression.quantization.quantize import (
+    QuantizeSettings,
+    quantize,
+    quantize_without_inputs,
+)
+from dreamstill.data.batch import Batch
+from dreamstill.data.images import load_images
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import DataError, ExportError, SettingsError, TeacherError
-from dreamstill.evaluate import accuracy, count_macs, predict
-from dreamstill.images import load_images
-from dreamstill.nets.lenet import lenet5, lenet5_bn
-from dreamstill.nets.resnet_cifar import resnet20
-from dreamstill.nets.seeded import seeded
-from dreamstill.pool import Pool
-from dreamstill.run import TeacherFile, open_from
-from dreamstill.sources import draw_images
-from dreamstill.synthesis.contract import Batch
-from dreamstill.tasks.distill import DistillSettings, Progress
-from dreamstill.tasks.factorize import FactorizeSettings, factorize
-from dreamstill.tasks.factors import modes_by_responses, modes_of, split_convolution
-from dreamstill.tasks.finetune import finetune
-from dreamstill.tasks.graph import fold_batch_norm, pairs, trace
-from dreamstill.tasks.merge import MergeSettings, filter_partners, merge, merge_order
-from dreamstill.tasks.pack import PackSettings, codebook_of, lamp_masks, pack
-from dreamstill.tasks.packed import from_gaps, gaps_of, load_packed, save_packed
-from dreamstill.tasks.prune import Importance, PruneSettings, Target, importance_of, prune
-from dreamstill.tasks.quantize import QuantizeSettings, quantize, quantize_without_inputs
-from dreamstill.tasks.quantized import QuantizedLayer
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.evaluation import accuracy, predict
+from dreamstill.graph.batch_norm_folding import fold_batch_norm
+from dreamstill.graph.layer_pairs import pairs
+from dreamstill.graph.tracing import trace
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.nn.lenet import lenet5, lenet5_bn
+from dreamstill.nn.quantized import QuantizedLayer
+from dreamstill.nn.resnet_cifar import resnet20
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.synthesize import draw_images
+from dreamstill.profiling import count_macs
+from dreamstill.progress import Progress
+from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
 
@@ -802,7 +820,7 @@ def test_pruning_says_which_of_the_teachers_channels_are_left(
         seen.append(inherited)
         return model
 
-    monkeypatch.setattr("dreamstill.tasks.prune.finetune", finetune)
+    monkeypatch.setattr("dreamstill.compression.prune.finetune", finetune)
     settings = PruneSettings(keep=0.5, rounds=rounds, reconstruct=0, finetune=quick())
     prune(teacher, images(8), settings, rng=rng(), model=teacher.module if given else None)
     assert len(seen) == rounds
@@ -818,7 +836,9 @@ def test_a_channel_costs_the_same_time_however_many_are_left(
         BNScaleImportance=None,
         GroupTaylorImportance=None,
     )
-    monkeypatch.setattr("dreamstill.tasks.prune.library", lambda: SimpleNamespace(importance=even))
+    monkeypatch.setattr(
+        "dreamstill.compression.prune.library", lambda: SimpleNamespace(importance=even)
+    )
     layer = nn.Conv2d(1, 8, 3)
     importance = importance_of(PruneSettings(latency=0.5), {layer: 8.0})
     for width in (8, 4):  # a second a channel, which is the mean: half of the score goes
@@ -836,7 +856,7 @@ def test_channels_of_a_slow_layer_go_first(monkeypatch: pytest.MonkeyPatch) -> N
             layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
             return {layer: 1.0 if name == slow else 1e-3 for name, layer in layers.items()}
 
-        monkeypatch.setattr("dreamstill.tasks.prune.layer_seconds", seconds)
+        monkeypatch.setattr("dreamstill.compression.prune.layer_seconds", seconds)
         settings = PruneSettings(
             keep=0.8, latency=1.0, importance=Importance.MAGNITUDE, rounds=1, finetune=quick()
         )
@@ -910,13 +930,13 @@ def packed(teacher: Teacher, **changes: Any) -> nn.Module:
 def test_a_packed_file_decodes_exactly_and_counts_all_of_it(tmp_path: Path) -> None:
     teacher = open_teacher(lenet(batch_norm=True), SPEC)
     model, path = packed(teacher), tmp_path / "net.packed"
-    size = save_packed(model, path, card={"factory": "dreamstill.nets.lenet:lenet5_bn"})
+    size = save_packed(model, path, card={"factory": "dreamstill.nn.lenet:lenet5_bn"})
     assert size == path.stat().st_size
     state, card = load_packed(path)
     plain = lenet5_bn()
     plain.load_state_dict(state)
     torch.testing.assert_close(plain.eval()(shown()), model(shown()))
-    assert card == {"factory": "dreamstill.nets.lenet:lenet5_bn"}
+    assert card == {"factory": "dreamstill.nn.lenet:lenet5_bn"}
     weights = [v for k, v in state.items() if v.ndim in (2, 4)]
     kept = sum(int((w != 0).sum()) for w in weights) / sum(w.numel() for w in weights)
     assert kept <= 0.105

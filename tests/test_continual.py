@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import toys
-from dreamstill.errors import DataError, TeacherError
-from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.continual import (
+from dreamstill.continual.learning import (
     ContinualSettings,
     Recipe,
     _abd_loss,
@@ -17,7 +15,10 @@ from dreamstill.tasks.continual import (
     grow,
     learn,
 )
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.errors import DataError, TeacherError
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.seeded import seeded
+from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = toys.SPEC
 

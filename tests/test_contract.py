@@ -13,22 +13,29 @@ from torch import Tensor
 
 import toys
 from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
+from dreamstill.input_spec import InputSpec
 from dreamstill.losses.diversity import sample_diversity
 from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import gaussian_smoothness
 from dreamstill.losses.statistics import batch_statistics, gaussian_kl
-from dreamstill.metadata import load_metadata, record_metadata
-from dreamstill.nets.seeded import seeded
-from dreamstill.synthesis import METHODS, Batch, Synthesizer, needs_student, open_synthesizer
-from dreamstill.synthesis.contract import Annealed
-from dreamstill.synthesis.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.drawings import CLOTHES, Drawing, structured_images
-from dreamstill.synthesis.knowledge_within import Scheme
-from dreamstill.synthesis.latent import LatentGenerator
-from dreamstill.synthesis.pixels import Start
+from dreamstill.nn.seeded import seeded
+from dreamstill.synthesis.activation_statistics import load_metadata, record_metadata
+from dreamstill.synthesis.base import Annealed
+from dreamstill.synthesis.generator import LatentGenerator
+from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.knowledge_within import Scheme
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.pixel_optimization import Start
 from dreamstill.synthesis.presets import PRESETS
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.teacher import InputSpec, Precision, Teacher, open_teacher
+from dreamstill.synthesis.random_shapes import CLOTHES, Drawing, structured_images
+from dreamstill.synthesis.registry import (
+    METHODS,
+    Batch,
+    Synthesizer,
+    needs_student,
+    open_synthesizer,
+)
+from dreamstill.teacher import Precision, Teacher, open_teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
@@ -407,7 +414,7 @@ def first_slope(name: str, shift: float, monkeypatch: pytest.MonkeyPatch) -> Slo
 
     monkeypatch.setattr(LatentGenerator, "step", step)
     if name in PIXELS:
-        monkeypatch.setattr(f"dreamstill.synthesis.{name}.optimize_pixels", pixels)
+        monkeypatch.setattr(f"dreamstill.synthesis.registry.{name}.optimize_pixels", pixels)
     else:
         weights = list(synthesizer.generator.module.parameters())  # type: ignore[attr-defined]
         along = [0.1 * torch.randn(w.shape, generator=rng) for w in weights]
@@ -427,7 +434,7 @@ def test_adaptive_deepinversion_gains_where_the_student_disagrees(
         found.append(objective(images).item())
         return images
 
-    monkeypatch.setattr("dreamstill.synthesis.deepinversion.optimize_pixels", once)
+    monkeypatch.setattr("dreamstill.synthesis.methods.deepinversion.optimize_pixels", once)
     other = toys.seeded_student().eval()
     for rival in (copy.deepcopy(teacher.module), other):
         batch = draw(make("deepinversion", teacher, competition=9e3, jitter=0, flip=False), rival)
@@ -480,7 +487,7 @@ def test_a_generator_plays_for_what_its_paper_says(
 @pytest.fixture
 def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything in float64, also what is recorded of layers."""
-    monkeypatch.setattr("dreamstill.probe._float32", lambda value: value)
+    monkeypatch.setattr("dreamstill.nn.hooks._float32", lambda value: value)
     single = load_metadata(Path(FAST["metadata"]["file"]), toys.cnn_teacher())
     double = [
         dataclasses.replace(
@@ -494,7 +501,7 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for view in single.views
     ]
     metadata = dataclasses.replace(single, views=tuple(double))
-    monkeypatch.setattr("dreamstill.synthesis.metadata.load_metadata", lambda *_: metadata)
+    monkeypatch.setattr("dreamstill.synthesis.methods.metadata.load_metadata", lambda *_: metadata)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -6,10 +6,10 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from dreamstill.evaluate import accuracy
-from dreamstill.images import load_images
-from dreamstill.main_job import demo
-from dreamstill.summarize import open_run
+from dreamstill.data.images import load_images
+from dreamstill.evaluation import accuracy
+from dreamstill.pipelines.demo import demo
+from dreamstill.pipelines.summary import open_run
 
 ASSETS = Path(__file__).parents[1] / "src" / "dreamstill" / "assets"
 

@@ -19,27 +19,26 @@ from safetensors.torch import save_file
 from torch import nn
 
 import toys
+from dreamstill.config import from_plain, to_plain
+from dreamstill.data.augmentation import Augmentation, augment
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.distillation.config import DistillSettings, Optimizer
+from dreamstill.distillation.model_selection import Judge
+from dreamstill.distillation.optimizers import optimizer_of
+from dreamstill.distillation.trainer import Distillation, Transfer
 from dreamstill.errors import NonFiniteError, SettingsError
-from dreamstill.folder import environment
-from dreamstill.judge import Judge
-from dreamstill.pool import Augmentation, Pool, augment
-from dreamstill.run import Job, TeacherFile, _distillation, distill
-from dreamstill.settings import from_plain, to_plain
-from dreamstill.synthesis import Batch, Synthesizer
-from dreamstill.synthesis.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.dfad import Dfad, DfadSettings
-from dreamstill.synthesis.noise import Noise, NoiseSettings
-from dreamstill.synthesis.rdskd import Rdskd, RdskdSettings
-from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
-from dreamstill.synthesis.zskt import Zskt, ZsktSettings
-from dreamstill.tasks.distill import (
-    Distillation,
-    DistillSettings,
-    Optimizer,
-    Transfer,
-    optimizer_of,
-)
-from dreamstill.teacher import InputSpec, Precision, Teacher
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.teacher_file import TeacherFile
+from dreamstill.pipelines.distill import Job, _distillation, distill
+from dreamstill.pipelines.run_directory import environment
+from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.dfad import Dfad, DfadSettings
+from dreamstill.synthesis.methods.noise import Noise, NoiseSettings
+from dreamstill.synthesis.methods.rdskd import Rdskd, RdskdSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskt import Zskt, ZsktSettings
+from dreamstill.synthesis.registry import Batch, Synthesizer
+from dreamstill.teacher import Precision, Teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -629,7 +628,7 @@ def digest(path: Path) -> str:
 
 
 def command(folder: Path, weights: Path, *, resume: bool) -> list[str]:
-    start = [sys.executable, "-m", "dreamstill.cli", "distill", "--json"]
+    start = [sys.executable, "-m", "dreamstill.cli.main", "distill", "--json"]
     if resume:
         return [*start, "--resume", str(folder)]
     return [
@@ -739,10 +738,12 @@ def test_a_commit_of_another_project_is_not_ours(
     def git(*command: str) -> None:
         subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
 
-    (tmp_path / "run.py").touch()
+    (tmp_path / "run_directory.py").touch()
     (tmp_path / "theirs.txt").touch()
     git("init", "-q")
     git("add", "theirs.txt")
     git("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-q", "-m", "theirs")
-    monkeypatch.setattr("dreamstill.folder.__file__", str(tmp_path / "folder.py"))
+    monkeypatch.setattr(
+        "dreamstill.pipelines.run_directory.__file__", str(tmp_path / "run_directory.py")
+    )
     assert environment("cpu")["commit"] == "not a checkout"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dreamstill import chain, cli
-from dreamstill.arguments import parse
-from dreamstill.evaluate import agreement, predict
-from dreamstill.nets.seeded import seeded
+from dreamstill.cli import main as cli
+from dreamstill.cli.arguments import parse
+from dreamstill.evaluation import agreement, predict
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines import chain
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 import toys
-from dreamstill.evaluate import (
+from dreamstill.evaluation import (
     accuracy,
     agreement,
     confusion_matrix,
     expected_calibration_error,
-    measure_cost,
     predict,
 )
-from dreamstill.nets.lenet import lenet5, lenet5_half
-from dreamstill.teacher import InputSpec
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.lenet import lenet5, lenet5_half
+from dreamstill.profiling import measure_cost
 
 LOGITS = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
 LABELS = torch.tensor([0, 1, 1, 1])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from dreamstill import export as module_under_test
 from dreamstill.errors import ExportError
-from dreamstill.export import export, load_exported
-from dreamstill.teacher import InputSpec
+from dreamstill.exporters import formats as module_under_test
+from dreamstill.exporters.formats import export, load_exported
+from dreamstill.input_spec import InputSpec
 
 SPEC = InputSpec(shape=(3, 12, 7), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
 formats = pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".pte"])

@@ -23,22 +23,26 @@ from safetensors.torch import save_file
 
 import dreamstill
 import toys
-from dreamstill import cli, main_job, store
-from dreamstill.chain import read_chain, run_chain
+from dreamstill.cli import main as cli
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.distillation.config import DistillSettings
 from dreamstill.errors import DataError, ExportError, NonFiniteError, RunError, SettingsError
-from dreamstill.files import write_atomically
-from dreamstill.folder import check_empty, is_vacant, locked
-from dreamstill.metadata import record_metadata
-from dreamstill.pool import Pool
-from dreamstill.run import Job, TeacherFile, distill, open_from
-from dreamstill.sources import draw_images
-from dreamstill.summarize import read_job
-from dreamstill.synthesis import Batch, dafl
-from dreamstill.synthesis.dafl import DaflSettings
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.distill import DistillSettings, Progress
-from dreamstill.tasks.int8 import export_int8
+from dreamstill.exporters.int8 import export_int8
+from dreamstill.files import image_store as store
+from dreamstill.files.writing import write_atomically
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.distill import Job, distill
+from dreamstill.pipelines.run_directory import check_empty, is_vacant, locked
+from dreamstill.pipelines.summary import read_job
+from dreamstill.pipelines.synthesize import draw_images, synthesize
+from dreamstill.progress import Progress
+from dreamstill.synthesis.activation_statistics import record_metadata
+from dreamstill.synthesis.methods import dafl
+from dreamstill.synthesis.methods.dafl import DaflSettings
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.registry import Batch
 
 SHORT = DistillSettings(
     steps=12, batch_size=16, prefill=32, fresh_every=4, pool=64, held_out=32, judge_every=6
@@ -329,7 +333,8 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from dreamstill.folder import locked\n"
+    "import sys, time; from pathlib import Path\n"
+    "from dreamstill.pipelines.run_directory import locked\n"
     "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 )
 
@@ -400,7 +405,12 @@ def test_files_have_the_mode_of_the_umask(weights: Path, tmp_path: Path) -> None
 
 
 def test_there_is_one_writer_of_files() -> None:
-    wanted = {"files.py", "folder.py", "store.py"}  # folder.py has the lock
+    wanted = {
+        "files/writing.py",
+        "files/image_store.py",
+        "files/checkpoints.py",
+        "pipelines/run_directory.py",  # has the lock
+    }
     written = re.compile(
         r"\.write_text\(|\.write_bytes\(|save_file\(|np\.save|open_memmap|\.open\(\"[wax]"
         r"|torch\.save\((?!\w+, buffer\))|export\.save\((?!\w+, buffer\))"
@@ -411,7 +421,7 @@ def test_there_is_one_writer_of_files() -> None:
         for path in source.rglob("*.py")
     }
     odd = {name: calls for name, calls in found.items() if calls and name not in wanted}
-    assert odd == {"run.py": ['.open("a']}  # the log, which is appended to
+    assert odd == {"pipelines/distill.py": ['.open("a']}  # the log, which is appended to
 
 
 def test_a_temporary_name_is_of_its_process(tmp_path: Path) -> None:
@@ -438,7 +448,7 @@ def test_a_file_that_is_not_right_gets_no_name(tmp_path: Path) -> None:
 def test_an_int8_file_that_does_not_agree_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dreamstill.tasks.int8.agreement", lambda *_: 0.25)
+    monkeypatch.setattr("dreamstill.exporters.int8.agreement", lambda *_: 0.25)
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     (tmp_path / "n.onnx").write_bytes(b"the one before")
     with pytest.raises(ExportError, match="on 25% of the images"):
@@ -548,7 +558,7 @@ def test_room_in_memory_counts(monkeypatch: pytest.MonkeyPatch, weights: Path) -
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from dreamstill import cli
+from dreamstill.cli import main as cli
 arguments = json.loads(sys.argv[1])
 assert cli.main(arguments) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -588,10 +598,10 @@ def test_images_on_the_way_are_those_that_were_written(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        main_job.synthesize(tmp_path / "run", job, 60, on_progress=stop)
+        synthesize(tmp_path / "run", job, 60, on_progress=stop)
     DAMAGED_IMAGES[damage](tmp_path / "run" / "images.npy")
     with pytest.raises(RunError):
-        main_job.synthesize(tmp_path / "run", job, 60, resume=True)
+        synthesize(tmp_path / "run", job, 60, resume=True)
     assert not (tmp_path / "run" / "images.npz").exists()
 
 
@@ -701,7 +711,7 @@ def test_nothing_stays_of_what_fails_before_it_is_worth_anything(
     with pytest.raises(error):
         distill(tmp_path / "a" / "run", job, open_from(job.teacher), on_progress=fail)
     with pytest.raises(error):
-        main_job.synthesize(tmp_path / "a" / "images", job, 64, on_progress=fail)
+        synthesize(tmp_path / "a" / "images", job, 64, on_progress=fail)
     assert not (tmp_path / "a").exists()
 
 
@@ -713,13 +723,16 @@ def test_a_run_that_was_killed_at_its_start_is_taken_up(weights: Path, tmp_path:
             folder = tmp_path / f"{make} {whole}"
             script = (
                 "import os, sys, pickle; from pathlib import Path\n"
-                "from dreamstill import main_job, folder as f; from dreamstill.run import *\n"
+                "from dreamstill.pipelines import run_directory\n"
+                "from dreamstill.pipelines.distill import distill\n"
+                "from dreamstill.pipelines.synthesize import synthesize\n"
+                "from dreamstill.loaders.teacher_file import open_from\n"
                 "job, path, whole, make = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
                 "die = lambda *_, **__: os._exit(9)\n"
-                "if not whole: f.environment = die\n"
+                "if not whole: run_directory.environment = die\n"
                 "if make == 'distill':\n"
                 "    distill(path, job, open_from(job.teacher), on_progress=die)\n"
-                "main_job.synthesize(path, job, 40, on_progress=die)"
+                "synthesize(path, job, 40, on_progress=die)"
             )
             data = pickle.dumps((replace(job, checkpoint_every=100.0), folder, whole, make)).hex()
             process = start("-c", script, data)
@@ -730,16 +743,16 @@ def test_a_run_that_was_killed_at_its_start_is_taken_up(weights: Path, tmp_path:
             if make == "distill":
                 run(folder, job_again, resume=True)
             else:
-                main_job.synthesize(folder, job_again, 40, resume=True)
+                synthesize(folder, job_again, 40, resume=True)
             assert (folder / "environment.json").is_file()
             assert not list(folder.glob(".*"))
 
 
 def test_a_finished_set_of_images_is_told_of_again(weights: Path, tmp_path: Path) -> None:
     job = job_of(weights)
-    made = main_job.synthesize(tmp_path / "run", job, 40)
-    assert main_job.synthesize(tmp_path / "run", job, 40, resume=True) == made
+    made = synthesize(tmp_path / "run", job, 40)
+    assert synthesize(tmp_path / "run", job, 40, resume=True) == made
     with pytest.raises(RunError, match="another num_images"):
-        main_job.synthesize(tmp_path / "run", job, 41, resume=True)
+        synthesize(tmp_path / "run", job, 41, resume=True)
     with pytest.raises(RunError, match="holds no run of distill"):
         read_job(tmp_path / "run")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from benchmarks.front import FRONT, README, Front, default_of, page, read_record
 
-from dreamstill.settings import to_plain
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
+from dreamstill.config import to_plain
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
 
 
 def made_with(front: Front) -> Any:

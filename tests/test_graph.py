@@ -11,18 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
+from dreamstill.compression.quantization.equalization import equalize
 from dreamstill.errors import TeacherError
-from dreamstill.evaluate import check_same_function
-from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.equalize import equalize
-from dreamstill.tasks.graph import (
-    fold_batch_norm,
-    pairs,
-    plain_layers,
-    relu_for_relu6,
-    trace,
-)
-from dreamstill.tasks.spaces import channel_spaces
+from dreamstill.evaluation import check_same_function
+from dreamstill.graph.batch_norm_folding import fold_batch_norm
+from dreamstill.graph.channel_groups import channel_spaces
+from dreamstill.graph.layer_pairs import pairs, relu_for_relu6
+from dreamstill.graph.modules import plain_layers
+from dreamstill.graph.tracing import trace
+from dreamstill.nn.seeded import seeded
 
 
 class Net(nn.Module):

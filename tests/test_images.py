@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import toys
+from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import DataError
-from dreamstill.images import load_images, load_unlabelled
-from dreamstill.teacher import InputSpec
+from dreamstill.input_spec import InputSpec
 
 IMAGES = np.zeros((3, 1, 8, 8), np.uint8)
 

@@ -9,20 +9,23 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import dreamstill
 import toys
-from dreamstill import cli
-from dreamstill.chain import read_chain, run_chain
+from dreamstill.cli import main as cli
+from dreamstill.config import from_plain
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import SettingsError
-from dreamstill.nets.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
-from dreamstill.nets.resnet_cifar import resnet20, resnet20_half
-from dreamstill.pool import Pool
-from dreamstill.run import Job, TeacherFile, distill, open_from
-from dreamstill.settings import from_plain
-from dreamstill.synthesis.drawings import Drawing, structured_images
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.structured_noise import StructuredNoise, StructuredNoiseSettings
-from dreamstill.tasks.distill import Distillation, DistillSettings
-from dreamstill.tasks.inherit import inherit
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.nn.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
+from dreamstill.nn.resnet_cifar import resnet20, resnet20_half
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.distill import Job, distill
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseSettings
+from dreamstill.synthesis.random_shapes import Drawing, structured_images
 
 
 def cut(teacher: nn.Module, student: nn.Module) -> nn.Module:
@@ -325,7 +328,7 @@ def test_a_chain_asks_before_any_image_is_made(
         "range": [0, 1],
     }
     link = {"task": "distill", "student": "toys:small_student", "inherit": True}
-    monkeypatch.setattr("dreamstill.chain.own_images", None)  # nothing is to ask it
+    monkeypatch.setattr("dreamstill.pipelines.chain.own_images", None)  # nothing is to ask it
     with pytest.raises(SettingsError, match="first is normalized in 4 groups of 3"):
         run_chain(tmp_path / "run", read_chain({"teacher": teacher, "link": [link]}))
     assert not (tmp_path / "run").exists()
@@ -336,7 +339,7 @@ def test_a_chain_asks_before_any_image_is_made(
         synthesis=NoiseSettings(),
         inherit=True,
     )
-    monkeypatch.setattr("dreamstill.run.open_synthesizer", None)
+    monkeypatch.setattr("dreamstill.pipelines.distill.open_synthesizer", None)
     with pytest.raises(SettingsError, match="first is normalized in 4 groups of 3"):
         distill(tmp_path / "run", job, open_from(job.teacher))
     assert not (tmp_path / "run").exists()
@@ -370,8 +373,8 @@ def test_of_a_sum_each_side_is_weighed_by_what_scales_it() -> None:
 
 def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
     """A student after no step."""
-    weights = Path(cli.__file__).parent / "assets" / "lenet5_mnist.safetensors"
-    small, run = "dreamstill.nets.lenet:lenet5_half", tmp_path / f"run{images}"
+    weights = Path(dreamstill.__file__).parent / "assets" / "lenet5_mnist.safetensors"
+    small, run = "dreamstill.nn.lenet:lenet5_half", tmp_path / f"run{images}"
     common = ["--json", "--out", str(run)]
     if command == "distill":
         words = f"--student {small} --inherit --distill.steps 0"
@@ -401,7 +404,7 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("command", ["distill", "chain"])
 def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Path) -> None:
-    weights = Path(cli.__file__).parent / "assets" / "lenet5_mnist.safetensors"
+    weights = Path(dreamstill.__file__).parent / "assets" / "lenet5_mnist.safetensors"
     teacher = open_from(TeacherFile(weights=str(weights)))
     states = [started(command, tmp_path, images) for images in (0, 200)]
     wanted = cut(teacher.module, lenet5_half())

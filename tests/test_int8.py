@@ -11,17 +11,17 @@ from onnx import numpy_helper
 from torch import nn
 
 import toys
-from dreamstill.chain import Link
+from dreamstill.data.images import load_images
 from dreamstill.errors import ExportError
-from dreamstill.evaluate import accuracy
-from dreamstill.export import export, load_exported
-from dreamstill.images import load_images
-from dreamstill.links import Int8Link, check_links
-from dreamstill.nets.seeded import seeded
-from dreamstill.run import TeacherFile, open_from
-from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.tasks.int8 import Backend, Method, export_int8, range_of
+from dreamstill.evaluation import accuracy
+from dreamstill.exporters.formats import export, load_exported
+from dreamstill.exporters.int8 import Backend, Method, export_int8, range_of
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.chain import Link
+from dreamstill.pipelines.stages import Int8Link, check_links
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 
 

@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import toys
-from dreamstill import cli
-from dreamstill.chain import read_chain, run_chain
+from dreamstill.cli import main as cli
 from dreamstill.errors import ExportError, RunError, TeacherError
-from dreamstill.export import export, load_exported
-from dreamstill.kept import check_keepable, read_network, save_network
-from dreamstill.teacher import build
+from dreamstill.exporters.formats import export, load_exported
+from dreamstill.loaders.factory import build
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
 
 CALLED: list[object] = []
 

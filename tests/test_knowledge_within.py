@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import toys
+from dreamstill.data.images import load_images
 from dreamstill.errors import TeacherError
-from dreamstill.images import load_images
-from dreamstill.run import TeacherFile, open_from
-from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.knowledge_within import (
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.knowledge_within import (
     KnowledgeWithin,
     KnowledgeWithinSettings,
     Scheme,
     data_similarity,
 )
-from dreamstill.synthesis.noise import NoiseSettings
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher
 
 TEACHERS = Path(__file__).parents[1] / "benchmarks" / "teachers"

@@ -17,11 +17,7 @@ from dreamstill.losses.logits import (
     soft_cross_entropy,
 )
 from dreamstill.losses.priors import gaussian_smoothness, l2_norm, smoothness, total_variation
-from dreamstill.losses.statistics import (
-    batch_statistics,
-    batch_statistics_distance,
-    gaussian_kl,
-)
+from dreamstill.losses.statistics import batch_statistics, batch_statistics_distance, gaussian_kl
 
 
 def test_kl_is_the_sum_over_classes_and_the_mean_over_the_batch() -> None:

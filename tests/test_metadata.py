@@ -12,13 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import toys
+from dreamstill.data.images import load_images
 from dreamstill.errors import DataError, RunError, SettingsError, TeacherError
-from dreamstill.images import load_images
-from dreamstill.metadata import Kind, activations, graph_basis, load_metadata, record_metadata
-from dreamstill.nets.seeded import seeded
-from dreamstill.run import TeacherFile, open_from
-from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.metadata import MetadataSettings
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.nn.seeded import seeded
+from dreamstill.synthesis.activation_statistics import (
+    Kind,
+    activations,
+    graph_basis,
+    load_metadata,
+    record_metadata,
+)
+from dreamstill.synthesis.methods.metadata import MetadataSettings
+from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 
 

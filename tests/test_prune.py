@@ -14,16 +14,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import toys
-from dreamstill.chain import read_chain, run_chain
+from dreamstill.compression.channel_removal import Cut, difference
+from dreamstill.compression.merge import MergeSettings, merge
+from dreamstill.compression.prune import PruneSettings, RoundRecord, Target, prune
 from dreamstill.errors import DreamstillError, SettingsError, TeacherError
-from dreamstill.evaluate import count_macs, predict
-from dreamstill.links import TASKS, Work, check_links
-from dreamstill.nets.lenet import lenet5_bn
-from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.channels import Cut, difference
-from dreamstill.tasks.merge import MergeSettings, merge
-from dreamstill.tasks.prune import PruneSettings, RoundRecord, Target, prune
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.evaluation import predict
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.lenet import lenet5_bn
+from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.stages import TASKS, Work, check_links
+from dreamstill.profiling import count_macs
+from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 16, 16), mean=(0.5,), std=(0.25,))
 ORDER = torch.randperm(32, generator=torch.Generator().manual_seed(3))
@@ -329,7 +331,7 @@ def test_a_chain_says_so_before_any_image_is_made(
     save_file(Written().state_dict(), tmp_path / "teacher.safetensors")
     card = {"factory": "toys:small_cnn", "shape": [1, 28, 28], "mean": [0.13], "std": [0.31]}
     (tmp_path / "teacher.json").write_text(json.dumps(card))
-    monkeypatch.setattr("dreamstill.chain.own_images", None)  # nothing is to ask it
+    monkeypatch.setattr("dreamstill.pipelines.chain.own_images", None)  # nothing is to ask it
     plain = {"teacher": {"weights": str(tmp_path / "teacher.safetensors")}, "link": [link]}
     with pytest.raises(DreamstillError, match=message):
         run_chain(tmp_path / "run", read_chain(plain))

@@ -11,35 +11,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
-from dreamstill.errors import SettingsError, TeacherError
-from dreamstill.evaluate import agreement, predict
-from dreamstill.images import load_images
-from dreamstill.nets.lenet import lenet5, lenet5_bn
-from dreamstill.nets.resnet_cifar import ResNetCifar
-from dreamstill.nets.seeded import seeded
-from dreamstill.probe import Probe
-from dreamstill.run import TeacherFile, open_from
-from dreamstill.tasks.distill import DistillSettings
-from dreamstill.tasks.equalize import equalize, expected_inputs
-from dreamstill.tasks.graph import fold_batch_norm, replace_module
-from dreamstill.tasks.layers import entering_quantized
-from dreamstill.tasks.moments import Moments, relu_moments, window_sizes
-from dreamstill.tasks.quantize import (
+from dreamstill.compression.quantization.equalization import equalize, expected_inputs
+from dreamstill.compression.quantization.histograms import entering_quantized
+from dreamstill.compression.quantization.moments import Moments, relu_moments, window_sizes
+from dreamstill.compression.quantization.quantize import (
     Calibration,
     QuantizeSettings,
+    check_plain,
     observed_ranges,
     quantize,
     quantize_without_inputs,
 )
-from dreamstill.tasks.quantized import (
-    QuantizedLayer,
-    best_step,
-    check_plain,
-    fake_quantize,
-    quantized_bytes,
-)
-from dreamstill.tasks.sensitivity import mixed_bits
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.compression.quantization.sensitivity import mixed_bits
+from dreamstill.data.images import load_images
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.evaluation import agreement, predict
+from dreamstill.graph.batch_norm_folding import fold_batch_norm
+from dreamstill.graph.modules import replace_module
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.nn.hooks import Probe
+from dreamstill.nn.lenet import lenet5, lenet5_bn
+from dreamstill.nn.quantized import QuantizedLayer, best_step, fake_quantize, quantized_bytes
+from dreamstill.nn.resnet_cifar import ResNetCifar
+from dreamstill.nn.seeded import seeded
+from dreamstill.teacher import Teacher, open_teacher
 
 GREY = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
 SMALL = InputSpec(shape=(1, 4, 4), mean=(0.5,), std=(0.25,))

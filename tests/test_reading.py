@@ -17,9 +17,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import dreamstill
 import toys
-from dreamstill import cli
-from dreamstill import export as export_module
+from dreamstill.cli import main as cli
+from dreamstill.compression.deep_compression.file_format import MAGIC, load_packed
+from dreamstill.compression.factorization.factorize import FactorizeSettings, factorize
+from dreamstill.compression.prune import Importance, PruneSettings
+from dreamstill.config import read_plain
+from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.distillation.config import DistillSettings, Optimizer
+from dreamstill.distillation.trainer import Transfer
 from dreamstill.errors import (
     DataError,
     DreamstillError,
@@ -30,20 +37,18 @@ from dreamstill.errors import (
     one_line,
     shown,
 )
-from dreamstill.export import export, load_exported
-from dreamstill.images import load_images, load_unlabelled
-from dreamstill.metadata import FORMAT, load_metadata, record_metadata
-from dreamstill.reading import check_file, read_json, read_toml, reading
-from dreamstill.run import Job, TeacherFile, open_from
-from dreamstill.settings import read_plain
-from dreamstill.synthesis.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.noise import NoiseSettings
-from dreamstill.synthesis.pixels import Start
-from dreamstill.tasks.distill import DistillSettings, Optimizer, Transfer
-from dreamstill.tasks.factorize import FactorizeSettings, factorize
-from dreamstill.tasks.packed import MAGIC, load_packed
-from dreamstill.tasks.prune import Importance, PruneSettings
-from dreamstill.teacher import Precision, load_module, load_weights, open_teacher, read_card
+from dreamstill.exporters import formats as export_module
+from dreamstill.exporters.formats import export, load_exported
+from dreamstill.files.reading import check_file, read_json, read_toml, reading
+from dreamstill.loaders.card import read_card
+from dreamstill.loaders.state_dict import load_module, load_weights
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.distill import Job
+from dreamstill.synthesis.activation_statistics import FORMAT, load_metadata, record_metadata
+from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.pixel_optimization import Start
+from dreamstill.teacher import Precision, open_teacher
 
 RAISED = [
     ValueError("a"),
@@ -370,8 +375,8 @@ def run_command(
     arguments: list[str], *, folder: Path, command: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed command, as its script does, in a folder."""
-    code = "import sys; from dreamstill.cli import main; sys.exit(main())"
-    source, tests = Path(cli.__file__).parents[1], Path(__file__).parent
+    code = "import sys; from dreamstill.cli.main import main; sys.exit(main())"
+    source, tests = Path(dreamstill.__file__).parents[1], Path(__file__).parent
     path = os.pathsep.join([environment.pop("GUARD", ""), str(source), str(tests)]).strip(":")
     return subprocess.run(
         [sys.executable, "-P", "-c", code, *arguments],
@@ -448,8 +453,8 @@ def test_the_last_of_a_flag_given_twice_counts(
 def test_a_reader_that_leaves_ends_the_command_quietly(teacher: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    code = "import sys; from dreamstill.cli import main; sys.exit(main())"
-    path = os.pathsep.join([str(Path(cli.__file__).parents[1]), str(Path(__file__).parent)])
+    code = "import sys; from dreamstill.cli.main import main; sys.exit(main())"
+    path = os.pathsep.join([str(Path(dreamstill.__file__).parents[1]), str(Path(__file__).parent)])
     for more in (["--json"], []):
         ran = subprocess.run(
             [sys.executable, "-c", code, "inspect", "--teacher.weights", str(teacher), *more],
@@ -464,8 +469,8 @@ def test_a_reader_that_leaves_ends_the_command_quietly(teacher: Path) -> None:
 
 
 def test_a_full_standard_output_is_one_line(teacher: Path) -> None:
-    code = "import sys; from dreamstill.cli import main; sys.exit(main())"
-    path = os.pathsep.join([str(Path(cli.__file__).parents[1]), str(Path(__file__).parent)])
+    code = "import sys; from dreamstill.cli.main import main; sys.exit(main())"
+    path = os.pathsep.join([str(Path(dreamstill.__file__).parents[1]), str(Path(__file__).parent)])
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run(
             [sys.executable, "-c", code, "inspect", "--teacher.weights", str(teacher), "--json"],
@@ -484,8 +489,8 @@ def test_files_of_the_working_folder_do_not_take_the_place_of_libraries(teacher:
     for name in ("onnxscript", "onnx", "onnxruntime", "onnx_ir", "ml_dtypes"):
         (folder / f"{name}.py").write_text("raise SystemExit('I am the file of the folder')\n")
     (folder / "beside.py").write_text("from toys import small_cnn as net\n")
-    code = "import sys; from dreamstill.cli import main; sys.exit(main())"
-    path = os.pathsep.join([str(Path(cli.__file__).parents[1]), str(Path(__file__).parent)])
+    code = "import sys; from dreamstill.cli.main import main; sys.exit(main())"
+    path = os.pathsep.join([str(Path(dreamstill.__file__).parents[1]), str(Path(__file__).parent)])
     arguments = ["quantize", "--teacher.weights", str(teacher), "--num-images", "16", "--json"]
     ran = subprocess.run(
         [
@@ -576,10 +581,11 @@ def test_no_socket_is_opened_and_nothing_is_written_elsewhere(teacher: Path) -> 
 
 def test_telemetry_is_off_unless_the_user_wants_it() -> None:
     code = (
-        "import os, sys; from dreamstill.export import onnxruntime; onnxruntime('quantization');"
+        "import os, sys; from dreamstill.exporters.formats import onnxruntime\n"
+        "onnxruntime('quantization')\n"
         "print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
-    source = {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    source = {"PYTHONPATH": str(Path(dreamstill.__file__).parents[1])}
     for given, expected in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
         environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
         ran = subprocess.run(
@@ -590,7 +596,7 @@ def test_telemetry_is_off_unless_the_user_wants_it() -> None:
             check=True,
         )
         assert ran.stdout.strip() == expected
-    sources = Path(cli.__file__).parent.rglob("*.py")
+    sources = Path(dreamstill.__file__).parent.rglob("*.py")
     lines = [line for path in sources for line in path.read_text().splitlines()]
     assert not [
         line for line in lines if line.strip().startswith(("import onnxrun", "from onnxrun"))

@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.compression.prune import PruneSettings, prune
+from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import DataError, NonFiniteError
-from dreamstill.nets.lenet import lenet5_bn
-from dreamstill.nets.seeded import seeded
-from dreamstill.tasks.prune import PruneSettings, prune
-from dreamstill.tasks.reconstruct import reconstruct
-from dreamstill.teacher import InputSpec, open_teacher
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.lenet import lenet5_bn
+from dreamstill.nn.seeded import seeded
+from dreamstill.teacher import open_teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -20,7 +21,7 @@ def rng(seed: int = 0) -> torch.Generator:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but no ridge."""
-    monkeypatch.setattr("dreamstill.tasks.reconstruct.RIDGES", (1e-9,))
+    monkeypatch.setattr("dreamstill.distillation.layer_reconstruction.RIDGES", (1e-9,))
 
 
 @pytest.mark.usefixtures("exact")
@@ -135,7 +136,7 @@ def test_one_image_is_too_few() -> None:
 
 
 def test_large_images_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dreamstill.tasks.reconstruct.MOST_VALUES", 40)
+    monkeypatch.setattr("dreamstill.distillation.layer_reconstruction.MOST_VALUES", 40)
     seen = []
     whole, narrow = (nn.Sequential(nn.Linear(4, 2)) for _ in range(2))
     narrow.register_forward_hook(lambda layer, args, output: seen.append(len(output)))

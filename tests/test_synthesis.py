@@ -12,40 +12,38 @@ from torch import Tensor, nn
 
 import toys
 from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.input_spec import InputSpec
 from dreamstill.losses.priors import l2_norm, total_variation
-from dreamstill.nets.generators import Generator
-from dreamstill.synthesis import open_synthesizer
-from dreamstill.synthesis.abd import AbdSettings
-from dreamstill.synthesis.dafl import MNIST, Dafl, DaflSettings, dafl_loss
-from dreamstill.synthesis.deepinversion import (
+from dreamstill.nn.generators import Generator
+from dreamstill.synthesis.methods.abd import AbdSettings
+from dreamstill.synthesis.methods.dafl import MNIST, Dafl, DaflSettings, dafl_loss
+from dreamstill.synthesis.methods.deepinversion import (
     IMAGENET,
     DeepInversion,
     DeepInversionSettings,
     inversion_loss,
 )
-from dreamstill.synthesis.dfad import Dfad, DfadSettings
-from dreamstill.synthesis.drawings import (
-    CLOTHES,
-    Drawing,
-    interpolation,
-    random_fields,
-    structured_images,
-)
-from dreamstill.synthesis.knowledge_within import KnowledgeWithinSettings, Scheme
-from dreamstill.synthesis.pixels import Start, halved, start_images
-from dreamstill.synthesis.structured_noise import (
-    StructuredNoise,
-    StructuredNoiseSettings,
-)
-from dreamstill.synthesis.zskd import (
+from dreamstill.synthesis.methods.dfad import Dfad, DfadSettings
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinSettings, Scheme
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskd import (
     Zskd,
     ZskdSettings,
     by_row,
     class_similarity,
     concentration,
 )
-from dreamstill.synthesis.zskt import Zskt, ZsktSettings
-from dreamstill.teacher import InputSpec, open_teacher
+from dreamstill.synthesis.methods.zskt import Zskt, ZsktSettings
+from dreamstill.synthesis.pixel_optimization import Start, halved, start_images
+from dreamstill.synthesis.random_shapes import (
+    CLOTHES,
+    Drawing,
+    interpolation,
+    random_fields,
+    structured_images,
+)
+from dreamstill.synthesis.registry import open_synthesizer
+from dreamstill.teacher import open_teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -185,7 +183,9 @@ def test_deepinversion_keeps_the_best_iterate_not_the_last(monkeypatch: pytest.M
         shown.append(images.detach().clone())
         return inversion_loss(images, *rest) + 1000.0 * abs(len(shown) - 11)
 
-    monkeypatch.setattr("dreamstill.synthesis.deepinversion.inversion_loss", worse_and_worse)
+    monkeypatch.setattr(
+        "dreamstill.synthesis.methods.deepinversion.inversion_loss", worse_and_worse
+    )
     batch = DeepInversion(toys.cnn_teacher(), settings, rng=rng()).next_batch()
     assert torch.equal(batch.images, shown[10])
     assert not torch.equal(batch.images, shown[-1])
@@ -247,13 +247,13 @@ def test_priors_at_half_the_resolution_are_of_the_pooled_image(
     priors = replace(settings, total_variation=2.0, l2=3.0, batch_norm=0.0, jitter=1, flip=False)
     teacher, seen = toys.cnn_teacher(), {}
     start = torch.randn(2, 1, 8, 8, generator=rng())
-    monkeypatch.setattr("dreamstill.synthesis.deepinversion.start_images", lambda *_: start)
+    monkeypatch.setattr("dreamstill.synthesis.methods.deepinversion.start_images", lambda *_: start)
 
     def optimize(images: Tensor, objective: Callable[[Tensor], Tensor], **_: object) -> Tensor:
         seen["loss"] = objective(images).item()
         return images
 
-    monkeypatch.setattr("dreamstill.synthesis.deepinversion.optimize_pixels", optimize)
+    monkeypatch.setattr("dreamstill.synthesis.methods.deepinversion.optimize_pixels", optimize)
     synthesizer = DeepInversion(teacher, priors, rng=rng())
     synthesizer.rng.manual_seed(0)
     synthesizer.next_batch()
@@ -277,7 +277,7 @@ def test_each_resolution_has_its_own_steps_and_climb(monkeypatch: pytest.MonkeyP
         assert group["betas"] == (0.5, 0.9)
         shares.append(group["lr"] / settings.lr)
 
-    monkeypatch.setattr("dreamstill.synthesis.deepinversion.jittered", shown)
+    monkeypatch.setattr("dreamstill.synthesis.methods.deepinversion.jittered", shown)
     monkeypatch.setattr(torch.optim.Adam, "step", step)
     synthesizer.next_batch()
     assert pooled == [True, True, False, False, False]

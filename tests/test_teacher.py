@@ -18,19 +18,14 @@ from torch.nn.utils import prune as masks
 
 import toys
 from dreamstill.errors import TeacherError
-from dreamstill.kept import check_keepable
-from dreamstill.nets.lenet import lenet5, lenet5_bn
-from dreamstill.plain import copy_network
-from dreamstill.probe import Probe
-from dreamstill.teacher import (
-    InputSpec,
-    check_trainable,
-    load_module,
-    load_weights,
-    open_teacher,
-    read_card,
-    spec_from_card,
-)
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.card import read_card, spec_from_card
+from dreamstill.loaders.state_dict import load_module, load_weights
+from dreamstill.nn.copying import copy_network
+from dreamstill.nn.hooks import Probe
+from dreamstill.nn.lenet import lenet5, lenet5_bn
+from dreamstill.pipelines.saved_networks import check_keepable
+from dreamstill.teacher import check_trainable, open_teacher
 
 MNIST = InputSpec(shape=(1, 28, 28), mean=(0.13,), std=(0.31,))
 
@@ -156,7 +151,7 @@ def test_weights_must_fit_the_factory(tmp_path: Path) -> None:
         state = lenet5().state_dict() | change
         path = tmp_path / "w.safetensors"
         save_file({k: v for k, v in state.items() if v is not None}, path)
-        load_module("dreamstill.nets.lenet:lenet5", path)
+        load_module("dreamstill.nn.lenet:lenet5", path)
 
     attempt({})
     with pytest.raises(TeacherError, match=r"lacks 'classifier.2.bias'"):
@@ -174,7 +169,7 @@ def test_weights_must_fit_the_factory(tmp_path: Path) -> None:
     [
         ("nowhere", "module:function"),
         ("nowhere:at_all", "cannot import"),
-        ("dreamstill.nets.lenet:absent", "cannot import"),
+        ("dreamstill.nn.lenet:absent", "cannot import"),
         ("json:loads", "failed"),
         ("builtins:dict", r"torch.nn.Module; got dict"),
         ("sys:exit", "failed: SystemExit"),
@@ -245,9 +240,9 @@ def test_torch_files_load_with_prefixes_and_wrapping(prefix: str, key: str, tmp_
     path = tmp_path / "w.th"
     state = {f"{prefix}{k}": v for k, v in lenet5().state_dict().items()}
     torch.save({key: state, "epoch": 3}, path)
-    load_module("dreamstill.nets.lenet:lenet5", path)
+    load_module("dreamstill.nn.lenet:lenet5", path)
     save_file(state, tmp_path / "w.safetensors")
-    load_module("dreamstill.nets.lenet:lenet5", tmp_path / "w.safetensors")
+    load_module("dreamstill.nn.lenet:lenet5", tmp_path / "w.safetensors")
 
 
 def computed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:

@@ -9,9 +9,9 @@ import pytest
 from safetensors.torch import save_file
 
 import toys
-from dreamstill import cli
-from dreamstill.tasks.distill import Progress
-from dreamstill.terminal import Bars, print_continual, print_rows, print_summary
+from dreamstill.cli import main as cli
+from dreamstill.cli.terminal import Bars, print_continual, print_rows, print_summary
+from dreamstill.progress import Progress
 
 LATENCY = {"median": 0.51234, "low": 0.5, "high": 0.6, "runtime": "PyTorch"}
 NETWORK = {"parameters": 61706, "macs": 416520, "bytes": 246824, "latency_ms": LATENCY}
@@ -31,7 +31,7 @@ SUMMARY = {
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("dreamstill.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dreamstill.cli.terminal.time.monotonic", lambda: now[0])
     return now
 
 
@@ -78,7 +78,7 @@ def test_a_warning_is_one_line_also_above_a_bar(
     text = "the teacher gives none of the [64] images classes 1, 3: " + 200 * "x"
     with Bars(quiet=False) as bars:
         bars(Progress("synthesize", 1, 8, {}))
-        logging.getLogger("dreamstill.chain").warning("%s", text)
+        logging.getLogger("dreamstill.pipelines.chain").warning("%s", text)
     assert f"dreamstill: warning: {text}" in capsys.readouterr().err
     assert bars not in logging.getLogger("dreamstill").handlers
 

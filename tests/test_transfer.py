@@ -9,17 +9,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import toys
+from dreamstill.compression.deep_compression.pack import Mask
+from dreamstill.distillation.config import Transfer
+from dreamstill.distillation.distillation_losses import TransferLoss
+from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import SettingsError
-from dreamstill.nets.lenet import LeNet5, lenet5, lenet5_half
-from dreamstill.nets.resnet_cifar import ResNetCifar
-from dreamstill.nets.seeded import seeded
-from dreamstill.probe import Probe, ReluInputs
-from dreamstill.tasks.graph import fold_batch_norm, map_modules
-from dreamstill.tasks.inherit import inherit
-from dreamstill.tasks.pack import Mask
-from dreamstill.tasks.quantized import Logarithm, QuantizedLayer
-from dreamstill.tasks.transfer import Transfer, TransferLoss
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.graph.batch_norm_folding import fold_batch_norm
+from dreamstill.graph.modules import map_modules
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.hooks import Probe, ReluInputs
+from dreamstill.nn.lenet import LeNet5, lenet5, lenet5_half
+from dreamstill.nn.quantized import Logarithm, QuantizedLayer
+from dreamstill.nn.resnet_cifar import ResNetCifar
+from dreamstill.nn.seeded import seeded
+from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
 CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamstill.nets.seeded import seeded
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.teacher import InputSpec, Teacher, open_teacher
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.seeded import seeded
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
 SIGNAL = InputSpec(shape=(1, 1, 64), mean=(0.5,), std=(0.25,))

@@ -16,7 +16,6 @@ __all__ = [
     "shown",
 ]
 
-
 MOST_SHOWN = 200
 """Characters of somebody else's error: torch's name every backend that it knows."""
 LONGEST = 380

@@ -4,156 +4,29 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 .json or .toml) says which factory builds the module and what input it takes.
 """
 
-import difflib
 import hashlib
-import itertools
-import math
-import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from dreamstill.errors import SettingsError, TeacherError, first_line
-from dreamstill.examine import (
+from dreamstill.config import from_plain
+from dreamstill.errors import TeacherError, first_line
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.checks import (
     check_logits,
     check_steady,
     logits_of,
     obstacle_to_training,
     probing_images,
 )
-from dreamstill.nets.seeded import rng_kept
-from dreamstill.plain import copy_network, is_hooked, make_weights_plain
-from dreamstill.probe import Probe, batch_norm_layers, eval_mode
-from dreamstill.reading import StrPath, read_json, read_toml, reading, understood
-from dreamstill.settings import from_plain
-from dreamstill.state_dicts import find_state_dict, fit_to
+from dreamstill.nn.copying import copy_network, is_hooked, make_weights_plain
+from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
 
-__all__ = [
-    "CARD",
-    "InputSpec",
-    "Offers",
-    "Precision",
-    "Teacher",
-    "build",
-    "check_trainable",
-    "load_module",
-    "load_weights",
-    "open_teacher",
-    "read_card",
-    "spec_from_card",
-]
-
-
-MOST_VALUES = 2**28
-"""Of an input: a gigabyte."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputSpec:
-    """What a network takes: pixels in [0, 1], minus `mean`, over `std`, per channel.
-
-    >>> spec = InputSpec(shape=(1, 2, 2), mean=(0.5,), std=(0.5,))
-    >>> spec.encode(torch.tensor([[[[0, 255], [0, 255]]]], dtype=torch.uint8)).flatten().tolist()
-    [-1.0, 1.0, -1.0, 1.0]
-    """
-
-    shape: tuple[int, int, int]
-    """(C, H, W)."""
-    mean: tuple[float, ...]
-    """Per channel, in units of pixels in [0, 1]."""
-    std: tuple[float, ...]
-    """Per channel, in units of pixels in [0, 1]; > 0."""
-
-    def __post_init__(self) -> None:
-        if len(self.shape) != 3 or any(not isinstance(n, int) or n < 1 for n in self.shape):
-            signal = " (a signal of C channels and L values is (C, 1, L))" * (len(self.shape) == 2)
-            raise TeacherError(
-                f"input shape must be three positive numbers C, H, W; got {self.shape}{signal}"
-            )
-        if math.prod(self.shape) > MOST_VALUES:
-            raise TeacherError(
-                f"an input may have at most {MOST_VALUES:,} values; got shape {self.shape}"
-            )
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.shape[0]:
-                raise TeacherError(
-                    f"{name} must have one value for each of {self.shape[0]} channels; got {values}"
-                )
-            if not all(torch.isfinite(torch.tensor(v)) for v in values):
-                raise TeacherError(f"{name} must be finite; got {values}")
-        if min(self.std) <= 0:
-            raise TeacherError(f"std must be above 0; got {self.std}")
-        if max(self.std) > 10 or any(
-            m > 1 and s >= 1 for m, s in zip(self.mean, self.std, strict=True)
-        ):
-            right = (
-                ", ".join(f"{v / 255:.4g}" for v in values) for values in (self.mean, self.std)
-            )
-            raise TeacherError(
-                f"mean {self.mean} and std {self.std} are of pixels in [0, 255], and pixels in "
-                "[0, 1] are meant: mean {}, std {}".format(*right)
-            )
-
-    @classmethod
-    def from_range(cls, shape: tuple[int, int, int], low: float, high: float) -> "InputSpec":
-        """The spec of a network whose inputs lie in [low, high]; TeacherError if low >= high."""
-        if not -float("inf") < low < high < float("inf"):
-            raise TeacherError(f"range must be low < high, both finite; got {low}, {high}")
-        width = high - low
-        return cls(shape=shape, mean=(-low / width,) * shape[0], std=(1 / width,) * shape[0])
-
-    def _per_channel(self, values: Sequence[float], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1], (N, C, H, W) float -> the network's input space."""
-        return (pixels - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
-
-    def denormalize(self, inputs: Tensor) -> Tensor:
-        """The network's input space -> pixels, (N, C, H, W) float; not clipped."""
-        return inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
-
-    def clip(self, inputs: Tensor) -> Tensor:
-        """Clip (N, C, H, W) in the network's input space to what pixels in [0, 1] can reach."""
-        zero = torch.zeros(1, self.shape[0], 1, 1, dtype=inputs.dtype, device=inputs.device)
-        return torch.clamp(inputs, self.normalize(zero), self.normalize(zero + 1))
-
-    def from_unit(self, values: Tensor) -> Tensor:
-        """Values (N, C, H, W) of about zero mean and unit variance -> the input space, not clipped.
-
-        Where mean and std are statistics of pixels, the input space is of that kind already. Where
-        they stand for a range, as in [0, 1] or [0, 255], pixels of mean 0.5 and deviation 0.25 are
-        meant: N(0, 1) in [0, 255] would be black.
-
-        >>> spec = InputSpec.from_range((1, 1, 1), 0.0, 255.0)
-        >>> values = torch.tensor([-2.0, 0.0, 1.0]).view(3, 1, 1, 1)
-        >>> spec.from_unit(values).flatten().round(decimals=2).tolist()
-        [0.0, 127.5, 191.25]
-        """
-        return values if self._of_statistics() else self.normalize(0.5 + 0.25 * values)
-
-    def to_unit(self, inputs: Tensor) -> Tensor:
-        """The inverse of `from_unit`."""
-        return inputs if self._of_statistics() else (self.denormalize(inputs) - 0.5) / 0.25
-
-    def _of_statistics(self) -> bool:
-        return all(0 < m < 1 for m in self.mean) and all(0.05 <= s <= 0.7 for s in self.std)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 images (N, C, H, W) -> the network's input space, float32."""
-        return self.normalize(images.float() / 255)
-
-    def decode(self, inputs: Tensor) -> Tensor:
-        """The network's input space -> uint8 images (N, C, H, W), rounded and clipped."""
-        return (self.denormalize(inputs) * 255).round().clamp(0, 255).to(torch.uint8)
+__all__ = ["Offers", "Precision", "Teacher", "check_trainable", "open_teacher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,126 +148,6 @@ class Teacher:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
-
-
-CARD = ("factory", "shape", "mean", "std", "range", "num_classes")
-"""What a card says of a teacher; it may hold other notes."""
-
-
-def read_card(path: StrPath) -> dict[str, Any]:
-    """Read a teacher's card (.json or .toml): see CARD. TeacherError for a misspelt name."""
-    if (path := Path(path)).suffix == ".toml":
-        card = read_toml(path, TeacherError)
-    else:
-        card = read_json(path, TeacherError, "is not valid json")
-    if not isinstance(card, dict):
-        raise TeacherError(f"the card {path} must hold a table of names; got {type(card).__name__}")
-    for name in card.keys() - {*CARD}:
-        if meant := difflib.get_close_matches(name, CARD, 1, 0.7):
-            raise TeacherError(f"the card {path} has {name!r}: did you mean {meant[0]!r}?")
-    return card
-
-
-def spec_from_card(card: dict[str, Any]) -> InputSpec:
-    """The input spec in a card: `shape` and either `mean` and `std` or `range`."""
-    if "shape" not in card:
-        raise TeacherError("the input's shape is missing: give shape = [C, H, W]")
-    if "range" in card and ("mean" in card or "std" in card):
-        raise TeacherError("give either range or mean and std, not both")
-    if "range" not in card and not ("mean" in card and "std" in card):
-        raise TeacherError("the input's normalization is missing: give mean and std, or range")
-    lists = {"shape": tuple[int, ...], "range": tuple[float, float]}
-    lists |= dict.fromkeys(("mean", "std"), tuple[float, ...])
-    try:
-        found = {n: from_plain(kind, card[n], n) for n, kind in lists.items() if n in card}
-    except SettingsError as error:
-        raise TeacherError(
-            f"shape, mean, std and range must be lists of numbers: {error}"
-        ) from error
-    if "range" in found:
-        return InputSpec.from_range(found["shape"], *found["range"])
-    return InputSpec(**found)
-
-
-def build(factory: str) -> nn.Module:
-    """Call the `module:function` of no arguments that builds a network."""
-    if ":" not in factory:
-        raise TeacherError(f"a factory is written module:function; got {factory!r}")
-    try:
-        with rng_kept():
-            function = pkgutil.resolve_name(factory)
-    except Exception as error:  # importing runs the user's own code
-        raise TeacherError(f"cannot import the factory {factory!r}: {first_line(error)}") from error
-    try:
-        with rng_kept():
-            module = function()
-    except (Exception, SystemExit) as error:  # the user's own code: anything can come out of it
-        raise TeacherError(f"the factory {factory!r} failed: {error!r}") from error
-    if not isinstance(module, nn.Module):
-        raise TeacherError(
-            f"the factory {factory!r} must return a torch.nn.Module; got {type(module).__name__}"
-        )
-    for name, value in itertools.chain(module.named_parameters(), module.named_buffers()):
-        if is_lazy(value):
-            raise TeacherError(
-                f"{name} of the factory {factory!r} is lazy: run the network once on an input there"
-            )
-    return module
-
-
-def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """Read a state dict from .safetensors, or from a torch file.
-
-    Args:
-        path: the file. A torch file may hold the state dict itself, or an entry of a checkpoint.
-        allow_pickle: run the code that a full pickle carries. Never for a file you do not trust.
-
-    Raises:
-        TeacherError: there is no such file, or it holds no state dict.
-
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        with reading(path, TeacherError, "is not a whole safetensors file", what="weights"):
-            return load_file(path)
-    consent = "save a state dict, or consent to run its code with allow_pickle"
-    wrong = "does not load as plain weights"
-    with reading(path, TeacherError, wrong, what="weights", instead=consent):
-        state = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-        return find_state_dict(state, path)
-
-
-def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -> nn.Module:
-    """Build by `module:function` and load weights; names, shapes and finiteness are checked.
-
-    Weights are float32 whatever the file has, and those that torch's utilities compute, as
-    weight_norm does, become plain.
-
-    Raises:
-        TeacherError: the factory fails, or the file is not weights of what it builds.
-
-    """
-    module = build(factory)
-    state = load_weights(weights, allow_pickle=allow_pickle)
-    with understood(weights, TeacherError, f"does not load into {factory}"):
-        _fill(module, state, weights, factory)
-    make_weights_plain(module)
-    return module.float()
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], weights: StrPath, factory: str) -> None:
-    """Load a state dict whose names, shapes and values are checked."""
-    state = fit_to(module.state_dict(), state, weights, factory)
-    parameters = dict(module.named_parameters())
-    for name, value in state.items():
-        values, counts = value.float(), name in parameters or ".running_" in f".{name}"
-        if (~values.isfinite() if counts else values.isnan()).any():  # a mask may hold -inf
-            raise TeacherError(f"{name} in {weights} has values that are not finite")
-        if name.endswith("running_var") and (values < 0).any():
-            raise TeacherError(
-                f"{name} in {weights} is a variance, and below 0: {values.min():.3g}"
-            )
-    module.load_state_dict(state)
 
 
 def open_teacher(

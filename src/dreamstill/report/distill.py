@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dreamstill.errors import RunError
+from dreamstill.formatting import percent, shown
 from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
@@ -17,7 +18,6 @@ from dreamstill.report.page import (
     read_table,
     write_page,
 )
-from dreamstill.shown import percent, shown
 
 __all__ = ["write_report"]
 

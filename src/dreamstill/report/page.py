@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dreamstill.config import read_plain
 from dreamstill.errors import RunError
-from dreamstill.files import write_atomically
-from dreamstill.reading import StrPath, reading, understood
+from dreamstill.files.reading import StrPath, reading, understood
+from dreamstill.files.writing import write_atomically
 from dreamstill.report.figures import Array
-from dreamstill.settings import read_plain
 
 __all__ = [
     "MOST_CLASSES",

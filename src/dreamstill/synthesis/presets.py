@@ -10,13 +10,13 @@ learning rates are divided by the standard deviation of the data set.
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from dreamstill.synthesis import dafl, deepinversion, dfad, rdskd
-from dreamstill.synthesis.abd import AbdSettings
-from dreamstill.synthesis.drawings import CLOTHES, SCENES
-from dreamstill.synthesis.metadata import MetadataSettings
-from dreamstill.synthesis.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.zskd import ZskdSettings
-from dreamstill.synthesis.zskt import ZsktSettings
+from dreamstill.synthesis.methods import dafl, deepinversion, dfad, rdskd
+from dreamstill.synthesis.methods.abd import AbdSettings
+from dreamstill.synthesis.methods.metadata import MetadataSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.methods.zskt import ZsktSettings
+from dreamstill.synthesis.random_shapes import CLOTHES, SCENES
 
 __all__ = ["PRESETS", "Preset"]
 

@@ -1,0 +1,227 @@
+"""What a person sees of a command: progress and warnings on stderr, and tables."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from dreamstill.formatting import duration, percent, shown
+from dreamstill.progress import Progress as Step
+from dreamstill.progress import start_kept
+
+__all__ = ["Bars", "print_chain", "print_continual", "print_rows", "print_summary"]
+
+WHEN = ("before", "after")
+CONTINUAL_ROWS = {
+    "accuracy on old classes": ("accuracy_old_before", "accuracy_old"),
+    "accuracy on new classes": ("", "accuracy_new"),
+    "average of the two": ("", "average_accuracy"),
+    "forgetting": ("", "forgetting"),
+}
+"""Keys of what was measured, before and after."""
+
+
+class Terminal(Console):
+    """A console that leaves it to the command what to do where its reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Say so; rich would end the process."""
+        raise BrokenPipeError
+
+
+class Bars(logging.Handler):
+    """Progress on stderr with the time left, stage by stage; and the library's warnings, in a line.
+
+    Bars in a terminal; plain lines, where stderr is a file. Stopped on leaving.
+    """
+
+    share, seconds = 0.1, 30.0
+    """A plain line is written after so much of a stage, or of time."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__(logging.WARNING)
+        self.quiet, self.console = quiet, Terminal(stderr=True)
+        self.under_way: tuple[Progress, TaskID] | None = None
+        self.stage, self.begun, self.told = "", (0, 0.0), (0, 0.0)  # steps, and when
+
+    def __enter__(self) -> "Bars":
+        logging.getLogger("dreamstill").addHandler(self)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        logging.getLogger("dreamstill").removeHandler(self)
+        if self.under_way:
+            self.under_way[0].stop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a warning in one line, above the bar where there is one."""
+        line = f"dreamstill: warning: {record.getMessage()}".replace("\n", " ")
+        if self.under_way:
+            bar, _ = self.under_way
+            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr)
+
+    def __call__(self, step: Step) -> None:
+        """Show how far the stage has come."""
+        if self.quiet:
+            return
+        text = step.stage
+        if "loss" in step.record:
+            text += f"  loss {step.record['loss']:.3f}"
+        if self.console.is_terminal:
+            self._draw(step, text)
+        else:
+            self._tell(step, text)
+
+    def _draw(self, step: Step, text: str) -> None:
+        if not self.under_way:
+            columns = (
+                TextColumn("{task.description:<24}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            bar = Progress(*columns, console=self.console)
+            bar.start()
+            self.under_way = bar, bar.add_task(step.stage, total=step.total)
+        bar, task = self.under_way
+        bar.update(task, completed=step.done, description=text)
+        if step.done >= step.total:
+            bar.stop()
+            self.under_way = None
+
+    def _tell(self, step: Step, text: str) -> None:
+        now = time.monotonic()
+        if step.stage != self.stage or step.done <= self.told[0]:  # a stage may come again
+            self.stage, self.begun, self.told = step.stage, (step.done, now), (0, now)
+        done, told_at = step.done - self.told[0], now - self.told[1]
+        if step.done < step.total and done < self.share * step.total and told_at < self.seconds:
+            return
+        self.told = step.done, now
+        line = f"{text}  {step.done:,} of {step.total:,} ({step.done / step.total:.0%})"
+        since = now - self.begun[1]
+        if step.done >= step.total:
+            line, self.stage = f"{line}, took {duration(since)}", ""
+        elif step.done > self.begun[0]:
+            left = since * (step.total - step.done) / (step.done - self.begun[0])
+            line += f", {duration(left)} left"
+        print(line, file=sys.stderr, flush=True)
+
+
+def print_rows(title: str, rows: dict[str, Any]) -> None:
+    """Names and values."""
+    table = Table(title=title, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), escape(shown(value)))
+    Terminal().print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Names on the left, and numbers."""
+    table = Table(title=escape(title))
+    for name in ("", *columns):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    return table
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """A run's summary.json: teacher, student and noise floor side by side."""
+    networks = [summary["teacher"], summary["student"], summary.get("noise_floor", {})]
+    title = f"{summary['method']} on {summary['images'] or 'no real images'}"
+    table = _table(title, "teacher", "student", "noise floor")
+
+    def row(label: str, show: Callable[[Any], str], key: str) -> None:
+        table.add_row(label, *(show(of[key]) if key in of else "-" for of in networks))
+
+    row("accuracy", percent, "accuracy")
+    row("agreement with the teacher", percent, "agreement")
+    row("calibration error", percent, "ece")
+    row("parameters", shown, "parameters")
+    row("multiply-accumulates", shown, "macs")
+    row("bytes of weights", shown, "bytes")
+    runtime = summary["teacher"]["latency_ms"].get("runtime", "PyTorch")
+    row(f"latency in {runtime}, ms", lambda v: f"{v['median']:.3f}", "latency_ms")
+    Terminal().print(table)
+    print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
+    if "steps" in summary:
+        print(_chosen(summary["chosen_at_step"], summary["steps"]))
+    if "held_out_agreement" in summary:
+        share = percent(summary["held_out_agreement"])
+        print(f"{share} agreement on synthetic images that were held out")
+    for record in summary.get("exports", []):
+        print(
+            f"{record['format']}: {record['path']}, {record['bytes']:,} bytes, "
+            f"largest difference of a logit {record['max_abs_difference']:.1e}"
+        )
+    print(folder / "report.html")
+
+
+def _chosen(step: int, steps: int) -> str:
+    """Which of so many steps' student was chosen."""
+    if step:
+        return f"the student of step {step:,} of {steps:,} was chosen"
+    return start_kept(steps) if steps else "no step was taken"
+
+
+def print_chain(summary: dict[str, Any], folder: Path) -> None:
+    """A chain's summary.json: a row for each link, and the files."""
+    columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", "accuracy")
+    table = _table(f"chain: bytes of files, ms in {summary['runtime']}", *columns)
+    networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
+    for record in networks:
+        measured = record.get("latency_ms")
+        table.add_row(
+            record["task"],
+            shown(record["bytes"]) + "*" * ("file_bytes" not in record),
+            f"{record['smaller']:.1f} x" if record["smaller"] else "-",
+            shown(record["parameters"]),
+            shown(record["macs"]),
+            f"{measured['median']:.3f}" if measured else "-",
+            percent(record["agreement"]) if "agreement" in record else "-",
+            percent(record["accuracy"]) if "accuracy" in record else "-",
+        )
+    Terminal().print(table)
+    if not all("file_bytes" in record for record in networks):
+        print("* of the weights: there is no file")
+    for link in summary["links"]:
+        if "left_whole" in link:
+            print(f"{link['task']} left whole: {', '.join(link['left_whole'])}")
+        for text in link.get("warnings", []):
+            print(f"{link['task']}: {text}")
+    for file in [f for link in summary["links"] for f in link.get("files", [])]:
+        print(f"{file['path']}, {file['bytes']:,} bytes")
+    print(summary.get("network") or summary["not_exported"])
+    print(folder / "report.html")
+
+
+def print_continual(summary: dict[str, Any], folder: Path) -> None:
+    """The summary.json of a network that learned new classes: what it knows, and the files."""
+    old = summary["old_classes"]
+    table = _table(f"{summary['classes'] - old} new classes beside {old} old ones", *WHEN)
+    for label, keys in CONTINUAL_ROWS.items():
+        if keys[1] in summary:
+            table.add_row(label, *(percent(summary[key]) if key else "" for key in keys))
+    if table.rows:
+        Terminal().print(table)
+    else:
+        print("no real image of an old class was looked at: what is kept is not known")
+    for file in summary["files"]:
+        print(f"{file['path']}, {file['bytes']:,} bytes")
+    if "not_exported" in summary:
+        print(summary["not_exported"])
+    print(folder / "report.html")

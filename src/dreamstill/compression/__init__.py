@@ -1,0 +1,1 @@
+"""Make a network smaller: prune, merge, factorize, quantize, pack."""

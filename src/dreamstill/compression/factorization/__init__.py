@@ -1,0 +1,1 @@
+"""Split layers into products of smaller ones."""

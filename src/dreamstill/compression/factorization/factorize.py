@@ -1,0 +1,158 @@
+"""Factorize layers: one of them becomes two or three of low rank.
+
+Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks for Efficient
+Evaluation", 2014 (SVD of linear layers, and of convolutions of 1x1, which are linear at every
+position); Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power
+Mobile Applications", 2016 (Tucker-2 of other convolutions: 1x1, k x k, 1x1). These read the weights
+alone; with images what stays is what they are given and make, as in Zhang et al., "Accelerating
+Very Deep Convolutional Networks for Classification and Detection", 2015 (see `factors`). Then each
+factor is solved for what it would make at full rank, from what it is given after those before it:
+the asymmetric form of Zhang et al., section 3.3, by `reconstruct`. A layer is left whole where its
+factors would not be smaller or have no fewer multiply-accumulates, where another shares its weight,
+and inside torch's attention, which reads its weights itself. Ours is how a target is met: each
+layer loses what is cheapest for what it saves, at one price for all (see `ranks`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.compression.factorization.factors import modes_by_responses, modes_of, with_factors
+from dreamstill.compression.factorization.rank_selection import (
+    Choices,
+    choices_of,
+    positions_of,
+    ranks_by_energy,
+    ranks_by_price,
+)
+from dreamstill.config import at_least, no_effect, none_or_at_least, settings_class, within
+from dreamstill.distillation.layer_reconstruction import reconstruct
+from dreamstill.errors import SettingsError
+from dreamstill.graph.modules import plain_layers, shared_weights
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.hooks import eval_mode, shown_at_once, some_of
+from dreamstill.nn.seeded import rng_kept
+from dreamstill.profiling import count_macs
+
+__all__ = ["FactorizeSettings", "RankRecord", "factorize"]
+
+
+@settings_class
+class FactorizeSettings:
+    """Settings of factorization."""
+
+    energy: float = 0.99
+    """Share of the squares of a layer's responses (`responses` 0: of its weights) to keep in every
+    mode, on average; in (0, 1]. In place of a target."""
+    macs: float | None = None
+    """Target: this share of the multiply-accumulates, at most; in (0, 1]."""
+    parameters: float | None = None
+    """Target: this share of the parameters, at most; in (0, 1]."""
+    first_layer: bool = False
+    """Factorize the first layer too: it is small and its errors reach all others."""
+    responses: int = 2048
+    """Images whose responses say what to keep of a layer; at least 0: its weights alone say it."""
+    reconstruct: int = 2048
+    """Images on which the factors are solved, and the layers that stay; at least 2, or 0: they
+    are left as they are cut."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "responses")
+        none_or_at_least(self, 2, "reconstruct")
+        given = [n for n in ("macs", "parameters") if getattr(self, n) is not None]
+        within(self, 1e-6, 1, "energy", *given)
+        if len(given) > 1:
+            raise SettingsError(
+                f"give one target, macs or parameters; got {self.macs} and {self.parameters}"
+            )
+        if given:
+            no_effect(self, "beside a target", "energy")
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """Ranks of a factorized layer: (r,) of a matrix, (inputs, outputs) of other convolutions."""
+
+    layer: str
+    full: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+def ranks_of(
+    layers: dict[str, Choices], settings: FactorizeSettings, model: nn.Module, spec: InputSpec
+) -> dict[str, tuple[int, ...]]:
+    """Of the layers that are not left whole. SettingsError: no ranks meet the target."""
+    target = "macs" if settings.macs is not None else "parameters"
+    share = getattr(settings, target)
+    if share is None:
+        found = {
+            name: ranks_by_energy(choices, settings.energy) for name, choices in layers.items()
+        }
+        taken = {name: index for name, index in found.items() if index is not None}
+    else:
+        parameters = sum(p.numel() for p in model.parameters())
+        whole = count_macs(model, spec) if target == "macs" else parameters
+        free = sum(choices.whole[target] for choices in layers.values())
+        taken = ranks_by_price(layers, target, free - (1 - share) * whole)
+        if not taken and share < 1:
+            raise SettingsError(f"no rank brings {target} to {share} of the network's {whole}")
+    return {name: tuple(layers[name].ranks[index].tolist()) for name, index in taken.items()}
+
+
+@rng_kept()  # the new layers are initialized before they have their weights
+@torch.no_grad()
+def factorize(
+    model: nn.Module,
+    spec: InputSpec,
+    settings: FactorizeSettings,
+    images: Tensor | None = None,
+    *,
+    rng: torch.Generator | None = None,
+) -> tuple[nn.Module, list[RankRecord]]:
+    """A new network whose layers are factorized, and the ranks of those that were.
+
+    Args:
+        model: left as it was.
+        spec: its input.
+        settings: see FactorizeSettings.
+        images: uint8 (N, C, H, W), synthetic or not, whose responses say what to keep, and on which
+            factors are solved; None: the weights alone say it, and nothing is solved.
+        rng: draws the positions in the images at which factors are solved; default: of seed 0.
+
+    Raises:
+        SettingsError: no ranks meet the target.
+
+    """
+    device = next(model.parameters()).device
+    every, tied = plain_layers(model), shared_weights(model)
+    positions = positions_of(model, every, torch.zeros(1, *spec.shape, device=device))
+    called = list(positions)[0 if settings.first_layer else 1 :]
+    plain = {
+        name: layer
+        for name, layer in ((name, every[name]) for name in called)
+        if name not in tied and (isinstance(layer, nn.Linear) or layer.groups == 1)
+    }
+    if images is None or settings.responses == 0:
+        modes = {name: modes_of(layer) for name, layer in plain.items()}
+    else:
+        shown = some_of(images, settings.responses)
+        batches = (spec.encode(part.to(device)) for part in shown.split(shown_at_once(spec.shape)))
+        with eval_mode(model):
+            modes = modes_by_responses(model, plain, batches)
+    layers = {
+        name: choices_of(layer, modes[name], positions[name]) for name, layer in plain.items()
+    }
+    ranks = ranks_of(layers, settings, model, spec)
+    factorized = with_factors(model, modes, ranks)
+    if ranks and images is not None and settings.reconstruct:
+        full = {name: tuple(len(mode.energy) for mode in modes[name]) for name in ranks}
+        kept = {
+            f"{name}.{factor}": torch.arange(rank)
+            for name, of in ranks.items()
+            for factor, rank in enumerate(of)
+        }
+        shown = spec.encode(some_of(images, settings.reconstruct).to(device))
+        rng = rng or torch.Generator().manual_seed(0)
+        reconstruct(with_factors(model, modes, full), factorized, kept, shown, rng=rng)
+    return factorized, [RankRecord(name, layers[name].full, of) for name, of in ranks.items()]

@@ -1,0 +1,292 @@
+"""Merge neurons that do alike: a smaller network from its weights alone.
+
+Sources: Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015
+(linear layers: the saliency, the update, and the curve that tells where to stop); Kim et al.,
+"Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020 (convolutions: the filters of the
+smallest l1 norm go, each into the kept one of the most similar direction, scaled by their norms, or
+nowhere where none is similar). Where this differs: norms are of weights with BatchNorm folded in;
+the curve's cut-off is the one of `turning_point`, not the paper's; with images the layers are then
+solved for what they made before, by `reconstruct`.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.config import no_effect, none_or_at_least, settings_class, within
+from dreamstill.distillation.layer_reconstruction import reconstruct
+from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.graph.batch_norm_folding import batch_norms, fold_batch_norm
+from dreamstill.graph.layer_pairs import Pair, pairs
+from dreamstill.graph.modules import replace_module
+from dreamstill.graph.tracing import trace, written_size
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.copying import copy_network
+from dreamstill.nn.hooks import some_of
+
+__all__ = [
+    "LayerRecord",
+    "MergeSettings",
+    "check_mergeable",
+    "filter_partners",
+    "merge",
+    "merge_order",
+]
+
+
+@settings_class
+class MergeSettings:
+    """Settings of merging."""
+
+    remove: float | None = None
+    """Share of the neurons of every layer to remove, in [0, 1). Default: where the curve of
+    saliencies turns, for linear layers; half, for convolutions."""
+    layers: tuple[str, ...] = ()
+    """Names of the layers to make narrower; default: all that feed one other layer alone."""
+    compensate: bool = True
+    """Off: cut neurons and give nothing to those that stay; what merging is measured against."""
+    threshold: float = 0.1
+    """Cosine of a filter and the kept one it would go into below which it goes nowhere, as in Kim
+    et al., whose linear layers, at 0.45, are not these; in [-1, 1]; -1: every filter is merged."""
+    cosine_share: float = 0.85
+    """Share of the cosine in the choice of that kept one behind BatchNorm, as in Kim et al.; the
+    rest is that of their biases; in [0, 1]."""
+    reconstruct: int = 2048
+    """Images on which layers are solved, by least squares, for what they made before; at least 2,
+    or 0: the papers' method, the weights alone."""
+
+    def __post_init__(self) -> None:
+        none_or_at_least(self, 2, "reconstruct")
+        within(self, 0, 0.999, "remove")
+        within(self, -1, 1, "threshold")
+        within(self, 0, 1, "cosine_share")
+        if not self.compensate:
+            no_effect(self, "with compensate off", "threshold", "cosine_share")
+        if len(set(self.layers)) < len(self.layers):
+            raise SettingsError(f"layers names one twice: {', '.join(self.layers)}")
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What happened to a layer."""
+
+    layer: str
+    before: int
+    after: int
+    saliency: tuple[float, ...]
+    """Of a linear layer, the price of each removal in order, to the last neuron; else empty."""
+
+
+def merge_order(
+    weight: Tensor, bias: Tensor, outgoing: Tensor
+) -> tuple[list[tuple[int, int]], list[float]]:
+    """The order in which neurons are removed: equation 8 and algorithm 1 of Srinivas and Babu.
+
+    Args:
+        weight, bias: of the layer, (n, d) and (n,).
+        outgoing: the next layer's weights (m, n).
+
+    Returns:
+        Pairs (kept i, removed j) and their saliencies mean(a_j^2) * ||w_i - w_j||^2, n - 1 of each;
+        a_i becomes a_i + a_j at every step.
+
+    """
+    augmented = torch.cat([weight, bias[:, None]], 1).double()
+    distance = torch.cdist(augmented, augmented, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    distance.fill_diagonal_(torch.inf)
+    outgoing = outgoing.double().clone()
+    nearest, partner = distance.min(0)
+    strength = outgoing.pow(2).mean(0)
+    alive = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    order, saliencies = [], []
+    for _ in range(len(weight) - 1):
+        saliency = torch.where(alive, strength * nearest, torch.inf)
+        removed = int(saliency.argmin())
+        kept = int(partner[removed])
+        order.append((kept, removed))
+        saliencies.append(float(saliency[removed]))
+        alive[removed] = False
+        outgoing[:, kept] += outgoing[:, removed]
+        strength[kept] = outgoing[:, kept].pow(2).mean()
+        distance[removed] = torch.inf
+        orphans = (alive & (partner == removed)).nonzero().flatten()
+        if len(orphans):
+            nearest[orphans], partner[orphans] = distance[:, orphans].min(0)
+    return order, saliencies
+
+
+def turning_point(saliencies: list[float]) -> int:
+    """Return how many neurons to remove: while one costs no more than most would at first.
+
+    Ours, not the paper's: the cut-off is the median of the curve's first half, where removals are
+    each neuron's own; beyond it the curve climbs with every neuron that has taken over others.
+
+    >>> turning_point([0.1, 0.1, 0.1, 0.1, 0.2, 0.5, 2.0, 9.0])
+    4
+    """
+    first = sorted(saliencies[: (len(saliencies) + 1) // 2])
+    cutoff = first[len(first) // 2] if first else 0.0
+    return sum(saliency <= 1.1 * cutoff + 1e-12 for saliency in saliencies)
+
+
+def filter_partners(
+    weight: Tensor, bias: Tensor, remove: int, settings: MergeSettings, *, batch_norm: bool
+) -> list[tuple[int, int, float]]:
+    """Return which filters are removed, and what each goes into: Neuron Merging, algorithm 3.
+
+    Args:
+        weight, bias: of a convolution, (n, ...) and (n,), with BatchNorm folded in.
+        remove: how many, in [0, n).
+        settings: its `threshold` and `cosine_share`.
+        batch_norm: the layer had BatchNorm. Directions are then of weights alone, and biases count
+            by their distance; else a bias is one weight more.
+
+    Returns:
+        (kept i, removed j, factor): a_i becomes a_i + factor * a_j, and the factor is 0 where the
+        cosine of i and j is below the threshold.
+
+    """
+    rows = weight.flatten(1).double()
+    order = rows.abs().sum(1).argsort()
+    gone, kept = order[:remove], order[remove:].sort().values
+    bias = bias.double()
+    if not batch_norm:
+        rows = torch.cat([rows, bias[:, None]], 1)
+    norms = rows.norm(dim=1).clamp_min(1e-12)
+    cosine = F.normalize(rows[gone], dim=1) @ F.normalize(rows[kept], dim=1).T
+    distance = 1 - cosine
+    if batch_norm:
+        share = settings.cosine_share
+        # w_j = s w_i makes b_j = s b_i + a rest
+        scaled = bias[gone, None] * norms[kept] / norms[gone, None]
+        rest = (scaled - bias[kept]).abs()
+        least, most = rest.amin(1, keepdim=True), rest.amax(1, keepdim=True)
+        distance = share * distance + (1 - share) * (rest - least) / (most - least + 1e-12)
+    partners = distance.argmin(1)
+    similar = cosine.gather(1, partners[:, None])[:, 0] >= settings.threshold
+    factors = torch.where(similar, norms[gone] / norms[kept[partners]], 0)
+    return list(zip(kept[partners].tolist(), gone.tolist(), factors.tolist(), strict=True))
+
+
+def _count(share: float, width: int) -> int:
+    """How many a share is, at most.
+
+    >>> _count(0.29, 100)
+    29
+    """
+    return int(share * width + 1e-9)
+
+
+def _narrow(
+    model: nn.Module, pair: Pair, settings: MergeSettings, *, batch_norm: bool
+) -> tuple[LayerRecord, Tensor]:
+    """Make one layer narrower, in place; its record, and which of its outputs are left."""
+    first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
+    assert isinstance(first, nn.Conv2d | nn.Linear)
+    assert isinstance(second, nn.Conv2d | nn.Linear)
+    width = first.weight.shape[0]
+    bias = first.bias.detach() if first.bias is not None else first.weight.new_zeros(width)
+    saliencies: list[float] = []
+    # (m, n, rest): what leaves each neuron, whatever the second layer is
+    outgoing = second.weight.detach().reshape(second.weight.shape[0], width, -1).clone()
+    if isinstance(first, nn.Linear):
+        flat = outgoing.transpose(1, 2).reshape(-1, width)
+        order, saliencies = merge_order(first.weight.detach(), bias, flat)
+        share = settings.remove
+        remove = turning_point(saliencies) if share is None else _count(share, width)
+        removals = [(kept, removed, 1.0) for kept, removed in order[:remove]]
+    else:
+        count = _count(0.5 if settings.remove is None else settings.remove, width)
+        removals = filter_partners(
+            first.weight.detach(), bias, count, settings, batch_norm=batch_norm
+        )
+    stay = torch.ones(width, dtype=torch.bool)
+    for kept, removed, factor in removals:
+        stay[removed] = False
+        if settings.compensate:
+            outgoing[:, kept] += factor * outgoing[:, removed]
+    shape = list(second.weight.shape)
+    shape[1] = int(stay.sum()) * pair.positions
+    replace_module(model, pair.first, _with_weights(first, first.weight[stay], bias[stay]))
+    narrowed = outgoing[:, stay].reshape(shape)
+    replace_module(model, pair.second, _with_weights(second, narrowed, second.bias))
+    left = stay.nonzero().flatten()
+    return LayerRecord(pair.first, width, len(left), tuple(saliencies)), left
+
+
+def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A copy of a convolution or linear layer with other weights and their sizes."""
+    new = copy.deepcopy(layer)
+    assert isinstance(new, nn.Conv2d | nn.Linear)
+    new.weight = nn.Parameter(weight.detach().clone())
+    new.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    names = (
+        ("out_features", "in_features")
+        if isinstance(layer, nn.Linear)
+        else ("out_channels", "in_channels")
+    )
+    for name, size in zip(names, weight.shape[:2], strict=True):
+        setattr(new, name, size)
+    return new
+
+
+@torch.no_grad()
+def check_mergeable(model: nn.Module, settings: MergeSettings) -> dict[str, Pair]:
+    """Find the layers to merge, each with the one that it feeds; raises what `merge` raises."""
+    graph = trace(model)
+    found = {pair.first: pair for pair in pairs(graph) if pair.relu}
+    if not found:
+        raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
+    if missing := [name for name in settings.layers if name not in found]:
+        raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
+    for name in (names := settings.layers or tuple(found)):
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        if written := written_size(graph, name, len(weight)):
+            raise TeacherError(f"{name} cannot be made narrower: {written}")
+    return {name: found[name] for name in names}
+
+
+def merge(
+    model: nn.Module,
+    spec: InputSpec,
+    settings: MergeSettings,
+    images: Tensor | None = None,
+    *,
+    rng: torch.Generator | None = None,
+) -> tuple[nn.Module, list[LayerRecord]]:
+    """Make layers narrower: what goes, and what takes it over, the weights alone say.
+
+    Args:
+        model: left as it was. Its BatchNorm layers are folded first. It must be traceable.
+        spec: its input.
+        settings: see MergeSettings.
+        images: uint8 (N, C, H, W), synthetic or not, on which layers are solved; None: they stay
+            as they were merged.
+        rng: draws the positions in the images at which layers are solved; default: of seed 0.
+
+    Returns:
+        A new network and a record for each layer, in order.
+
+    Raises:
+        TeacherError: it cannot be traced, has no two layers that feed one another alone, has the
+            width of one of them written into its code, or computes something else once BatchNorm
+            is folded.
+        SettingsError: a named layer is not among those.
+
+    """
+    folded = fold_batch_norm(model, spec)
+    normed = batch_norms(trace(model))
+    narrow, records, kept = copy_network(folded), [], {}
+    for name, pair in check_mergeable(folded, settings).items():
+        record, kept[name] = _narrow(narrow, pair, settings, batch_norm=name in normed)
+        records.append(record)
+    if images is not None and settings.reconstruct:
+        device = next(model.parameters()).device
+        shown = spec.encode(some_of(images, settings.reconstruct).to(device))
+        rng = rng or torch.Generator().manual_seed(0)
+        reconstruct(folded, narrow, kept, shown, rng=rng)
+    return narrow, records

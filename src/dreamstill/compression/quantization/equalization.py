@@ -1,0 +1,245 @@
+"""DFQ: make a network ready for low bits with no input at all.
+
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
+2019: BatchNorm folding, ReLU in place of ReLU6, cross-layer equalization (section 4.1), high-bias
+absorption (4.1.3), and the expected inputs of every layer from BatchNorm parameters, which give
+ranges and bias correction (4.2 and 5.1). Where this differs: what comes without BatchNorm has its
+moments propagated, by weights and through pooling, see `moments`; a ReLU6 that keeps no two layers
+apart stays.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dreamstill.compression.quantization.moments import PARTS, Moments, relu_moments, window_sizes
+from dreamstill.errors import TeacherError
+from dreamstill.evaluation import check_same_function
+from dreamstill.graph.batch_norm_folding import batch_norms, fold_batch_norm
+from dreamstill.graph.layer_pairs import Pair, pairs, relu_for_relu6
+from dreamstill.graph.tracing import is_relu6, trace
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.copying import copy_network
+from dreamstill.nn.op_sets import AVERAGE, KNOWN, LARGEST, MEAN, MOVES, RELU
+
+__all__ = ["Equalized", "Moments", "equalize", "expected_inputs", "relu_moments"]
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""By layer, mean and standard deviation (C,) of what it puts out."""
+
+
+class _Propagate(fx.Interpreter):
+    """Run a graph on moments; keeps what enters convolutions and linear layers at each call."""
+
+    def __init__(self, graph: fx.GraphModule, statistics: Statistics) -> None:
+        super().__init__(graph)
+        self.statistics, self.calls = statistics, dict[str, list[Moments]]()
+        self.extra_traceback = False  # it would be put into the message of a refusal
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A layer, a ReLU, or something that moves values around."""
+        module, x = self.fetch_attr(target), args[0]
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            calls = self.calls.setdefault(target, [])
+            if calls and calls[0].mean.shape != x.mean.shape:
+                raise _unclear(f"{target}, called on maps of several sizes,")
+            calls.append(x)
+            known = self.statistics.get(target)
+            return x.layer(module) if known is None else self._known(module(x.mean), known)
+        if isinstance(module, _BatchNorm):
+            return self._known(x.mean, _after(module))
+        if isinstance(module, RELU[0]):
+            return x.relu()
+        if is_relu6(module):
+            return x.relu6()
+        kind = next((k for k in KNOWN if isinstance(k, type) and isinstance(module, k)), None)
+        if kind is None:
+            raise _unclear(f"{target} ({type(module).__name__})")
+        return _moved_or_pooled(kind, x, module)
+
+    @staticmethod
+    def _known(like: Tensor, statistics: tuple[Tensor, Tensor]) -> Moments:
+        mean, std = (part.view([1, -1] + [1] * (like.ndim - 2)) for part in statistics)
+        return Moments.normal(mean.expand_as(like), std.expand_as(like) ** 2)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """ReLU, addition, or something that moves values around."""
+        return self._call(target, super().call_function, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The same as a method."""
+        return self._call(target, super().call_method, args, kwargs)
+
+    def _call(self, target: Any, run: Any, args: Any, kwargs: Any) -> Any:
+        moments: list[Moments] = []  # also those in a list, as concatenation takes them
+        map_aggregate(
+            (args, kwargs), lambda v: moments.append(v) if isinstance(v, Moments) else None
+        )
+        if not moments:
+            return run(target, args, kwargs)
+        if target in RELU:
+            return moments[0].relu()
+        if target is F.relu6:
+            return moments[0].relu6()
+        if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(moments) == 2:
+            return moments[0] + moments[1]
+        if target not in KNOWN:
+            raise _unclear(getattr(target, "__name__", str(target)))
+
+        def run_on(pick: Callable[[Moments], Tensor]) -> Any:
+            def picked(value: Any) -> Any:
+                return pick(value) if isinstance(value, Moments) else value
+
+            return run(target, map_aggregate(args, picked), map_aggregate(kwargs, picked))
+
+        if target in MOVES:  # of several activations, where it concatenates
+            return Moments.of_parts([run_on(attrgetter(part)) for part in PARTS])
+        return _moved_or_pooled(target, moments[0], lambda part: run_on(lambda _: part))
+
+
+def _moved_or_pooled(kind: Any, x: Moments, change: Callable[[Tensor], Any]) -> Any:
+    """Return the moments behind an operation of a kind that is known."""
+    if kind in LARGEST:
+        if not isinstance(change(x.mean), Tensor):
+            raise _unclear("a max pool that returns indices")
+        return x.largest(change)
+    if kind in AVERAGE:
+        return x.average(change, window_sizes(change, x.mean))
+    if kind in MEAN:
+        return x.average(change, x.mean.numel() / change(x.mean).numel())
+    return x.each(change)
+
+
+def _unclear(what: str) -> TeacherError:
+    return TeacherError(
+        f"what {what} puts out cannot be known without inputs: calibrate on images instead"
+    )
+
+
+@dataclass
+class Equalized:
+    """A network with its BatchNorm folded, and what its layers put out."""
+
+    model: nn.Module
+    statistics: Statistics
+
+
+@torch.no_grad()
+def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]:
+    """Moments of what enters every convolution and linear layer, by name.
+
+    The network's own input is taken as normal with mean 0 and variance 1 in its normalized space
+    (`InputSpec.from_unit`), within the valid range. TeacherError where something but a layer,
+    BatchNorm, ReLU, ReLU6, sum, pooling or move stands between.
+    """
+    zeros = torch.zeros(1, *spec.shape)
+    mean = spec.from_unit(zeros)
+    variance = (spec.from_unit(zeros + 1) - mean) ** 2
+    inputs = Moments(mean, variance, spec.clip(zeros - 1e9), spec.clip(zeros + 1e9))
+    run = _Propagate(trace(equalized.model), equalized.statistics)
+    run.run(inputs)
+    return {name: Moments.mixture(calls) for name, calls in run.calls.items()}
+
+
+@torch.no_grad()
+def equalize(
+    model: nn.Module, spec: InputSpec, *, iterations: int = 40, absorb: bool = True
+) -> Equalized:
+    """Fold BatchNorm, equalize weight ranges across layers, absorb high biases; on a copy.
+
+    Args:
+        model: traceable; its function is the same afterwards, but for ReLU in place of a ReLU6
+            module between two layers that are equalized, and for the tail of activations that
+            absorption cuts off (3 standard deviations below their mean).
+        spec: its input; on random images of it the function is compared before the absorption.
+        iterations: of equalization over all pairs of layers; it stops when no weight moves.
+        absorb: high-bias absorption.
+
+    Raises:
+        TeacherError: the model cannot be traced, or its function is not kept.
+
+    """
+    graph = trace(model)
+    modules = dict(graph.named_modules())
+    statistics: Statistics = {}
+    for layer, norm in batch_norms(graph).items():
+        statistics[layer] = _after(modules[norm])
+    folded = fold_batch_norm(model, spec)
+    relu_for_relu6(folded)
+    found, before = pairs(trace(folded), grouped=True), copy_network(folded)
+    for _ in range(iterations):
+        moved = max((_equalize_pair(folded, pair, statistics) for pair in found), default=0.0)
+        if moved < 1e-3:
+            break
+    check_same_function(before, folded, spec, "equalizing its layers")
+    if absorb:
+        for pair in found:
+            _absorb(folded, pair, statistics)
+    return Equalized(folded, statistics)
+
+
+def _after(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of what a BatchNorm puts out: its bias and scale."""
+    assert isinstance(norm, _BatchNorm)
+    zeros = torch.zeros(norm.num_features)
+    if not norm.affine:
+        return zeros, zeros + 1
+    return norm.bias.detach().clone(), norm.weight.detach().abs()
+
+
+def _layers(model: nn.Module, pair: Pair) -> tuple[nn.Conv2d | nn.Linear, nn.Conv2d | nn.Linear]:
+    first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
+    assert isinstance(first, nn.Conv2d | nn.Linear)
+    assert isinstance(second, nn.Conv2d | nn.Linear)
+    return first, second
+
+
+def _by_channel(second: nn.Conv2d | nn.Linear, width: int) -> Tensor:
+    """The second layer's weight as (groups, outputs, channels of the first, the rest), a view."""
+    groups = second.groups if isinstance(second, nn.Conv2d) else 1
+    return second.weight.view(groups, len(second.weight) // groups, width // groups, -1)
+
+
+def _equalize_pair(model: nn.Module, pair: Pair, statistics: Statistics) -> float:
+    """Equation 11: both ranges of channel i become sqrt(r1 r2); returns the largest move."""
+    first, second = _layers(model, pair)
+    outgoing = _by_channel(second, len(first.weight))
+    r1 = first.weight.flatten(1).abs().amax(1)
+    r2 = outgoing.abs().amax((1, 3)).flatten()
+    usable = (r1 > 1e-8) & (r2 > 1e-8)
+    scale = torch.where(usable, (r2 / r1.clamp_min(1e-12)).sqrt(), torch.ones_like(r1))
+    first.weight.mul_(scale.view(-1, *[1] * (first.weight.ndim - 1)))
+    if first.bias is not None:
+        first.bias.mul_(scale)
+    outgoing.div_(scale.view(len(outgoing), 1, -1, 1))
+    if pair.first in statistics:
+        mean, std = statistics[pair.first]
+        statistics[pair.first] = (mean * scale, std * scale)
+    return float((scale.log().abs()).max())
+
+
+def _absorb(model: nn.Module, pair: Pair, statistics: Statistics) -> None:
+    """Equation 15: what is above 0 at 3 deviations below the mean goes to the next bias."""
+    first, second = _layers(model, pair)
+    if pair.first not in statistics or first.bias is None or not pair.relu:
+        return
+    if pair.fades or (not isinstance(second, nn.Linear) and any(second.padding)):
+        return  # padded zeros would not carry the constant: the function would change at the border
+    mean, std = statistics[pair.first]
+    surplus = (mean - 3 * std).clamp_min(0)
+    first.bias.sub_(surplus)
+    outgoing = _by_channel(second, len(surplus))
+    added = torch.einsum("goir,gi->go", outgoing, surplus.view(len(outgoing), -1)).flatten()
+    if second.bias is None:
+        second.bias = nn.Parameter(added)
+    else:
+        second.bias.add_(added)
+    statistics[pair.first] = (mean - surplus, std)

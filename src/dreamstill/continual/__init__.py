@@ -1,0 +1,1 @@
+"""Learn new classes without the data of the old ones."""

@@ -1,0 +1,266 @@
+"""Learn new classes without the old data: the old network's dreams stand in for it.
+
+Sources: `inversion` is DeepInversion's recipe (Yin et al. 2020, section 4.5): cross-entropy on the
+new real images, and distillation of the old network's answers on synthetic and on new images; on
+synthetic ones over all classes, where the old network names no new one (without this every old
+image goes to a new class).
+`abd` is Smith et al., "Always Be Dreaming", ICCV 2021: cross-entropy among the new classes alone on
+the new images; cross-entropy over all classes with the features held fixed; and the old features
+kept where the old head's weights say that they matter. In both cross-entropies old classes weigh as
+their share of all classes, new ones as theirs, as in the authors' code. `lwf` is Li and Hoiem 2016,
+no synthetic image at all, and `finetune` forgets: what the others are measured against. Where this
+differs: all learn by Adam and a cosine, `continual.steps` long, where Smith et al. take 250 epochs
+of SGD at 0.1 with three drops.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.config import above, at_least, no_effect, settings_class
+from dreamstill.errors import DataError, NonFiniteError, TeacherError
+from dreamstill.graph.modules import replace_module
+from dreamstill.losses.logits import kl_divergence
+from dreamstill.nn.copying import copy_network
+from dreamstill.nn.seeded import seeded
+from dreamstill.progress import Progress
+from dreamstill.teacher import Teacher, open_teacher
+
+__all__ = [
+    "ContinualSettings",
+    "Recipe",
+    "average_and_forgetting",
+    "check_new_classes",
+    "grow",
+    "learn",
+]
+
+
+class Recipe(StrEnum):
+    """How the old classes are kept."""
+
+    INVERSION = "inversion"
+    ABD = "abd"
+    LWF = "lwf"
+    FINETUNE = "finetune"
+
+
+@settings_class
+class ContinualSettings:
+    """Settings of learning new classes."""
+
+    recipe: Recipe = Recipe.ABD
+    """abd, inversion, lwf (no synthetic images) or finetune (nothing is kept)."""
+    steps: int = 1000
+    """Training steps; at least 1."""
+    batch_size: int = 64
+    """New images a step, and as many synthetic ones; at least 2."""
+    lr: float = 1e-3
+    """Learning rate of Adam, brought to 0 by a cosine; above 0."""
+    keep: float = 1.0
+    """Weight of what keeps the old classes; at least 0."""
+    temperature: float = 2.0
+    """Of the distillation of inversion and lwf; above 0."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 2, "batch_size")
+        above(self, 0, "lr", "temperature")
+        at_least(self, 0, "keep")
+        where = f"on {self.recipe.value}"
+        if self.recipe is Recipe.FINETUNE:
+            no_effect(self, where, "keep")
+        if self.recipe in (Recipe.FINETUNE, Recipe.ABD):
+            no_effect(self, where, "temperature")
+
+    @property
+    def dreaming(self) -> bool:
+        """Synthetic images stand in for the old classes."""
+        return self.recipe in (Recipe.INVERSION, Recipe.ABD)
+
+
+def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
+    """A copy whose last linear layer has `num_classes` outputs, the old ones as they were.
+
+    Raises TeacherError for a network without a last linear layer.
+    """
+    check_head(teacher)
+    old, name = teacher.last_linear, str(teacher.offers.last_linear)
+    with seeded(rng):
+        head = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    with torch.no_grad():
+        head.weight[: old.out_features] = old.weight
+        if old.bias is not None:
+            head.bias[: old.out_features] = old.bias
+    model = copy_network(teacher.module)
+    replace_module(model, name, head.to(teacher.device))
+    return model.requires_grad_(True)
+
+
+def check_head(teacher: Teacher) -> None:
+    """TeacherError for a network without a last linear layer."""
+    if teacher.offers.last_linear is None:
+        raise TeacherError("learning new classes needs a last linear layer")
+
+
+def check_new_classes(teacher: Teacher, images: Tensor, labels: Tensor) -> None:
+    """DataError unless there are images, and labels that are not of old classes.
+
+    TeacherError for a network without a last linear layer.
+    """
+    check_head(teacher)
+    old = teacher.num_classes
+    if len(images) == 0 or len(images) != len(labels):
+        raise DataError(f"new classes need images and labels; got {len(images)}, {len(labels)}")
+    if int(labels.min()) < old:
+        raise DataError(f"labels of new classes must be {old} or more; got {int(labels.min())}")
+    wanted = range(old, min(int(labels.max()), old + len(labels)))
+    if missing := sorted(set(wanted) - set(labels.tolist())):
+        raise DataError(f"new classes are numbered on from {old}: no image is of {missing[0]}")
+
+
+def learn(
+    teacher: Teacher,
+    dreams: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    settings: ContinualSettings,
+    *,
+    rng: torch.Generator,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Teacher:
+    """A network that knows the old classes and the new ones.
+
+    Args:
+        teacher: the old network of K classes, left as it was.
+        dreams: uint8 (N, C, H, W) synthesized from it; not looked at by lwf and finetune.
+        images: uint8 (M, C, H, W), the real images of the new classes.
+        labels: (M,) from K on.
+        settings: see ContinualSettings.
+        rng: of the new outputs and the draws.
+        on_progress: called after each step.
+
+    Raises:
+        DataError: a label below K, or no image.
+        TeacherError: no last linear layer.
+
+    """
+    check_new_classes(teacher, images, labels)
+    model = grow(teacher, int(labels.max()) + 1, rng)
+    student = open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
+    model = student.module.requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    if settings.dreaming and len(dreams) == 0:
+        raise DataError(f"{settings.recipe.value} needs synthetic images of the old classes; got 0")
+
+    def draw(num: int) -> Tensor:
+        return torch.randint(num, (settings.batch_size,), generator=rng, device=rng.device).cpu()
+
+    for step in range(1, settings.steps + 1):
+        index = draw(len(images))
+        new = teacher.spec.encode(images[index].to(teacher.device))
+        target = labels[index].to(teacher.device)
+        dreamt = new[:0]
+        if settings.dreaming:
+            index = draw(len(dreams))
+            dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
+        model.train()
+        loss = _loss(student, teacher, new, target, dreamt, settings)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss became {loss.item()} at step {step}; lower lr")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        on_progress(Progress("learn", step, settings.steps, {"loss": loss.item()}))
+    return open_teacher(
+        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    )
+
+
+def _loss(
+    student: Teacher,
+    teacher: Teacher,
+    new: Tensor,
+    target: Tensor,
+    dreamt: Tensor,
+    settings: ContinualSettings,
+) -> Tensor:
+    both, old = torch.cat([new, dreamt]), teacher.num_classes
+    if settings.recipe is Recipe.ABD:
+        return _abd_loss(student, teacher, both, target, settings.keep)
+    logits = student(both)
+    loss = F.cross_entropy(logits[: len(new)], target)
+    if settings.recipe is Recipe.FINETUNE:
+        return loss
+    with torch.no_grad():
+        wanted = teacher(both)
+    num_new = len(new)
+    kept = kl_divergence(logits[:num_new, :old], wanted[:num_new], settings.temperature)
+    if len(dreamt):  # a dream is of no new class
+        padded = F.pad(wanted[num_new:], (0, logits.shape[1] - old), value=-1e4)
+        kept = kept + kl_divergence(logits[num_new:], padded, settings.temperature)
+    return loss + settings.keep * kept
+
+
+def _abd_loss(
+    student: Teacher, teacher: Teacher, both: Tensor, target: Tensor, keep: float
+) -> Tensor:
+    """ABD, equations 8 to 11: `both` is the new images, of the classes `target`, then the old."""
+    num_new, old = len(target), teacher.num_classes
+    logits, features = student.with_features(both)
+    with torch.no_grad():
+        old_logits, old_features = teacher.with_features(both)
+    weights = _class_weights(old, logits.shape[1]).to(logits)
+    local = F.cross_entropy(logits[:num_new, old:], target - old)
+    head = student.last_linear
+    everyone = torch.cat([target, old_logits[num_new:].argmax(1)])
+    fixed = F.linear(features.detach(), head.weight, head.bias)
+    overall = F.cross_entropy(fixed, everyone, reduction="none") * weights[everyone]
+    kept = _feature_distillation(features - old_features, teacher.last_linear.weight)
+    return weights[-1] * local + overall.mean() + keep * kept
+
+
+def _class_weights(num_old: int, num_classes: int) -> Tensor:
+    """ABD's weights by class id: of an old class the share of old classes, of a new one the rest.
+
+    >>> _class_weights(3, 4)
+    tensor([0.7500, 0.7500, 0.7500, 0.2500])
+    """
+    weights = torch.full((num_classes,), num_old / num_classes)
+    weights[num_old:] = 1 - num_old / num_classes
+    return weights
+
+
+def _feature_distillation(change: Tensor, head: Tensor) -> Tensor:
+    """ABD's: 0.1 of the mean square of what a change of features does to the old logits.
+
+    Args:
+        change: (N, features), new less old.
+        head: (old classes, features), the weights of the old head.
+
+    """
+    return 0.1 * F.linear(change, head).pow(2).mean()
+
+
+def average_and_forgetting(accuracies: list[list[float]]) -> tuple[float, float]:
+    """Mean accuracy over tasks at the end, and how much was lost since each task's best.
+
+    Args:
+        accuracies: after each task i, the accuracy on tasks 0 to i.
+
+    >>> average, forgetting = average_and_forgetting([[1.0], [0.75, 0.5]])
+    >>> average, forgetting
+    (0.625, 0.25)
+
+    """
+    last = accuracies[-1]
+    best = [max(row[task] for row in accuracies if task < len(row)) for task in range(len(last))]
+    lost = [b - now for b, now in zip(best[:-1], last[:-1], strict=True)]
+    return sum(last) / len(last), sum(lost) / max(1, len(lost))

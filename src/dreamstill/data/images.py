@@ -1,0 +1,152 @@
+"""Real images: the one room that opens any, and only what the user hands over.
+
+An .npz holds x, uint8 (N, C, H, W), and y (N,), or x_test and y_test. A folder holds pictures, one
+folder of them for each class where labels are asked for. Pictures are scaled and cropped around
+their center to the network's size.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dreamstill.errors import DataError
+from dreamstill.files.reading import StrPath, reading
+from dreamstill.input_spec import InputSpec
+
+__all__ = ["load_images", "load_unlabelled"]
+
+NAMES = ("x", "y", "x_test", "y_test")
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+"""No other is opened, whatever a file is called: some run programs."""
+MODES = {1: "L", 3: "RGB"}
+
+
+def load_unlabelled(path: StrPath, spec: InputSpec) -> Tensor:
+    """Read uint8 images (N, C, H, W): x or x_test of an .npz, or all pictures below a folder.
+
+    In an order of chance, always the same: files are often sorted by class, and agreement is
+    measured on the last images of a set. Raises DataError that names what is wrong with the file.
+    """
+    if (path := Path(path)).is_dir():
+        images = _pictures(path, _picture_files(path, deep=True), spec)
+    else:
+        images = _array(path, _read(path), spec)
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+
+
+def load_images(
+    path: StrPath, spec: InputSpec, num_classes: int | None = None, *, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Read uint8 images (N, C, H, W) and labels (N,).
+
+    Args:
+        path: an .npz with x, y or x_test, y_test; or a folder of classes' folders. Their names are
+            the labels where they are numbers, else classes are numbered in the order of names.
+        spec: what the images must fit.
+        num_classes: labels are below it; None: as many as there are.
+        first: number of the first class, of a folder whose classes have names.
+
+    Raises:
+        DataError: names what is wrong.
+
+    """
+    if (path := Path(path)).is_dir():
+        x, y = _labelled_pictures(path, spec, num_classes, first)
+    else:
+        x, y = _labelled_array(path, spec)
+    if num_classes is not None and (y.min() < 0 or y.max() >= num_classes):
+        raise DataError(
+            f"labels in {path} must be 0 to {num_classes - 1}; got {y.min()} to {y.max()}"
+        )
+    return x, y
+
+
+def _labelled_array(path: Path, spec: InputSpec) -> tuple[Tensor, Tensor]:
+    arrays = _read(path)
+    if set(arrays) != {"x", "y"}:
+        raise DataError(f"{path} must hold x and y, or x_test and y_test")
+    x, y = _array(path, arrays, spec), arrays["y"]
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise DataError(f"labels in {path} must be integers (N,); got {y.dtype} {y.shape}")
+    if len(x) != len(y):
+        raise DataError(f"{path} holds {len(x)} images and {len(y)} labels")
+    return x, torch.from_numpy(y.astype(np.int64))
+
+
+def _labelled_pictures(
+    path: Path, spec: InputSpec, num_classes: int | None, first: int
+) -> tuple[Tensor, Tensor]:
+    folders = sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not folders:
+        raise DataError(f"{path} must hold a folder of pictures for each class")
+    numbered = all(folder.name.isdecimal() for folder in folders)
+    if not numbered and num_classes is not None and len(folders) != num_classes:
+        raise DataError(
+            f"{path} holds {len(folders)} classes of {num_classes}: number their folders from 0"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders, first):
+        own = _picture_files(folder)
+        files += own
+        labels += [min(int(folder.name), 2**62) if numbered else label] * len(own)
+    return _pictures(path, files, spec), torch.tensor(labels)
+
+
+def _picture_files(folder: Path, *, deep: bool = False) -> list[Path]:
+    return sorted(f for f in folder.glob("**/*" if deep else "*") if f.suffix.lower() in PICTURES)
+
+
+def _pictures(path: Path, files: list[Path], spec: InputSpec) -> Tensor:
+    channels, height, width = spec.shape
+    if channels not in MODES:
+        raise DataError(f"pictures have 1 or 3 channels, the network takes {channels}: use an .npz")
+    if not files:
+        raise DataError(f"{path} holds no pictures ({', '.join(PICTURES)})")
+    images = np.empty((len(files), height, width, channels), np.uint8)
+    for image, file in zip(images, files, strict=True):
+        with reading(file, DataError, "is not a whole picture"):
+            image[:] = _fitted(file, MODES[channels], (width, height))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture, upright, as uint8 (height, width, channels)."""
+    with Image.open(file, formats=FORMATS) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise DataError(f"{file} has more than 8 bits a channel: save it with 8")
+        upright = ImageOps.exif_transpose(picture).convert(mode)
+    fitted = ImageOps.fit(upright, size, Image.Resampling.BILINEAR)
+    return np.asarray(fitted).reshape(size[1], size[0], len(mode))
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays x and y of an .npz, or x_test and y_test under those names."""
+    with (
+        reading(path, DataError, "is not an .npz of plain arrays", what="images"),
+        path.open("rb") as file,  # NumPy does not close what it cannot read
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        # an entry that is no array comes as bytes
+        arrays = {name: np.asarray(archive[name]) for name in archive.files if name in NAMES}
+    suffix = "" if "x" in arrays else "_test"
+    return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}
+
+
+def _array(path: Path, arrays: dict[str, NDArray[Any]], spec: InputSpec) -> Tensor:
+    if "x" not in arrays:
+        raise DataError(f"{path} must hold x or x_test")
+    x = arrays["x"]
+    if x.dtype != np.uint8:
+        raise DataError(f"images in {path} must be uint8; got {x.dtype}")
+    if x.ndim != 4 or x.shape[1:] != spec.shape:
+        raise DataError(f"images in {path} must be (N, *{spec.shape}); got {x.shape}")
+    if len(x) == 0:
+        raise DataError(f"{path} holds 0 images")
+    return torch.from_numpy(x)

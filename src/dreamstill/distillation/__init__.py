@@ -1,0 +1,1 @@
+"""Train a student toward its teacher."""

@@ -1,0 +1,1 @@
+"""Write a network in the format of a runtime, and compare it there."""

@@ -1,0 +1,262 @@
+"""Write a network in a device's format, re-open it in its own runtime, compare, or fail."""
+
+import contextlib
+import faulthandler
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import DreamstillError, ExportError, innermost
+from dreamstill.evaluation import device_of, evaluating
+from dreamstill.exporters import pt2
+from dreamstill.files.reading import StrPath, reading
+from dreamstill.files.writing import write_atomically
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.copying import copy_network
+from dreamstill.nn.seeded import rng_kept
+
+__all__ = [
+    "ExportRecord",
+    "RUNTIMES",
+    "check_formats",
+    "export",
+    "load_exported",
+    "on_cpu",
+    "onnxruntime",
+    "open_written",
+    "quiet",
+    "to_pt2",
+    "to_pte",
+]
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRecord:
+    """What was written and how far its answers are from the network's."""
+
+    path: str
+    format: str
+    bytes: int
+    max_abs_difference: float
+    """Largest difference of a logit, over batches of 1 and 7 random images."""
+
+
+def check_formats(names: Iterable[str]) -> None:
+    """ExportError for a format that is unknown, or whose library is absent."""
+    for name in names:
+        if name not in _WRITERS:
+            raise ExportError(f"unknown format {name!r}; known: {', '.join(_WRITERS)}")
+        if name == "pte" and importlib.util.find_spec("executorch") is None:
+            raise ExportError("no executorch: pip install 'dreamstill[executorch]'")
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """Return the network, or a copy on the CPU, where files are made and compared."""
+    return module if device_of(module).type == "cpu" else copy_network(module).cpu()
+
+
+def onnxruntime(part: str = "") -> Any:
+    """Return onnxruntime, or a module of it such as "quantization", without its telemetry.
+
+    That would open sockets and keep a file in the home folder, and whether it may is read when the
+    library is imported; whoever wants it sets ORT_DISABLE_TELEMETRY to something else before.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module(f"onnxruntime.{part}" if part else "onnxruntime")
+
+
+@rng_kept()  # exporters draw from the global generator
+def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
+    """Export by the suffix of `path` and verify.
+
+    Args:
+        module: the network, left as it was, on any device.
+        spec: its input.
+        path: .onnx or .pt2, of a free batch size, or .pte, of one image at a time: ExecuTorch's
+            memory is planned before it runs.
+
+    Raises:
+        ExportError: the format is unknown or its library absent, the network cannot be exported,
+            the file cannot be written, or a logit differs by more than 1e-4 of max(1, largest
+            logit). Nothing is left behind then.
+
+    """
+    path, module = Path(path), on_cpu(module)
+    kind = path.suffix[1:]
+    check_formats([kind])
+    differences = []
+
+    def compare(temporary: Path) -> None:
+        differences.append(_compare(module, spec, open_written(temporary)))
+
+    try:
+        with evaluating(module), quiet():
+            write_atomically(path, _WRITERS[kind](module, spec), check=compare, error=ExportError)
+    except DreamstillError as error:
+        raise ExportError(str(error)) from error
+    except Exception as error:  # exporters raise many kinds of their own
+        raise ExportError(f"cannot export to {path.suffix}: {_reason(error)}") from error
+    return ExportRecord(str(path), kind, path.stat().st_size, differences[0])
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause, and what to change where it is a batch size that the code fixes."""
+    reason = innermost(error)
+    if any(sign in reason for sign in ("Constraints violated", "Got invalid dimensions")):
+        return "the network's code fixes the batch size: it takes x.shape[0], not len(x) or an int"
+    return reason
+
+
+def _example(spec: InputSpec, num: int) -> Tensor:
+    """(num, C, H, W) random images that span the valid range."""
+    rng = torch.Generator().manual_seed(num)
+    return spec.normalize(torch.rand(num, *spec.shape, generator=rng))
+
+
+def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]) -> float:
+    """Largest difference of logits; ExportError beyond the tolerance."""
+    largest = 0.0
+    for num in (1, 7):
+        inputs = _example(spec, num)
+        wanted: Tensor = module(inputs)
+        got = run(inputs)
+        difference = (got - wanted).abs().max().item() if got.shape == wanted.shape else torch.inf
+        allowed = TOLERANCE * max(1.0, wanted.abs().max().item())
+        if not difference <= allowed:
+            raise ExportError(
+                f"the exported file differs from the network by {difference:.3g} "
+                f"on {num} images; at most {allowed:.3g} is allowed"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters and quantizers narrate, and warn of their own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("", "torch", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
+    program = torch.onnx.export(
+        module,
+        (_example(spec, 2),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["input"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the paths and lines of the source
+    for name in ("shape", "mean", "std"):
+        program.model.metadata_props[name] = json.dumps(getattr(spec, name))
+    data: bytes = program.model_proto.SerializeToString()
+    return data
+
+
+def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in PyTorch's own format."""
+    shapes = ({0: torch.export.Dim("batch")},)
+    return pt2.to_pt2(torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes))
+
+
+def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
+    """The file of a network in ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
+    exir = importlib.import_module("executorch.exir")
+    xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    config = importlib.import_module("executorch.backends.xnnpack.partition.config")
+    program = torch.export.export(module, (_example(spec, 1),))
+    kinds = config.ALL_PARTITIONER_CONFIGS
+    if any("prelu" in str(n.target) and n.meta["val"].ndim != 4 for n in program.graph.nodes):
+        kinds = [kind for kind in kinds if kind.__name__ != "PreluConfig"]  # which is of maps
+    partitioner = xnnpack.XnnpackPartitioner(configs=kinds)
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
+    return bytes(lowered.to_executorch().buffer)
+
+
+_WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
+RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
+"""What runs a file, by its format."""
+
+
+def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
+    """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits.
+
+    ExportError for a file that is absent or damaged.
+    """
+    path = Path(path)
+    with reading(path, ExportError, "does not open in its runtime"), quiet():
+        if path.suffix == ".pte":
+            _try_pte(path)
+        return open_written(path)
+
+
+def _try_pte(path: Path) -> None:
+    """Open a file in a copy of this process first: ExecuTorch aborts its process at some damage."""
+    if path.read_bytes()[4:8] != b"ET12":
+        raise ValueError("it is not a program of ExecuTorch")
+    if not hasattr(os, "fork"):  # on Windows
+        return
+    importlib.import_module("executorch.runtime")  # once, and not in each copy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # threads are not copied, and none is needed to look
+        child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            faulthandler.disable()  # the parent says what happened
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+            open_written(path)
+        os._exit(0)  # what is raised, is raised again in this process
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise ValueError("ExecuTorch aborts when it opens it")
+
+
+def open_written(path: Path) -> Callable[[Tensor], Tensor]:
+    """Open a file that was just written; see `load_exported`, which expects damage."""
+    if path.suffix == ".pte":
+        runtime = importlib.import_module("executorch.runtime").Runtime.get()
+        method = runtime.load_program(path).load_method("forward")
+
+        def run_pte(inputs: Tensor) -> Tensor:  # the runtime writes every answer to one place
+            return torch.cat([method.execute((image,))[0].clone() for image in inputs.split(1)])
+
+        return run_pte
+    if path.suffix == ".pt2":
+        return pt2.open_pt2(path)
+    session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run_onnx(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"input": inputs.numpy()})[0])
+
+    return run_onnx

@@ -1,0 +1,303 @@
+"""Static int8 files for a device's runtime, calibrated on images: onnxruntime and torchao PT2E.
+
+What quantizes is the libraries' own: `onnxruntime.quantization.quantize_static` for .onnx,
+torchao's `prepare_pt2e` and `convert_pt2e` for .pt2 and ExecuTorch's .pte. Percentile and entropy
+are onnxruntime's in all of them: torchao has neither. Its entropy has as many bins as steps by
+default, so that no range is ever narrowed; here it has more. Files are re-opened in their runtime
+and their answers compared with the network's.
+"""
+
+import importlib
+import importlib.util
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dreamstill.config import from_plain
+from dreamstill.errors import DreamstillError, ExportError, innermost
+from dreamstill.evaluation import agreement, answers, evaluating, predict
+from dreamstill.exporters.formats import (
+    check_formats,
+    export,
+    on_cpu,
+    onnxruntime,
+    open_written,
+    quiet,
+    to_pt2,
+    to_pte,
+)
+from dreamstill.files.reading import StrPath
+from dreamstill.files.writing import write_atomically
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.hooks import some_of
+from dreamstill.nn.seeded import rng_kept
+
+__all__ = [
+    "Backend",
+    "Int8Record",
+    "Method",
+    "check_int8_formats",
+    "check_int8_layers",
+    "export_int8",
+]
+
+
+class Backend(StrEnum):
+    """For which kernels a .pt2 is quantized; a .pte is for XNNPACK's."""
+
+    X86 = "x86"
+    XNNPACK = "xnnpack"
+
+
+class Method(StrEnum):
+    """How the range of an activation is read off the images."""
+
+    MIN_MAX = "MinMax"
+    PERCENTILE = "Percentile"
+    ENTROPY = "Entropy"
+
+
+BINS = {Method.PERCENTILE: 2048, Method.ENTROPY: 1024}
+"""Of a histogram of an activation's values; entropy takes time by their square."""
+STEPS = 256
+"""Of int8."""
+PERCENTILE = 99.999
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Record:
+    """What was written, and how much of the network's answers it keeps in its runtime."""
+
+    path: str
+    bytes: int
+    agreement: float
+    """Share of the images on which file and network name the same class."""
+
+
+def check_int8_formats(names: Iterable[str]) -> None:
+    """ExportError for a format that is unknown, or whose libraries are absent."""
+    kinds = set(names)
+    check_formats(sorted(kinds))
+    if kinds - {"onnx"} and importlib.util.find_spec("torchao") is None:
+        raise ExportError("no torchao: pip install 'dreamstill[quantize]'")
+
+
+def check_int8_layers(model: nn.Module, names: Iterable[str]) -> None:
+    """ExportError for a layer that a format's int8 kernels lack."""
+    if "pte" not in names:
+        return
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+            raise ExportError(
+                f"{name} is a {type(layer).__name__}, which ExecuTorch's int8 kernels lack: leave "
+                "pte out of the formats, or export the floats"
+            )
+
+
+@rng_kept()  # exporters draw from the global generator
+def export_int8(
+    model: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    path: StrPath,
+    *,
+    method: Method | str | None = None,
+    backend: Backend | str = Backend.X86,
+) -> Int8Record:
+    """Write a static int8 file by the suffix of `path`, .onnx, .pt2 or .pte, and run it.
+
+    Args:
+        model: in whole precision, on any device: a copy on the CPU is quantized; left as it was.
+        spec: its input.
+        images: uint8 (N, C, H, W) to calibrate on; the last half only compares.
+        path: to write.
+        method: of calibration; None: the library's own, which is min-max in onnxruntime, and in
+            torchao the range of the least squared error.
+        backend: of .pt2.
+
+    Raises:
+        ExportError: the format is unknown, a library is absent or fails, or the file agrees with
+            the network on fewer than half of the images: then it is not kept.
+
+    """
+    path, model = Path(path), on_cpu(model)
+    chosen: Method | None = from_plain(Method | None, method, "method")
+    kernels: Backend = from_plain(Backend, backend, "backend")
+    check_int8_formats([path.suffix[1:]])
+    check_int8_layers(model, [path.suffix[1:]])
+    images = some_of(images, 1024)
+    half = max(1, len(images) // 2)
+    calibration, compared = images[:half], images[-half:]
+    agreements = []
+
+    def compare(temporary: Path) -> None:
+        logits = answers(open_written(temporary), spec, compared)
+        agreements.append(agreement(logits, predict(model, spec, compared)))
+        if agreements[0] < 0.5:
+            raise ExportError(
+                f"the int8 file agrees with the network on {agreements[0]:.0%} of the images"
+            )
+
+    try:
+        with evaluating(model), quiet():
+            if path.suffix == ".onnx":
+                data = _to_onnx(model, spec, calibration, chosen)
+            elif path.suffix == ".pt2":
+                quantizer = _quantizer(kernels, chosen)
+                data = to_pt2(_quantized(model, spec, calibration, quantizer), spec)
+            else:
+                quantizer = _executorch(chosen)
+                data = to_pte(_quantized(model, spec, calibration, quantizer), spec)
+            write_atomically(path, data, check=compare, error=ExportError)
+    except DreamstillError as error:
+        raise ExportError(str(error)) from error
+    except Exception as error:  # quantizers raise many kinds of their own
+        raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
+    return Int8Record(str(path), path.stat().st_size, agreements[0])
+
+
+class _Reader:
+    """onnxruntime asks for one batch at a time."""
+
+    def __init__(self, spec: InputSpec, images: Tensor) -> None:
+        parts = images.split(32)
+        if len(parts) > 1 and len(parts[-1]) < len(parts[0]):
+            parts = parts[:-1]  # histograms are of batches of one size
+        self.batches = iter(spec.encode(part).numpy() for part in parts)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"input": batch}
+
+
+def _to_onnx(model: nn.Module, spec: InputSpec, images: Tensor, method: Method | None) -> bytes:
+    quantization = onnxruntime("quantization")
+    quant_pre_process = onnxruntime("quantization.shape_inference").quant_pre_process
+
+    methods = quantization.CalibrationMethod
+    with tempfile.TemporaryDirectory() as folder:
+        whole, ready, done = (Path(folder) / f"{name}.onnx" for name in ("whole", "ready", "done"))
+        export(model, spec, whole)
+        quant_pre_process(whole, ready, skip_symbolic_shape=True)
+        overrides = {}
+        if method is Method.ENTROPY:  # quantize_static takes no number of bins
+            calibrator = quantization.create_calibrator(
+                ready,
+                augmented_model_path=str(Path(folder) / "observed.onnx"),
+                calibrate_method=methods.Entropy,
+                extra_options={"num_bins": BINS[method], "num_quantized_bins": STEPS},
+            )
+            calibrator.collect_data(_Reader(spec, images))
+            overrides = {
+                name: [dict(zip(("rmin", "rmax"), found.range_value, strict=True))]
+                for name, found in calibrator.compute_data().items()
+            }
+        percentile = method is Method.PERCENTILE
+        quantization.quantize_static(
+            ready,
+            done,
+            _Reader(spec, images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            calibrate_method=methods.Percentile if percentile else methods.MinMax,
+            extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": overrides},
+        )
+        return done.read_bytes()
+
+
+def _quantizer(backend: Backend, method: Method | None) -> Any:
+    if backend is Backend.XNNPACK:
+        return _xnnpack("torchao.testing.pt2e._xnnpack_quantizer", method)  # without ExecuTorch
+    x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    config = x86.get_default_x86_inductor_quantization_config()
+    return x86.X86InductorQuantizer().set_global(_observed_by(method, config))
+
+
+def _executorch(method: Method | None) -> Any:
+    return _xnnpack("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", method)
+
+
+def _xnnpack(module: str, method: Method | None) -> Any:
+    xnnpack = importlib.import_module(module)
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    return xnnpack.XNNPACKQuantizer().set_global(_observed_by(method, config))
+
+
+def _observed_by(method: Method | None, config: Any) -> Any:
+    """A quantizer's configuration, in which activations are observed by a method."""
+    if method is None:
+        return config
+    observers = importlib.import_module("torchao.quantization.pt2e.observer")
+    observer = observers.MinMaxObserver if method is Method.MIN_MAX else _choosing(method)
+    activation = replace(
+        config.input_activation, observer_or_fake_quant_ctr=observer.with_args(eps=2**-12)
+    )
+    return replace(config, input_activation=activation, output_activation=activation)
+
+
+def _choosing(method: Method) -> Any:
+    """A class of torchao's observers whose range `range_of` chooses."""
+    observers: Any = importlib.import_module("torchao.quantization.pt2e.observer")
+
+    class Choosing(observers.HistogramObserver):  # type: ignore[misc]
+        def calculate_qparams(self) -> Any:
+            low, high = range_of(
+                method, self.histogram.numpy(), self.min_val.item(), self.max_val.item()
+            )
+            return self._calculate_qparams(torch.tensor(low), torch.tensor(high))
+
+    return Choosing
+
+
+def range_of(method: Method, counts: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+    """The range that onnxruntime chooses by percentile or entropy.
+
+    Args:
+        method: not min-max, which asks for no histogram.
+        counts: of the values in equal bins of [low, high].
+        low, high: the least and the largest value.
+
+    """
+    values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
+    limit = max(abs(low), abs(high))
+    ends = (-limit, limit)
+    if method is Method.PERCENTILE:  # of magnitudes
+        values, ends = abs(values), (0.0, limit)
+    found, edges = np.histogram(values, BINS[method], ends, weights=counts)
+    collector = onnxruntime("quantization.calibrate").HistogramCollector(
+        method=method.value.lower(),
+        symmetric=True,
+        num_bins=BINS[method],
+        num_quantized_bins=STEPS,
+        percentile=PERCENTILE,
+        scenario="same",
+    )
+    collector.histogram_dict = {"": (found, edges, np.float64(low), np.float64(high))}
+    chosen = collector.compute_collection_result()[""]
+    return float(chosen[0]), float(chosen[1])
+
+
+def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any) -> nn.Module:
+    """The graph of a network, quantized; of the weights it keeps those that it reads."""
+    pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+    shapes = ({0: torch.export.Dim("batch")},)
+    graph = torch.export.export(
+        model, (spec.encode(images[:1]).expand(2, -1, -1, -1),), dynamic_shapes=shapes
+    ).module()
+    prepared = pt2e.prepare_pt2e(graph, quantizer)
+    for part in images.split(64):
+        prepared(spec.encode(part))
+    converted: torch.fx.GraphModule = pt2e.convert_pt2e(prepared)
+    read = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
+    for name in converted.state_dict().keys() - read:
+        owner, _, last = name.rpartition(".")
+        delattr(converted.get_submodule(owner), last)
+    return converted

@@ -1,0 +1,1 @@
+"""Trace a network and find its structure."""

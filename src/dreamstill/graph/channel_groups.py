@@ -1,0 +1,222 @@
+"""Channels that hang together in a network, followed through its graph."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from dreamstill.graph.layer_pairs import flattens
+from dreamstill.graph.tracing import is_one_of, is_size, layer_at
+from dreamstill.nn.op_sets import ELEMENTWISE, JOIN
+
+__all__ = ["Space", "channel_spaces"]
+
+
+@dataclass(eq=False)
+class Space:
+    """Channels that hang together: one choice serves all who make, pass or read them."""
+
+    makers: list[str] = field(default_factory=list)
+    """Convolutions and linear layers that put them out; none: the images' own."""
+    readers: list[str] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    """In how many groups each norm that looks at several channels divides them."""
+    depthwise: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+    """Operations through which they cannot be followed."""
+    inlay: "Inlay | None" = None
+    joined: "Space | None" = None
+
+    def root(self) -> "Space":
+        """The space that this one became part of."""
+        return self if self.joined is None else self.joined.root()
+
+    def carriers(self) -> list[str]:
+        """The layers whose outputs are these channels."""
+        return self.makers + self.norms + self.depthwise
+
+    def depth(self) -> int:
+        """How many spaces lie within this one, one in the other."""
+        return self.inlay.space.depth() + 1 if self.inlay else 0
+
+    def join(self, other: "Space") -> None:
+        """Make one of two."""
+        if self is not other:
+            other.joined = self
+            for name in ("makers", "readers", "norms", "groups", "depthwise", "unclear"):
+                getattr(self, name).extend(getattr(other, name))
+            self.inlay = self.inlay or other.inlay
+
+
+@dataclass(frozen=True)
+class Inlay:
+    """Another space's channels, all of them, between channels of padding."""
+
+    of: Space
+    front: int
+    back: int
+
+    @property
+    def space(self) -> Space:
+        """Where the other channels stand now."""
+        return self.of.root()
+
+
+def channel_spaces(graph: fx.GraphModule) -> list[Space]:
+    """Every space of channels in a graph, the images' own first.
+
+    Channels are followed past normalization, depthwise convolutions, pooling, flattening, sums and
+    products, padding on either side, and the elementwise functions of `ELEMENTWISE`. Those that
+    go into anything else, or out of the network, are marked.
+    """
+    modules = dict(graph.named_modules())
+    found = [Space()]
+    at: dict[fx.Node, Space] = {}
+    for node in graph.graph.nodes:
+        here = list(dict.fromkeys(at[arg].root() for arg in node.all_input_nodes if arg in at))
+        if node.op == "placeholder":
+            at[node] = found[0]
+        elif here and not is_size(node):
+            at[node] = _after(node, here, found, modules)
+    return [space for space in found if space.joined is None]
+
+
+def _after(
+    node: fx.Node, here: Sequence[Space], found: list[Space], modules: dict[str, nn.Module]
+) -> Space:
+    """The space of what a node makes of `here`: one of these, or a new one, put to `found`."""
+    name, first = str(node.target), here[0]
+    module = modules.get(name) if node.op == "call_module" else None
+    again = next((space.root() for space in found if name in space.carriers()), None)
+    if node.op == "output":
+        mark(node, *here)
+        return first
+    if again is not None:
+        mark(node, *here, again)
+        return again
+    if (groups := _norm_groups(module, first, modules)) is not None:
+        first.norms.append(name)
+        first.groups.extend(groups)
+        return first
+    if isinstance(module, nn.Conv2d) and (
+        1 < module.groups == module.in_channels == module.out_channels
+    ):
+        first.depthwise.append(name)
+        return first
+    if (layer := layer_at(node, modules)) is not None:
+        by_linear = any(isinstance(modules[maker], nn.Linear) for maker in first.makers)
+        if by_linear and layer.weight.shape[1] != width(first, modules):  # (N, L, C), flattened
+            mark(node, first)
+        first.readers.append(name)
+        return _new(found, Space(makers=[name]))
+    if is_one_of(node, modules, JOIN):
+        return _joined(node, here, found[0], modules)
+    if (
+        is_one_of(node, modules, ELEMENTWISE)
+        or flattens(node, modules)
+        or _takes_pixels(node)
+        or _averages_pixels(node)
+        or _pads_pixels(node)
+    ):
+        return first
+    if (added := _pads_channels(node)) and width(first, modules):
+        return _new(found, Space(inlay=Inlay(first, *added)))
+    makers = [name] if isinstance(module, nn.Conv2d | nn.Linear) else []
+    space = _new(found, Space(makers=makers))
+    mark(node, *here, space)
+    return space
+
+
+def _norm_groups(
+    module: nn.Module | None, space: Space, modules: Mapping[str, nn.Module]
+) -> list[int] | None:
+    """Groups in which a norm looks at several channels of a space; None for anything else."""
+    if isinstance(module, _BatchNorm | _InstanceNorm):
+        return []
+    if isinstance(module, nn.GroupNorm):
+        return [module.num_groups]
+    if isinstance(module, nn.LayerNorm) and all(
+        isinstance(modules[maker], nn.Linear) for maker in space.makers
+    ):
+        return [1] if module.normalized_shape == (width(space, modules),) else None
+    return None
+
+
+def _new(found: list[Space], space: Space) -> Space:
+    found.append(space)
+    return space
+
+
+def _joined(
+    node: fx.Node, here: Sequence[Space], images: Space, modules: Mapping[str, nn.Module]
+) -> Space:
+    """The one space of a sum or product, or the widest, where the others are spread over it."""
+    sizes = [width(space, modules) for space in here]
+    widest = here[sizes.index(max(sizes))]
+    inlays = {(space.inlay.space, space.inlay.front) for space in here if space.inlay}
+    alike = len({*sizes} - {0}) == 1 and images not in here and len(inlays) < 2
+    if len(here) == 1 or alike:
+        for space in here:
+            widest.join(space)
+    else:
+        mark(node, *here)
+    return widest
+
+
+def width(space: Space, modules: Mapping[str, nn.Module]) -> int:
+    """Channels; 0 where no layer made them."""
+    if space.inlay and not space.makers:
+        return space.inlay.front + width(space.inlay.space, modules) + space.inlay.back
+    weights: Any = [modules[name].weight for name in space.makers[:1]]
+    return sum(map(len, weights))
+
+
+def mark(node: fx.Node, *spaces: Space) -> None:
+    """The channels cannot be followed past a node."""
+    for space in spaces:
+        space.unclear.append(str(node.target if node.op == "call_module" else node))
+
+
+def _takes_pixels(node: fx.Node) -> bool:
+    """x[:, :, rows, columns]: all images, all channels."""
+    index = node.args[1] if node.target is operator.getitem else None
+    return isinstance(index, tuple) and index[:2] == (slice(None), slice(None))
+
+
+def _padding(node: fx.Node) -> list[int]:
+    """Numbers of F.pad, from the last axis to the first; none of anything else."""
+    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    if node.target is not F.pad or not isinstance(widths, tuple | list):
+        return []
+    numbers = list(widths)
+    while len(numbers) > 6 and numbers[-2:] == [0, 0]:  # of the images themselves
+        del numbers[-2:]
+    return numbers
+
+
+def _pads_pixels(node: fx.Node) -> bool:
+    """Padding of height and width alone: two numbers each."""
+    widths = _padding(node)
+    return bool(widths) and not any(widths[4:])
+
+
+def _pads_channels(node: fx.Node) -> tuple[int, int] | None:
+    """How many channels are put before and behind."""
+    match _padding(node):
+        case [_, _, _, _, int(front), int(back)] if front >= 0 and back >= 0:
+            return front, back
+    return None
+
+
+def _averages_pixels(node: fx.Node) -> bool:
+    """x.mean((2, 3))."""
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims = dims if isinstance(dims, tuple | list) else (dims,)
+    return node.target in (torch.mean, "mean") and all(d in (2, 3, -1, -2) for d in dims)

@@ -1,0 +1,105 @@
+"""See a network as a graph: fold BatchNorm, and find layers that feed one another alone."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dreamstill.errors import TeacherError, first_line
+from dreamstill.nn.copying import is_hooked
+from dreamstill.nn.hooks import eval_mode
+
+__all__ = ["layer_at", "is_one_of", "is_relu6", "is_size", "trace", "written_size"]
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """A network's graph, as it is in eval mode; TeacherError where its code cannot be traced."""
+    try:
+        with eval_mode(model):
+            return fx.symbolic_trace(model)
+    except Exception as error:  # tracing runs the user's own code
+        raise TeacherError(
+            f"{type(model).__name__} cannot be traced to a graph: {first_line(error)}"
+        ) from error
+
+
+def is_one_of(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[Any, ...]) -> bool:
+    """A node calls one of these modules, functions or methods."""
+    if node.op == "call_module":
+        types = tuple(kind for kind in kinds if isinstance(kind, type))
+        module = modules[str(node.target)]
+        return isinstance(module, types) and not is_hooked(module)
+    return node.target in kinds
+
+
+def is_relu6(module: nn.Module) -> bool:
+    """ReLU6, or a Hardtanh from 0 to 6, which is the same."""
+    return isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6)
+
+
+def layer_at(
+    node: fx.Node, modules: dict[str, nn.Module], *, grouped: bool = False
+) -> nn.Conv2d | nn.Linear | None:
+    """The convolution or linear layer that a node calls; none of anything else."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.Conv2d) and module.groups > 1 and not grouped:
+        return None
+    if module is not None and is_hooked(module):
+        return None
+    return module if isinstance(module, nn.Conv2d | nn.Linear) else None
+
+
+def written_size(graph: fx.GraphModule, name: str, width: int) -> str | None:
+    """Say where the number of a layer's outputs is written into the network's code.
+
+    Args:
+        graph: of `trace`.
+        name: of a layer.
+        width: how many outputs it has; what is written is a multiple of it.
+
+    Returns:
+        A line that names the call and what to write instead; None where nothing is written.
+
+    """
+    modules = dict(graph.named_modules())
+    seen = {node for node in graph.graph.nodes if node.op == "call_module" and node.target == name}
+    ahead = list(seen)
+    while ahead:
+        for user in ahead.pop().users:
+            if user in seen or is_size(user) or layer_at(user, modules, grouped=True) is not None:
+                continue
+            seen.add(user)
+            ahead.append(user)
+            shape = _shape_asked(user, modules)
+            sizes = [size for size in shape if type(size) is int]
+            if found := [size for size in sizes if 1 < width <= size and size % width == 0]:
+                by_module = user.op == "call_module"
+                call = type(modules[str(user.target)]).__name__ if by_module else user.name
+                text = ", ".join(str(size) if type(size) is int else "n" for size in shape)
+                instead = f"-1 or a size of x.shape for {found[0]}"
+                if len(shape) == 2 and not by_module:
+                    instead = "x.flatten(1)"
+                return f"{call}({text}) has {name}'s {width} channels written in: write {instead}"
+    return None
+
+
+def _shape_asked(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, ...]:
+    """The sizes that a view, reshape, expand or unflatten is given; none of anything else."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return tuple(module.unflattened_size) if isinstance(module, nn.Unflatten) else ()
+    if node.target in ("unflatten", torch.unflatten):
+        shape = node.args[2:] or (node.kwargs.get("sizes", ()),)
+    elif node.target in ("view", "reshape", "expand", torch.reshape):
+        shape = node.args[1:] or (node.kwargs.get("shape", ()),)
+    else:
+        return ()
+    return tuple(shape[0]) if isinstance(shape[0], tuple | list) else shape
+
+
+def is_size(node: fx.Node) -> bool:
+    """x.size(0) and x.shape[0], which only serve a view."""
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and is_size(node.args[0])
+    return node.target == "size" or (node.target is getattr and node.args[1] == "shape")

@@ -1,0 +1,50 @@
+"""Read the card beside a file of weights."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from dreamstill.config import from_plain
+from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.files.reading import StrPath, read_json, read_toml
+from dreamstill.input_spec import InputSpec
+
+__all__ = ["CARD", "read_card", "spec_from_card"]
+
+CARD = ("factory", "shape", "mean", "std", "range", "num_classes")
+"""What a card says of a teacher; it may hold other notes."""
+
+
+def read_card(path: StrPath) -> dict[str, Any]:
+    """Read a teacher's card (.json or .toml): see CARD. TeacherError for a misspelt name."""
+    if (path := Path(path)).suffix == ".toml":
+        card = read_toml(path, TeacherError)
+    else:
+        card = read_json(path, TeacherError, "is not valid json")
+    if not isinstance(card, dict):
+        raise TeacherError(f"the card {path} must hold a table of names; got {type(card).__name__}")
+    for name in card.keys() - {*CARD}:
+        if meant := difflib.get_close_matches(name, CARD, 1, 0.7):
+            raise TeacherError(f"the card {path} has {name!r}: did you mean {meant[0]!r}?")
+    return card
+
+
+def spec_from_card(card: dict[str, Any]) -> InputSpec:
+    """The input spec in a card: `shape` and either `mean` and `std` or `range`."""
+    if "shape" not in card:
+        raise TeacherError("the input's shape is missing: give shape = [C, H, W]")
+    if "range" in card and ("mean" in card or "std" in card):
+        raise TeacherError("give either range or mean and std, not both")
+    if "range" not in card and not ("mean" in card and "std" in card):
+        raise TeacherError("the input's normalization is missing: give mean and std, or range")
+    lists = {"shape": tuple[int, ...], "range": tuple[float, float]}
+    lists |= dict.fromkeys(("mean", "std"), tuple[float, ...])
+    try:
+        found = {n: from_plain(kind, card[n], n) for n, kind in lists.items() if n in card}
+    except SettingsError as error:
+        raise TeacherError(
+            f"shape, mean, std and range must be lists of numbers: {error}"
+        ) from error
+    if "range" in found:
+        return InputSpec.from_range(found["shape"], *found["range"])
+    return InputSpec(**found)

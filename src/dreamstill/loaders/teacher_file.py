@@ -1,0 +1,89 @@
+"""Open a teacher from a state dict and its factory."""
+
+from pathlib import Path
+
+import torch
+
+from dreamstill.config import settings_class
+from dreamstill.errors import SettingsError, TeacherError, first_line
+from dreamstill.files.reading import check_file
+from dreamstill.loaders.card import CARD, read_card, spec_from_card
+from dreamstill.loaders.state_dict import load_module
+from dreamstill.teacher import Precision, Teacher, open_teacher
+
+__all__ = ["TeacherFile", "open_from"]
+
+
+@settings_class
+class TeacherFile:
+    """Where the teacher is; what is None is read from the card beside the weights."""
+
+    weights: str
+    """Path of a .safetensors file or a weights-only torch state dict."""
+    card: str | None = None
+    """Path of the card; default: the weights' name with .json or .toml."""
+    factory: str | None = None
+    """module:function that builds the network."""
+    shape: tuple[int, int, int] | None = None
+    """C H W of the input."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]."""
+    std: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest input value, instead of mean and std."""
+    num_classes: int | None = None
+    """Checked against the network."""
+    allow_pickle: bool = False
+    """Consent to run the code in a full pickle. Never for a file you do not trust."""
+
+
+def open_from(
+    file: TeacherFile, *, device: str = "cpu", precision: Precision = Precision.FLOAT32
+) -> Teacher:
+    """Open the teacher that a TeacherFile describes; options win over the card.
+
+    Raises:
+        SettingsError: no factory is given, what is given is of another type, or the device is not
+            available.
+        TeacherError: the card, the factory or the weights are wrong, or the network does not run.
+
+    """
+    check_file(file.weights, TeacherError, "weights")
+    weights = Path(file.weights)
+    card_path = Path(file.card) if file.card else None
+    if card_path is None:
+        beside = [weights.with_suffix(s) for s in (".json", ".toml")]
+        card_path = next((p for p in beside if p.is_file()), None)
+    card = read_card(card_path) if card_path else {}
+    given = {k: v for k in CARD if (v := getattr(file, k)) is not None}
+    if "range" in given:
+        card = {k: v for k, v in card.items() if k not in ("mean", "std")}
+    if "mean" in given or "std" in given:
+        card.pop("range", None)
+    card |= given
+    if "factory" not in card:
+        raise SettingsError(
+            f"no factory for {weights}: give one as module:function, or a card beside the weights"
+        )
+    for name, kind in (("factory", str), ("num_classes", int)):
+        if not isinstance(card.get(name, kind()), kind):
+            raise SettingsError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
+    module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
+    spec = spec_from_card(card)
+    return open_teacher(
+        module,
+        spec,
+        num_classes=card.get("num_classes"),
+        device=_device(device),
+        precision=precision,
+        factory=card["factory"],
+    )
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"device {name!r} is not available: {first_line(error)}") from error
+    return name

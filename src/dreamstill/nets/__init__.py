@@ -1,1 +1,0 @@
-"""Networks: generators by (C, H, W) and the papers' teachers and students."""

@@ -1,0 +1,1 @@
+"""Networks, their layers, and hooks on them."""

@@ -1,0 +1,1 @@
+"""Whole jobs: synthesize, distill, chains, continual learning, the demo."""

@@ -1,0 +1,211 @@
+"""Teach a network new classes, from their file to the device's: no old data."""
+
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamstill.config import no_effect, settings_class
+from dreamstill.continual.learning import (
+    ContinualSettings,
+    average_and_forgetting,
+    check_new_classes,
+    grow,
+    learn,
+)
+from dreamstill.data.class_coverage import warn_of_classes
+from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.errors import ExportError
+from dreamstill.evaluation import accuracy, confusion_matrix, predict
+from dreamstill.exporters.formats import export
+from dreamstill.files.checkpoints import save_weights
+from dreamstill.files.reading import StrPath
+from dreamstill.files.writing import save_arrays, write_json
+from dreamstill.loaders.state_dict import load_weights
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.process import seeded_process
+from dreamstill.pipelines.run_directory import claimed
+from dreamstill.pipelines.synthesize import Images, OnProgress, origin_of, own_images
+from dreamstill.teacher import Teacher, open_teacher
+
+__all__ = ["LEARNED", "Learning", "learn_classes"]
+
+LEARNED = "network.safetensors"
+
+
+@settings_class
+class Learning(Images):
+    """All that decides what a network that learns new classes becomes."""
+
+    new: str
+    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
+    pictures for each class, named by its number or numbered in the order of their names."""
+    continual: ContinualSettings = field(default_factory=ContinualSettings)
+
+    def __post_init__(self) -> None:
+        Images.__post_init__(self)  # slots and super() do not go together
+        if not self.continual.dreaming:
+            where = f"on {self.continual.recipe.value}, which looks at none"
+            no_effect(self, where, "images", "method", "synthesis", "num_images")
+
+
+def learn_classes(
+    folder: StrPath,
+    job: Learning,
+    *,
+    resume: bool = False,
+    real: StrPath | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> dict[str, Any]:
+    """Teach a network new classes; writes it as .safetensors, .onnx and .pt2, and its worth.
+
+    Args:
+        folder: new, or with `resume` one that holds the same job.
+        job: what to do.
+        resume: images that are finished are not synthesized again, what is learned is not again.
+        real: .npz with x, y of old and new classes, or a folder: accuracy on each, before and
+            after, and forgetting, at the end.
+        on_progress: called after every step.
+
+    Returns:
+        What summary.json holds: the numbers of classes, the files written, or why they could not
+        be, and, if measured, accuracy on old and new classes, average and forgetting.
+
+    Raises:
+        TeacherError: the network cannot be opened, or has no last linear layer.
+        DataError: images or labels are wrong, or a label is of an old class.
+        RunError: the folder holds something else, or with `resume` another job, or one of another
+            teacher or other images.
+        SettingsError: the method does not go with the network.
+        NonFiniteError: a loss is not finite.
+
+    """
+    folder, real = Path(folder), Path(real) if real else None
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
+    new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
+    check_new_classes(teacher, new, labels)
+    num_classes = int(labels.max()) + 1
+    test = load_images(real, teacher.spec, num_classes) if real else None
+    given = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
+    with claimed(
+        folder,
+        job,
+        origin_of(teacher, images=given, new=new, labels=labels),
+        resume=resume,
+        worth=("images.npz", "images.pt", LEARNED),
+        makes=("images.npy",),
+    ):
+        dreams = new[:0] if given is None else given
+        if given is None and job.continual.dreaming:
+            dreams = own_images(folder / "images.npz", job, teacher, on_progress)
+        warnings, named = list[str](), labels[:0]
+        if len(dreams):
+            logits = predict(teacher.module, teacher.spec, dreams)
+            warnings = warn_of_classes(logits, given=given is not None)
+            named = logits.argmax(1)
+        network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
+        pictures = _learned_from((dreams, named), (new, labels))
+        return _summarize(folder, teacher, network, real, test, pictures, warnings)
+
+
+def _summarize(
+    folder: Path,
+    teacher: Teacher,
+    network: Teacher,
+    real: Path | None,
+    test: tuple[Tensor, Tensor] | None,
+    pictures: dict[str, np.ndarray[Any, Any]],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Measure what was learned; write its files, pictures.npz and summary.json."""
+    summary: dict[str, Any] = {
+        "old_classes": teacher.num_classes,
+        "classes": network.num_classes,
+        "warnings": warnings,
+    }
+    if test is not None and real is not None:
+        x, y = test
+        before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
+        summary |= {"images": real.name} | _kept(before, after, y)
+        confusion = confusion_matrix(after, y, network.num_classes)
+        pictures = pictures | {"confusion": confusion.numpy()}
+    save_arrays(folder / "pictures.npz", **pictures)
+    summary["files"] = []
+    try:
+        for kind in ("onnx", "pt2"):
+            record = export(network.module, teacher.spec, folder / f"network.{kind}")
+            summary["files"].append(asdict(record))
+    except ExportError as error:  # what was learned is worth its summary
+        summary["not_exported"] = str(error)
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _learned(
+    path: Path,
+    job: Learning,
+    teacher: Teacher,
+    dreams: Tensor,
+    new: Tensor,
+    labels: Tensor,
+    on_progress: OnProgress,
+) -> Teacher:
+    """The network that knows the new classes too, kept in `path`, and read back from there."""
+    rng = torch.Generator().manual_seed(job.seed)
+    if path.is_file():
+        model = grow(teacher, int(labels.max()) + 1, rng)
+        model.load_state_dict(load_weights(path))
+        return open_teacher(model, teacher.spec, device=job.device, precision=job.precision)
+    with seeded_process(job.seed, job.device):
+        network = learn(
+            teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
+        )
+    save_weights(path, network.module)
+    return network
+
+
+def _kept(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
+    """Accuracy on old and new classes, on each class, by logits before and after; forgetting.
+
+    Old and new classes are a task each: the average is theirs, not that of all images.
+    """
+    num_old = before.shape[1]
+    old = y < num_old
+    by_class = [
+        {
+            "class": int(k),
+            "before": accuracy(before[y == k], y[y == k]) if k < num_old else None,
+            "after": accuracy(after[y == k], y[y == k]),
+        }
+        for k in y.unique()
+    ]
+    found: dict[str, Any] = {}
+    for name, of in (("old", old), ("new", ~old)):
+        if of.any():
+            found[f"accuracy_{name}"] = accuracy(after[of], y[of])
+    if old.any():
+        found["accuracy_old_before"] = accuracy(before[old], y[old])
+    if old.any() and not old.all():
+        found["average_accuracy"], found["forgetting"] = average_and_forgetting(
+            [
+                [found["accuracy_old_before"]],
+                [found["accuracy_old"], found["accuracy_new"]],
+            ]
+        )
+    return found | {"by_class": by_class}
+
+
+def _learned_from(
+    *sources: tuple[Tensor, Tensor],
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Images for the report, uint8 (N, C, H, W), a dozen of a class of each source; classes."""
+    picked = [
+        (images[index], classes[index])
+        for images, classes in sources
+        for index in ((classes == k).nonzero()[:12, 0] for k in classes.unique())
+    ]
+    images, classes = (torch.cat(parts).numpy() for parts in zip(*picked, strict=True))
+    return {"images": images, "classes": classes}

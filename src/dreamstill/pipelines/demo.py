@@ -1,0 +1,62 @@
+"""The demo: the embedded teacher from end to end."""
+
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from dreamstill.data.images import load_images
+from dreamstill.distillation.config import DistillSettings
+from dreamstill.files.reading import StrPath
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.distill import Job, distill
+from dreamstill.pipelines.jobs import OnProgress
+from dreamstill.pipelines.summary import export_run, summarize
+from dreamstill.report import write_report
+from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+
+__all__ = ["demo"]
+
+
+def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[Job, Job]:
+    """The demo's job and its noise floor: the same student, start, steps and schedule."""
+    # small batches: on a network this small the number of steps decides, not their size
+    distillation = DistillSettings(steps=steps, batch_size=64, lr=1e-3, judge_every=500, pool=5000)
+    job = Job(
+        teacher=TeacherFile(weights=str(weights)),
+        student="dreamstill.nn.lenet:lenet5_half",
+        method="structured_noise",
+        synthesis=StructuredNoiseSettings(batch_size=64),
+        inherit=True,
+        distill=distillation,
+        seed=seed,
+    )
+    return job, replace(job, method="noise", synthesis=NoiseSettings(batch_size=64))
+
+
+def demo(
+    folder: StrPath,
+    *,
+    seed: int = 0,
+    steps: int = 1000,
+    resume: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+) -> dict[str, Any]:
+    """The embedded LeNet-5 to LeNet-5-Half, its noise floor, real digits, exports and report."""
+    folder = Path(folder)
+    with as_file(files("dreamstill") / "assets") as assets:
+        job, floor = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)
+        floor_folder = folder / "noise_floor"
+        going_on = resume and (floor_folder / "settings.json").is_file()
+        distill(folder, job, open_from(job.teacher), resume=resume, on_progress=on_progress)
+        distill(
+            floor_folder, floor, open_from(floor.teacher), resume=going_on, on_progress=on_progress
+        )
+        teacher = open_from(job.teacher)
+        real = load_images(assets / "digits.npz", teacher.spec, teacher.num_classes)
+        export_run(folder)
+        source = "2,000 real MNIST digits, unseen by the teacher"
+        summary = summarize(folder, real=real, source=source, floor=floor_folder)
+    write_report(folder)
+    return summary

@@ -1,0 +1,55 @@
+"""The main job from end to end, as the command line and the demo run it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from dreamstill.data.images import load_unlabelled
+from dreamstill.files.reading import StrPath
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.distill import Job, distill
+from dreamstill.pipelines.summary import summarize
+from dreamstill.progress import Progress
+from dreamstill.report import write_report
+from dreamstill.synthesis.methods.knowledge_within import data_similarity
+from dreamstill.synthesis.registry import METHODS, missing_offers
+from dreamstill.teacher import Teacher
+
+__all__ = ["distill_and_report", "inspect"]
+
+OnProgress = Callable[[Progress], None]
+
+
+def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
+    """What the teacher is and offers, and the methods that can use it, as plain values.
+
+    With unlabelled images (.npz with x) also how alike they are to what it was trained on.
+    """
+    offers = teacher.offers
+    similarity = {}
+    if images is not None:
+        given = teacher.spec.encode(load_unlabelled(images, teacher.spec)[:2000])
+        similarity["data_similarity"] = data_similarity(teacher, given.to(teacher.device))
+    return similarity | {
+        "input": list(teacher.spec.shape),
+        "mean": list(teacher.spec.mean),
+        "std": list(teacher.spec.std),
+        "num_classes": teacher.num_classes,
+        "parameters": sum(p.numel() for p in teacher.module.parameters()),
+        "gradient": offers.gradient,
+        "batch_norm_layers": len(offers.batch_norm),
+        "last_linear": offers.last_linear,
+        "penultimate_features": offers.num_features,
+        "methods": [name for name in METHODS if not missing_offers(name, teacher)],
+        "fingerprint": teacher.fingerprint,
+    }
+
+
+def distill_and_report(
+    folder: StrPath, job: Job, *, resume: bool = False, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Distill, measure without real data, and write the report."""
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
+    distill(folder, job, teacher, resume=resume, on_progress=on_progress)
+    summary = summarize(folder)
+    write_report(folder)
+    return summary

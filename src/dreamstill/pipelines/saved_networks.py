@@ -1,0 +1,368 @@
+"""Networks kept whole in files, and read back without running anybody's code.
+
+torch.save pickles a network, and a pickle may call whatever it names. What reads one here lets it
+refer to classes and functions, but call nothing: tensors, dictionaries and the like are rebuilt by
+functions that are known, instances are made without their class's own code, and a function, a
+`functools.partial` or a method is only ever the value of an attribute. Nor may a file refer to
+anything but the parts of torch.nn, of this package and of the networks that it was made from.
+"""
+
+import enum
+import functools
+import inspect
+import io
+import pickle
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.errors import RunError, TeacherError, first_line
+from dreamstill.files.checkpoints import save_checkpoint
+from dreamstill.files.reading import reading
+
+__all__ = ["check_keepable", "read_network", "save_network"]
+
+
+def check_keepable(networks: Sequence[nn.Module]) -> None:
+    """TeacherError where a network cannot be kept in a file, and read back from it."""
+    for network in networks:
+        try:
+            _parts_of(network)
+        except Exception as error:  # pickle raises what the network's own attributes make it
+            raise TeacherError(
+                f"{type(network).__name__} cannot be kept between links ({first_line(error)}): "
+                "give its functions names in their module, and its attributes plain values"
+            ) from error
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """Write it, whole or not at all."""
+    save_checkpoint(path, network)
+
+
+def read_network(path: Path, kin: Sequence[nn.Module]) -> nn.Module:
+    """A network whose parts are of torch.nn, of this package or of the networks `kin`.
+
+    Raises:
+        RunError: the file is damaged, or refers to anything else, or calls something.
+
+    """
+    parts = frozenset[str]().union(*(_parts_of(network) for network in kin))
+    with reading(path, RunError, "is not a network of this chain"):
+        return _unpickled(path.read_bytes(), parts)[0]
+
+
+def _parts_of(network: nn.Module) -> frozenset[str]:
+    """Names of the classes and functions that a network refers to."""
+    buffer = io.BytesIO()
+    torch.save(network, buffer)
+    return _unpickled(buffer.getvalue(), None)[1]
+
+
+def _unpickled(data: bytes, allowed: frozenset[str] | None) -> tuple[nn.Module, frozenset[str]]:
+    """What torch.save wrote of a network, and the names in it; None: it may have any name.
+
+    Raises ValueError for what is not a network, and whatever a damaged file provokes.
+    """
+    if not data.startswith(b"PK\x03\x04"):  # the format of old is another pickle
+        raise ValueError("it is not what torch.save writes of a network")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(Path(name).name == "constants.pkl" for name in archive.namelist()):
+            raise ValueError("it is a TorchScript archive")
+    found = set[str]()
+
+    class Unpickler(_Unpickler):
+        """Of this file."""
+
+        names, may_name = found, allowed
+
+    module: Any = types.SimpleNamespace(
+        __name__="dreamstill.pipelines.saved_networks", Unpickler=Unpickler
+    )
+    network = torch.load(
+        io.BytesIO(data), map_location="cpu", pickle_module=module, weights_only=False
+    )
+    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+        raise ValueError(f"it holds {type(network).__name__}, not a network")
+    return network, frozenset(found)
+
+
+def _emptied(kind: type, *contents: Any) -> Any:
+    """An empty one: what is in it comes after."""
+    if contents:
+        raise ValueError(f"it fills {kind.__name__} in a way that torch.save does not")
+    return kind()
+
+
+def _collected(kind: type, *contents: Any) -> Any:
+    """A set of a list."""
+    (values,) = contents
+    if type(values) is not list or not all(map(_is_plain_key, values)):
+        raise ValueError(f"it fills {kind.__name__} with objects")
+    return kind(values)
+
+
+def _layout(name: str) -> torch.layout:
+    return {str(kind): kind for kind in (torch.strided, torch.sparse_coo)}[name]
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"it has bytes in {encoding}")
+    return text.encode("latin1")
+
+
+COLLECTIONS = tuple(functools.partial(_collected, kind) for kind in (set, frozenset))
+REBUILT: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": torch._utils._rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": torch._utils._rebuild_parameter_with_state,
+    "torch._utils._rebuild_sparse_tensor": torch._utils._rebuild_sparse_tensor,
+    "torch.serialization._get_layout": _layout,
+    "torch.device": torch.device,
+    "torch.Size": torch.Size,
+    "collections.OrderedDict": functools.partial(_emptied, OrderedDict),
+    "builtins.set": COLLECTIONS[0],
+    "builtins.frozenset": COLLECTIONS[1],
+    "builtins.complex": complex,
+    "builtins.slice": slice,
+    "builtins.range": range,
+    "_codecs.encode": _encoded,
+}
+"""What a file may call, and what is called for it."""
+OLD_NAMES = {
+    "__builtin__.xrange": "builtins.range",
+    "__builtin__": "builtins",
+    "copy_reg": "copyreg",
+}
+"""Those of Python 2, in which torch.save writes."""
+HASHES: list[Any] = [
+    kind.__hash__
+    for kind in (object, str, bytes, int, float, complex, type(None), Tensor, enum.Enum)
+]
+VALUES = (
+    *(str, bytes, int, bool, float, complex, type(None), dict, OrderedDict),
+    *(torch.dtype, torch.layout, torch.device, torch.Size, torch.storage.TypedStorage),
+    *(Tensor, nn.Parameter),
+)
+
+
+def _is_plain_key(value: Any) -> bool:
+    """It can be put into a set or a dictionary without code of its class."""
+    if type(value) is tuple:
+        return all(map(_is_plain_key, value))
+    return type(value).__hash__ in HASHES
+
+
+def _is_value(value: Any) -> bool:
+    """What is called with it runs no code of its class."""
+    if type(value) in (tuple, list):
+        return all(map(_is_value, value))
+    return type(value) in VALUES
+
+
+def _checked(attributes: Any) -> dict[str, Any]:
+    """Attributes of an instance; ValueError where they are not in a dictionary."""
+    if type(attributes) not in (dict, OrderedDict):
+        raise ValueError(f"it takes attributes from {type(attributes).__qualname__}")
+    found: dict[str, Any] = attributes
+    return found
+
+
+def _name_of(function: Any) -> str:
+    """Where it is from, for a message."""
+    if isinstance(function, _Called):
+        return f"{function.name} with objects"
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{getattr(function, '__module__', None) or 'builtins'}.{name}"
+
+
+class _Unpickler(pickle._Unpickler):
+    """Rebuild what a pickle describes, and call nothing that it names.
+
+    In Python, as pickle's own in C cannot be told what it may call.
+    """
+
+    names: set[str]
+    """What it has referred to."""
+    may_name: frozenset[str] | None
+    """What it may refer to, beside the modules of torch.nn and of this package; None: anything."""
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.made: list[Any] = []
+        """Instances that are given their attributes after they were made."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """What a name stands for; ValueError where the file may not name it."""
+        name = f"{module_name}.{global_name}"
+        name = OLD_NAMES.get(name, f"{OLD_NAMES.get(module_name, module_name)}.{global_name}")
+        module, _, last = name.rpartition(".")
+        if name in REBUILT or name == "builtins.getattr":
+            return _Called(name)
+        if name == "functools.partial":
+            return functools.partial
+        self.names.add(name)
+        if self.may_name is None or name in self.may_name:
+            return super().find_class(module, last)
+        if module == "torch" and isinstance(getattr(torch, last, None), torch.dtype):
+            return getattr(torch, last)
+        if module.startswith(("torch.nn.", "dreamstill.")):
+            found = super().find_class(module, last)
+            if isinstance(found, type) and issubclass(found, nn.Module):
+                return found
+        raise ValueError(f"it holds {name}, which is neither ours nor of a named factory")
+
+    def load_reduce(self) -> None:
+        """Rebuild by a function of REBUILT; anything else is not called."""
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if type(arguments) is not tuple:
+            raise ValueError("it calls something in a way that torch.save does not")
+        if isinstance(function, _Called) and function.name == "builtins.getattr":
+            self.stack[-1] = self._attribute(*arguments)
+        elif isinstance(function, _Called) and (
+            all(map(_is_value, arguments)) or REBUILT[function.name] in COLLECTIONS
+        ):
+            self.stack[-1] = REBUILT[function.name](*arguments)
+        elif function is functools.partial:
+            (of,) = arguments
+            self.stack[-1] = functools.partial(of)  # what it is called with comes after
+            self.made.append(self.stack[-1])
+        elif isinstance(function, type) and issubclass(function, enum.Enum):
+            (value,) = arguments
+            if not _is_value(value):
+                raise ValueError(f"it looks for a member of {function.__qualname__} by an object")
+            self.stack[-1] = next(m for m in function.__members__.values() if m._value_ == value)
+        else:
+            raise ValueError(f"it calls {_name_of(function)}, which no network of ours does")
+
+    def _attribute(self, owner: Any, name: str) -> Any:
+        """A function or class within a class, or an instance's method, looked up without code."""
+        kind = owner if isinstance(owner, type) else type(owner)
+        full = f"{kind.__module__}.{kind.__qualname__}.{name}"
+        if self.may_name is not None and full not in self.may_name:
+            raise ValueError(f"it holds {full}, which is neither ours nor of a named factory")
+        self.names.add(full)
+        found = inspect.getattr_static(kind, name)
+        if isinstance(found, staticmethod):
+            found = found.__func__
+        elif isinstance(found, classmethod):
+            return types.MethodType(found.__func__, kind)
+        elif isinstance(found, types.FunctionType) and owner is not kind:
+            return types.MethodType(found, owner)
+        functions = types.FunctionType | types.BuiltinFunctionType | types.MethodDescriptorType
+        if isinstance(found, type | functions):
+            return found
+        raise ValueError(f"it holds {full}, which is neither a function nor a class")
+
+    def load_newobj(self) -> None:
+        """Make an instance without the code of its class."""
+        arguments = self.stack.pop()
+        kind = self.stack.pop()
+        if not isinstance(kind, type) or type(arguments) is not tuple:
+            raise ValueError(f"it makes an instance of {type(kind).__name__}")
+        if issubclass(kind, tuple):
+            values = arguments if hasattr(kind, "_fields") else arguments[0]
+            self.stack.append(tuple.__new__(kind, values))
+            return
+        for base in (object, dict, list, OrderedDict):
+            if not arguments and kind.__new__ is base.__new__ and issubclass(kind, base):
+                self.stack.append(base.__new__(kind))
+                self.made.append(self.stack[-1])
+                return
+        raise ValueError(f"it calls {kind.__qualname__}.__new__")
+
+    def load_build(self) -> None:
+        """Give an instance its attributes; of methods that take them, those of torch.nn alone."""
+        state = self.stack.pop()
+        instance = self.stack[-1]
+        kind = type(instance)
+        if not any(instance is one for one in self.made):
+            raise ValueError(f"it changes {_name_of(instance)}, which it has not made")
+        owner: Any = next((base for base in kind.__mro__ if "__setstate__" in vars(base)), None)
+        if kind is functools.partial:
+            if type(state) is not tuple or any(isinstance(part, _Called) for part in state):
+                raise ValueError("it makes a partial of what rebuilds tensors")
+            instance.__setstate__(state)
+        elif owner is not None:
+            if not owner.__module__.startswith("torch.nn.") or type(state) is not dict:
+                raise ValueError(f"it calls {owner.__qualname__}.__setstate__")
+            owner.__setstate__(instance, state)
+        else:
+            attributes, slots = state if type(state) is tuple else (state, None)
+            if attributes is not None:
+                instance.__dict__.update(_checked(attributes))
+            for name, value in _checked(slots or {}).items():
+                place = inspect.getattr_static(kind, name)
+                if not isinstance(place, types.MemberDescriptorType):
+                    raise ValueError(f"it sets {kind.__qualname__}.{name}, which is no slot")
+                place.__set__(instance, value)
+
+    def load_setitem(self) -> None:
+        """Put one value into a dictionary."""
+        self._put([self.stack.pop(-2), self.stack.pop()])
+
+    def load_setitems(self) -> None:
+        """Put values into a dictionary."""
+        self._put(self.pop_mark())
+
+    def _put(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target).__setitem__ not in (dict.__setitem__, OrderedDict.__setitem__):
+            raise ValueError(f"it calls {type(target).__qualname__}.__setitem__")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not _is_plain_key(key):
+                raise ValueError(f"it has a key of {type(key).__qualname__}")
+            target[key] = value
+
+    def load_append(self) -> None:
+        """Append one value to a list."""
+        self._extend([self.stack.pop()])
+
+    def load_appends(self) -> None:
+        """Append values to a list."""
+        self._extend(self.pop_mark())
+
+    def _extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise ValueError(f"it calls {type(target).__qualname__}.append")
+        list.extend(target, values)
+
+    WRITTEN = (
+        *(b"PROTO", b"STOP", b"MARK", b"POP", b"POP_MARK", b"NONE", b"NEWTRUE", b"NEWFALSE"),
+        *(b"BININT", b"BININT1", b"BININT2", b"LONG1", b"LONG4", b"BINFLOAT", b"BINUNICODE"),
+        *(b"EMPTY_TUPLE", b"TUPLE", b"TUPLE1", b"TUPLE2", b"TUPLE3", b"EMPTY_LIST", b"EMPTY_DICT"),
+        *(b"GET", b"BINGET", b"LONG_BINGET", b"PUT", b"BINPUT", b"LONG_BINPUT", b"BINPERSID"),
+        *(b"GLOBAL",),
+    )
+    """Instructions of a pickle that torch.save writes, beside those above; no other is followed."""
+    dispatch = {  # type: ignore[assignment]
+        code: pickle._Unpickler.dispatch[code]
+        for code in (getattr(pickle, name.decode())[0] for name in WRITTEN)
+    } | {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.APPEND[0]: load_append,
+        pickle.APPENDS[0]: load_appends,
+    }
+
+
+class _Called:
+    """A name that a file may only call; it is nothing that an attribute could hold."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name

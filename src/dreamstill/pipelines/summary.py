@@ -1,0 +1,211 @@
+"""What a finished run is worth: summary.json and pictures.npz in its folder, and the exports.
+
+Real images come in here alone, and only when the user hands them over; the student was chosen
+before.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dreamstill.config import from_plain, read_plain, to_plain
+from dreamstill.data.replay_buffer import Pool
+from dreamstill.errors import RunError, SettingsError, shown
+from dreamstill.evaluation import (
+    accuracy,
+    agreement,
+    confusion_matrix,
+    expected_calibration_error,
+    predict,
+)
+from dreamstill.exporters.formats import ExportRecord, check_formats, export
+from dreamstill.files.reading import StrPath, understood
+from dreamstill.files.writing import save_arrays, write_json
+from dreamstill.loaders.state_dict import load_module
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.distill import Job
+from dreamstill.pipelines.run_directory import check_origin, locked, read_settings
+from dreamstill.profiling import measure_cost
+from dreamstill.synthesis.registry import METHODS
+from dreamstill.teacher import Teacher
+
+__all__ = ["MOST_SHOWN", "export_run", "open_run", "read_job", "summarize"]
+
+MOST_SHOWN = 2000
+"""Synthetic images that a report's pictures are of."""
+
+Labeled = tuple[Tensor, Tensor]
+OF_IMAGES = (
+    *("batch_size", "prefill", "fresh_every", "pool", "augment"),
+    *("judge_every", "held_out"),
+)
+"""Settings of a distillation that its noise floor may have of its own."""
+
+
+def read_job(folder: StrPath) -> Job:
+    """The job of a run's folder; RunError where there is none."""
+    folder = Path(folder)
+    plain = read_settings(folder)
+    if not {"method", "student", "synthesis"} <= plain.keys():
+        raise RunError(f"{folder} holds no run of distill")
+    method = plain["method"]
+    if not isinstance(method, str) or method not in METHODS:
+        raise RunError(f"{folder} names the method {shown(method)}; known: {', '.join(METHODS)}")
+    try:
+        plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
+        job: Job = from_plain(Job, plain)
+    except SettingsError as error:
+        raise RunError(f"{folder / 'settings.json'} is damaged: {error}") from error
+    return job
+
+
+def open_run(folder: StrPath) -> tuple[Job, Teacher, nn.Module]:
+    """Job, teacher and chosen student of a finished run.
+
+    RunError if it is not finished, or the teacher's file or card has changed since.
+    """
+    job, folder = read_job(folder), Path(folder)
+    if not (folder / "result.json").is_file():  # the last file that a run writes
+        raise RunError(f"{folder} has no student yet: resume the run first")
+    if read_plain(folder / "student.json").get("factory") != job.student:
+        raise RunError(f"{folder / 'student.json'} is of another student than {job.student}")
+    student = load_module(job.student, folder / "student.safetensors").eval()
+    teacher = open_from(job.teacher)
+    check_origin(folder, {"teacher": teacher.fingerprint})
+    return job, teacher, student.requires_grad_(False)
+
+
+def open_floor(folder: StrPath, job: Job, teacher: Teacher) -> nn.Module:
+    """The student of a job's noise floor; RunError if it is not the same job on noise."""
+    floor, its_teacher, student = open_run(folder)
+    if floor.method != "noise":
+        raise RunError(f"{folder} is a run of {floor.method}, not of noise")
+    same, its = _training_of(job, teacher), _training_of(floor, its_teacher)
+    if odd := [name for name in same if same[name] != its[name]]:
+        raise RunError(f"the noise floor in {folder} has another {odd[0]}: {its[odd[0]]}")
+    return student
+
+
+def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
+    """What a job and its noise floor share: all but the images and when they come."""
+    names = ("student", "inherit", "reconstruct", "precision")
+    course = to_plain(job.distill)
+    return (
+        {"teacher": teacher.fingerprint}
+        | {name: getattr(job, name) for name in names}
+        | {name: value for name, value in course.items() if name not in OF_IMAGES}
+    )
+
+
+def summarize(
+    folder: StrPath, *, real: Labeled | None = None, source: str = "", floor: StrPath | None = None
+) -> dict[str, Any]:
+    """Measure a finished run, write summary.json and pictures.npz, return the summary.
+
+    Args:
+        folder: of a finished run.
+        real: uint8 images (N, C, H, W) and labels (N,), read here for the first time.
+        source: what `real` is, for the record.
+        floor: folder of the finished noise-floor run.
+
+    Agreement is on the real images, `held_out_agreement` on the judge's synthetic ones.
+
+    """
+    job, teacher, student = open_run(folder)
+    folder = Path(folder)
+    with locked(folder):
+        result, known = read_plain(folder / "result.json"), read_summary(folder)
+        same_student = known.get("chosen_at_step") == result.get("chosen_at_step")
+        if real is None and known.get("images") and same_student:  # a resume of what was measured
+            return known
+        networks = {"teacher": teacher.module, "student": student}
+        floors = {} if floor is None else {"noise_floor": open_floor(floor, job, teacher)}
+        summary: dict[str, Any] = {"method": job.method, **result, "images": ""}
+        summary |= {name: asdict(measure_cost(of, teacher.spec)) for name, of in networks.items()}
+        if "exports" in known:
+            summary["exports"] = known["exports"]
+        pictures = _pictures(folder, teacher, student)
+        if real is not None:
+            x, y = real
+            summary["images"] = source
+            logits = {
+                name: predict(of, teacher.spec, x) for name, of in (networks | floors).items()
+            }
+            for name, of in logits.items():
+                summary[name] = summary.get(name, {}) | {
+                    "accuracy": accuracy(of, y),
+                    "ece": expected_calibration_error(of, y),
+                    "agreement": agreement(of, logits["teacher"]),
+                }
+            confusion = confusion_matrix(logits["student"], y, teacher.num_classes)
+            pictures["real_mean"] = class_means(x, y, teacher.num_classes)
+            pictures["confusion"] = confusion.numpy()
+        write_json(folder / "summary.json", summary)
+        save_arrays(folder / "pictures.npz", **pictures)
+        return summary
+
+
+def export_run(
+    folder: StrPath, *, formats: tuple[str, ...] = ("onnx", "pt2")
+) -> list[ExportRecord]:
+    """Export the run's student to folder/student.FORMAT, each verified, and note it.
+
+    ExportError for a format that cannot be written here, before any file is.
+    """
+    check_formats(formats)
+    _, teacher, student = open_run(folder)
+    folder = Path(folder)
+    with locked(folder):
+        summary = read_summary(folder)
+        with understood(folder / "summary.json", RunError, "is damaged"):
+            kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
+        records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
+        summary["exports"] = kept + [asdict(record) for record in records]
+        write_json(folder / "summary.json", summary)
+        return records
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What summary.json says; nothing where there is none yet."""
+    path = folder / "summary.json"
+    return read_plain(path) if path.is_file() else {}
+
+
+def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:
+    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    return None if convolution is None else convolution.weight.detach().cpu().numpy()
+
+
+def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray[Any, Any]:
+    """Mean image of each class in [0, 1], (K, C, H, W); an empty class is black."""
+    sums = torch.zeros(num_classes, *images.shape[1:])
+    for part, of in zip(images.split(500), classes.split(500), strict=True):
+        sums.index_add_(0, of, part.float() / 255)
+    counts = torch.bincount(classes, minlength=num_classes).clamp_min(1)
+    means: np.ndarray[Any, Any] = (sums / counts.view(-1, 1, 1, 1)).numpy()
+    return means
+
+
+def _pictures(folder: Path, teacher: Teacher, student: nn.Module) -> dict[str, Any]:
+    """Arrays for the report that need no real image: grid, means, histogram, filters."""
+    pictures: dict[str, Any] = {}
+    pool = Pool.reopen(folder / "pool", teacher.spec)
+    if len(pool):
+        images = pool.images(MOST_SHOWN)
+        classes = predict(teacher.module, teacher.spec, images).argmax(1)
+        order = torch.argsort(classes, stable=True)
+        shown = [order[classes[order] == k][:12] for k in classes.unique()[:20]]
+        pictures["synthetic_images"] = images[torch.cat(shown)].numpy()
+        pictures["synthetic_classes"] = classes[torch.cat(shown)].numpy()
+        pictures["synthetic_mean"] = class_means(images, classes, teacher.num_classes)
+        histogram = torch.bincount(classes, minlength=teacher.num_classes)
+        pictures["class_histogram"] = histogram.numpy()
+    for name, module in (("teacher", teacher.module), ("student", student)):
+        filters = _first_filters(module)
+        if filters is not None:
+            pictures[f"{name}_filters"] = filters
+    return pictures

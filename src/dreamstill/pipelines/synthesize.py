@@ -1,0 +1,380 @@
+"""Images of a method without a student, and those that a chain or a new class works with."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dreamstill.config import at_least, no_effect, read_plain, settings_class, to_plain
+from dreamstill.data.class_coverage import class_counts, warn_of_classes
+from dreamstill.data.images import load_unlabelled
+from dreamstill.errors import RunError, SettingsError, shown
+from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint
+from dreamstill.files.image_store import check_room, checksums, let_go, make_images, map_images
+from dreamstill.files.reading import StrPath, understood
+from dreamstill.files.writing import save_arrays, write_atomically, write_json
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.distill import Job
+from dreamstill.pipelines.run_directory import claimed
+from dreamstill.progress import Progress
+from dreamstill.report import MOST_CLASSES
+from dreamstill.report.figures import class_rows
+from dreamstill.synthesis.registry import (
+    METHODS,
+    Synthesizer,
+    method_settings,
+    needs_student,
+    open_synthesizer,
+)
+from dreamstill.teacher import Precision, Teacher
+
+__all__ = [
+    "Images",
+    "MOST_IMAGES",
+    "OnProgress",
+    "draw_beside",
+    "draw_images",
+    "forget",
+    "images_beside",
+    "origin_of",
+    "own_images",
+    "read_synthesis",
+    "synthesize",
+]
+
+OnProgress = Callable[[Progress], None]
+MOST_IMAGES = 10**15
+"""How many there is room for is another question; see `check_room`."""
+
+
+@settings_class
+class Images:
+    """A teacher and the images to work with."""
+
+    teacher: TeacherFile
+    images: str | None = None
+    """.npz with x, uint8 (N, C, H, W); default: synthesize them."""
+    method: str = "structured_noise"
+    """What synthesizes them."""
+    synthesis: Any = None
+    """The method's settings; default: its own."""
+    num_images: int | None = None
+    """How many to synthesize; at least 8. Default: 4000, or none where no task looks at any."""
+    seed: int = 0
+    device: str = "cpu"
+    """Where images are synthesized and networks trained; files for devices are made on the CPU."""
+    precision: Precision = Precision.FLOAT32
+    """float32, or bfloat16: of the networks while they run."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
+        at_least(self, 8, "num_images", most=MOST_IMAGES)
+        able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
+        if self.method not in able:
+            raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
+        if self.images is not None:
+            no_effect(self, "beside images", "method", "synthesis", "num_images")
+        if needs_student(self.method, self.synthesis):
+            raise SettingsError(f"there is no student for {self.method} to play against here")
+
+
+def read_synthesis(plain: dict[str, Any]) -> None:
+    """In place, a job's `synthesis` and `preset` become the settings of its `method`."""
+    method = plain.get("method", "structured_noise")
+    given, preset = plain.pop("synthesis", None), plain.pop("preset", None)
+    if not isinstance(method, str) or method not in METHODS:
+        return  # which is said of the job as a whole
+    if given is not None or preset is not None:
+        plain["synthesis"] = method_settings(method, given, preset)
+
+
+def draw_images(
+    teacher: Teacher,
+    method: str,
+    settings: Any,
+    num_images: int,
+    *,
+    seed: int,
+    on_progress: OnProgress = lambda progress: None,
+) -> tuple[Tensor, Tensor]:
+    """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
+
+    Args:
+        teacher: of the images.
+        method, settings, seed: what makes them.
+        num_images: how many.
+        on_progress: called after every batch.
+
+    Raises:
+        SettingsError: the method plays against a student with these settings, or there is no room
+            for so many images.
+
+    """
+    images, logits = draw_beside(
+        None, teacher, method, settings, num_images, seed=seed, on_progress=on_progress
+    )
+    return torch.from_numpy(images), logits
+
+
+def draw_beside(
+    checkpoint: Path | None,
+    teacher: Teacher,
+    method: str,
+    settings: Any,
+    num_images: int,
+    *,
+    seed: int,
+    checkpoint_every: float = 20.0,
+    on_progress: OnProgress = lambda progress: None,
+) -> tuple[NDArray[np.uint8], Tensor]:
+    """`draw_images` into a file, whose map is returned, and that a kill does not lose.
+
+    Args:
+        checkpoint: a file that what is finished goes to, and is taken up from, if it is there; the
+            images lie beside it (`images_beside`). Both are to be forgotten when the images are
+            kept. None: all is in memory alone.
+        teacher, method, settings, num_images, seed, on_progress: see `draw_images`.
+        checkpoint_every: seconds.
+
+    Raises:
+        SettingsError: see `draw_images`.
+        RunError: the checkpoint is of another teacher or of other settings, or the images beside
+            it are not those that were written.
+
+    """
+    if needs_student(method, settings):
+        raise SettingsError(f"{method} plays against a student: use it with distill")
+    size = math.prod(teacher.spec.shape) + 4 * teacher.num_classes
+    folder = None if checkpoint is None else checkpoint.parent
+    check_room("num_images", num_images, size, folder=folder)
+    rng = torch.Generator(device=teacher.device).manual_seed(seed)
+    synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
+    origin = {
+        "method": method,
+        "settings": to_plain(settings),
+        "seed": seed,
+        "num_images": num_images,
+        "teacher": teacher.fingerprint,
+    }
+    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    drawn.open(num_images, teacher)
+    while drawn.warmed_up < synthesizer.warm_up:
+        synthesizer.next_batch()
+        drawn.warmed_up += 1
+        drawn.save_now_and_then()
+        on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
+    while drawn.done < num_images:
+        batch = synthesizer.next_batch()
+        drawn.add(teacher.spec.decode(batch.images).cpu(), batch.logits.cpu())
+        drawn.save_now_and_then()
+        on_progress(Progress("synthesize", drawn.done, num_images, {}))
+    return drawn.images, drawn.logits
+
+
+def images_beside(checkpoint: Path) -> Path:
+    """The file of the images that a checkpoint of `draw_beside` counts."""
+    return checkpoint.with_suffix(".npy")
+
+
+def forget(checkpoint: Path) -> None:
+    """Remove a checkpoint of `draw_beside` and the images beside it."""
+    for path in (checkpoint, images_beside(checkpoint)):
+        with suppress(OSError):  # Windows removes no file that is mapped
+            path.unlink()
+
+
+class _Drawn:
+    """What is drawn so far, in a store made beforehand; with a checkpoint, on the disk."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        every: float,
+        origin: dict[str, Any],
+        synthesizer: Synthesizer,
+        rng: torch.Generator,
+    ) -> None:
+        self.path, self.every, self.origin = path, every, origin
+        self.synthesizer, self.rng = synthesizer, rng
+        self.done, self.warmed_up = 0, 0
+        self.saved = time.monotonic()
+
+    def open(self, num: int, teacher: Teacher) -> None:
+        """Make room for `num` images, or go on with those that a checkpoint counts."""
+        shape = (num, *teacher.spec.shape)
+        self.logits = torch.zeros(num, teacher.num_classes)
+        self.checksums = np.zeros(num, np.uint32)
+        if self.path is None:
+            self.images: NDArray[np.uint8] = np.zeros(shape, np.uint8)
+            return
+        going_on = self.path.is_file()
+        if not going_on:
+            make_images(images_beside(self.path), shape)
+        self.images = map_images(images_beside(self.path), shape, "r+")
+        if going_on:
+            self._take_up(self.path)
+
+    def _take_up(self, path: Path) -> None:
+        state = load_checkpoint(path, str(self.rng.device))
+        with understood(path, RunError, "does not fit its run"):
+            found = state["origin"]
+            if changed := [name for name in self.origin if found[name] != self.origin[name]]:
+                raise RunError(f"{path} was made with another {changed[0]}")
+            self.synthesizer.load_state_dict(state["synthesizer"])
+            self.rng.set_state(state["rng"].cpu())
+            self.done, self.warmed_up = int(state["done"]), int(state["warmed_up"])
+            self.logits[: self.done] = state["logits"].cpu()
+            self.checksums[: self.done] = state["checksums"].cpu().numpy()
+        if (checksums(self.images[: self.done]) != self.checksums[: self.done]).any():
+            raise RunError(
+                f"{images_beside(path)} does not hold the images of its checkpoint: it was "
+                "changed or damaged, and the run cannot be resumed"
+            )
+
+    def add(self, images: Tensor, logits: Tensor) -> None:
+        """Store images (N, C, H, W) and logits (N, K), as far as there is room."""
+        slots = slice(self.done, self.done + len(images))
+        room = len(self.images[slots])
+        self.images[slots], self.logits[slots] = images[:room].numpy(), logits[:room]
+        self.checksums[slots] = checksums(self.images[slots])
+        self.done += room
+        let_go(self.images)
+
+    def save_now_and_then(self) -> None:
+        """Write the checkpoint, if it is older than `every` seconds."""
+        if self.path is None or time.monotonic() - self.saved < self.every:
+            return
+        assert isinstance(self.images, np.memmap)
+        self.images.flush()
+        state = {
+            "origin": self.origin,
+            "synthesizer": self.synthesizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "done": self.done,
+            "logits": self.logits[: self.done].clone(),
+            "checksums": torch.from_numpy(self.checksums[: self.done].astype(np.int64)),
+            "warmed_up": self.warmed_up,
+        }
+        save_checkpoint(self.path, state)
+        self.saved = time.monotonic()
+
+
+def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:
+    """A job's own images, uint8 (N, C, H, W), kept in `path`, so that a resume has the same."""
+    if not path.is_file():
+        write_own_images(path, job, teacher, on_progress)
+    return load_unlabelled(path, teacher.spec)
+
+
+def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> None:
+    """Synthesize them."""
+    settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
+    checkpoint = path.with_suffix(".pt")
+    images, _ = draw_beside(
+        checkpoint,
+        teacher,
+        job.method,
+        settings,
+        4000 if job.num_images is None else job.num_images,
+        seed=job.seed,
+        on_progress=on_progress,
+    )
+    save_arrays(path, x=images)
+    forget(checkpoint)
+
+
+def origin_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
+    """Digests of the teacher and of the given tensors that a folder is of."""
+    return {"teacher": teacher.fingerprint} | {
+        name: digest(values.numpy().reshape(-1).data)
+        for name, values in given.items()
+        if values is not None
+    }
+
+
+def synthesize(
+    folder: StrPath,
+    job: Job,
+    num_images: int,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+) -> dict[str, Any]:
+    """Make `num_images` images: folder/images.npz with x, y, logits, and images.png.
+
+    With `resume` what is finished in the folder is taken up: the settings must be the same.
+
+    Raises:
+        SettingsError: no image is asked for, there is no room for so many, or the method plays
+            against a student.
+        TeacherError: the teacher does not open, or lacks what the method needs.
+        RunError: the folder is not empty, holds nothing to resume, or other images, or cannot be
+            written.
+        NonFiniteError: the loss of the images is not finite; before the update.
+
+    """
+    if not 1 <= num_images <= MOST_IMAGES:
+        bound = "at least 1" if num_images < 1 else f"at most {MOST_IMAGES:,}"
+        raise SettingsError(f"num_images must be {bound}; got {shown(num_images)}")
+    folder = Path(folder)
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
+    names = ("teacher", "method", "synthesis", "seed", "device", "precision")
+    with claimed(
+        folder,
+        {name: to_plain(getattr(job, name)) for name in names} | {"num_images": num_images},
+        {"teacher": teacher.fingerprint},
+        device=job.device,
+        resume=resume,
+        worth=("images.npz", "images.pt"),
+        makes=("images.npy",),
+    ):
+        if not (folder / "summary.json").is_file():  # the last file that is written
+            _write_images(folder, job, teacher, num_images, on_progress)
+        summary = read_plain(folder / "summary.json")
+    files = {"images": str(folder / "images.npz"), "picture": str(folder / "images.png")}
+    return files | summary
+
+
+def _write_images(
+    folder: Path, job: Job, teacher: Teacher, num_images: int, on_progress: OnProgress
+) -> None:
+    """Make images and all that is told of them."""
+    checkpoint = folder / "images.pt"
+    x, logits = draw_beside(
+        checkpoint,
+        teacher,
+        job.method,
+        job.synthesis,
+        num_images,
+        seed=job.seed,
+        checkpoint_every=job.checkpoint_every,
+        on_progress=on_progress,
+    )
+    classes = logits.argmax(1)
+    arrays = {"x": x, "y": classes.numpy(), "logits": logits.numpy()}
+    save_arrays(folder / "images.npz", **arrays)
+    write_atomically(folder / "images.png", draw_classes(torch.from_numpy(x), classes))
+    summary = {
+        "num_images": num_images,
+        "images_per_class": class_counts(logits).tolist(),
+        "queries": teacher.queries,
+        "warnings": warn_of_classes(logits),
+    }
+    write_json(folder / "summary.json", summary)
+    forget(checkpoint)
+
+
+def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:
+    """A PNG of ten images of each class; of uint8 (N, C, H, W) and classes (N,)."""
+    present = classes.unique()[:MOST_CLASSES]
+    shown = [x[(classes == k).nonzero()[:10, 0]] for k in present]
+    rows = [[image.numpy() / 255 for image in images] for images in shown]
+    return class_rows(rows, [str(k) for k in present.tolist()])

@@ -1,0 +1,128 @@
+"""Measure the size, the arithmetic and the latency of a network."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dreamstill.evaluation import device_of, evaluating
+from dreamstill.input_spec import InputSpec
+
+__all__ = [
+    "Cost",
+    "Latency",
+    "Size",
+    "count_macs",
+    "measure_cost",
+    "measure_latency",
+    "measure_size",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Milliseconds for one image: median, 10th and 90th percentile."""
+
+    median: float
+    low: float
+    high: float
+    runtime: str = "PyTorch"
+    """What ran: times of two runtimes are not to be compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How large a network is."""
+
+    parameters: int
+    macs: int
+    """Multiply-accumulates for one image: of convolutions, linear and recurrent layers, and of
+    attention."""
+    bytes: int
+    """Of parameters and buffers as stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost(Size):
+    """How large a network is, and how long it takes for one image."""
+
+    latency_ms: Latency
+
+
+def measure_size(module: nn.Module, spec: InputSpec) -> Size:
+    """Count a network's parameters, multiply-accumulates and bytes."""
+    stored = [*module.parameters(), *module.buffers()]
+    return Size(
+        parameters=sum(p.numel() for p in module.parameters()),
+        macs=count_macs(module, spec),
+        bytes=sum(t.numel() * t.element_size() for t in stored),
+    )
+
+
+def measure_cost(module: nn.Module, spec: InputSpec) -> Cost:
+    """Count a network, and time it in PyTorch with the current number of threads."""
+    with evaluating(module):
+        latency = measure_latency(module, spec, device=device_of(module))
+    return Cost(**asdict(measure_size(module, spec)), latency_ms=latency)
+
+
+def count_macs(module: nn.Module, spec: InputSpec) -> int:
+    """Multiply-accumulates for one image, see `Cost`."""
+    image = torch.zeros(1, *spec.shape, device=device_of(module))
+    with evaluating(module), _no_fused_kernels(), FlopCounterMode(display=False) as counter:
+        module(image)
+    macs: int = counter.get_total_flops() // 2
+    return macs
+
+
+@contextmanager
+def _no_fused_kernels() -> Iterator[None]:
+    """Attention and LSTM in operations that can be counted: what runs in one kernel counts as 0."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch looks at settings of other devices on the way
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def measure_latency(
+    run: Callable[[Tensor], Tensor],
+    spec: InputSpec,
+    *,
+    device: torch.device | str = "cpu",
+    num_runs: int = 50,
+    runtime: str = "PyTorch",
+) -> Latency:
+    """Time anything that answers for one image, with the current number of threads.
+
+    Args:
+        run: inputs (1, C, H, W) to logits.
+        spec: its input.
+        device: where the inputs are.
+        num_runs: calls that count, after five that do not.
+        runtime: what `run` runs in, for the record.
+
+    """
+    image = torch.zeros(1, *spec.shape, device=device)
+    seconds = [_time_once(run, image) for _ in range(num_runs + 5)][5:]
+    median, low, high = (float(np.quantile(seconds, q)) * 1e3 for q in (0.5, 0.1, 0.9))
+    return Latency(median=median, low=low, high=high, runtime=runtime)
+
+
+def _time_once(run: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    start = time.perf_counter()
+    run(image)
+    if image.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

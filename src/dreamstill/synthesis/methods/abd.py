@@ -1,0 +1,107 @@
+"""Always Be Dreaming: a generator whose images a network with BatchNorm takes for its own data.
+
+Source: Smith et al., "Always Be Dreaming: A New Approach for Data-Free Class-Incremental
+Learning", ICCV 2021, section 4.1, and the authors' code. It dreams for `continual`, where the
+learner of the same paper is, and for any other task. Two stages: the generator learns alone for
+`warm_up` batches and is then frozen. Where this differs: images are clipped to the teacher's valid
+range, with the gradient passed through the clip.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.config import above, at_least, settings_class
+from dreamstill.data.batch import Batch
+from dreamstill.errors import TeacherError
+from dreamstill.losses.diversity import information_entropy
+from dreamstill.losses.priors import gaussian_smoothness
+from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
+from dreamstill.synthesis.generator import LatentGenerator, LearnedFirst
+from dreamstill.teacher import Teacher
+
+__all__ = ["Abd", "AbdSettings"]
+
+
+@settings_class
+class AbdSettings:
+    """Settings of Always Be Dreaming's generator; the defaults are the authors' for CIFAR-100."""
+
+    batch_size: int = 128
+    """Images a batch; at least 2 (BatchNorm)."""
+    latent: int = 1000
+    """Length of the generator's input; at least 1."""
+    widths: tuple[int, int] = (128, 64)
+    """Channels of the generator's two inner convolutions."""
+    lr: float = 1e-3
+    """Learning rate of the generator's Adam; above 0."""
+    generator_steps: int = 10_000
+    """Steps of the first stage; at least 1."""
+    content: float = 1.0
+    """Weight of how sure the teacher is of each image; at least 0."""
+    temperature: float = 1e3
+    """Of the teacher's logits there; above 0."""
+    information_entropy: float = 1.0
+    """Weight of class balance; at least 0."""
+    batch_norm: float = 50.0
+    """Weight of the distance from the running statistics; at least 0."""
+    prior: float = 1e-3
+    """Weight of smoothness; at least 0."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "latent", "widths", "generator_steps")
+        above(self, 0, "lr", "temperature")
+        at_least(self, 0, "content", "information_entropy", "batch_norm", "prior")
+
+
+class Abd:
+    """The generator learns for `warm_up` batches; from then on it is frozen and only draws."""
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+
+    def __init__(self, teacher: Teacher, settings: AbdSettings, *, rng: torch.Generator) -> None:
+        if min(teacher.spec.shape[1:]) < 3:
+            size = "x".join(map(str, teacher.spec.shape[1:]))
+            raise TeacherError(
+                f"abd smooths images of at least 3x3 pixels; the teacher's are {size}"
+            )
+        self.teacher, self.settings = teacher, settings
+        self.warm_up = settings.generator_steps
+        self.generator = LatentGenerator(
+            teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+        )
+        self.stages = LearnedFirst(self.generator, settings.generator_steps, self._loss)
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """(batch_size, C, H, W), drawn before the step while the generator still learns."""
+        return self.stages.next_batch(self.settings.batch_size)
+
+    def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Equations 3 to 6: content, class balance, statistics and image prior; and the logits."""
+        settings = self.settings
+        divergence, logits = batch_norm_divergence(self.teacher, images)
+        # in units of log K: -1 is a batch that is spread evenly
+        balance = information_entropy(logits) / math.log(logits.shape[1])
+        loss = (
+            settings.content * F.cross_entropy(logits / settings.temperature, logits.argmax(1))
+            + settings.information_entropy * balance
+            + settings.batch_norm * divergence
+            + settings.prior * gaussian_smoothness(images)
+        )
+        return loss, logits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimizer and the stage."""
+        return self.stages.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up."""
+        self.stages.load_state_dict(state)

@@ -1,0 +1,206 @@
+"""DeepInversion: optimize pixels until the teacher's BatchNorm layers see what they were fed.
+
+Source: Yin et al., "Dreaming to Distill", CVPR 2020, equations 2 to 4, and the authors' CIFAR-10
+code. `competition` above 0 is Adaptive DeepInversion: equations 6 and 7, against the live student.
+Where this differs: pixels are clipped to the valid range at every step (the CIFAR-10 code and the
+longest setting of the ImageNet code never do it); the best iterate is a true copy (theirs aliases
+the last); at low resolution the teacher is shown the pooled image enlarged again, so that networks
+of fixed input size have it too; the competition's KL runs from P and Q to their mean M, as in the
+paper (in the code the other way round); half of the steps flip, which the CIFAR-10 code never does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import field
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.config import above, at_least, settings_class, within
+from dreamstill.data.batch import Batch, answered
+from dreamstill.errors import SettingsError
+from dreamstill.losses.logits import js_divergence
+from dreamstill.losses.priors import l2_norm, total_variation
+from dreamstill.losses.statistics import batch_statistics_distance
+from dreamstill.nn.hooks import Probe, eval_mode
+from dreamstill.synthesis.batch_norm_statistics import norms_of
+from dreamstill.synthesis.class_balance import Turns
+from dreamstill.synthesis.pixel_optimization import (
+    Start,
+    halved,
+    jittered,
+    optimize_pixels,
+    start_images,
+)
+from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.teacher import Teacher
+
+__all__ = ["CIFAR10", "DeepInversion", "DeepInversionSettings", "IMAGENET", "inversion_loss"]
+
+
+@settings_class
+class DeepInversionSettings:
+    """Settings of DeepInversion; the defaults are the authors' for CIFAR-10."""
+
+    batch_size: int = 256
+    """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
+    steps: int = 2000
+    """Adam steps a batch; at least 1."""
+    low_resolution_steps: int = 0
+    """The first of `steps`, done at half resolution; then Adam and its schedule begin again. 0 to
+    `steps`."""
+    lr: float = 0.05
+    """Learning rate of Adam, in the teacher's input space; above 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's two averages; each in [0, 0.9999]."""
+    lr_warm_up: int = 0
+    """Steps over which the learning rate climbs to `lr` at each resolution; at least 0."""
+    cosine: bool = False
+    """After them the learning rate falls to 0 by a cosine."""
+    batch_norm: float = 10.0
+    """Weight of the BatchNorm-statistics distance; at least 0."""
+    first_batch_norm: float = 1.0
+    """Extra factor of the first BatchNorm layer; at least 0. The authors' ImageNet code has 10."""
+    total_variation: float = 2.5e-5
+    """Weight of total variation, summed over the batch; at least 0."""
+    l2: float = 0.0
+    """Weight of the images' mean l2 norm; at least 0."""
+    jitter: int = 2
+    """Largest random shift in pixels of full resolution, rolled around the edges; at least 0."""
+    flip: bool = True
+    """Flip half of the steps left to right: off for digits and text."""
+    competition: float = 0.0
+    """Weight of the competition against the live student; at least 0. Adaptive DeepInversion: 10
+    on CIFAR-10, 0.2 in the authors' ImageNet code. It asks for `distill.fresh_every`."""
+    start: Start = Start.GAUSSIAN
+    """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a structured start."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "steps")
+        within(self, 0, self.steps, "low_resolution_steps")
+        above(self, 0, "lr")
+        within(self, 0, 0.9999, "betas")
+        at_least(self, 0, "lr_warm_up", "batch_norm", "first_batch_norm", "total_variation", "l2")
+        at_least(self, 0, "jitter", "competition")
+        self.start.check(self)
+
+    @property
+    def adversarial(self) -> bool:
+        """The competition cannot do without a student."""
+        return self.competition > 0
+
+
+CIFAR10 = DeepInversionSettings()
+IMAGENET = DeepInversionSettings(
+    batch_size=84,
+    steps=3000,
+    low_resolution_steps=2000,
+    lr=0.25,
+    betas=(0.5, 0.9),
+    lr_warm_up=100,
+    cosine=True,
+    batch_norm=0.01,
+    first_batch_norm=10.0,
+    total_variation=1e-4,
+    l2=1e-5,
+    jitter=30,
+)
+
+
+def inversion_loss(
+    images: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    norm_inputs: Mapping[str, Tensor],
+    norms: Mapping[str, Any],
+    settings: DeepInversionSettings,
+) -> Tensor:
+    """Equation 2: cross-entropy, image prior and the distance of BatchNorm statistics.
+
+    Args:
+        images: (N, C, H, W), what the priors are of.
+        logits, targets: (N, K) and class indices (N,).
+        norm_inputs, norms: by name, what entered each BatchNorm layer, and the layer.
+
+    """
+    distance = images.new_zeros(())
+    for index, (name, layer) in enumerate(norms.items()):
+        weight = settings.first_batch_norm if index == 0 else 1.0
+        distance = distance + weight * batch_statistics_distance(
+            norm_inputs[name], layer.running_mean, layer.running_var
+        )
+    return (
+        F.cross_entropy(logits, targets)
+        + settings.batch_norm * distance
+        + settings.total_variation * total_variation(images)
+        + settings.l2 * l2_norm(images)
+    )
+
+
+class DeepInversion:
+    """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
+
+    streams: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = False  # its settings say whether it competes
+    remembers: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+
+    def __init__(
+        self, teacher: Teacher, settings: DeepInversionSettings, *, rng: torch.Generator
+    ) -> None:
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+        self.norms = norms_of(teacher)
+        self.turns = Turns(teacher.num_classes, rng.device)
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Optimize one batch: (batch_size, C, H, W), the iterate of the lowest loss."""
+        settings, teacher = self.settings, self.teacher
+        if settings.competition and student is None:
+            raise SettingsError("deepinversion competes with a student: hand one to next_batch")
+        targets = self.turns.take(settings.batch_size)
+
+        def objective(images: Tensor, *, low_resolution: bool) -> Tensor:
+            jitter = settings.jitter // 2 if low_resolution else settings.jitter
+            images = halved(images) if low_resolution else images
+            images = jittered(images, jitter, flip=settings.flip, rng=self.rng)
+            shown = F.interpolate(images, teacher.spec.shape[1:]) if low_resolution else images
+            with Probe(self.norms) as probe:
+                logits = teacher(shown)
+            loss = inversion_loss(images, logits, targets, probe.inputs, self.norms, settings)
+            if student is not None and settings.competition:
+                with eval_mode(student):
+                    rival = teacher.run(student, shown)
+                loss = loss + settings.competition * (1 - js_divergence(rival, logits, 3.0))
+            return loss
+
+        images = start_images(targets, teacher, settings.start, settings.drawing, self.rng)
+        low = settings.low_resolution_steps
+        stages = ((True, low), (False, settings.steps - low))
+        for low_resolution, steps in (stage for stage in stages if stage[1]):
+            images = optimize_pixels(
+                images,
+                partial(objective, low_resolution=low_resolution),
+                spec=teacher.spec,
+                steps=steps,
+                lr=settings.lr,
+                warm_up=settings.lr_warm_up,
+                cosine=settings.cosine,
+                betas=settings.betas,
+                best=not low_resolution,
+            )
+        return answered(teacher, images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is; each batch starts from fresh noise."""
+        return self.turns.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the turn."""
+        self.turns.load_state_dict(state)

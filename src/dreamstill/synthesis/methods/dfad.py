@@ -1,0 +1,107 @@
+"""DFAD: a generator that looks for the images on which student and teacher differ most.
+
+Source: Fang et al., "Data-Free Adversarial Distillation", 2019, algorithm 1, and the authors'
+code. Where this differs: images are clipped to the teacher's valid range; the student is in eval
+mode while the generator learns, so that its running statistics see what it is trained on alone.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.config import above, at_least, settings_class, within
+from dreamstill.data.batch import Batch, answered
+from dreamstill.errors import SettingsError
+from dreamstill.losses.logits import l1
+from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.generator import LatentGenerator
+from dreamstill.teacher import Teacher
+
+__all__ = ["CIFAR10", "Dfad", "DfadSettings", "MNIST", "dfad_loss"]
+
+
+@settings_class
+class DfadSettings:
+    """Settings of DFAD; the defaults are the paper's for MNIST."""
+
+    batch_size: int = 512
+    """Images a batch; at least 2 (BatchNorm)."""
+    latent: int = 100
+    """Length of the generator's input; at least 1."""
+    widths: tuple[int, int] = (128, 64)
+    """Channels of the generator's two inner convolutions."""
+    lr: float = 1e-3
+    """Learning rate of the generator's Adam; above 0."""
+    student_steps: int = 5
+    """Batches for the student after each generator step; at least 1."""
+    drops: tuple[float, ...] = ()
+    """Shares of a distillation's batches after which the generator's learning rate falls to a
+    tenth; in [0, 1]."""
+    log_loss: bool = False
+    """-log(1 + L1) in place of -L1: a gradient that shrinks where the two differ most, which the
+    paper takes for segmentation."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "latent", "widths", "student_steps")
+        above(self, 0, "lr")
+        within(self, 0, 1, "drops")
+
+
+MNIST = DfadSettings()
+CIFAR10 = DfadSettings(batch_size=256, latent=256, drops=(0.2, 0.4))
+
+
+def dfad_loss(student: Tensor, teacher: Tensor, *, log_loss: bool) -> Tensor:
+    """Equation 4 on logits (N, K): minus their mean absolute difference, or its log form."""
+    difference = l1(student, teacher)
+    return -torch.log1p(difference) if log_loss else -difference
+
+
+class Dfad:
+    """One generator step, then `student_steps` fresh batches."""
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    def __init__(self, teacher: Teacher, settings: DfadSettings, *, rng: torch.Generator) -> None:
+        self.teacher, self.settings = teacher, settings
+        self.generator = LatentGenerator(
+            teacher, settings.latent, settings.widths, settings.lr, rng
+        )
+        self.batch_size, self.batches = settings.batch_size, 0
+        self.milestones: list[float] = []
+
+    def anneal_over(self, batches: int) -> None:
+        """Let the generator's learning rate fall at its shares of so many batches."""
+        self.milestones = [share * batches for share in self.settings.drops]
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Fresh images (batch_size, C, H, W); every `student_steps`-th call learns first."""
+        if student is None:
+            raise SettingsError("dfad plays against a student: hand one to next_batch")
+        generator, size = self.generator, self.settings.batch_size
+        if self.batches % self.settings.student_steps == 0:
+            drops = sum(self.batches >= milestone for milestone in self.milestones)
+            generator.optimizer.param_groups[0]["lr"] = self.settings.lr * 0.1**drops
+            images = generator.images(generator.draw(size))
+            with eval_mode(student):
+                rival = self.teacher.run(student, images)
+            generator.step(dfad_loss(rival, self.teacher(images), log_loss=self.settings.log_loss))
+        self.batches += 1
+        with torch.no_grad():
+            return answered(self.teacher, generator.images(generator.draw(size)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimizer and whose turn it is."""
+        return {"generator": self.generator.state_dict(), "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up."""
+        self.generator.load_state_dict(state["generator"])
+        self.batches = state["batches"]

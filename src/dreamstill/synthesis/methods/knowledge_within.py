@@ -1,0 +1,155 @@
+"""The Knowledge Within: Gaussian, Inception, BNS and BNS+I images, and a measure of likeness.
+
+Source: Haroush et al., "The Knowledge Within: Methods for Data-Free Model Compression", CVPR 2020,
+sections 3 and 4; no official code. Ours, for lack of a source that we could read: the weights of
+logit and prior, the prior itself (the distance to a 3x3 blur), learning rate, steps and batch size.
+Where this differs: pixels are clipped to the valid range at each step; the Gaussian scheme is the
+method `noise` with `distill.freeze_batch_norm`, not repeated here.
+"""
+
+from dataclasses import field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.config import above, at_least, no_effect, settings_class
+from dreamstill.data.batch import Batch, answered
+from dreamstill.errors import TeacherError
+from dreamstill.losses.priors import smoothness
+from dreamstill.losses.statistics import batch_statistics
+from dreamstill.nn.hooks import Probe, probed_at_once
+from dreamstill.synthesis.batch_norm_statistics import (
+    batch_norm_divergence,
+    divergence_of,
+    norms_of,
+)
+from dreamstill.synthesis.class_balance import Turns
+from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
+from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.teacher import Teacher
+
+__all__ = ["KnowledgeWithin", "KnowledgeWithinSettings", "Scheme", "data_similarity"]
+
+
+class Scheme(StrEnum):
+    """What is optimized."""
+
+    INCEPTION = "inception"
+    BNS = "bns"
+    BNS_INCEPTION = "bns+i"
+
+
+@settings_class
+class KnowledgeWithinSettings:
+    """Settings of The Knowledge Within; the numbers are ours."""
+
+    batch_size: int = 256
+    """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
+    steps: int = 500
+    """Adam steps a batch; at least 1."""
+    lr: float = 0.1
+    """Learning rate of Adam, in the teacher's input space; above 0."""
+    scheme: Scheme = Scheme.BNS_INCEPTION
+    """inception: the class's logit and the image prior; bns: BatchNorm statistics, of a teacher
+    that has them; bns+i: both."""
+    inception: float = 0.01
+    """Weight of the logit; at least 0."""
+    prior: float = 0.1
+    """Weight of the image prior, the squared distance to a blurred copy; at least 0."""
+    start: Start = Start.GAUSSIAN
+    """Pixels before the first step: gaussian (the paper's), uniform or structured."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a structured start."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "steps")
+        above(self, 0, "lr")
+        at_least(self, 0, "inception", "prior")
+        self.start.check(self)
+        if self.scheme is Scheme.BNS:
+            no_effect(self, "with scheme bns", "inception", "prior")
+
+
+@torch.no_grad()
+def data_similarity(teacher: Teacher, images: Tensor) -> float:
+    """How far a batch of unlabelled images is from what the teacher was trained on; 0 is alike.
+
+    Section 4: the BNS measure of any batch (N, C, H, W) in the teacher's input space, N large (a
+    few hundred). Images that were optimized for it score low without looking real. TeacherError
+    for a teacher without BatchNorm.
+    """
+    if not teacher.offers.batch_norm:
+        raise TeacherError("data_similarity needs BatchNorm layers; the teacher has none")
+    norms, num = norms_of(teacher), len(images)
+    first = {name: torch.zeros(()) for name in norms}
+    second = dict(first)
+    for part in images.split(probed_at_once(teacher.spec.shape)):
+        with Probe(norms) as probe:
+            teacher(part)
+        for name in norms:
+            mean, variance = (m.cpu().double() for m in batch_statistics(probe.inputs[name]))
+            first[name] = first[name] + mean * len(part) / num
+            second[name] = second[name] + (variance + mean**2) * len(part) / num
+    moments = {n: (first[n], second[n] - first[n] ** 2) for n in norms}
+    on = {
+        n: (m.float().to(images.device), v.float().to(images.device))
+        for n, (m, v) in moments.items()
+    }
+    return divergence_of(on, norms).item()
+
+
+class KnowledgeWithin:
+    """Each batch is optimized from noise; classes take turns."""
+
+    streams: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    def __init__(
+        self, teacher: Teacher, settings: KnowledgeWithinSettings, *, rng: torch.Generator
+    ) -> None:
+        if settings.scheme is not Scheme.INCEPTION and not teacher.offers.batch_norm:
+            raise TeacherError(
+                f"knowledge_within's scheme {settings.scheme} needs batch_norm, which the teacher "
+                f"does not offer; {Scheme.INCEPTION} can do without"
+            )
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+        self.turns = Turns(teacher.num_classes, rng.device)
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Optimize one batch: (batch_size, C, H, W)."""
+        settings, teacher = self.settings, self.teacher
+        classes = self.turns.take(settings.batch_size)
+
+        def objective(images: Tensor) -> Tensor:
+            if settings.scheme is Scheme.INCEPTION:
+                divergence, logits = images.new_zeros(()), teacher(images)
+            else:
+                divergence, logits = batch_norm_divergence(teacher, images)
+            if settings.scheme is Scheme.BNS:
+                return divergence
+            inception = -settings.inception * logits.gather(1, classes[:, None]).mean()
+            return inception + settings.prior * smoothness(images) + divergence
+
+        images = optimize_pixels(
+            start_images(classes, teacher, settings.start, settings.drawing, self.rng),
+            objective,
+            spec=teacher.spec,
+            steps=settings.steps,
+            lr=settings.lr,
+        )
+        return answered(teacher, images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is; each batch starts from fresh noise."""
+        return self.turns.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the turn."""
+        self.turns.load_state_dict(state)

@@ -1,0 +1,106 @@
+"""Metadata distillation: images whose activations are drawn from the owner's statistics.
+
+Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017,
+section 3, and the authors' code. The objective sums, over the layers, the mean squared difference
+of activations behind the ReLU, over the number of activations (once more, as in the code). The file
+says which of the four schemes it is: top layer, all layers, spectral over all layers, spectral over
+pairs of layers; see `dreamstill.synthesis.activation_statistics`, also for where what is recorded
+differs. Where this differs: pixels start from N(0, 1) of the input space (the authors' N(0.15, 0.1)
+is made for MNIST) and are clipped to the valid range at each step.
+"""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamstill.config import above, at_least, settings_class
+from dreamstill.data.batch import Batch, answered
+from dreamstill.errors import SettingsError
+from dreamstill.synthesis.activation_statistics import activations, load_metadata
+from dreamstill.synthesis.class_balance import Turns
+from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
+from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.teacher import Teacher
+
+__all__ = ["MetadataImages", "MetadataSettings"]
+
+
+@settings_class
+class MetadataSettings:
+    """Settings of metadata distillation; the defaults, but for the start, are the authors' numbers.
+
+    Their learning rate is of pixels in [0, 1]: the preset has it in the input space.
+    """
+
+    file: str = ""
+    """Path of the statistics that the teacher's owner recorded (`dreamstill metadata`)."""
+    batch_size: int = 64
+    """Images optimized together; each is on its own, so this is a matter of speed. At least 1."""
+    steps: int = 1000
+    """Adam steps a batch; at least 1."""
+    lr: float = 0.07
+    """Learning rate of Adam, in the teacher's input space; above 0."""
+    start: Start = Start.GAUSSIAN
+    """Pixels before the first step: gaussian, uniform or structured."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """Of a structured start."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "steps")
+        above(self, 0, "lr")
+        self.start.check(self)
+
+
+class MetadataImages:
+    """Each batch draws activations for classes in turn and fits images to them."""
+
+    streams: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    def __init__(
+        self, teacher: Teacher, settings: MetadataSettings, *, rng: torch.Generator
+    ) -> None:
+        if not settings.file:
+            raise SettingsError("metadata needs synthesis.file: what the teacher's owner recorded")
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+        self.metadata = load_metadata(Path(settings.file), teacher)
+        self.turns = Turns(teacher.num_classes, rng.device)
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Optimize one batch: (batch_size, C, H, W)."""
+        settings, teacher = self.settings, self.teacher
+        classes = self.turns.take(settings.batch_size)
+        wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
+
+        def objective(images: Tensor) -> Tensor:
+            recorded, _ = activations(teacher, images)
+            loss = images.new_zeros(())
+            for view, target in wanted:
+                loss = loss + F.mse_loss(view.read(recorded), target) / target.shape[1]
+            # the sum over the batch: an image's steps must not depend on how many go beside it
+            return loss * len(images)
+
+        images = optimize_pixels(
+            start_images(classes, teacher, settings.start, settings.drawing, self.rng),
+            objective,
+            spec=teacher.spec,
+            steps=settings.steps,
+            lr=settings.lr,
+        )
+        return answered(teacher, images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is; each batch starts afresh."""
+        return self.turns.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the turn."""
+        self.turns.load_state_dict(state)

@@ -1,0 +1,54 @@
+"""Clipped Gaussian noise: the noise floor that every method has to beat.
+
+Source: DAFL (Chen et al. 2019), table 1, row "Normal distribution"; clipped to the valid range.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.config import at_least, settings_class
+from dreamstill.data.batch import Batch, answered
+from dreamstill.teacher import Teacher
+
+__all__ = ["Noise", "NoiseSettings"]
+
+
+@settings_class
+class NoiseSettings:
+    """Settings of Gaussian noise."""
+
+    batch_size: int = 256
+    """Images a batch; at least 1."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size")
+
+
+class Noise:
+    """N(0, 1) in the teacher's normalized input space, clipped to its valid range."""
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, teacher: Teacher, settings: NoiseSettings, *, rng: torch.Generator) -> None:
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+
+    @torch.no_grad()
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """(batch_size, C, H, W) of clipped Gaussian noise."""
+        shape = (self.settings.batch_size, *self.teacher.spec.shape)
+        noise: Tensor = torch.randn(shape, generator=self.rng, device=self.rng.device)
+        return answered(self.teacher, self.teacher.spec.clip(self.teacher.spec.from_unit(noise)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every batch is drawn afresh."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take up."""

@@ -1,0 +1,115 @@
+"""Structured noise: random shapes, no optimization, kept class-balanced by the teacher.
+
+Source: ours; the shapes are those of `drawings`. Of a large draw as many images as possible are
+kept alike for every class the teacher names. It is a strong floor and a good start for any method.
+"""
+
+import math
+from dataclasses import field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dreamstill.config import at_least, settings_class
+from dreamstill.data.batch import Batch
+from dreamstill.errors import SettingsError
+from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.class_balance import ClassMemory, balanced, rank_in_class
+from dreamstill.synthesis.random_shapes import Drawing, structured_images
+from dreamstill.teacher import Teacher
+
+__all__ = ["StructuredNoise", "StructuredNoiseSettings"]
+
+MEMORY_BYTES = 2**26
+"""Checkpoints hold what is remembered three times over."""
+
+
+@settings_class
+class StructuredNoiseSettings:
+    """Settings of structured noise."""
+
+    batch_size: int = 256
+    """Images a batch; at least 1."""
+    oversample: int = 2
+    """Images drawn for each one kept, to balance the classes; at least 1."""
+    memory: int = 5000
+    """Images remembered, evenly over the classes, to fill up classes rare in a draw; at least 1. Of
+    large images no more than 64 MiB."""
+    mine: bool = False
+    """Of a draw prefer what the live student gets most wrong, by KL: adversarial without a step."""
+    drawing: Drawing = field(default_factory=Drawing)
+    """What the shapes look like."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "oversample", "memory")
+
+    @property
+    def adversarial(self) -> bool:
+        """Mining cannot do without a student."""
+        return self.mine
+
+
+def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
+    """Order a batch by KL(teacher || student), the largest first."""
+    with eval_mode(student):
+        log_student = F.log_softmax(teacher.run(student, batch.images), dim=1)
+    log_teacher = F.log_softmax(batch.logits, dim=1)
+    kl = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+    order = kl.argsort(descending=True, stable=True)
+    return Batch(batch.images[order], batch.logits[order])
+
+
+class StructuredNoise:
+    """Fresh class-balanced structured noise for ever."""
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = False
+    remembers: ClassVar[bool] = True
+    repeat: ClassVar[int] = 1
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, teacher: Teacher, settings: StructuredNoiseSettings, *, rng: torch.Generator
+    ) -> None:
+        self.teacher, self.settings, self.rng = teacher, settings, rng
+        most = min(settings.memory, MEMORY_BYTES // math.prod(teacher.spec.shape))
+        self.memory = ClassMemory(most, teacher.num_classes, teacher.spec.shape, rng.device)
+
+    @torch.no_grad()
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """(batch_size, C, H, W) images of even classes, as far as every class was ever seen."""
+        settings, teacher = self.settings, self.teacher
+        if settings.mine and student is None:
+            raise SettingsError(
+                "structured_noise mines a student's mistakes: hand one to next_batch"
+            )
+        num = settings.batch_size * settings.oversample
+        images = teacher.spec.normalize(
+            structured_images(num, teacher.spec, settings.drawing, self.rng)
+        )
+        drawn = Batch(images, teacher(images))
+        if settings.mine and student is not None:
+            drawn = hardest_first(drawn, teacher, student)
+        share = -(-settings.batch_size // teacher.num_classes)
+        rank = rank_in_class(drawn.logits.argmax(1), teacher.num_classes)
+        fresh, beyond = (
+            Batch(drawn.images[of], drawn.logits[of]) for of in (rank < share, rank >= share)
+        )
+        recalled = self.memory.draw(share, self.rng)
+        self.memory.remember(Batch(teacher.spec.decode(fresh.images), fresh.logits))
+        # fresh images come first, then remembered ones, then what the draw has beyond its share
+        parts = (fresh, Batch(teacher.spec.encode(recalled.images), recalled.logits), beyond)
+        images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
+        kept = balanced(logits.argmax(1), settings.batch_size, teacher.num_classes)
+        return Batch(images[kept], logits[kept])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory; what is drawn is drawn afresh."""
+        return {"memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the memory."""
+        self.memory.load_state_dict(state["memory"])

@@ -1,0 +1,108 @@
+"""ZSKT: a generator that raises KL(teacher || student), ten student steps to each of its own.
+
+Source: Micaelli & Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS
+2019, algorithm 1, and the authors' code. The generator's KL is the mean over batch and classes, as
+in the code: `clip` is of its gradient. The student's attention transfer is the transfer loss
+`attention` (weight 250); its clipped gradient and cosine are `distill.clip_gradient` 5 and
+`distill.anneal`; the presets have all of it. Where this differs: images are clipped to the
+teacher's valid range; the student's KL is the mean over the batch alone; the student is in eval
+mode while the generator learns.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from dreamstill.config import above, at_least, settings_class
+from dreamstill.data.batch import Batch, answered
+from dreamstill.errors import SettingsError
+from dreamstill.losses.logits import kl_divergence
+from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.generator import LatentGenerator
+from dreamstill.teacher import Teacher
+
+__all__ = ["Zskt", "ZsktSettings"]
+
+
+@settings_class
+class ZsktSettings:
+    """Settings of ZSKT; the defaults are the paper's."""
+
+    batch_size: int = 128
+    """Images a batch; at least 2 (BatchNorm)."""
+    latent: int = 100
+    """Length of the generator's input; at least 1."""
+    widths: tuple[int, int] = (128, 64)
+    """Channels of the generator's two inner convolutions."""
+    lr: float = 1e-3
+    """Learning rate of the generator's Adam; above 0."""
+    clip: float = 5.0
+    """Largest norm of the gradient of the generator's KL, a mean over batch and classes; at least
+    0, 0: none."""
+    student_steps: int = 10
+    """Student steps on the same z after each generator step; at least 1."""
+    cosine_batches: int | None = None
+    """Batches over which the generator's learning rate falls to 0 by a cosine; 0: it stays.
+    Default: all those of a distillation, the judge's among them."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "batch_size")
+        at_least(self, 1, "latent", "widths", "student_steps")
+        at_least(self, 0, "clip", "cosine_batches")
+        above(self, 0, "lr")
+
+
+class Zskt:
+    """One generator step a batch, whose images are trained on `student_steps` times."""
+
+    streams: ClassVar[bool] = True
+    adversarial: ClassVar[bool] = True
+    remembers: ClassVar[bool] = False
+    warm_up: ClassVar[int] = 0
+    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+
+    def __init__(self, teacher: Teacher, settings: ZsktSettings, *, rng: torch.Generator) -> None:
+        self.teacher, self.settings = teacher, settings
+        self.batch_size, self.repeat = settings.batch_size, settings.student_steps
+        self.generator = LatentGenerator(
+            teacher, settings.latent, settings.widths, settings.lr, rng, bounded=False
+        )
+        self.cosine_batches = settings.cosine_batches or 0
+        self.batches = 0
+
+    def anneal_over(self, batches: int) -> None:
+        """Let the generator's learning rate fall to 0 over so many batches."""
+        if self.settings.cosine_batches is None:
+            self.cosine_batches = batches
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """(batch_size, C, H, W) of the z that the generator just learned on."""
+        if student is None:
+            raise SettingsError("zskt plays against a student: hand one to next_batch")
+        settings, generator = self.settings, self.generator
+        self._anneal()
+        z = generator.draw(settings.batch_size)
+        images = generator.images(z)
+        with eval_mode(student):
+            rival = self.teacher.run(student, images)
+        kl = kl_divergence(rival, self.teacher(images)) / self.teacher.num_classes
+        generator.step(-kl, clip=settings.clip)
+        self.batches += 1
+        with torch.no_grad():
+            return answered(self.teacher, generator.images(z))
+
+    def _anneal(self) -> None:
+        if self.cosine_batches:
+            share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.batches / self.cosine_batches)))
+            self.generator.optimizer.param_groups[0]["lr"] = self.settings.lr * share
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimizer and how far it is."""
+        return {"generator": self.generator.state_dict(), "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up."""
+        self.generator.load_state_dict(state["generator"])
+        self.batches = state["batches"]

@@ -1,0 +1,200 @@
+"""Draw random shapes: what structured noise is made of, and a start for methods that optimize.
+
+Source: ours. In the spirit of dead-leaves images (Lee, Mumford & Huang 2001; Baradad et al. 2021,
+"Learning to see by looking at noise"): a smooth random figure or texture, seen through a soft
+random mask of strokes or blobs; or, for networks of photographs, a scene of several, one over
+another.
+"""
+
+from functools import partial
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from dreamstill.config import at_least, settings_class, within
+from dreamstill.errors import SettingsError
+from dreamstill.input_spec import InputSpec
+
+__all__ = ["CLOTHES", "Drawing", "SCENES", "structured_images"]
+
+MOST_BLOBS = 5
+
+
+@settings_class
+class Drawing:
+    """What random shapes look like; the defaults serve images of 28 to 64 pixels."""
+
+    cells: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Grid cells along the longer side of each random field, coarse to fine; at least 2 each."""
+    shape_cells: tuple[int, ...] = (3, 5, 8)
+    """Grid cells along the longer side of the fields whose level lines are shapes; as `cells`."""
+    stroke_share: float = 0.9
+    """Share of masks that are strokes (along a level line); the rest are blobs. 0 to 1."""
+    texture_share: float = 0.3
+    """Share of images that are one rough texture behind the mask; the rest are a smooth figure on
+    a smooth ground. 0 to 1."""
+    symmetry_share: float = 0.0
+    """Share of images that are mirror images of themselves, left to right. 0 to 1."""
+    centered_share: float = 0.0
+    """Share of masks drawn to the middle of the image, as an object on a ground is. 0 to 1."""
+    channel_correlation: float = 0.9
+    """Correlation of the color channels. 0 to 1."""
+    scene_share: float | None = None
+    """Share of images that are a scene, as photographs are: two to five blobs, one over another,
+    each of a middling shade with a gradient and a texture; the shares above are of the rest. 0 to
+    1. Default: half of color images, 0 for one channel."""
+    scene_contrast: float = 0.3
+    """Standard deviation of a scene's shades around the middle, of pixels in [0, 1]; at least 0."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "stroke_share", "texture_share", "symmetry_share", "centered_share")
+        within(self, 0, 1, "channel_correlation", "scene_share")
+        at_least(self, 0, "scene_contrast")
+        if not self.cells or not self.shape_cells:
+            raise SettingsError(f"cells must not be empty; got {self.cells}, {self.shape_cells}")
+        at_least(self, 2, "cells", "shape_cells")
+
+
+CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
+SCENES = Drawing(scene_share=1.0, scene_contrast=0.2)
+
+
+def interpolation(cells: int, size: int) -> Tensor:
+    """(size, cells) matrix of Gaussian interpolation weights, rows of unit l2 norm.
+
+    Unit rows keep a white grid's variance 1 at every pixel.
+    """
+    pixels = (torch.arange(size) + 0.5) / size * cells
+    weights = torch.exp(-((pixels[:, None] - torch.arange(cells) - 0.5) ** 2))
+    weights[weights < 1e-6] = 0  # the far tails are denormal numbers, which cost 6x the time
+    unit: Tensor = weights / weights.norm(dim=1, keepdim=True)
+    return unit
+
+
+def random_fields(
+    num: int, height: int, width: int, cells: tuple[int, ...], rng: torch.Generator
+) -> Tensor:
+    """Smooth Gaussian fields (num, height, width) of unit variance, scales weighted at random."""
+    weights = torch.rand(num, len(cells), generator=rng, device=rng.device) ** 3 + 1e-3
+    weights = weights / weights.norm(dim=1, keepdim=True)
+    longer = max(height, width)
+    total = torch.zeros(num, width, height, device=rng.device)
+    for index, count in enumerate(cells):
+        rows, columns = (max(2, round(count * side / longer)) for side in (height, width))
+        grid = torch.randn(num, rows, columns, generator=rng, device=rng.device)
+        grid *= weights[:, index, None, None]
+        across = grid @ interpolation(columns, width).to(rng.device).T
+        total += across.transpose(1, 2) @ interpolation(rows, height).to(rng.device).T
+    return total.transpose(1, 2)
+
+
+def slope_along(level: Tensor, axis: int) -> Tensor:
+    """How a field rises from pixel to pixel; not at all where there is only one."""
+    return torch.gradient(level, dim=axis)[0] if level.shape[axis] > 1 else torch.zeros_like(level)
+
+
+def uniform(
+    num: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0, channels: int = 1
+) -> Tensor:
+    """(num, channels, 1, 1) numbers between `low` and `high`."""
+    size = (num, channels, 1, 1)
+    return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
+
+
+def color_fields(
+    num: int, spec: InputSpec, cells: tuple[int, ...], rho: float, rng: torch.Generator
+) -> Tensor:
+    """Random fields (num, C, H, W) of unit variance whose channels correlate by `rho`."""
+    channels, height, width = spec.shape
+    common = random_fields(num, height, width, cells, rng)[:, None]
+    if channels == 1:
+        return common
+    own = random_fields(num * channels, height, width, cells, rng)
+    return sqrt(rho) * common + sqrt(1 - rho) * own.view(num, channels, height, width)
+
+
+def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+    """Draw (num, C, H, W) pixels in [0, 1] on the rng's device."""
+    share = settings.scene_share
+    share = (0.5 if spec.shape[0] > 1 else 0.0) if share is None else share
+    if share == 0:
+        return figures(num, spec, settings, rng).contiguous()
+    scene = torch.rand(num, generator=rng, device=rng.device) < share
+    num_scenes = int(scene.sum())
+    images = torch.empty(num, *spec.shape, device=rng.device)
+    images[scene] = scenes(num_scenes, spec, settings, rng)
+    images[~scene] = figures(num - num_scenes, spec, settings, rng)
+    return images
+
+
+def scenes(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+    """Draw blobs one over another, (num, C, H, W) pixels in [0, 1]."""
+    channels, height, width = spec.shape
+    rho, between = settings.channel_correlation, partial(uniform, num, rng)
+    gradient = color_fields(num, spec, settings.cells[:1], rho, rng)
+    texture = color_fields(num, spec, settings.cells, rho, rng)
+
+    def fill(index: int) -> Tensor:
+        """A shade with its tint, gradient and texture."""
+        shade = torch.randn(num, 1, 1, 1, generator=rng, device=rng.device)
+        tint = torch.randn(num, channels, 1, 1, generator=rng, device=rng.device)
+        # a flipped texture is as good as another one, and free
+        flips = [axis for bit, axis in enumerate((2, 3)) if index >> bit & 1]
+        rough = 0.5 * between() * gradient.flip(flips) + between() ** 2 * texture.flip(flips)
+        return 0.5 + settings.scene_contrast * (shade + (1 - rho) * tint + rough)
+
+    num_blobs = torch.randint(2, MOST_BLOBS + 1, (num, 1, 1, 1), generator=rng, device=rng.device)
+    images = fill(0)
+    for index in range(1, MOST_BLOBS + 1):
+        level = random_fields(num, height, width, settings.shape_cells, rng)[:, None]
+        edge = 2 * 20 ** between()
+        mask = torch.sigmoid(edge * (level - between(-0.5, 1.2))) * (index <= num_blobs)
+        images = images + mask * (fill(index) - images)
+    return images.clamp(0, 1)
+
+
+def figures(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+    """Draw a figure shown through a mask over a dark ground, (num, C, H, W) pixels in [0, 1].
+
+    The brighter the spec's mean pixel, the more images are inverted.
+    """
+    channels, height, width = spec.shape
+    rho, between = settings.channel_correlation, partial(uniform, num, rng)
+
+    def field(cells: tuple[int, ...]) -> Tensor:
+        return random_fields(num, height, width, cells, rng)[:, None]
+
+    def shade(low: float, high: float) -> Tensor:
+        """A brightness for each image; channels differ the more, the less they correlate."""
+        tint = between(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
+        return between(low, high) + tint
+
+    texture = color_fields(num, spec, settings.cells, rho, rng)
+    level = field(settings.shape_cells) - between(-1, 1)
+    if settings.centered_share:
+        rows, columns = (torch.linspace(-1, 1, side, device=rng.device) for side in (height, width))
+        distance = (rows[:, None] / between(0.4, 1.2)) ** 2 + (columns / between(0.4, 1.2)) ** 2
+        middle = between(1, 4) * (1 - distance).clamp_min(-2)
+        level = level + middle * (between() < settings.centered_share)
+    if settings.symmetry_share:
+        mirrored = between() < settings.symmetry_share
+        level = torch.where(mirrored, (level + level.flip(3)) / 2**0.5, level)
+        texture = torch.where(mirrored, (texture + texture.flip(3)) / 2**0.5, texture)
+    # over its slope a field is the distance, in pixels, to its level line: strokes of even width
+    slope = torch.hypot(*(slope_along(level, axis) for axis in (2, 3))).clamp_min(0.02)
+    half_width = between(0.018, 0.08) * max(height, width)
+    stroke = torch.sigmoid(between(1, 4) * (half_width - level.abs() / slope))
+    window = torch.sigmoid(2 * 20 ** between() * (field(settings.cells[:2]) - between(-1, 0.7)))
+    stroke = torch.where(between() < 0.3, stroke, stroke * window)
+    blob = torch.sigmoid(2 * 20 ** between() * level)
+    mask = torch.where(between() < settings.stroke_share, stroke, blob)
+    # the flipped texture is as good as a second one, and free
+    ground = shade(-1.0, 0.3) + between() ** 2 * 0.5 * texture.flip(2)
+    figure = shade(0.3, 1.3) + between() ** 2 * 0.5 * texture
+    smooth = ground + mask * (figure - ground)
+    rough = mask * (shade(-1.0, 1.0) + between(0.2, 2.2) * texture)
+    images = torch.where(between() < settings.texture_share, rough, smooth).clamp(0, 1)
+    brightness = sum(spec.mean) / len(spec.mean)
+    inverted = brightness**2 * (3 - 2 * brightness)  # a mean pixel of 0.13 means hardly any
+    return torch.where(between() < inverted, 1 - images, images)

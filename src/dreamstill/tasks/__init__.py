@@ -1,1 +1,0 @@
-"""Tasks: from a model, batches and settings to a new model."""
