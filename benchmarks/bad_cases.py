@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from dreamstill.cli import main as cli
 from dreamstill.compression.deep_compression.file_format import load_packed, save_packed
-from dreamstill.compression.deep_compression.pack import PackSettings, pack
+from dreamstill.compression.deep_compression.pack import PackConfig, pack
 from dreamstill.data.images import load_images, load_unlabelled
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.exporters.formats import load_exported
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.card import read_card
@@ -134,7 +134,14 @@ def make_good(folder: Path, *, exports: bool = True) -> Good:
 
     images = ["--images", str(folder / "images.npz")]
     command("metadata", *good.options, *images, "--out", str(folder / "metadata.safetensors"))
-    training = ["--distill.steps", "4", "--distill.held_out", "16", "--distill.pool", "64"]
+    training = [
+        "--distill.steps",
+        "4",
+        "--distill.num_validation",
+        "16",
+        "--distill.buffer_size",
+        "64",
+    ]
     run = ["--student", FACTORY, "--synthesis.batch_size", "16", "--out", str(folder / "run")]
     command("distill", *good.options, *run, *training)
     command("evaluate", str(folder / "run"), *images)
@@ -143,8 +150,8 @@ def make_good(folder: Path, *, exports: bool = True) -> Good:
         command("quantize", *good.options, *images, "--out", str(folder / "chain"))
         new = ["--new", str(folder / "new.npz"), *images, "--continual.steps", "2"]
         command("continual", *good.options, *new, "--out", str(folder / "continual"))
-    settings = PackSettings(rounds=1, finetune=DistillSettings(steps=1, held_out=8))
-    packed = pack(good.teacher, torch.from_numpy(x), settings, rng=torch.Generator())
+    config = PackConfig(rounds=1, finetune=DistillConfig(steps=1, num_validation=8))
+    packed = pack(good.teacher, torch.from_numpy(x), config, rng=torch.Generator())
     save_packed(packed, folder / "net.packed")
     for kind in ("png", "jpeg", "bmp", "tiff", "webp"):
         Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8)).save(folder / f"a.{kind}")
@@ -254,8 +261,8 @@ NODES: dict[str, Put] = {
     "folder": Path.mkdir,
     "FIFO": os.mkfifo,
     "socket": _socket,
-    "link to itself": lambda path: path.symlink_to(path),
-    "link to nothing": lambda path: path.symlink_to(path.parent / "absent"),
+    "stage to itself": lambda path: path.symlink_to(path),
+    "stage to nothing": lambda path: path.symlink_to(path.parent / "absent"),
     "endless device": lambda path: path.symlink_to("/dev/zero"),
 }
 """What may lie where a file is looked for."""
@@ -290,10 +297,10 @@ def junk() -> dict[str, Put]:
 def record_cases(good: Good) -> Iterator[Case]:
     """Records in a run's folder that are not what a run writes."""
     needed = {
-        "report": ("settings.json", "summary.json", "environment.json", "pictures.npz"),
-        "export": ("settings.json", "summary.json", "student.json", "student.safetensors"),
-        "evaluate": ("settings.json", "result.json", "student.json", "student.safetensors"),
-        "resume": ("settings.json", "checkpoint.pt"),
+        "report": ("config.json", "summary.json", "environment.json", "pictures.npz"),
+        "export": ("config.json", "summary.json", "student.json", "student.safetensors"),
+        "evaluate": ("config.json", "result.json", "student.json", "student.safetensors"),
+        "resume": ("config.json", "checkpoint.pt"),
     }
     inside = {name: put for name, put in (NODES | junk()).items() if name not in ABSENT}
     for verb, names in needed.items():
@@ -302,11 +309,11 @@ def record_cases(good: Good) -> Iterator[Case]:
                 prepare = partial(_damaged_record, good, "run", name, put, verb)
                 yield Case(f"{verb}: {wrong} for {name}", prepare, name)
     for folder in (name for name in ("chain", "continual") if (good.folder / name).is_dir()):
-        for name in ("settings.json", "summary.json"):
+        for name in ("config.json", "summary.json"):
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, folder, name, put, "report")
                 yield Case(f"report of {folder}: {wrong} for {name}", prepare, name)
-    huge = [(name, field, 10**30) for name, field, _ in TYPES if name == "settings.json"]
+    huge = [(name, field, 10**30) for name, field, _ in TYPES if name == "config.json"]
     for name, field, value in (*TYPES, *huge):
         for verb in ("report",) if name == "summary.json" else ("evaluate", "export"):
             put = partial(_set_field, field=field, value=value)
@@ -315,16 +322,16 @@ def record_cases(good: Good) -> Iterator[Case]:
             yield Case(f"{verb}: {field} {value!r:.20} in {name}", prepare, says)
 
 
-ABSENT = {"nothing", "FIFO", "socket", "folder", "link to itself", "link to nothing"} | {
+ABSENT = {"nothing", "FIFO", "socket", "folder", "stage to itself", "stage to nothing"} | {
     "endless device"
 }
 """A record that is not there, or cannot be one, is left out of a report."""
 TYPES: list[tuple[str, str, object]] = [
-    *(("settings.json", field, "x") for field in ("distill", "seed", "inherit", "reconstruct")),
-    *(("settings.json", f"distill.{field}", None) for field in ("steps", "lr", "temperature")),
-    *(("settings.json", field, [1]) for field in ("teacher", "synthesis", "student", "method")),
-    *(("settings.json", field, {"a": 1}) for field in ("device", "precision", "distill.transfer")),
-    *(("settings.json", f"teacher.{field}", 1) for field in ("weights", "factory", "mean")),
+    *(("config.json", field, "x") for field in ("distill", "seed", "inherit", "reconstruct")),
+    *(("config.json", f"distill.{field}", None) for field in ("steps", "lr", "temperature")),
+    *(("config.json", field, [1]) for field in ("teacher", "synthesis", "student", "method")),
+    *(("config.json", field, {"a": 1}) for field in ("device", "precision", "distill.losses")),
+    *(("config.json", f"teacher.{field}", 1) for field in ("weights", "factory", "mean")),
     *(("summary.json", field, [1]) for field in ("teacher", "student", "teacher.bytes")),
     *(("summary.json", f"student.{field}", {}) for field in ("latency_ms", "accuracy")),
     ("student.json", "factory", 5),

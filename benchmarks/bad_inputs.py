@@ -187,7 +187,7 @@ def damaged_files(
         "images.npz": lambda path: load_images(path, INPUT, 4),
         "metadata.safetensors": lambda path: load_metadata(path, good.teacher),
         "net.packed": load_packed,
-        "run/settings.json": read_plain,
+        "run/config.json": read_plain,
         **{f"a.{kind}": _as_picture for kind in ("png", "jpeg", "bmp", "tiff", "webp")},
     }
     slow: dict[str, Callable[[Path], object]] = {

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.bad_cases import CARD, FACTORY, Case, Good, Put, What, net
-from dreamstill.continual.learning import ContinualSettings
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.continual.learning import ContinualConfig
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.loaders.teacher_file import TeacherFile
-from dreamstill.pipelines.stages import TASKS
+from dreamstill.pipelines.stages import STAGES
 from dreamstill.synthesis.registry import METHODS
 
 __all__ = ["card_cases", "number_cases", "path_cases", "toml_cases", "weight_cases"]
@@ -44,10 +44,10 @@ FLOATS = ("1e308", "-1e308", "nan", "inf", "-inf", "1e999", "-" + DIGITS, "0x1p3
 def number_cases(good: Good) -> Iterator[Case]:
     """Numbers without end, and what is none, for every flag that takes one."""
     commands: list[tuple[str, str, type]] = [
-        *((f"synthesize --method {name}", "synthesis", m.settings) for name, m in METHODS.items()),
-        ("distill --student " + FACTORY, "distill", DistillSettings),
-        ("continual --new x.npz", "continual", ContinualSettings),
-        *((task, task, kind) for task, (kind, _) in TASKS.items() if task != "distill"),
+        *((f"synthesize --method {name}", "synthesis", m.config) for name, m in METHODS.items()),
+        ("distill --student " + FACTORY, "distill", DistillConfig),
+        ("continual --new x.npz", "continual", ContinualConfig),
+        *((task, task, kind) for task, (kind, _) in STAGES.items() if task != "distill"),
     ]
     for command, table, kind in commands:
         for name, number, several in numbers_of(kind):
@@ -114,7 +114,7 @@ def path_cases(good: Good) -> Iterator[Case]:
         "report": ["report", "{path}"],
         "export": ["export", "{path}"],
         "evaluate": ["evaluate", "{path}", *images],
-        "floor": ["evaluate", str(good.folder / "run"), *images, "--floor", "{path}"],
+        "floor": ["evaluate", str(good.folder / "run"), *images, "--baseline", "{path}"],
         "out of synthesize": ["synthesize", *of, "--num-images", "9", "--out", "{path}"],
         "out of distill": ["distill", *of, "--student", FACTORY, "--out", "{path}"],
         "out of a task": ["quantize", *of, *images, "--out", "{path}"],
@@ -144,8 +144,8 @@ HUGE = ("1" + 400 * "0", DIGITS, "0x" + 5000 * "f", "0o" + 9000 * "7")
 
 def toml_cases(good: Good) -> Iterator[Case]:
     """Other types, and numbers without end, in a file of settings and in a chain's."""
-    tables: dict[str, type] = {"teacher": TeacherFile, "distill": DistillSettings}
-    tables["synthesis"] = METHODS["structured_noise"].settings
+    tables: dict[str, type] = {"teacher": TeacherFile, "distill": DistillConfig}
+    tables["synthesis"] = METHODS["structured_noise"].config
     for table, kind in tables.items():
         for field in dataclasses.fields(kind):
             for text in TYPES:
@@ -153,25 +153,33 @@ def toml_cases(good: Good) -> Iterator[Case]:
     for name in ("seed", "device", "precision", "student", "inherit", "reconstruct", "method"):
         for text in TYPES:
             yield _toml_case(good, f"{name} = {text}\n", name)
-    for name in ("steps", "batch_size", "pool", "held_out", "judge_every", "lr", "temperature"):
+    for name in (
+        "steps",
+        "batch_size",
+        "buffer_size",
+        "num_validation",
+        "validate_every",
+        "lr",
+        "temperature",
+    ):
         for text in HUGE:
             yield _toml_case(good, f"[distill]\n{name} = {text}\n", "")
     for name in ("distill", "synthesis", "teacher"):
         for text in ("3", '"x"', "[1]", "true", "nan"):
             yield _toml_case(good, f"{name} = {text}\n", name)
     for name, text in {
-        "no link": "seed = 1\n",
-        "a link that is a table": "[link]\ntask = 'prune'\n",
-        "a link that is a number": "link = 3\n",
-        "links that are numbers": "link = [1, 2]\n",
-        "a link without a task": "[[link]]\nkeep = 0.5\n",
-        "an unknown task": "[[link]]\ntask = 'paint'\n",
-        "a task that is a list": "[[link]]\ntask = ['prune']\n",
-        "an unknown setting": "[[link]]\ntask = 'prune'\nkeeep = 0.5\n",
-        "a null character": 'images = "a\\u0000b"\n[[link]]\ntask = "merge"\n',
-        "a null character in out": 'out = "a\\u0000b"\n[[link]]\ntask = "merge"\n',
-        "a null character in real": 'real = "a\\u0000b"\n[[link]]\ntask = "merge"\n',
-        "an endless name": f"images = '{5000 * 'a'}'\n[[link]]\ntask = 'merge'\n",
+        "no stage": "seed = 1\n",
+        "a stage that is a table": "[stage]\ntask = 'prune'\n",
+        "a stage that is a number": "stage = 3\n",
+        "stages that are numbers": "stage = [1, 2]\n",
+        "a stage without a task": "[[stage]]\nkeep = 0.5\n",
+        "an unknown task": "[[stage]]\ntask = 'paint'\n",
+        "a task that is a list": "[[stage]]\ntask = ['prune']\n",
+        "an unknown setting": "[[stage]]\ntask = 'prune'\nkeeep = 0.5\n",
+        "a null character": 'images = "a\\u0000b"\n[[stage]]\ntask = "merge"\n',
+        "a null character in out": 'out = "a\\u0000b"\n[[stage]]\ntask = "merge"\n',
+        "a null character in real": 'real = "a\\u0000b"\n[[stage]]\ntask = "merge"\n',
+        "an endless name": f"images = '{5000 * 'a'}'\n[[stage]]\ntask = 'merge'\n",
     }.items():
         yield Case(f"chain: {name}", partial(_chain, good, text), "")
 

@@ -66,7 +66,7 @@ def row_name(task: str, source: str) -> str:
 
 
 def run(source: str, data: Path, seed: int) -> list[dict[str, Any]]:
-    """The teacher's record and those of the links."""
+    """The teacher's record and those of the stages."""
     plain = read_toml(CHAIN) | {"seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         if source != "ours":
@@ -76,7 +76,7 @@ def run(source: str, data: Path, seed: int) -> list[dict[str, Any]]:
             save_arrays(images, x=source_images(source, teacher, data, num, seed).numpy())
             plain["images"] = str(images)
         made = run_chain(Path(folder) / "run", read_chain(plain), real=data)
-    return [made["teacher"] | {"task": "teacher"}, *made["links"]]
+    return [made["teacher"] | {"task": "teacher"}, *made["stages"]]
 
 
 def row(runs: tuple[dict[str, Any], ...]) -> dict[str, Any]:

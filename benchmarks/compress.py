@@ -35,10 +35,10 @@ from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.profiling import measure_latency, measure_size
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinSettings, Scheme
-from dreamstill.synthesis.methods.noise import NoiseSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.random_shapes import CLOTHES, Drawing
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinConfig, Scheme
+from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.random_shapes import CLOTHES, RandomShapes
 from dreamstill.teacher import Teacher
 
 DATA = {
@@ -47,11 +47,11 @@ DATA = {
     "lenet5_bn_mnist": "mnist",  # DFQ reads ranges off BatchNorm
 }
 SOURCES = ("real", "noise", "default", "ours")
-DEFAULT = {"default": ("structured_noise", StructuredNoiseSettings())}
+DEFAULT = {"default": ("structured_noise", StructuredNoiseConfig())}
 WITHIN = {scheme.value: scheme for scheme in Scheme}
 """The Knowledge Within's images, on a network with BatchNorm."""
 NUM_IMAGES = 8000
-TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "held_out": 500}
+TUNE = {"steps": 1000, "batch_size": 64, "lr": 1e-3, "num_validation": 500}
 SHAKE = {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True}
 TUNE_SHAKEN = TUNE | {"augment": SHAKE}
 
@@ -130,47 +130,49 @@ def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int
         images = training_images(data, teacher.spec)
         rng = torch.Generator().manual_seed(seed)
         return images[torch.randperm(len(images), generator=rng)[:num]]
-    method, settings = (DEFAULT | synthesizers(drawing_of(data)))[source]
-    return draw_images(teacher, method, settings, num, seed=seed)[0]
+    method, config = (DEFAULT | synthesizers(drawing_of(data)))[source]
+    return draw_images(teacher, method, config, num, seed=seed)[0]
 
 
-def drawing_of(data: Path) -> Drawing:
+def drawing_of(data: Path) -> RandomShapes:
     """What structured noise draws for a data set."""
-    return CLOTHES if "fashion" in data.name else Drawing()
+    return CLOTHES if "fashion" in data.name else RandomShapes()
 
 
-def synthesizers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
+def synthesizers(shapes: RandomShapes) -> dict[str, tuple[str, Any]]:
     """Method and settings by source: noise, ours (structured noise called all classes), WITHIN."""
-    ours = StructuredNoiseSettings(batch_size=500, oversample=3, drawing=drawing)
+    ours = StructuredNoiseConfig(batch_size=500, oversample=3, shapes=shapes)
     within = {
-        name: KnowledgeWithinSettings(scheme=scheme, batch_size=500, steps=100)
+        name: KnowledgeWithinConfig(scheme=scheme, batch_size=500, steps=100)
         for name, scheme in WITHIN.items()
     }
     return {
-        "noise": ("noise", NoiseSettings(batch_size=500)),
+        "noise": ("noise", NoiseConfig(batch_size=500)),
         "ours": ("structured_noise", ours),
-        **{name: ("knowledge_within", settings) for name, settings in within.items()},
+        **{name: ("knowledge_within", config) for name, config in within.items()},
     }
 
 
-def settings_of(sources: Sequence[str], drawing: Drawing) -> dict[str, Any]:
+def settings_of(sources: Sequence[str], shapes: RandomShapes) -> dict[str, Any]:
     """Of the rows, and of the methods that make the images: plain values."""
-    methods = DEFAULT | synthesizers(drawing)
+    methods = DEFAULT | synthesizers(shapes)
     made = {source: to_plain(methods[source]) for source in sources if source in methods}
     return {"rows": ROWS, "methods": made}
 
 
-def run(weights: Path, data: Path, link: dict[str, Any], images: Path, seed: int) -> dict[str, Any]:
+def run(
+    weights: Path, data: Path, stage: dict[str, Any], images: Path, seed: int
+) -> dict[str, Any]:
     """One chain of one task; its record."""
     plain = {
         "teacher": {"weights": str(weights)},
         "images": str(images),
-        "link": [link],
+        "stage": [stage],
         "seed": seed,
     }
     with tempfile.TemporaryDirectory() as folder:
         summary = run_chain(Path(folder) / "run", read_chain(plain), real=data)
-    record = summary["links"][0]
+    record = summary["stages"][0]
     latency = {}
     if "latency_ms" in record:  # of simulated quantization there is none
         latency["latency_ms"] = round(record["latency_ms"]["median"], 3)
@@ -243,7 +245,7 @@ def main() -> None:
     weights = args.teachers / f"{args.teacher}.safetensors"
     data = args.data / f"{DATA[args.teacher]}.npz"
     teacher = open_from(TeacherFile(weights=str(weights)))
-    sources = (*SOURCES, *(WITHIN if teacher.offers.batch_norm else ()))
+    sources = (*SOURCES, *(WITHIN if teacher.capabilities.batch_norm else ()))
     card = json.loads(weights.with_suffix(".json").read_text())
     name = f"compress_{args.teacher}"
     out = args.out or Path(f"benchmarks/records/{name}.json")
@@ -277,10 +279,10 @@ def main() -> None:
                 if row in FP32:
                     made = run_whole(teacher, data, FP32[row])
                 else:
-                    link = ROWS[row]
-                    if args.tiny and "finetune" in link:
-                        link = link | {"finetune": TUNE | {"steps": 2, "held_out": 8}}
-                    made = run(weights, data, link, Path(temporary) / f"{source}.npz", seed)
+                    stage = ROWS[row]
+                    if args.tiny and "finetune" in stage:
+                        stage = stage | {"finetune": TUNE | {"steps": 2, "num_validation": 8}}
+                    made = run(weights, data, stage, Path(temporary) / f"{source}.npz", seed)
                 # runs of one record may be of different days
                 runs.append(made | {"commit": commit})
                 record["rows"].setdefault(row, {})[source] = summary(runs)

@@ -31,7 +31,7 @@ from benchmarks.compress import synthesizers
 from benchmarks.protocol import made_rows, mean_and_std
 from benchmarks.resnets import SPEC, THINGS
 from dreamstill.config import to_plain
-from dreamstill.continual.learning import ContinualSettings, Recipe, average_and_forgetting, learn
+from dreamstill.continual.learning import ContinualConfig, Recipe, average_and_forgetting, learn
 from dreamstill.data.images import load_images
 from dreamstill.evaluation import accuracy, predict
 from dreamstill.input_spec import InputSpec
@@ -41,10 +41,10 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
-from dreamstill.synthesis.methods.abd import AbdSettings
-from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.abd import AbdConfig
+from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
 from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.synthesis.random_shapes import CLOTHES, Drawing
+from dreamstill.synthesis.random_shapes import CLOTHES, RandomShapes
 from dreamstill.teacher import Teacher, open_teacher
 
 SPECS = {
@@ -52,8 +52,8 @@ SPECS = {
     "fashion_mnist": InputSpec(shape=(1, 28, 28), mean=(0.286,), std=(0.353,)),
     "cifar10": SPEC,
 }
-DRAWINGS = {"mnist": Drawing(), "fashion_mnist": CLOTHES, "cifar10": THINGS}
-SETTINGS = ContinualSettings(steps=600, batch_size=64, lr=1e-3)
+DRAWINGS = {"mnist": RandomShapes(), "fashion_mnist": CLOTHES, "cifar10": THINGS}
+SETTINGS = ContinualConfig(steps=600, batch_size=64, lr=1e-3)
 NUM_DREAMS = 6000
 ROWS = {
     "inversion": (Recipe.INVERSION, "ours"),
@@ -75,15 +75,15 @@ BATCH_NORM_ROWS = {
 """On images that a network without BatchNorm cannot give."""
 
 
-def dreamers(drawing: Drawing) -> dict[str, tuple[str, Any]]:
+def dreamers(shapes: RandomShapes) -> dict[str, tuple[str, Any]]:
     """Method and settings by source."""
-    inversion = DeepInversionSettings(batch_size=500, steps=100, lr=0.1, flip=False)
-    return synthesizers(drawing) | {
-        "generated": ("abd", AbdSettings(widths=(32, 16), generator_steps=1500)),
+    inversion = DeepInversionConfig(batch_size=500, steps=100, lr=0.1, flip=False)
+    return synthesizers(shapes) | {
+        "generated": ("abd", AbdConfig(widths=(32, 16), generator_steps=1500)),
         "inverted": ("deepinversion", inversion),
         "inverted from structured noise": (
             "deepinversion",
-            replace(inversion, steps=20, start=Start.STRUCTURED, drawing=drawing),
+            replace(inversion, steps=20, start=Start.STRUCTURED, shapes=shapes),
         ),
     }
 
@@ -105,7 +105,7 @@ def fit(
 
 
 def dreams_of(
-    teacher: Teacher, source: str | None, drawing: Drawing, old: Tensor, rng: torch.Generator
+    teacher: Teacher, source: str | None, shapes: RandomShapes, old: Tensor, rng: torch.Generator
 ) -> Tensor:
     """uint8 images in place of the old classes' `old` ones: a source's, real ones or none."""
     if source is None:
@@ -113,7 +113,7 @@ def dreams_of(
     if source == "real":
         return old[torch.randperm(len(old), generator=rng)[:NUM_DREAMS]]
     seed = int(torch.randint(2**31, (), generator=rng))
-    return draw_images(teacher, *dreamers(drawing)[source], NUM_DREAMS, seed=seed)[0]
+    return draw_images(teacher, *dreamers(shapes)[source], NUM_DREAMS, seed=seed)[0]
 
 
 def run(
@@ -121,13 +121,13 @@ def run(
     source: str | None,
     data: dict[str, Tensor],
     spec: InputSpec,
-    drawing: Drawing,
+    shapes: RandomShapes,
     architecture: Callable[..., nn.Module],
     seed: int,
 ) -> list[list[float]]:
     """Accuracy on tasks 0 to i after each task i."""
     rng = torch.Generator().manual_seed(seed)
-    settings = replace(SETTINGS, recipe=recipe)
+    config = replace(SETTINGS, recipe=recipe)
     network, accuracies = None, []
     for task in range(5):
         of = data["y_train"] // 2 == task
@@ -138,8 +138,8 @@ def run(
             network = fit(model, spec, x, y, SETTINGS.steps, rng)
         else:
             old = data["x_train"][data["y_train"] // 2 < task]
-            dreams = dreams_of(network, source, drawing, old, rng)
-            network = learn(network, dreams, x, y, settings, rng=rng)
+            dreams = dreams_of(network, source, shapes, old, rng)
+            network = learn(network, dreams, x, y, config, rng=rng)
         logits = predict(network.module, spec, data["x_test"])
         accuracies.append(
             [
@@ -182,7 +182,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in (*rows, "joint")]:
         parser.error(f"unknown row {unknown[0]}; known: {'; '.join(rows)}; joint")
     path = args.data / f"{args.data_set}.npz"
-    spec, drawing = SPECS[args.data_set], DRAWINGS[args.data_set]
+    spec, shapes = SPECS[args.data_set], DRAWINGS[args.data_set]
     with np.load(path) as archive:
         x_train = torch.from_numpy(archive["x_train"])
         y_train = torch.from_numpy(archive["y_train"]).long()
@@ -190,13 +190,13 @@ def main() -> None:
     data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     name = f"continual_{args.data_set}" + ("_bn" if lenet and batch_norm else "")
     out = Path(f"benchmarks/records/{name}.json")
-    settings = to_plain(SETTINGS) | {"dreams": NUM_DREAMS, "drawing": to_plain(drawing)}
+    config = to_plain(SETTINGS) | {"dreams": NUM_DREAMS, "shapes": to_plain(shapes)}
     if batch_norm:
-        settings["methods"] = {source: to_plain(of) for source, of in dreamers(drawing).items()}
+        config["methods"] = {source: to_plain(of) for source, of in dreamers(shapes).items()}
     record: dict[str, Any] = {
         "name": name,
         "data": args.data_set if lenet else "CIFAR-10 (JPEG copy)",
-        "settings": settings,
+        "settings": config,
         "environment": environment("cpu"),
         "rows": {},
     }
@@ -210,7 +210,7 @@ def main() -> None:
             accuracies = (
                 joint(data, spec, architecture, seed)
                 if row == "joint"
-                else run(*rows[row], data, spec, drawing, architecture, seed)
+                else run(*rows[row], data, spec, shapes, architecture, seed)
             )
             average, lost = average_and_forgetting(accuracies)
             runs.append(round(100 * average, 2))

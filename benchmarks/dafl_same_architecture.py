@@ -8,10 +8,10 @@ from dataclasses import replace
 from benchmarks import dafl_ablation
 from benchmarks.protocol import Row, main
 from benchmarks.studies import SCHEDULE, study
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 
 DAFL = Row(method="dafl", synthesis=dafl_ablation.SETTINGS, distill=dafl_ablation.TRAINING)
-MINED = StructuredNoiseSettings(batch_size=SCHEDULE.batch_size, oversample=3, mine=True)
+MINED = StructuredNoiseConfig(batch_size=SCHEDULE.batch_size, oversample=3, mine=True)
 
 BENCHMARK = study(
     "dafl_same_architecture",

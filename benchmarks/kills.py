@@ -2,7 +2,7 @@
 
     python -m benchmarks.kills
 
-Every method makes images and a student, a chain has four links, and a network learns two new
+Every method makes images and a student, a chain has four stages, and a network learns two new
 classes: each once without interruption, then again with `kill -9` at random moments, resumed until
 it ends. Then two processes resume each kind of folder at the same time: one of them is refused.
 
@@ -31,14 +31,14 @@ import torch
 from safetensors.numpy import load_file
 
 import dreamstill
-from dreamstill.continual.learning import ContinualSettings
+from dreamstill.continual.learning import ContinualConfig
 from dreamstill.data.images import load_images
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import DreamstillError
 from dreamstill.files.writing import write_json
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.pipelines.chain import read_chain, run_chain
-from dreamstill.pipelines.continual import Learning, learn_classes
+from dreamstill.pipelines.continual import ContinualJob, learn_classes
 from dreamstill.pipelines.distill import Job, distill
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
@@ -59,11 +59,17 @@ SIZES = {
     "latent": 8,
 }
 """Of methods, as far as they have such a setting."""
-STUDENT = DistillSettings(
-    steps=24, batch_size=16, held_out=32, prefill=32, fresh_every=3, pool=64, judge_every=8
+STUDENT = DistillConfig(
+    steps=24,
+    batch_size=16,
+    num_validation=32,
+    prefill=32,
+    fresh_every=3,
+    buffer_size=64,
+    validate_every=8,
 )
-TUNE = {"steps": 6, "batch_size": 16, "held_out": 16, "judge_every": 3}
-LINKS = [
+TUNE = {"steps": 6, "batch_size": 16, "num_validation": 16, "validate_every": 3}
+STAGE_TABLES = [
     {"task": "distill", "student": "dreamstill.nn.lenet:lenet5_half_bn", "training": TUNE},
     {"task": "prune", "keep": 0.8, "rounds": 2, "finetune": TUNE},
     {"task": "int8"},
@@ -87,7 +93,7 @@ class Case:
 
 def small(method: str, **changes: Any) -> Any:
     """A method's settings at a size that takes seconds."""
-    kind = METHODS[method].settings
+    kind = METHODS[method].config
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in (SIZES | changes).items() if name in known})
 
@@ -114,15 +120,15 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
                 lambda at, resume, job=job: synthesize(at, job, 100, resume=resume),  # type: ignore[misc]
                 arrays_of,
             )
-    plain = {"teacher": {"weights": str(weights)}, "num_images": 128, "link": LINKS}
+    plain = {"teacher": {"weights": str(weights)}, "num_images": 128, "stage": STAGE_TABLES}
     chain = read_chain(plain | {"synthesis": {"batch_size": 16}})
-    found["chain"] = Case(lambda at, resume: run_chain(at, chain, resume=resume), links_of)
-    learning = Learning(
+    found["chain"] = Case(lambda at, resume: run_chain(at, chain, resume=resume), stages_of)
+    learning = ContinualJob(
         teacher=teacher,
         new=str(folder / "new.npz"),
         num_images=128,
         synthesis=small("structured_noise"),
-        continual=ContinualSettings(steps=40, batch_size=16),
+        continual=ContinualConfig(steps=40, batch_size=16),
     )
     found["continual"] = Case(
         lambda at, resume: learn_classes(at, learning, resume=resume),
@@ -159,16 +165,16 @@ def student_of(folder: Path) -> dict[str, Any]:
     losses = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log]
     result = json.loads((folder / "result.json").read_text())
     del result["seconds"]
-    images = (folder / "pool" / "images.npy").read_bytes()
+    images = (folder / "replay_buffer" / "images.npy").read_bytes()
     return {"log": losses, "result": result, "images": images} | tensors_of(
         folder / "student.safetensors"
     )
 
 
-def links_of(folder: Path) -> dict[str, Any]:
-    """The images, every link's network and the files that were made of it."""
+def stages_of(folder: Path) -> dict[str, Any]:
+    """The images, every stage's network and the files that were made of it."""
     found = arrays_of(folder)
-    for path in sorted((folder / "links").iterdir()):
+    for path in sorted((folder / "stages").iterdir()):
         if path.suffix == ".pt":
             state = torch.load(path, weights_only=False).state_dict()  # we wrote it
             found |= {f"{path.name} {k}": v.numpy().tobytes() for k, v in state.items()}
@@ -204,7 +210,7 @@ def ended(child: int, said: Path) -> None:
 
 def begin(case: Case, folder: Path, said: Path) -> int:
     """Start a run, or resume it where it has been started."""
-    resume = (folder / "settings.json").is_file()
+    resume = (folder / "config.json").is_file()
     return forked(lambda: case.run(folder, resume), said)
 
 

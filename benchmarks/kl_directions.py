@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dreamstill.data.images import load_images
-from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.distillation.finetune import finetune
 from dreamstill.evaluation import accuracy, agreement, predict
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
@@ -29,18 +29,18 @@ from dreamstill.losses import logits as losses
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
 
 NAMES = {
-    Transfer.KL: "forward KL",
-    Transfer.REVERSE_KL: "backward KL",
-    Transfer.JS: "Jensen-Shannon",
+    LossName.KL: "forward KL",
+    LossName.REVERSE_KL: "backward KL",
+    LossName.JS: "Jensen-Shannon",
 }
 FUNCTIONS = {
-    Transfer.KL: losses.kl_divergence,
-    Transfer.REVERSE_KL: losses.reverse_kl,
-    Transfer.JS: losses.js_divergence,
+    LossName.KL: losses.kl_divergence,
+    LossName.REVERSE_KL: losses.reverse_kl,
+    LossName.JS: losses.js_divergence,
 }
 
 
@@ -53,7 +53,7 @@ def two_bumps() -> Tensor:
     return (density / density.sum() + 1e-9).log()[None]
 
 
-def fitted(transfer: Transfer) -> Tensor:
+def fitted(transfer: LossName) -> Tensor:
     """Probabilities (60,) of the best single bump under a loss, from three starts."""
     at, teacher = torch.arange(60.0), two_bumps()
     found = []
@@ -77,7 +77,7 @@ def picture(path: Path) -> None:
     axes = figure.subplots()
     axes.fill_between(range(60), two_bumps().exp()[0], color="#dddddd", label="teacher")
     for transfer, color in zip(NAMES, ("#24668f", "#b8632b", "#4d8f4d"), strict=True):
-        wide = 4 if transfer is Transfer.REVERSE_KL else 1.5  # Jensen-Shannon lies upon it
+        wide = 4 if transfer is LossName.REVERSE_KL else 1.5  # Jensen-Shannon lies upon it
         axes.plot(fitted(transfer), color=color, label=NAMES[transfer], linewidth=wide, alpha=0.8)
     axes.set_xlabel("class")
     axes.set_ylabel("probability")
@@ -100,7 +100,7 @@ def main() -> None:
     source = open_synthesizer(
         "structured_noise",
         teacher,
-        StructuredNoiseSettings(batch_size=500, oversample=3),
+        StructuredNoiseConfig(batch_size=500, oversample=3),
         rng=torch.Generator().manual_seed(0),
     )
     images = torch.cat([teacher.spec.decode(source.next_batch().images) for _ in range(16)])
@@ -114,14 +114,14 @@ def main() -> None:
 
     rows: dict[str, Any] = {}
     for transfer, name in NAMES.items():
-        settings = DistillSettings(
-            steps=args.steps, batch_size=64, lr=3e-3, transfer=(transfer,), temperature=1.0
+        config = DistillConfig(
+            steps=args.steps, batch_size=64, lr=3e-3, losses=(transfer,), temperature=1.0
         )
         runs = []
         for seed in range(3):
             rng = torch.Generator().manual_seed(seed)
             student = open_student("dreamstill.nn.lenet:lenet5_half", teacher, rng)
-            student = finetune(teacher, student, images, settings, rng=rng, pretrained=False)
+            student = finetune(teacher, student, images, config, rng=rng, pretrained=False)
             real, dreamt = (predict(student, teacher.spec, shown) for shown in (x, images))
             runs.append(
                 {

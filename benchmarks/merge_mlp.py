@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.protocol import mean_and_std, training_images
-from dreamstill.compression.merge import MergeSettings, merge
+from dreamstill.compression.merge import MergeConfig, merge
 from dreamstill.data.images import load_images
 from dreamstill.evaluation import accuracy, predict
 from dreamstill.input_spec import InputSpec
@@ -29,15 +29,15 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
-from dreamstill.synthesis.methods.noise import NoiseSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.1306,), std=(0.3081,))
 REMOVED = (0.0, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95)
 SOURCES: dict[str, tuple[str, Any]] = {
-    "structured noise": ("structured_noise", StructuredNoiseSettings()),
-    "noise": ("noise", NoiseSettings()),
+    "structured noise": ("structured_noise", StructuredNoiseConfig()),
+    "noise": ("noise", NoiseConfig()),
 }
 NUM_IMAGES = 2048
 
@@ -69,10 +69,9 @@ def draws(teacher: Teacher, data: Path, seeds: int) -> dict[str, list[Tensor]]:
         for seed in range(seeds)
     ]
     drawn = {"real": [real[order[:NUM_IMAGES]] for order in shuffled]}
-    for name, (method, settings) in SOURCES.items():
+    for name, (method, config) in SOURCES.items():
         drawn[name] = [
-            draw_images(teacher, method, settings, NUM_IMAGES, seed=seed)[0]
-            for seed in range(seeds)
+            draw_images(teacher, method, config, NUM_IMAGES, seed=seed)[0] for seed in range(seeds)
         ]
     return drawn
 
@@ -97,9 +96,9 @@ def main() -> None:
 
     rows: dict[str, Any] = {}
     for removed in REMOVED:
-        settings = MergeSettings(remove=removed)
-        merged, _ = merge(model, SPEC, settings)
-        cut, _ = merge(model, SPEC, replace(settings, compensate=False))
+        config = MergeConfig(remove=removed)
+        merged, _ = merge(model, SPEC, config)
+        cut, _ = merge(model, SPEC, replace(config, compensate=False))
         left = sum(p.numel() for p in merged.parameters()) / whole
         row = rows[f"{removed:.2f}"] = {
             "parameters_removed": round(100 * (1 - left), 1),
@@ -107,10 +106,10 @@ def main() -> None:
             "merged": percent(merged),
         }
         for source, sets in drawn.items():
-            runs = [percent(merge(model, SPEC, settings, images)[0]) for images in sets]
+            runs = [percent(merge(model, SPEC, config, images)[0]) for images in sets]
             row[f"merged and solved, {source}"] = {**mean_and_std(runs), "runs": runs}
         print(removed, row, flush=True)
-    small, records = merge(model, SPEC, MergeSettings())
+    small, records = merge(model, SPEC, MergeConfig())
     chosen = {
         "neurons": {r.layer: [r.before, r.after] for r in records},
         "accuracy": percent(small),

@@ -22,7 +22,7 @@ from benchmarks.protocol import Row, open_row, training_images
 from benchmarks.reference_cifar10_resnet import BENCHMARK as CIFAR10
 from benchmarks.reference_fashion_mnist import BENCHMARK as FASHION
 from benchmarks.reference_mnist import BENCHMARK as MNIST
-from dreamstill.data.replay_buffer import Pool
+from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.evaluation import predict
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
@@ -64,8 +64,8 @@ def drawn(row: Row, teacher: Teacher, student: str, data: Path) -> tuple[Tensor,
         source = open_row(row, teacher, data, Path(folder), rng)
         if source.streams:
             distill = replace(row.distill, steps=300)
-            pool = Pool(Path(folder) / "pool", teacher.spec, distill.pool)
-            for _ in Distillation(teacher, network, source, pool, distill, rng=rng).run():
+            buffer = ReplayBuffer(Path(folder) / "replay_buffer", teacher.spec, distill.buffer_size)
+            for _ in Distillation(teacher, network, source, buffer, distill, rng=rng).run():
                 pass
         batches = [source.next_batch(network) for _ in range(2)]
     images = torch.cat([teacher.spec.decode(batch.images) for batch in batches])

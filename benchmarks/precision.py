@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from dreamstill.data.replay_buffer import Pool
+from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.data.stored_images import StoredImages
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5_bn
@@ -27,7 +27,7 @@ from dreamstill.nn.resnet_cifar import resnet20, resnet56
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
-from dreamstill.synthesis.random_shapes import Drawing, structured_images
+from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
 from dreamstill.teacher import Precision, open_teacher
 
 PAIRS = {
@@ -35,7 +35,7 @@ PAIRS = {
     "ResNet-20 to its half": (resnet20, "dreamstill.nn.resnet_cifar:resnet20_half", (3, 32, 32)),
     "ResNet-56 to ResNet-20": (resnet56, "dreamstill.nn.resnet_cifar:resnet20", (3, 32, 32)),
 }
-SETTINGS = DistillSettings(steps=10**6, batch_size=64, held_out=64, judge_every=10**6)
+SETTINGS = DistillConfig(steps=10**6, batch_size=64, num_validation=64, validate_every=10**6)
 STEPS = 20
 
 
@@ -44,12 +44,12 @@ def opened(pair: str, folder: Path, precision: Precision) -> Distillation:
     rng = torch.Generator().manual_seed(0)
     spec = InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
     teacher = open_teacher(build(), spec, precision=precision)
-    images = spec.decode(spec.normalize(structured_images(256, spec, Drawing(), rng)))
+    images = spec.decode(spec.normalize(structured_images(256, spec, RandomShapes(), rng)))
     source = StoredImages(teacher, images, 64, rng=rng)
-    pool = Pool(folder / precision, spec, 64)
-    settings = replace(SETTINGS, pool=64)
+    buffer = ReplayBuffer(folder / precision, spec, 64)
+    config = replace(SETTINGS, buffer_size=64)
     network = open_student(student, teacher, rng)
-    return Distillation(teacher, network, source, pool, settings, rng=rng)
+    return Distillation(teacher, network, source, buffer, config, rng=rng)
 
 
 def main() -> None:

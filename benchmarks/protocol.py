@@ -1,10 +1,10 @@
 """The one protocol of every row: same teacher, student, steps and schedule; 3 seeds; one record.
 
 A benchmark names the teacher, the student and its rows; a row is a method with its settings. Beside
-the methods stand the noise floor, the structured floor and the real-data bound: the same student,
-steps and schedule on clipped Gaussian noise, on structured noise and on the real training set. Each
-student is chosen without real data and meets the test set once, at the end; that of the real-data
-bound on training images, which are drawn with replacement: some are held out and trained on.
+the methods stand the noise baseline, the structured baseline and the real-data bound: the same
+student, steps and schedule on clipped Gaussian noise, on structured noise and on the real training
+set. Each student is chosen without real data and meets the test set once, at the end; that of the
+real-data bound on training images, which are drawn with replacement: some are held out and trained on.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from torch import nn
 from dreamstill.config import to_plain
 from dreamstill.data.augmentation import Augmentation
 from dreamstill.data.images import load_images
-from dreamstill.data.replay_buffer import Pool
+from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.data.stored_images import StoredImages
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.evaluation import accuracy, agreement, predict
@@ -37,8 +37,8 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
-from dreamstill.synthesis.methods.noise import NoiseSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.registry import Synthesizer, open_synthesizer
 from dreamstill.teacher import Precision, Teacher
 
@@ -52,7 +52,7 @@ class Row:
     method: str
     """A synthesizer's name; or real, the real training set; or unrelated, images of another set."""
     synthesis: Any = None
-    distill: DistillSettings
+    distill: DistillConfig
     inherit: bool = False
     """The student starts from the teacher's channels in place of random weights."""
     reconstruct: int = 0
@@ -77,13 +77,13 @@ class Benchmark:
     """Accuracies in percent as printed, by source."""
 
 
-def floors(distill: DistillSettings, structured: StructuredNoiseSettings) -> dict[str, Row]:
+def floors(distill: DistillConfig, structured: StructuredNoiseConfig) -> dict[str, Row]:
     """The two noise floors and the real-data bound at a row's schedule."""
     plain, size = replace(distill, prefill=0, fresh_every=1), distill.batch_size
     structured = replace(structured, batch_size=size)
     return {
         "structured_noise": Row(method="structured_noise", synthesis=structured, distill=plain),
-        "noise": Row(method="noise", synthesis=NoiseSettings(batch_size=size), distill=plain),
+        "noise": Row(method="noise", synthesis=NoiseConfig(batch_size=size), distill=plain),
         "real": Row(method="real", distill=plain),
     }
 
@@ -108,14 +108,14 @@ def open_row(
         path = data if row.method == "real" else data.with_name(f"{row.synthesis}.npz")
         images = training_images(path, teacher.spec)
         return StoredImages(teacher, images, row.distill.batch_size, rng=rng)
-    settings = row.synthesis
+    config = row.synthesis
     if row.method == "metadata":  # the owner's side: settings.file names the kind to record
         file = folder / "metadata.safetensors"
         images = training_images(data, teacher.spec)
         images = images[:: max(1, len(images) // 10_000)]  # they may be sorted by class
-        record_metadata(teacher, images, file, kind=Kind(settings.file))
-        settings = replace(settings, file=str(file))
-    return open_synthesizer(row.method, teacher, settings, rng=rng)
+        record_metadata(teacher, images, file, kind=Kind(config.file))
+        config = replace(config, file=str(file))
+    return open_synthesizer(row.method, teacher, config, rng=rng)
 
 
 def train(
@@ -136,16 +136,18 @@ def train(
             )
             warm = replace(benchmark.rows["structured_noise"], distill=first)
             structured = open_row(warm, teacher, data, folder, rng)
-            pool = Pool(folder / "warm", teacher.spec, row.distill.batch_size)
-            for _ in Distillation(teacher, student, structured, pool, warm.distill, rng=rng).run():
+            buffer = ReplayBuffer(folder / "warm", teacher.spec, row.distill.batch_size)
+            for _ in Distillation(
+                teacher, student, structured, buffer, warm.distill, rng=rng
+            ).run():
                 pass
         distill = replace(row.distill, steps=row.distill.steps - row.after)
-        pool = Pool(folder / "pool", teacher.spec, distill.pool)
+        buffer = ReplayBuffer(folder / "replay_buffer", teacher.spec, distill.buffer_size)
         work = Distillation(
             teacher,
             student,
             synthesizer,
-            pool,
+            buffer,
             distill,
             rng=rng,
             inherited=kept,
@@ -159,7 +161,7 @@ def train(
         return work.chosen, {
             "seconds": round(time.monotonic() - start, 1),
             "queries": teacher.queries,
-            "chosen_at_step": work.judge.champion_step,
+            "chosen_at_step": work.selector.best_step,
         }
 
 
@@ -209,7 +211,7 @@ def tiny(row: Row) -> Row:
             small["low_resolution_steps"] = 0
         synthesis = replace(synthesis, **{k: v for k, v in small.items() if k in known})
     steps = min(row.distill.steps, 20)
-    distill = replace(row.distill, steps=steps, batch_size=64, held_out=64, pool=64)
+    distill = replace(row.distill, steps=steps, batch_size=64, num_validation=64, buffer_size=64)
     return replace(row, synthesis=synthesis, distill=distill, after=min(row.after, 5))
 
 

@@ -14,44 +14,44 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
-from dreamstill.compression.prune import PruneSettings, prune
+from dreamstill.compression.prune import PruneConfig, prune
 from dreamstill.config import to_plain
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.evaluation import predict
 from dreamstill.teacher import Precision
 
-TUNE = DistillSettings(
+TUNE = DistillConfig(
     steps=400,
     batch_size=64,
     lr=1e-3,
-    held_out=256,
-    judge_every=100,
+    num_validation=256,
+    validate_every=100,
     augment=Augmentation(flip=True, shift=0.1, mix=True),
-    transfer=(Transfer.LAYERS,),
+    losses=(LossName.LAYERS,),
 )
-TUNED = PruneSettings(rounds=1, keep_layer=0.05, reconstruct=512, finetune=TUNE)
+TUNED = PruneConfig(rounds=1, keep_layer=0.05, reconstruct=512, finetune=TUNE)
 NUM_IMAGES = 2048
 
 
 def main() -> None:
-    settings = to_plain(TUNED) | {"num_images": NUM_IMAGES, "by_logits": to_plain(BY_LOGITS)}
-    study = open_study("prune_resnet56", 56, settings)
+    config = to_plain(TUNED) | {"num_images": NUM_IMAGES, "by_logits": to_plain(BY_LOGITS)}
+    study = open_study("prune_resnet56", 56, config)
     study.teacher.precision = Precision.BFLOAT16
 
     def measured(row: str, model: nn.Module) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         study.add(row, predict(model, SPEC, study.x), parameters=parameters)
 
-    def pruned(row: str, images: Tensor, settings: PruneSettings, seed: int = 0) -> None:
+    def pruned(row: str, images: Tensor, config: PruneConfig, seed: int = 0) -> None:
         if study.lacks(row, seed):
             rng = torch.Generator().manual_seed(seed)
-            measured(row, prune(study.teacher, images, settings, rng=rng)[0])
+            measured(row, prune(study.teacher, images, config, rng=rng)[0])
 
     if study.lacks("ResNet-56"):
         measured("ResNet-56", study.teacher.module)
     solved = replace(TUNED, finetune=None)
-    logits = replace(TUNED, finetune=replace(TUNE, transfer=BY_LOGITS))
+    logits = replace(TUNED, finetune=replace(TUNE, losses=BY_LOGITS))
     nothing = torch.zeros(1, *SPEC.shape, dtype=torch.uint8)
     for keep in (0.5, 0.7):
         pruned(f"{off(keep)}, cut", nothing, replace(solved, keep=keep, reconstruct=0))
@@ -61,8 +61,8 @@ def main() -> None:
         rows |= {f"{off(keep)}, by logits, {source}": (keep, logits) for keep in (0.5, 0.7)}
         if any(study.lacks(row, seed) for row in rows):
             images = source_images(source, study.teacher, study.data, NUM_IMAGES, seed)
-            for row, (keep, settings) in rows.items():
-                pruned(row, images, replace(settings, keep=keep), seed)
+            for row, (keep, config) in rows.items():
+                pruned(row, images, replace(config, keep=keep), seed)
 
 
 def off(keep: float) -> str:

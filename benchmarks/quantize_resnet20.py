@@ -12,33 +12,33 @@ from torch import Tensor, nn
 
 from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
 from dreamstill.compression.quantization.quantize import (
-    QuantizeSettings,
+    QuantizeConfig,
     quantize,
     quantize_without_inputs,
 )
 from dreamstill.config import to_plain
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.evaluation import predict
 
-TUNE = DistillSettings(
+TUNE = DistillConfig(
     steps=400,
     batch_size=64,
     lr=5e-4,
-    held_out=256,
-    judge_every=100,
+    num_validation=256,
+    validate_every=100,
     augment=Augmentation(flip=True, shift=0.1),
-    transfer=(Transfer.LAYERS,),
+    losses=(LossName.LAYERS,),
 )
-W4A4 = QuantizeSettings(weight_bits=4, activation_bits=4)
+W4A4 = QuantizeConfig(weight_bits=4, activation_bits=4)
 NUM_IMAGES = 4096
 
 
 def main() -> None:
     tuned = replace(W4A4, finetune=TUNE)
-    by_logits = replace(W4A4, finetune=replace(TUNE, transfer=BY_LOGITS))
-    settings = to_plain(tuned) | {"num_images": NUM_IMAGES, "by_logits": to_plain(BY_LOGITS)}
-    study = open_study("quantize_resnet20", 20, settings)
+    by_logits = replace(W4A4, finetune=replace(TUNE, losses=BY_LOGITS))
+    config = to_plain(tuned) | {"num_images": NUM_IMAGES, "by_logits": to_plain(BY_LOGITS)}
+    study = open_study("quantize_resnet20", 20, config)
     teacher = study.teacher
 
     def measured(row: str, make: Callable[[], nn.Module], seed: int = 0) -> None:
@@ -49,12 +49,12 @@ def main() -> None:
     def images_of(source: str, seed: int) -> Tensor:
         return source_images(source, teacher, study.data, NUM_IMAGES, seed)
 
-    def quantized(source: str, settings: QuantizeSettings, seed: int) -> nn.Module:
+    def quantized(source: str, config: QuantizeConfig, seed: int) -> nn.Module:
         rng = torch.Generator().manual_seed(seed)
-        return quantize(teacher, images_of(source, seed), settings, rng=rng)
+        return quantize(teacher, images_of(source, seed), config, rng=rng)
 
     measured("FP32", lambda: teacher.module)
-    eight = QuantizeSettings()
+    eight = QuantizeConfig()
     whole_tensor = replace(eight, per_channel=False, first_last_bits=None)
     measured("W8A8, no input", lambda: quantize_without_inputs(teacher, eight))
     measured("W8A8 per tensor, no input", lambda: quantize_without_inputs(teacher, whole_tensor))

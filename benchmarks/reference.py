@@ -22,24 +22,26 @@ from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.synthesis.activation_statistics import Kind
-from dreamstill.synthesis.methods.abd import AbdSettings
-from dreamstill.synthesis.methods.dafl import DaflSettings
-from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.methods.dfad import DfadSettings
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinSettings, Scheme
-from dreamstill.synthesis.methods.metadata import MetadataSettings
-from dreamstill.synthesis.methods.rdskd import RdskdSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskd import ZskdSettings
-from dreamstill.synthesis.methods.zskt import ZsktSettings
+from dreamstill.synthesis.methods.abd import AbdConfig
+from dreamstill.synthesis.methods.dafl import DaflConfig
+from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
+from dreamstill.synthesis.methods.dfad import DfadConfig
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinConfig, Scheme
+from dreamstill.synthesis.methods.metadata import MetadataConfig
+from dreamstill.synthesis.methods.rdskd import RdskdConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskd import ZskdConfig
+from dreamstill.synthesis.methods.zskt import ZsktConfig
 from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.random_shapes import RandomShapes
 
 __all__ = ["reference"]
 
-SCHEDULE = DistillSettings(steps=1500, batch_size=64, lr=3e-3, judge_every=250, held_out=1024)
+SCHEDULE = DistillConfig(
+    steps=1500, batch_size=64, lr=3e-3, validate_every=250, num_validation=1024
+)
 WIDTHS = (32, 16)
 POOL = 2048
 
@@ -51,7 +53,7 @@ def reference(
     student: str,
     *,
     unrelated: str,
-    drawing: Drawing,
+    shapes: RandomShapes,
     flip: bool,
     batch_norm: bool = True,
     maps: bool = True,
@@ -70,42 +72,42 @@ def reference(
 
     """
     shake = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True, flip=flip)
-    structured = StructuredNoiseSettings(oversample=3, drawing=drawing)
+    structured = StructuredNoiseConfig(oversample=3, shapes=shapes)
 
     def streamed(method: str, synthesis: Any, **changes: Any) -> Row:
         return Row(method=method, synthesis=synthesis, distill=replace(SCHEDULE, **changes))
 
     def optimized(method: str, synthesis: Any, **changes: Any) -> Row:
-        held_out = {"held_out": 256, "pool": POOL, "augment": shake}
-        return streamed(method, synthesis, **(held_out | changes))
+        num_validation = {"num_validation": 256, "buffer_size": POOL, "augment": shake}
+        return streamed(method, synthesis, **(num_validation | changes))
 
-    inversion = DeepInversionSettings(steps=100, lr=0.1, flip=flip)
-    within = KnowledgeWithinSettings(steps=100)
+    inversion = DeepInversionConfig(steps=100, lr=0.1, flip=flip)
+    within = KnowledgeWithinConfig(steps=100)
     adaptive = replace(inversion, competition=10.0)
-    dafl = DaflSettings(batch_size=128, widths=WIDTHS)
-    dfad = DfadSettings(batch_size=128, widths=WIDTHS)
-    rdskd = RdskdSettings(batch_size=128, widths=WIDTHS, generator_steps=600)
-    abd = AbdSettings(widths=WIDTHS, generator_steps=600)
+    dafl = DaflConfig(batch_size=128, widths=WIDTHS)
+    dfad = DfadConfig(batch_size=128, widths=WIDTHS)
+    rdskd = RdskdConfig(batch_size=128, widths=WIDTHS, generator_steps=600)
+    abd = AbdConfig(widths=WIDTHS, generator_steps=600)
     rows = {
         "dafl": streamed("dafl", dafl, fresh_every=2, augment=shake),
         "deepinversion": optimized("deepinversion", inversion),
         "adaptive deepinversion": optimized(
             "deepinversion", adaptive, prefill=POOL // 2, fresh_every=150
         ),
-        "zskd": optimized("zskd", ZskdSettings(rescale_rows=False, steps=100, batch_size=256)),
+        "zskd": optimized("zskd", ZskdConfig(rescale_rows=False, steps=100, batch_size=256)),
         "zskt": streamed(
             "zskt",
-            ZsktSettings(widths=WIDTHS, cosine_batches=0),
-            transfer=(Transfer.KL, Transfer.ATTENTION) if maps else (Transfer.KL,),
+            ZsktConfig(widths=WIDTHS, cosine_batches=0),
+            losses=(LossName.KL, LossName.ATTENTION) if maps else (LossName.KL,),
             temperature=1.0,
             clip_gradient=5.0,
         ),
-        "dfad": streamed("dfad", dfad, transfer=(Transfer.L1,)),
+        "dfad": streamed("dfad", dfad, losses=(LossName.L1,)),
         "rdskd": streamed("rdskd", rdskd),
         "abd": streamed("abd", abd),
         **{
             f"metadata ({kind.value})": optimized(
-                "metadata", MetadataSettings(file=kind.value, batch_size=256, steps=100)
+                "metadata", MetadataConfig(file=kind.value, batch_size=256, steps=100)
             )
             for kind in Kind
         },
@@ -123,7 +125,7 @@ def reference(
     }
     for name_of, row in list(rows.items()):
         if hasattr(row.synthesis, "start"):
-            start = replace(row.synthesis, start=Start.STRUCTURED, drawing=drawing)
+            start = replace(row.synthesis, start=Start.STRUCTURED, shapes=shapes)
             rows[f"{name_of} from structured noise"] = replace(row, synthesis=start)
     for name_of in ("dafl", "zskt", "dfad", "rdskd", "abd"):
         after = SCHEDULE.steps // 2

@@ -17,24 +17,24 @@ from typing import Any
 from benchmarks.protocol import Benchmark, Row, floors, main
 from benchmarks.resnets import THINGS
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings, Transfer
+from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.synthesis.activation_statistics import Kind
 from dreamstill.synthesis.methods import dafl, deepinversion, dfad, rdskd, zskt
-from dreamstill.synthesis.methods.abd import AbdSettings
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinSettings
-from dreamstill.synthesis.methods.metadata import MetadataSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.methods.abd import AbdConfig
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinConfig
+from dreamstill.synthesis.methods.metadata import MetadataConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskd import ZskdConfig
 from dreamstill.synthesis.pixel_optimization import Start
 from dreamstill.teacher import Precision
 
-SCHEDULE = DistillSettings(steps=1000, batch_size=64, lr=3e-3, judge_every=250, held_out=512)
+SCHEDULE = DistillConfig(steps=1000, batch_size=64, lr=3e-3, validate_every=250, num_validation=512)
 WIDTHS = (32, 16)
 SHAKE = Augmentation(shift=0.1, scale=0.1, mix=True, flip=True)
-OPTIMIZED = replace(SCHEDULE, pool=512, held_out=128, augment=SHAKE)
-STRUCTURED = StructuredNoiseSettings(batch_size=64, oversample=3, drawing=THINGS)
+OPTIMIZED = replace(SCHEDULE, buffer_size=512, num_validation=128, augment=SHAKE)
+STRUCTURED = StructuredNoiseConfig(batch_size=64, oversample=3, shapes=THINGS)
 INVERSION = replace(deepinversion.CIFAR10, batch_size=128, steps=100)
-SHAPES: dict[str, Any] = {"start": Start.STRUCTURED, "drawing": THINGS}
+SHAPES: dict[str, Any] = {"start": Start.STRUCTURED, "shapes": THINGS}
 GENERATOR: dict[str, Any] = {"batch_size": 64, "widths": WIDTHS}
 
 FLOORS = floors(SCHEDULE, STRUCTURED)
@@ -52,7 +52,7 @@ DAFL = Row(
 DFAD = Row(
     method="dfad",
     synthesis=replace(dfad.CIFAR10, drops=(), **GENERATOR),
-    distill=replace(SCHEDULE, transfer=(Transfer.L1,)),
+    distill=replace(SCHEDULE, losses=(LossName.L1,)),
 )
 
 
@@ -61,7 +61,7 @@ INHERITED = {name: replace(row, inherit=True) for name, row in FLOORS.items()} |
     "deepinversion (20 steps, 2,048 images) from structured noise": replace(
         INVERTED,
         synthesis=replace(INVERTED.synthesis, steps=20, lr=0.05),
-        distill=replace(INVERTED.distill, pool=2048),
+        distill=replace(INVERTED.distill, buffer_size=2048),
     ),
 }
 RECONSTRUCTED = {
@@ -85,7 +85,7 @@ BENCHMARK = Benchmark(
         **RECONSTRUCTED,
         **{
             f"{name}, by layers": replace(
-                row, distill=replace(row.distill, transfer=(Transfer.LAYERS,))
+                row, distill=replace(row.distill, losses=(LossName.LAYERS,))
             )
             for name, row in RECONSTRUCTED.items()
         },
@@ -99,24 +99,24 @@ BENCHMARK = Benchmark(
         "dfad after structured noise": replace(DFAD, after=500),
         "zskt": Row(
             method="zskt",
-            synthesis=zskt.ZsktSettings(**GENERATOR, cosine_batches=0),
+            synthesis=zskt.ZsktConfig(**GENERATOR, cosine_batches=0),
             distill=replace(
                 SCHEDULE,
-                transfer=(Transfer.KL, Transfer.ATTENTION),
+                losses=(LossName.KL, LossName.ATTENTION),
                 temperature=1.0,
                 clip_gradient=5.0,
             ),
         ),
-        "zskd": optimized("zskd", ZskdSettings(rescale_rows=False, steps=100, batch_size=128)),
+        "zskd": optimized("zskd", ZskdConfig(rescale_rows=False, steps=100, batch_size=128)),
         "zskd from structured noise": Row(
             method="zskd",
-            synthesis=ZskdSettings(
+            synthesis=ZskdConfig(
                 rescale_rows=False, batch_size=64, steps=10, lr=0.1, temperature=4.0, **SHAPES
             ),
             distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=SHAKE),
         ),
         "knowledge within (bns+i)": optimized(
-            "knowledge_within", KnowledgeWithinSettings(batch_size=128, steps=100)
+            "knowledge_within", KnowledgeWithinConfig(batch_size=128, steps=100)
         ),
         "rdskd": Row(
             method="rdskd",
@@ -125,14 +125,14 @@ BENCHMARK = Benchmark(
         ),
         "abd": Row(
             method="abd",
-            synthesis=AbdSettings(widths=WIDTHS, generator_steps=400),
+            synthesis=AbdConfig(widths=WIDTHS, generator_steps=400),
             distill=SCHEDULE,
         ),
         "adaptive deepinversion": optimized(
             "deepinversion", replace(INVERSION, competition=10.0), prefill=256, fresh_every=400
         ),
         "metadata (all)": optimized(
-            "metadata", MetadataSettings(file=Kind.ALL.value, batch_size=128, steps=100)
+            "metadata", MetadataConfig(file=Kind.ALL.value, batch_size=128, steps=100)
         ),
         "structured noise (mined)": Row(
             method="structured_noise", synthesis=replace(STRUCTURED, mine=True), distill=SCHEDULE

@@ -10,7 +10,7 @@ BENCHMARK = reference(
     "lenet5_bn_fashion_mnist",
     "dreamstill.nn.lenet:lenet5_half_bn",
     unrelated="mnist",
-    drawing=CLOTHES,
+    shapes=CLOTHES,
     flip=True,
 )
 

@@ -18,7 +18,7 @@ BENCHMARK = reference(
     "hinton_fashion_mnist",
     "dreamstill.nn.mlp:hinton_net_small",
     unrelated="mnist",
-    drawing=CLOTHES,
+    shapes=CLOTHES,
     flip=True,
     batch_norm=False,
     maps=False,

@@ -10,7 +10,7 @@ BENCHMARK = reference(
     "lenet5_fashion_mnist",
     "dreamstill.nn.lenet:lenet5_half",
     unrelated="mnist",
-    drawing=CLOTHES,
+    shapes=CLOTHES,
     flip=True,
     batch_norm=False,
     published={"ZSKD": 79.62, "real": 89.66},

@@ -2,7 +2,7 @@
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.random_shapes import RandomShapes
 
 BENCHMARK = reference(
     "reference_mnist",
@@ -10,7 +10,7 @@ BENCHMARK = reference(
     "lenet5_bn_mnist",
     "dreamstill.nn.lenet:lenet5_half_bn",
     unrelated="usps",
-    drawing=Drawing(),
+    shapes=RandomShapes(),
     flip=False,
 )
 

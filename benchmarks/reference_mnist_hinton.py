@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.random_shapes import RandomShapes
 
 RANDOM = reference(
     "reference_mnist_hinton",
@@ -20,7 +20,7 @@ RANDOM = reference(
     "hinton_mnist",
     "dreamstill.nn.mlp:hinton_net_small",
     unrelated="usps",
-    drawing=Drawing(),
+    shapes=RandomShapes(),
     flip=False,
     batch_norm=False,
     maps=False,

@@ -22,17 +22,17 @@ from torch import Tensor
 from benchmarks.protocol import made_rows, mean_and_std, training_images
 from dreamstill.config import to_plain
 from dreamstill.data.images import load_images
-from dreamstill.distillation.config import Transfer
+from dreamstill.distillation.config import LossName
 from dreamstill.evaluation import accuracy, agreement, predict
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.methods.deepinversion import CIFAR10
-from dreamstill.synthesis.methods.noise import NoiseSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.synthesis.random_shapes import SCENES, Drawing
+from dreamstill.synthesis.random_shapes import SCENES, RandomShapes
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 
@@ -48,22 +48,22 @@ __all__ = [
 ]
 
 SPEC = InputSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-THINGS = Drawing(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
-BY_LOGITS = (Transfer.KL, Transfer.L1)
+THINGS = RandomShapes(stroke_share=0.2, texture_share=0.6, centered_share=0.5, symmetry_share=0.2)
+BY_LOGITS = (LossName.KL, LossName.L1)
 SOURCES: dict[str, tuple[str, Any]] = {
-    "noise": ("noise", NoiseSettings(batch_size=256)),
-    "default": ("structured_noise", StructuredNoiseSettings()),
+    "noise": ("noise", NoiseConfig(batch_size=256)),
+    "default": ("structured_noise", StructuredNoiseConfig()),
     "things": (
         "structured_noise",
-        StructuredNoiseSettings(batch_size=256, oversample=4, drawing=THINGS),
+        StructuredNoiseConfig(batch_size=256, oversample=4, shapes=THINGS),
     ),
     "scenes": (
         "structured_noise",
-        StructuredNoiseSettings(batch_size=256, oversample=4, drawing=SCENES),
+        StructuredNoiseConfig(batch_size=256, oversample=4, shapes=SCENES),
     ),
     "inverted": (
         "deepinversion",
-        replace(CIFAR10, steps=20, lr=0.05, start=Start.STRUCTURED, drawing=THINGS),
+        replace(CIFAR10, steps=20, lr=0.05, start=Start.STRUCTURED, shapes=THINGS),
     ),
 }
 
@@ -79,8 +79,8 @@ def source_images(source: str, teacher: Teacher, data: Path, num_images: int, se
     if source == "real":
         images = training_images(data, SPEC)
         return images[torch.randperm(len(images), generator=rng)[:num_images]]
-    name, settings = SOURCES[source]
-    method = open_synthesizer(name, teacher, settings, rng=rng)
+    name, config = SOURCES[source]
+    method = open_synthesizer(name, teacher, config, rng=rng)
     parts = [SPEC.decode(method.next_batch().images) for _ in range(num_images // 256)]
     return torch.cat(parts)
 
@@ -135,7 +135,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
+def open_study(name: str, depth: int, config: dict[str, Any]) -> Study:
     """Read the command line, open the network and the record."""
     settle_process()
     parser = argparse.ArgumentParser(description=f"Benchmark {name}.")
@@ -154,7 +154,7 @@ def open_study(name: str, depth: int, settings: dict[str, Any]) -> Study:
     record: dict[str, Any] = {
         "name": name,
         "data": "CIFAR-10 (JPEG copy)",
-        "settings": settings | {"sources": sources},
+        "settings": config | {"sources": sources},
         "environment": environment("cpu"),
         "rows": {},
     }

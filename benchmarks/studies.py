@@ -2,12 +2,12 @@
 
 from benchmarks.protocol import Benchmark, Row, floors
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 
 __all__ = ["SCHEDULE", "SHAKE", "WIDTHS", "study"]
 
-SCHEDULE = DistillSettings(steps=1500, batch_size=64, lr=3e-3, judge_every=250, held_out=512)
+SCHEDULE = DistillConfig(steps=1500, batch_size=64, lr=3e-3, validate_every=250, num_validation=512)
 SHAKE = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
 WIDTHS = (32, 16)
 
@@ -21,6 +21,6 @@ def study(
         data="mnist",
         teacher="lenet5_mnist",
         student=f"dreamstill.nn.lenet:{student}",
-        rows=rows | floors(SCHEDULE, StructuredNoiseSettings()),
+        rows=rows | floors(SCHEDULE, StructuredNoiseConfig()),
         published=published,
     )

@@ -12,16 +12,16 @@ from typing import Any
 from benchmarks.protocol import Row, main
 from benchmarks.studies import SCHEDULE, study
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.methods.zskd import ZskdConfig
 
 SIZES = (500, 1000, 2000, 4000, 8000, 16000)
-IMPRESSIONS = ZskdSettings(rescale_rows=False, steps=60, batch_size=500)
+IMPRESSIONS = ZskdConfig(rescale_rows=False, steps=60, batch_size=500)
 SHAKE = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
 
 
 def row(size: int, augment: Augmentation = SHAKE, **changes: Any) -> Row:
     """So many impressions; a tenth more are held out for the judge."""
-    distill = replace(SCHEDULE, pool=size, held_out=size // 10, augment=augment)
+    distill = replace(SCHEDULE, buffer_size=size, num_validation=size // 10, augment=augment)
     return Row(method="zskd", synthesis=replace(IMPRESSIONS, **changes), distill=distill)
 
 

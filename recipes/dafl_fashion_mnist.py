@@ -11,12 +11,12 @@ from dataclasses import replace
 from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.synthesis.methods.dafl import MNIST
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.random_shapes import CLOTHES
 
-SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
+SCHEDULE = DistillConfig(steps=6000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
 
 BENCHMARK = Benchmark(
@@ -30,7 +30,7 @@ BENCHMARK = Benchmark(
             synthesis=replace(MNIST, batch_size=128, widths=(32, 16), lr=0.02),
             distill=replace(SCHEDULE, fresh_every=3, augment=REPLAY),
         ),
-        **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES)),
+        **floors(SCHEDULE, StructuredNoiseConfig(oversample=3, mine=True, shapes=CLOTHES)),
     },
     published={"ZSKD": 79.62, "real": 89.66},
 )

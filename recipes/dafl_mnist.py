@@ -15,11 +15,11 @@ from dataclasses import replace
 from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.synthesis.methods.dafl import MNIST
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 
-SCHEDULE = DistillSettings(steps=8000, batch_size=64, lr=3e-3)
+SCHEDULE = DistillConfig(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
 
 BENCHMARK = Benchmark(
@@ -34,7 +34,7 @@ BENCHMARK = Benchmark(
             distill=replace(SCHEDULE, fresh_every=2, augment=REPLAY),
         ),
         "unrelated (USPS)": Row(method="unrelated", synthesis="usps", distill=SCHEDULE),
-        **floors(SCHEDULE, StructuredNoiseSettings()),
+        **floors(SCHEDULE, StructuredNoiseConfig()),
     },
     published={"DAFL": 98.20, "noise": 88.01, "USPS": 94.56, "real": 98.91},
 )

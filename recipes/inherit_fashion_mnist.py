@@ -8,7 +8,7 @@ it: `clothes` is drawn as clothes are, `clothes, mined` also prefers what the st
 
 from benchmarks.protocol import Benchmark, floors, main
 
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.random_shapes import CLOTHES
 from recipes import zskd_fashion_mnist
 from recipes.inherit_mnist import SCHEDULE, drawn, inheriting, with_inherited
@@ -19,12 +19,10 @@ BENCHMARK = Benchmark(
     teacher="lenet5_fashion_mnist",
     student="dreamstill.nn.lenet:lenet5_half",
     rows=with_inherited(
-        floors(SCHEDULE, StructuredNoiseSettings())
+        floors(SCHEDULE, StructuredNoiseConfig())
         | {
-            "clothes": drawn(StructuredNoiseSettings(drawing=CLOTHES)),
-            "clothes, mined": drawn(
-                StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES)
-            ),
+            "clothes": drawn(StructuredNoiseConfig(shapes=CLOTHES)),
+            "clothes, mined": drawn(StructuredNoiseConfig(oversample=3, mine=True, shapes=CLOTHES)),
         }
     )
     | {

@@ -15,17 +15,17 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.distillation.config import DistillSettings, Transfer
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.distillation.config import DistillConfig, LossName
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.random_shapes import CLOTHES
 from recipes import dafl_mnist, zskd_mnist
 
-SCHEDULE = DistillSettings(steps=2000, batch_size=64, lr=3e-3, judge_every=500)
+SCHEDULE = DistillConfig(steps=2000, batch_size=64, lr=3e-3, validate_every=500)
 
 
-def drawn(settings: StructuredNoiseSettings) -> Row:
+def drawn(config: StructuredNoiseConfig) -> Row:
     """A row of structured noise, in batches of the student's size."""
-    return floors(SCHEDULE, settings)["structured_noise"]
+    return floors(SCHEDULE, config)["structured_noise"]
 
 
 def with_inherited(rows: dict[str, Row]) -> dict[str, Row]:
@@ -44,7 +44,7 @@ def with_inherited(rows: dict[str, Row]) -> dict[str, Row]:
         }
         | {
             f"{name}, reconstructed, by layers, {SCHEDULE.steps} steps": replace(
-                row, distill=replace(row.distill, transfer=(Transfer.LAYERS,))
+                row, distill=replace(row.distill, losses=(LossName.LAYERS,))
             )
             for name, row in solved.items()
         }
@@ -68,8 +68,8 @@ BENCHMARK = Benchmark(
     teacher="lenet5_mnist",
     student="dreamstill.nn.lenet:lenet5_half",
     rows=with_inherited(
-        floors(SCHEDULE, StructuredNoiseSettings())
-        | {"clothes": drawn(StructuredNoiseSettings(drawing=CLOTHES))}
+        floors(SCHEDULE, StructuredNoiseConfig())
+        | {"clothes": drawn(StructuredNoiseConfig(shapes=CLOTHES))}
     )
     | {
         "zskd, inherited": inheriting(zskd_mnist.BENCHMARK.rows["zskd from structured noise"]),

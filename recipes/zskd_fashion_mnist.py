@@ -11,23 +11,23 @@ from dataclasses import replace
 from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskd import ZskdConfig
 from dreamstill.synthesis.pixel_optimization import Start
 from dreamstill.synthesis.random_shapes import CLOTHES
 
-SCHEDULE = DistillSettings(steps=6000, batch_size=64, lr=3e-3)
+SCHEDULE = DistillConfig(steps=6000, batch_size=64, lr=3e-3)
 
 GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True, flip=True)
-FROM_SHAPES = ZskdSettings(
+FROM_SHAPES = ZskdConfig(
     rescale_rows=False,
     batch_size=64,
     steps=10,
     lr=0.1,
     temperature=4.0,
     start=Start.STRUCTURED,
-    drawing=CLOTHES,
+    shapes=CLOTHES,
 )
 
 BENCHMARK = Benchmark(
@@ -41,7 +41,7 @@ BENCHMARK = Benchmark(
             synthesis=FROM_SHAPES,
             distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=GENTLY),
         ),
-        **floors(SCHEDULE, StructuredNoiseSettings(oversample=3, mine=True, drawing=CLOTHES)),
+        **floors(SCHEDULE, StructuredNoiseConfig(oversample=3, mine=True, shapes=CLOTHES)),
     },
     published={"ZSKD": 79.62, "real": 89.66},
 )

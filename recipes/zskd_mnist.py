@@ -17,16 +17,16 @@ from dataclasses import replace
 from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskd import ZskdConfig
 from dreamstill.synthesis.pixel_optimization import Start
 
-SCHEDULE = DistillSettings(steps=8000, batch_size=64, lr=3e-3)
+SCHEDULE = DistillConfig(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)
 
 GENTLY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)
-IMPRESSIONS = ZskdSettings(
+IMPRESSIONS = ZskdConfig(
     rescale_rows=False, batch_size=64, steps=10, lr=0.1, temperature=4.0, start=Start.STRUCTURED
 )
 FROM_SHAPES = Row(
@@ -34,7 +34,7 @@ FROM_SHAPES = Row(
     synthesis=IMPRESSIONS,
     distill=replace(SCHEDULE, prefill=0, fresh_every=4, augment=GENTLY),
 )
-FLOORS = floors(SCHEDULE, StructuredNoiseSettings())
+FLOORS = floors(SCHEDULE, StructuredNoiseConfig())
 
 BENCHMARK = Benchmark(
     name="zskd_mnist",
@@ -44,13 +44,13 @@ BENCHMARK = Benchmark(
     rows={
         "zskd": Row(
             method="zskd",
-            synthesis=ZskdSettings(rescale_rows=False, steps=60),
-            distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),
+            synthesis=ZskdConfig(rescale_rows=False, steps=60),
+            distill=replace(SCHEDULE, buffer_size=8000, num_validation=1000, augment=REPLAY),
         ),
         "zskd, rows rescaled": Row(
             method="zskd",
-            synthesis=ZskdSettings(steps=60),
-            distill=replace(SCHEDULE, pool=8000, held_out=1000, augment=REPLAY),
+            synthesis=ZskdConfig(steps=60),
+            distill=replace(SCHEDULE, buffer_size=8000, num_validation=1000, augment=REPLAY),
         ),
         "zskd from structured noise": FROM_SHAPES,
         "zskd after structured noise": replace(

@@ -8,7 +8,7 @@ import toys
 from dreamstill.synthesis.class_balance import ClassMemory
 from dreamstill.synthesis.methods.structured_noise import (
     StructuredNoise,
-    StructuredNoiseSettings,
+    StructuredNoiseConfig,
     hardest_first,
 )
 from dreamstill.synthesis.registry import Batch
@@ -45,8 +45,8 @@ def test_a_rare_class_is_filled_up_from_memory() -> None:
     teacher = toys.quadrant_teacher()
     # a bias that makes the last class rare: one image in some dozens
     teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]
-    settings = StructuredNoiseSettings(batch_size=40, oversample=1)
-    remembering = StructuredNoise(teacher, settings, rng=rng())
+    config = StructuredNoiseConfig(batch_size=40, oversample=1)
+    remembering = StructuredNoise(teacher, config, rng=rng())
     counts = torch.zeros(4)
     for step in range(12):
         classes = remembering.next_batch().logits.argmax(1)
@@ -58,8 +58,8 @@ def test_a_rare_class_is_filled_up_from_memory() -> None:
 def test_a_batch_shows_no_image_twice_while_there_are_others() -> None:
     teacher = toys.quadrant_teacher()
     teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]
-    settings = StructuredNoiseSettings(batch_size=40, oversample=1)
-    first = StructuredNoise(teacher, settings, rng=rng()).next_batch()
+    config = StructuredNoiseConfig(batch_size=40, oversample=1)
+    first = StructuredNoise(teacher, config, rng=rng()).next_batch()
     varied = first.images.flatten(1).std(1) > 0  # plain ones recur by chance
     assert len(first.images[varied].unique(dim=0)) == varied.sum() > 30
 
@@ -77,16 +77,16 @@ def test_the_hardest_come_first_and_the_students_mode_stays() -> None:
 
 
 def test_mining_reads_the_live_student() -> None:
-    settings = StructuredNoiseSettings(batch_size=16, oversample=4, mine=True)
+    config = StructuredNoiseConfig(batch_size=16, oversample=4, mine=True)
     batches = []
     for head in (1.0, -1.0):
         student = toys.small_cnn()
         with torch.no_grad():
             student.head.weight.mul_(head)
-        synthesizer = StructuredNoise(toys.cnn_teacher(), settings, rng=rng())
+        synthesizer = StructuredNoise(toys.cnn_teacher(), config, rng=rng())
         batches.append(synthesizer.next_batch(student).images)
     assert not torch.equal(*batches)
-    plain = replace(settings, mine=False)
+    plain = replace(config, mine=False)
     synthesizers = [StructuredNoise(toys.cnn_teacher(), plain, rng=rng()) for _ in range(2)]
     unread = [s.next_batch(m).images for s, m in zip(synthesizers, (student, None), strict=True)]
     assert torch.equal(*unread)

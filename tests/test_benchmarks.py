@@ -15,9 +15,9 @@ from benchmarks import compress, protocol
 from benchmarks.table import NOTES, lines_of, mean_and_spread, page, plain_lines, tables
 
 from dreamstill.config import from_plain, to_plain
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.synthesis.random_shapes import Drawing
-from dreamstill.synthesis.registry import method_settings, student_settings
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.registry import method_config, student_config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*_*mnist.py"))
@@ -92,8 +92,8 @@ def test_a_record_of_the_protocol_is_what_its_benchmark_makes(path: Path) -> Non
 
 def test_our_preset_of_dafl_is_the_recipes() -> None:
     row = importlib.import_module("recipes.dafl_mnist").BENCHMARK.rows["dafl"]
-    assert row.synthesis == method_settings("dafl", preset="ours")
-    student = from_plain(DistillSettings, student_settings("dafl", preset="ours"))
+    assert row.synthesis == method_config("dafl", preset="ours")
+    student = from_plain(DistillConfig, student_config("dafl", preset="ours"))
     assert row.distill == student
 
 
@@ -157,8 +157,8 @@ def test_whole_networks_stand_beside_their_int8_files(
     out = tmp_path / "record.json"
     made = {"ours": {"runs": [{"accuracy": 9.0, "smaller": 3.0, "latency_ms": 0.1}]}}
     sources = (*compress.SOURCES, *(compress.WITHIN if "bn" in name else ()))
-    settings = compress.settings_of(sources, Drawing())
-    old = {"settings": settings, "rows": {"int8, onnxruntime": made}}
+    config = compress.settings_of(sources, RandomShapes())
+    old = {"settings": config, "rows": {"int8, onnxruntime": made}}
     out.write_text(json.dumps(old | {"environment": {"commit": "then"}}))
     options = ["--data", str(data), "--out", str(out), "--rows", "FP32, onnxruntime"]
     monkeypatch.setattr(sys, "argv", ["x", name, *options, "--seeds", "1", "--resume"])

@@ -19,7 +19,7 @@ from dreamstill.cli.terminal import print_chain
 from dreamstill.compression.deep_compression.file_format import load_packed
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
 from dreamstill.config import to_plain
-from dreamstill.errors import DreamstillError, ExportError, RunError, SettingsError, TeacherError
+from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunError, TeacherError
 from dreamstill.exporters.formats import load_exported
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.input_spec import InputSpec
@@ -27,14 +27,14 @@ from dreamstill.loaders.factory import build
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.chain import read_chain, run_chain
-from dreamstill.pipelines.stages import TASKS
+from dreamstill.pipelines.stages import STAGES
 from dreamstill.report.chain import largest, layer_figures, write_chain_report
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskd import ZskdSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskd import ZskdConfig
 from dreamstill.synthesis.random_shapes import CLOTHES
 
-TUNE = {"steps": 4, "batch_size": 16, "held_out": 8, "judge_every": 4}
-LINKS: list[dict[str, Any]] = [
+TUNE = {"steps": 4, "batch_size": 16, "num_validation": 8, "validate_every": 4}
+STAGE_TABLES: list[dict[str, Any]] = [
     {"task": "prune", "keep": 0.7, "rounds": 1, "finetune": TUNE},
     {"task": "int8", "formats": ["onnx", "pt2"]},
     {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE},
@@ -48,25 +48,25 @@ def plain(tmp_path: Path) -> dict[str, object]:
     save_file(toys.small_cnn().state_dict(), weights)
     card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
     (tmp_path / "teacher.json").write_text(json.dumps(card))
-    return {"teacher": {"weights": str(weights)}, "num_images": 64, "link": LINKS}
+    return {"teacher": {"weights": str(weights)}, "num_images": 64, "stage": STAGE_TABLES}
 
 
 def test_what_a_later_link_lacks_is_said_before_any_image_is_made(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_scale = {"task": "prune", "importance": "batch-norm"}
-    with pytest.raises(SettingsError, match="batch-norm cannot follow merge"):
-        read_chain(plain | {"link": [{"task": "merge", "remove": 0.1}, by_scale]})
+    with pytest.raises(ConfigError, match="batch-norm cannot follow merge"):
+        read_chain(plain | {"stage": [{"task": "merge", "remove": 0.1}, by_scale]})
     weights = tmp_path / "lenet5.safetensors"
     save_file(build("dreamstill.nn.lenet:lenet5").state_dict(), weights)
     spec = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]}
     lenet = {"weights": str(weights), "factory": "dreamstill.nn.lenet:lenet5"} | spec
-    links = [{"task": "factorize"}, by_scale]
-    with pytest.raises(SettingsError, match=r"LeNet5 has none: take magnitude or taylor"):
-        run_chain(tmp_path / "run", read_chain(plain | {"teacher": lenet, "link": links}))
+    stages = [{"task": "factorize"}, by_scale]
+    with pytest.raises(ConfigError, match=r"LeNet5 has none: take magnitude or taylor"):
+        run_chain(tmp_path / "run", read_chain(plain | {"teacher": lenet, "stage": stages}))
     assert not (tmp_path / "run").exists()
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(SettingsError, match=r"pip install 'dreamstill\[prune\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'dreamstill\[prune\]'"):
         read_chain(plain)
 
 
@@ -78,14 +78,14 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
     np.savez(real, x=rng.integers(0, 256, (40, 1, 8, 8), np.uint8), y=np.arange(40) % 4)
     folder = tmp_path / "run"
     summary = run_chain(folder, read_chain(plain), real=real)
-    assert [link["task"] for link in summary["links"]] == ["prune", "int8", "pack"]
-    assert all(0 <= link["accuracy"] <= 1 for link in summary["links"])
-    assert summary["links"][0]["macs"] <= 0.7 * summary["teacher"]["macs"]
-    onnx, pt2 = (Path(file["path"]) for file in summary["links"][1]["files"])
+    assert [stage["task"] for stage in summary["stages"]] == ["prune", "int8", "pack"]
+    assert all(0 <= stage["accuracy"] <= 1 for stage in summary["stages"])
+    assert summary["stages"][0]["macs"] <= 0.7 * summary["teacher"]["macs"]
+    onnx, pt2 = (Path(file["path"]) for file in summary["stages"][1]["files"])
     x = torch.randn(3, 1, 8, 8)
     assert load_exported(onnx)(x).shape == load_exported(pt2)(x).shape == (3, 4)
-    (packed,) = summary["links"][2]["files"]
-    assert packed["bytes"] == summary["links"][2]["bytes"]
+    (packed,) = summary["stages"][2]["files"]
+    assert packed["bytes"] == summary["stages"][2]["bytes"]
     state, card = load_packed(Path(packed["path"]))
     assert card["shape"] == [1, 8, 8]
     assert "head.weight" in state
@@ -96,20 +96,24 @@ def test_from_a_teacher_to_a_student_pruned_quantized_and_packed(
 ) -> None:
     distill = {"task": "distill", "student": "toys:student", "training": TUNE}
     quantize = {"task": "quantize", "weight_bits": 4, "finetune": TUNE}
-    chain = plain | {"link": [distill, LINKS[0], quantize, LINKS[2]]}
+    chain = plain | {"stage": [distill, STAGE_TABLES[0], quantize, STAGE_TABLES[2]]}
     summary = run_chain(tmp_path / "run", read_chain(chain))
-    student, pruned, quantized, packed = summary["links"]
+    student, pruned, quantized, packed = summary["stages"]
     assert summary["teacher"]["macs"] > student["macs"] > pruned["macs"] == quantized["macs"]
     assert pruned["bytes"] < student["bytes"] < summary["teacher"]["bytes"]
     state, _ = load_packed(Path(packed["files"][0]["path"]))
-    network = torch.load(tmp_path / "run" / "links" / "4-pack.pt", weights_only=False)
+    network = torch.load(tmp_path / "run" / "stages" / "4-pack.pt", weights_only=False)
     torch.testing.assert_close(state, dict(network.state_dict()), rtol=0, atol=0)
 
 
 def test_the_page_shows_what_each_link_did_to_the_layers(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    plain["link"] = [LINKS[0], {"task": "factorize"}, {"task": "quantize", "weight_bits": 3}]
+    plain["stage"] = [
+        STAGE_TABLES[0],
+        {"task": "factorize"},
+        {"task": "quantize", "weight_bits": 3},
+    ]
     run_chain(tmp_path / "run", read_chain(plain))
     page = write_chain_report(tmp_path / "run").read_text()
     titles = ("channels and neurons kept", "bits of weights", "values of the weights")
@@ -130,26 +134,26 @@ def test_a_page_of_merging_shows_the_curve_of_linear_layers(
         **{"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]},
     }
     merge = {"task": "merge", "layers": ["classifier.0" if linear else "features.0"]}
-    run_chain(tmp_path / "run", read_chain(plain | {"link": [merge]}))
+    run_chain(tmp_path / "run", read_chain(plain | {"stage": [merge]}))
     page = write_chain_report(tmp_path / "run").read_text()
     assert "1. merge: neurons kept" in page
     assert ("1. merge: what each removal costs" in page) is linear
 
 
 def test_none_is_a_word_in_a_file_too(plain: dict[str, object]) -> None:
-    plain["link"] = [{"task": "quantize", "first_last_bits": "none"}]
-    assert read_chain(plain).links[0].settings.first_last_bits is None
+    plain["stage"] = [{"task": "quantize", "first_last_bits": "none"}]
+    assert read_chain(plain).stages[0].config.first_last_bits is None
 
 
 def test_a_quantized_network_goes_on_to_its_files(plain: dict[str, object], tmp_path: Path) -> None:
-    tasks = [{"task": "quantize"}, {"task": "int8"}, LINKS[-1]]
-    links = run_chain(tmp_path / "run", read_chain(plain | {"link": tasks}))["links"]
-    assert [link["task"] for link in links] == ["quantize", "int8", "pack"]
-    assert min(link["agreement"] for link in links[:2]) > 0.9
-    graph = onnx.load(links[1]["files"][0]["path"]).graph  # the runtime quantizes, not the graph
+    tasks = [{"task": "quantize"}, {"task": "int8"}, STAGE_TABLES[-1]]
+    stages = run_chain(tmp_path / "run", read_chain(plain | {"stage": tasks}))["stages"]
+    assert [stage["task"] for stage in stages] == ["quantize", "int8", "pack"]
+    assert min(stage["agreement"] for stage in stages[:2]) > 0.9
+    graph = onnx.load(stages[1]["files"][0]["path"]).graph  # the runtime quantizes, not the graph
     assert not {"Round", "Clip"} & {node.op_type for node in graph.node}
     folded = fold_batch_norm(toys.small_cnn())
-    folded.load_state_dict(load_packed(Path(links[2]["files"][0]["path"]))[0])
+    folded.load_state_dict(load_packed(Path(stages[2]["files"][0]["path"]))[0])
 
 
 def test_what_a_task_leaves_whole_is_named(
@@ -212,7 +216,7 @@ def test_a_chain_resumes_after_its_last_finished_link(
     done: list[str] = []
 
     def counting(task: str):  # type: ignore[no-untyped-def]
-        kind, run = TASKS[task]
+        kind, run = STAGES[task]
 
         def counted(*arguments):  # type: ignore[no-untyped-def]
             done.append(task)
@@ -222,13 +226,13 @@ def test_a_chain_resumes_after_its_last_finished_link(
 
         return kind, counted
 
-    counted = {task: counting(task) for task in TASKS}
-    monkeypatch.setattr("dreamstill.pipelines.chain.TASKS", counted)
+    counted = {task: counting(task) for task in STAGES}
+    monkeypatch.setattr("dreamstill.pipelines.chain.STAGES", counted)
     with pytest.raises(KeyboardInterrupt):
         run_chain(tmp_path / "cut", chain)
     result = run_chain(tmp_path / "cut", chain, resume=True)
     assert done == ["prune", "int8", "pack", "pack"]
-    packed = [Path(s["links"][2]["files"][0]["path"]).read_bytes() for s in (wanted, result)]
+    packed = [Path(s["stages"][2]["files"][0]["path"]).read_bytes() for s in (wanted, result)]
     assert packed[0] == packed[1]
 
 
@@ -237,25 +241,25 @@ def test_links_that_are_not_finished_may_be_others_on_resuming(
 ) -> None:
     impossible = {"task": "factorize", "parameters": 1e-3}
     folder = tmp_path / "run"
-    with pytest.raises(SettingsError):
-        run_chain(folder, read_chain(plain | {"link": [LINKS[0], impossible]}))
-    pruned = (folder / "links" / "1-prune.pt").read_bytes()
-    corrected = [LINKS[0], LINKS[2]]
-    run_chain(folder, read_chain(plain | {"link": corrected}), resume=True)
-    longer = read_chain(plain | {"link": [*corrected, LINKS[1]]})
+    with pytest.raises(ConfigError):
+        run_chain(folder, read_chain(plain | {"stage": [STAGE_TABLES[0], impossible]}))
+    pruned = (folder / "stages" / "1-prune.pt").read_bytes()
+    corrected = [STAGE_TABLES[0], STAGE_TABLES[2]]
+    run_chain(folder, read_chain(plain | {"stage": corrected}), resume=True)
+    longer = read_chain(plain | {"stage": [*corrected, STAGE_TABLES[1]]})
     summary = run_chain(folder, longer, resume=True)
-    assert [link["task"] for link in summary["links"]] == ["prune", "pack", "int8"]
-    assert (folder / "links" / "1-prune.pt").read_bytes() == pruned
-    assert json.loads((folder / "settings.json").read_text()) == to_plain(longer)
-    with pytest.raises(RunError, match="started with another links"):
-        run_chain(folder, read_chain(plain | {"link": LINKS[:1]}), resume=True)
-    other = [LINKS[0] | {"keep": 0.6}, *corrected[1:]]
-    with pytest.raises(RunError, match="started with another links"):
-        run_chain(folder, read_chain(plain | {"link": other}), resume=True)
+    assert [stage["task"] for stage in summary["stages"]] == ["prune", "pack", "int8"]
+    assert (folder / "stages" / "1-prune.pt").read_bytes() == pruned
+    assert json.loads((folder / "config.json").read_text()) == to_plain(longer)
+    with pytest.raises(RunError, match="started with another stages"):
+        run_chain(folder, read_chain(plain | {"stage": STAGE_TABLES[:1]}), resume=True)
+    other = [STAGE_TABLES[0] | {"keep": 0.6}, *corrected[1:]]
+    with pytest.raises(RunError, match="started with another stages"):
+        run_chain(folder, read_chain(plain | {"stage": other}), resume=True)
 
 
 def test_a_folder_is_of_one_chain(plain: dict[str, object], tmp_path: Path) -> None:
-    plain["link"] = LINKS[:1]
+    plain["stage"] = STAGE_TABLES[:1]
     folder = tmp_path / "run"
     run_chain(folder, read_chain(plain))
     again = r"started with another num_images; .* used again: --images .*images\.npz"
@@ -268,23 +272,23 @@ def test_a_folder_is_of_one_chain(plain: dict[str, object], tmp_path: Path) -> N
 def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
     plain: dict[str, object],
 ) -> None:
-    plain["link"] = [{"task": "prune", "finetune": {"steps": 7}}]
-    (link,) = read_chain(plain).links
-    default = link.settings.__class__().finetune
-    assert link.settings.finetune == replace(default, steps=7)
+    plain["stage"] = [{"task": "prune", "finetune": {"steps": 7}}]
+    (stage,) = read_chain(plain).stages
+    default = stage.config.__class__().finetune
+    assert stage.config.finetune == replace(default, steps=7)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"link": []}, "at least one link"),
-        ({"link": [{"task": "shrink"}]}, "unknown task 'shrink'; known: distill"),
-        ({"link": [{"task": "prune", "keep": 2.0}]}, "keep must be in"),
-        ({"link": [{"task": "prune", "speed": 2.0}]}, "unknown setting prune.speed"),
-        ({"link": [{"task": "distill"}]}, "distill.student is missing"),
+        ({"stage": []}, "at least one stage"),
+        ({"stage": [{"task": "shrink"}]}, "unknown task 'shrink'; known: distill"),
+        ({"stage": [{"task": "prune", "keep": 2.0}]}, "keep must be in"),
+        ({"stage": [{"task": "prune", "speed": 2.0}]}, "unknown setting prune.speed"),
+        ({"stage": [{"task": "distill"}]}, "distill.student is missing"),
         (
-            {"link": [{"task": "int8"}, {"task": "distill", "student": "toys:student"}]},
-            "can only be the first link",
+            {"stage": [{"task": "int8"}, {"task": "distill", "student": "toys:student"}]},
+            "can only be the first stage",
         ),
         ({"seed": -1}, "seed must be in"),
         ({"num_images": 3}, "at least 8; got 3"),
@@ -296,22 +300,25 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
         ({"method": ["noise"], "synthesis": {}}, "chain.method must be of type str"),
         ({"images": "x.npz"}, "num_images 64 has no effect beside images"),
         (
-            {"link": [{"task": "quantize"}, {"task": "factorize"}]},
+            {"stage": [{"task": "quantize"}, {"task": "factorize"}]},
             "only int8 and pack can follow quantize; got factorize",
         ),
         (
-            {"link": [{"task": "distill", "student": "toys:student", "reconstruct": 9}]},
+            {"stage": [{"task": "distill", "student": "toys:student", "reconstruct": 9}]},
             "reconstruct 9 has no effect without inherit",
         ),
-        ({"link": [{"task": "quantize", "size": 0.5, "weight_bits": 4}]}, "4 has no effect beside"),
-        ({"link": [{"task": "int8", "backend": "xnnpack"}]}, "no effect on formats without pt2"),
-        ({"link": [{"task": "merge", "layers": ["a", "a"]}]}, "layers names one twice: a, a"),
+        (
+            {"stage": [{"task": "quantize", "size": 0.5, "weight_bits": 4}]},
+            "4 has no effect beside",
+        ),
+        ({"stage": [{"task": "int8", "backend": "xnnpack"}]}, "no effect on formats without pt2"),
+        ({"stage": [{"task": "merge", "layers": ["a", "a"]}]}, "layers names one twice: a, a"),
     ],
 )
 def test_wrong_chains_are_named(
     plain: dict[str, object], changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_chain(plain | changes)
 
 
@@ -339,7 +346,7 @@ def test_each_task_is_a_command_with_a_page(
     common = ["--teacher.weights", str(weights), "--num-images", "64", "--out", out, "--json"]
     assert cli.main([task, *common, *options]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["links"][0]["layers"]
+    assert summary["stages"][0]["layers"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("data:image/png") == {"quantize": 5, "merge": 3}.get(task, 2)
     assert cli.main(["report", out, "--json"]) == 0
@@ -354,11 +361,11 @@ def test_a_task_takes_a_method_with_its_settings(plain: dict[str, object], tmp_p
     command = ["quantize", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
     command += ["--num-images", "64", "--method", "zskd", "--synthesis.steps", "2"]
     assert cli.main([*command, "--out", str(tmp_path / "run")]) == 0
-    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert settings["method"] == "zskd"
-    assert settings["synthesis"] == to_plain(ZskdSettings(steps=2))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["method"] == "zskd"
+    assert config["synthesis"] == to_plain(ZskdConfig(steps=2))
     chain = read_chain(plain | {"preset": "clothes", "synthesis": {"oversample": 2}})
-    assert chain.synthesis == StructuredNoiseSettings(drawing=CLOTHES, oversample=2)
+    assert chain.synthesis == StructuredNoiseConfig(shapes=CLOTHES, oversample=2)
 
 
 def deep_cnn() -> torch.nn.Module:
@@ -504,7 +511,7 @@ def test_a_network_that_no_file_can_keep_is_named_at_once(
     network = toys.small_cnn()
     network.shrink = lambda x: x[:, :, ::2]  # type: ignore[assignment]
     monkeypatch.setattr(toys, "small_cnn", lambda: network)
-    with pytest.raises(TeacherError, match="cannot be kept between links"):
+    with pytest.raises(TeacherError, match="cannot be kept between stages"):
         run_chain(tmp_path / "run", read_chain(plain))
     assert not (tmp_path / "run").exists()
 
@@ -512,13 +519,13 @@ def test_a_network_that_no_file_can_keep_is_named_at_once(
 def test_a_chain_is_measured_where_its_folder_was_moved(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_chain(plain | {"link": [{"task": "int8"}]})
+    chain = read_chain(plain | {"stage": [{"task": "int8"}]})
     run_chain(tmp_path / "run", chain)
     (tmp_path / "run").rename(tmp_path / "moved")
     real = tmp_path / "real.npz"
     np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
     summary = run_chain(tmp_path / "moved", chain, resume=True, real=real)
-    assert 0 <= summary["links"][0]["accuracy"] <= 1
+    assert 0 <= summary["stages"][0]["accuracy"] <= 1
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -529,9 +536,9 @@ def test_a_mistake_in_the_first_link_leaves_nothing_but_images(
         images = tmp_path / "images.npz"
         np.savez(images, x=np.zeros((16, 1, 8, 8), np.uint8))
         plain = {k: v for k, v in plain.items() if k != "num_images"} | {"images": str(images)}
-    link = {"task": "prune", "target": "latency", "keep": 1e-5}  # which only measuring can tell
+    stage = {"task": "prune", "target": "latency", "keep": 1e-5}  # which only measuring can tell
     with pytest.raises(DreamstillError):
-        run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
+        run_chain(tmp_path / "run", read_chain(plain | {"stage": [stage]}))
     assert (tmp_path / "run" / "images.npz").exists() != given
 
 
@@ -539,8 +546,8 @@ def test_an_int8_file_is_compared_with_the_teacher(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
     cut = {"task": "prune", "keep": 0.4, "rounds": 1, "finetune": TUNE | {"steps": 0}}
-    chain = read_chain(plain | {"link": [cut, {"task": "int8"}]})
-    pruned, int8 = run_chain(tmp_path / "run", chain)["links"]
+    chain = read_chain(plain | {"stage": [cut, {"task": "int8"}]})
+    pruned, int8 = run_chain(tmp_path / "run", chain)["stages"]
     assert pruned["agreement"] < 0.9
     assert int8["agreement"] == pytest.approx(pruned["agreement"], abs=0.1)
 
@@ -548,7 +555,7 @@ def test_an_int8_file_is_compared_with_the_teacher(
 def test_a_chain_says_when_its_teacher_or_images_have_changed(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_chain(plain | {"link": [{"task": "merge"}]})
+    chain = read_chain(plain | {"stage": [{"task": "merge"}]})
     run_chain(tmp_path / "run", chain)
     weights = Path(chain.teacher.weights)
     state = load_file(weights)
@@ -560,18 +567,18 @@ def test_a_chain_says_when_its_teacher_or_images_have_changed(
 def test_rows_are_compared_in_one_runtime_and_file_beside_file(
     plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cut = LINKS[0] | {"finetune": TUNE | {"steps": 0}}
+    cut = STAGE_TABLES[0] | {"finetune": TUNE | {"steps": 0}}
     quantize = {"task": "quantize", "weight_bits": 4}
-    plain["link"] = [cut, quantize, {"task": "int8"}, LINKS[2]]
+    plain["stage"] = [cut, quantize, {"task": "int8"}, STAGE_TABLES[2]]
     summary = run_chain(tmp_path / "run", read_chain(plain))
-    whole, (pruned, quantized, int8, packed) = summary["teacher"], summary["links"]
+    whole, (pruned, quantized, int8, packed) = summary["teacher"], summary["stages"]
     assert summary["runtime"] == "onnxruntime"
     for record in (whole, pruned, int8, packed):
         assert record["latency_ms"]["runtime"] == "onnxruntime"
         assert record["bytes"] == record["file_bytes"]
         assert record["smaller"] == whole["file_bytes"] / record["file_bytes"]
     for name, record in (("teacher.onnx", whole), ("1-prune.onnx", pruned)):
-        assert (tmp_path / "run" / "links" / name).stat().st_size == record["bytes"]
+        assert (tmp_path / "run" / "stages" / name).stat().st_size == record["bytes"]
     assert "latency_ms" not in quantized  # it would be the simulation's
     assert quantized["bytes"] == quantized["weight_bytes"]
     assert quantized["smaller"] == whole["weight_bytes"] / quantized["weight_bytes"]
@@ -586,12 +593,12 @@ def test_rows_are_compared_in_one_runtime_and_file_beside_file(
 def test_floats_are_timed_in_the_format_of_the_int8_file(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_chain(plain | {"link": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
+    chain = read_chain(plain | {"stage": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
     summary = run_chain(tmp_path / "run", chain)
     assert summary["runtime"] == "PyTorch's torch.export"
-    for record in (summary["teacher"], summary["links"][0]):
+    for record in (summary["teacher"], summary["stages"][0]):
         assert record["latency_ms"]["runtime"] == summary["runtime"]
-    assert (tmp_path / "run" / "links" / "teacher.pt2").is_file()
+    assert (tmp_path / "run" / "stages" / "teacher.pt2").is_file()
 
 
 def test_a_chain_says_which_classes_no_image_has(
@@ -625,11 +632,11 @@ def test_a_chain_says_which_classes_no_image_has(
 def test_a_link_that_was_trained_in_vain_says_so(
     plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain["link"] = [{"task": "merge", "remove": 0.0, "finetune": TUNE | {"lr": 50.0}}]
+    plain["stage"] = [{"task": "merge", "remove": 0.0, "finetune": TUNE | {"lr": 50.0}}]
     summary = run_chain(tmp_path / "run", read_chain(plain))
-    (text,) = summary["links"][0]["warnings"]
+    (text,) = summary["stages"][0]["warnings"]
     assert text.startswith("none of the 4 steps improved on the start, which was kept")
-    assert summary["links"][0]["agreement"] == 1
+    assert summary["stages"][0]["agreement"] == 1
     assert f"1. merge: {text}" in write_chain_report(tmp_path / "run").read_text()
     print_chain(summary, tmp_path / "run")
     assert f"merge: {text}" in capsys.readouterr().out
@@ -647,13 +654,13 @@ def test_a_chain_that_cannot_be_exported_keeps_its_summary(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toys, "small_cnn", Moody)
-    link = {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE}
-    summary = run_chain(tmp_path / "run", read_chain(plain | {"link": [link]}))
+    stage = {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE}
+    summary = run_chain(tmp_path / "run", read_chain(plain | {"stage": [stage]}))
     assert "cannot export to .onnx" in summary["not_exported"]
     assert summary["runtime"] == "PyTorch"
-    for record in (summary["teacher"], *summary["links"]):
+    for record in (summary["teacher"], *summary["stages"]):
         assert record["latency_ms"]["runtime"] == "PyTorch"
-    assert summary["links"][0]["smaller"] is None  # a file beside weights
+    assert summary["stages"][0]["smaller"] is None  # a file beside weights
     write_chain_report(tmp_path / "run")
     print_chain(summary, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 import toys
 from dreamstill.cli import main as cli
 from dreamstill.cli.arguments import parse
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.distillation.trainer import Transfer
+from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.loaders.teacher_file import TeacherFile
 from dreamstill.pipelines import synthesize as synthesizing
 from dreamstill.pipelines.distill import Job
@@ -70,8 +69,8 @@ def distill(teacher: Path, *more: str, out: str = "run") -> list[str]:
     return [
         *("distill", "--teacher.weights", str(teacher), "--student", "toys:student"),
         *("--out", str(teacher.parent / out), "--json"),
-        *("--distill.steps", "4", "--distill.held_out", "16", "--synthesis.batch_size", "16"),
-        *("--distill.pool", "64"),
+        *("--distill.steps", "4", "--distill.num_validation", "16", "--synthesis.batch_size", "16"),
+        *("--distill.buffer_size", "64"),
         *more,
     ]
 
@@ -104,9 +103,9 @@ def test_a_users_own_network_from_file_to_device(
     assert cli.main(["distill", *options, *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["student"]["parameters"] < seen["parameters"]
-    assert 0 <= result["held_out_agreement"] <= 1
-    assert json.loads((run / "settings.json").read_text())["distill"]["steps"] == 30
-    assert json.loads((run / "settings.json").read_text())["distill"]["held_out"] == 64
+    assert 0 <= result["validation_agreement"] <= 1
+    assert json.loads((run / "config.json").read_text())["distill"]["steps"] == 30
+    assert json.loads((run / "config.json").read_text())["distill"]["num_validation"] == 64
 
     assert cli.main(["export", str(run), "--json"]) == 0
     records = json.loads(capsys.readouterr().out)
@@ -157,7 +156,7 @@ def test_metadata_from_the_owner_to_a_student(
 def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
     options = ["--method", "dfad", "--preset", "cifar10", "--synthesis.latent", "7"]
     assert cli.main(distill(teacher, *options, "--synthesis.widths", "4,4")) == 0
-    settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
+    settings = json.loads((teacher.parent / "run" / "config.json").read_text())
     assert settings["synthesis"]["latent"] == 7
     assert settings["synthesis"]["lr"] == 1e-3
 
@@ -192,15 +191,15 @@ def test_every_preset_is_a_job(method: str, preset: str) -> None:
 def test_a_preset_is_of_the_student_too_and_flags_win() -> None:
     options = ["--method", "zskt", "--preset", "svhn", "--distill.lr", "0.5"]
     student = job_of(*options).distill
-    assert student.transfer == (Transfer.KL, Transfer.ATTENTION)
-    assert student.transfer_weights == (0.1, 250.0)  # theirs, whose KL is over classes too
+    assert student.losses == (LossName.KL, LossName.ATTENTION)
+    assert student.loss_weights == (0.1, 250.0)  # theirs, whose KL is over classes too
     assert (student.temperature, student.clip_gradient, student.lr) == (1.0, 5.0, 0.5)
     assert student.steps == 500_000
-    of_ones_own = job_of(*options, "--transfer", "mse").distill
-    assert (of_ones_own.transfer_weights, of_ones_own.temperature) == (None, 4.0)
+    of_ones_own = job_of(*options, "--losses", "mse").distill
+    assert (of_ones_own.loss_weights, of_ones_own.temperature) == (None, 4.0)
     assert of_ones_own.clip_gradient == 5.0
     rdskd = job_of("--method", "rdskd", "--preset", "mnist").distill
-    assert (rdskd.transfer, rdskd.temperature) == ((Transfer.KL,), 10.0)
+    assert (rdskd.losses, rdskd.temperature) == ((LossName.KL,), 10.0)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +229,7 @@ def test_a_presets_student_has_the_papers_course(
 
 
 def test_flags_take_the_place_of_what_a_preset_says_beside_them() -> None:
-    def student(*flags: str, method: str = "dafl", preset: str = "cifar10") -> DistillSettings:
+    def student(*flags: str, method: str = "dafl", preset: str = "cifar10") -> DistillConfig:
         return job_of("--method", method, "--preset", preset, *flags).distill
 
     assert student().drops == (0.4, 0.8)
@@ -239,7 +238,7 @@ def test_flags_take_the_place_of_what_a_preset_says_beside_them() -> None:
     cosine = student("--distill.anneal", "true")
     assert (cosine.anneal, cosine.drops) == (True, ())
     adam = student("--distill.optimizer", "adam")
-    default = DistillSettings()
+    default = DistillConfig()
     assert (adam.lr, adam.weight_decay) == (default.lr, default.weight_decay)
     assert student("--distill.drops", "0.5", method="dfad", preset="mnist").anneal
     job = job_of("--method", "dfad", "--preset", "cifar10", "--synthesis.drops", "")
@@ -252,17 +251,17 @@ def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "flags win over them: cifar10, svhn" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("flag", ["--transfer", "--distill.transfer"])
+@pytest.mark.parametrize("flag", ["--losses", "--distill.losses"])
 def test_the_transfer_losses_have_a_short_flag(teacher: Path, flag: str) -> None:
     assert cli.main(distill(teacher, flag, "reverse-kl,mse")) == 0
-    settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
-    assert settings["distill"]["transfer"] == ["reverse-kl", "mse"]
+    settings = json.loads((teacher.parent / "run" / "config.json").read_text())
+    assert settings["distill"]["losses"] == ["reverse-kl", "mse"]
 
 
 @pytest.mark.parametrize("method", ["structured_noise", "rdskd", "deepinversion"])
 def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> None:
     sizes = {"batch_size": 16, "steps": 3, "generator_steps": 5, "widths": (8, 4), "memory": 40}
-    kind = METHODS[method].settings
+    kind = METHODS[method].config
     known = {field.name for field in dataclasses.fields(kind)}
     job = Job(
         teacher=TeacherFile(weights=str(teacher)),
@@ -297,8 +296,8 @@ def test_a_preset_may_stand_in_the_file(teacher: Path) -> None:
     config = teacher.parent / "run.toml"
     config.write_text('preset = "scenes"\n')
     assert cli.main(distill(teacher, "--config", str(config))) == 0
-    settings = json.loads((teacher.parent / "run" / "settings.json").read_text())
-    assert settings["synthesis"]["drawing"]["scene_share"] == 1.0
+    settings = json.loads((teacher.parent / "run" / "config.json").read_text())
+    assert settings["synthesis"]["shapes"]["scene_share"] == 1.0
 
 
 def test_help_shows_the_settings_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +337,7 @@ def test_a_run_is_measured_with_its_own_teacher_and_floor(
     assert cli.main(distill(teacher)) == 0
     assert cli.main(distill(teacher, *noise, out="floor")) == 0
     assert cli.main(distill(teacher, *noise, "--distill.steps", "3", out="short")) == 0
-    evaluate = ["evaluate", str(folder / "run"), "--images", str(real), "--floor"]
+    evaluate = ["evaluate", str(folder / "run"), "--images", str(real), "--baseline"]
     assert cli.main(distill(teacher, *noise, "--distill.lr", "1e-9", out="slow")) == 0
     assert cli.main(distill(teacher, *noise, "--distill.optimizer", "sgd", out="sgd")) == 0
     for wrong, why in (
@@ -351,7 +350,7 @@ def test_a_run_is_measured_with_its_own_teacher_and_floor(
         assert why in capsys.readouterr().err
     assert cli.main([*evaluate, str(folder / "floor")]) == 0
     measured = json.loads((folder / "run" / "summary.json").read_text())
-    assert "accuracy" in measured["noise_floor"]
+    assert "accuracy" in measured["noise_baseline"]
     assert cli.main(["distill", "--resume", str(folder / "run")]) == 0  # there is nothing to do
     assert json.loads((folder / "run" / "summary.json").read_text()) == measured
     state = toys.small_cnn().state_dict()
@@ -381,7 +380,9 @@ def test_unknown_formats_are_met_before_a_file_is_written(
     assert not list(folder.glob("student.onnx"))
 
 
-@pytest.mark.parametrize("name", ["settings", "result", "summary", "student", "pool/pool"])
+@pytest.mark.parametrize(
+    "name", ["config", "result", "summary", "student", "replay_buffer/buffer"]
+)
 @pytest.mark.parametrize("damage", ["{", "[]"])
 def test_a_damaged_file_of_a_run_is_named(
     name: str, damage: str, teacher: Path, capsys: pytest.CaptureFixture[str]
@@ -511,10 +512,10 @@ BAD: dict[str, tuple[Break, str]] = {
     "a factory that is a number": (with_card(factory=5), "factory must be of type str; got 5"),
     "unknown preset": (flags("--preset", "mars"), "no preset 'mars'; known: clothes, scenes"),
     "weights of another number": (
-        flags("--distill.transfer_weights", "1,2,3"),
-        "transfer_weights must have 2 values",
+        flags("--distill.loss_weights", "1,2,3"),
+        "loss_weights must have 2 values",
     ),
-    "boundary alone": (flags("--distill.transfer", "boundary"), "name a loss beside it"),
+    "boundary alone": (flags("--distill.losses", "boundary"), "name a loss beside it"),
     "metadata without a file": (flags("--method", "metadata"), "metadata needs synthesis.file"),
     "metadata of an unknown kind": (
         lambda t: ["metadata", *distill(t)[1:3], "--images", "x.npz", "--kind", "odd"],
@@ -566,7 +567,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "no steps from a random start": (flags("--distill.steps", "0"), "or let it inherit"),
     "words for a number": (flags("--distill.steps", "many"), "'many'"),
     "a fraction for a count": (flags("--distill.steps", "1.5"), "'1.5'"),
-    "unknown loss": (flags("--distill.transfer", "l7"), "relational, similarity; got 'l7'"),
+    "unknown loss": (flags("--distill.losses", "l7"), "relational, similarity; got 'l7'"),
     "a word for a switch": (flags("--distill.anneal", "maybe"), "true or false"),
     "batch of zero": (flags("--synthesis.batch_size", "0"), "batch_size must be at least 1"),
     "negative seed": (flags("--seed", "-1"), "seed must be in"),
@@ -614,7 +615,7 @@ BAD: dict[str, tuple[Break, str]] = {
         "formats names one twice: onnx, onnx",
     ),
     "a temperature without a use": (
-        flags("--transfer", "l1", "--distill.temperature", "2"),
+        flags("--losses", "l1", "--distill.temperature", "2"),
         "temperature 2.0 has no effect without kl, reverse-kl or js",
     ),
     "more images than any machine holds": (
@@ -740,7 +741,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_one_line_and_the_folder_goes(teacher: Path, tiny_disk: Path) -> None:
     arguments = distill(teacher, out="disk/run")
-    arguments[arguments.index("--distill.pool") + 1] = "100000"
+    arguments[arguments.index("--distill.buffer_size") + 1] = "100000"
     result = run_as_command(arguments)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "No space left" in result.stderr

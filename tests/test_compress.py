@@ -21,26 +21,26 @@ from dreamstill.compression.deep_compression.file_format import (
     load_packed,
     save_packed,
 )
-from dreamstill.compression.deep_compression.pack import PackSettings, codebook_of, lamp_masks, pack
-from dreamstill.compression.factorization.factorize import FactorizeSettings, factorize
+from dreamstill.compression.deep_compression.pack import PackConfig, codebook_of, lamp_masks, pack
+from dreamstill.compression.factorization.factorize import FactorizeConfig, factorize
 from dreamstill.compression.factorization.factors import (
     modes_by_responses,
     modes_of,
     split_convolution,
 )
-from dreamstill.compression.merge import MergeSettings, filter_partners, merge, merge_order
-from dreamstill.compression.prune import Importance, PruneSettings, Target, importance_of, prune
+from dreamstill.compression.merge import MergeConfig, filter_partners, merge, merge_order
+from dreamstill.compression.prune import Importance, PruneConfig, Target, importance_of, prune
 from dreamstill.compression.quantization.quantize import (
-    QuantizeSettings,
+    QuantizeConfig,
     quantize,
     quantize_without_inputs,
 )
 from dreamstill.data.batch import Batch
 from dreamstill.data.images import load_images
-from dreamstill.data.replay_buffer import Pool
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.finetune import finetune
-from dreamstill.errors import DataError, ExportError, SettingsError, TeacherError
+from dreamstill.errors import ConfigError, DataError, ExportError, TeacherError
 from dreamstill.evaluation import accuracy, predict
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.layer_pairs import pairs
@@ -155,14 +155,14 @@ def test_merging_copies_of_a_neuron_changes_nothing() -> None:
     whole.weight = nn.Parameter(half.weight.repeat(2, 1))
     whole.bias = nn.Parameter(half.bias.repeat(2))
     model = nn.Sequential(whole, nn.ReLU(), head)
-    merged, (record,) = merge(model, SPEC, MergeSettings(remove=0.5))
+    merged, (record,) = merge(model, SPEC, MergeConfig(remove=0.5))
     x = torch.randn(8, 6, generator=rng())
     torch.testing.assert_close(merged(x), model(x), atol=1e-5, rtol=1e-5)
     assert (record.layer, record.before, record.after) == ("0", 10, 5)
     assert record.saliency[:5] == pytest.approx([0] * 5, abs=1e-9)
-    _, (record,) = merge(model, SPEC, MergeSettings())
+    _, (record,) = merge(model, SPEC, MergeConfig())
     assert record.after == 5
-    cut, _ = merge(model, SPEC, MergeSettings(remove=0.5, compensate=False))
+    cut, _ = merge(model, SPEC, MergeConfig(remove=0.5, compensate=False))
     assert not torch.allclose(cut(x), model(x), atol=0.05)
     assert len(weight(model, "0")) == 10
 
@@ -175,7 +175,7 @@ def test_a_filter_that_is_a_multiple_of_another_goes_into_it() -> None:
         assert first.bias is not None
         first.bias[2:] = 0.25 * first.bias[:2]
     model = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), second)
-    merged, (record,) = merge(model, SPEC, MergeSettings())
+    merged, (record,) = merge(model, SPEC, MergeConfig())
     torch.testing.assert_close(merged(shown()), model(shown()), atol=1e-5, rtol=1e-5)
     assert record.after == 2
 
@@ -192,12 +192,12 @@ def test_opposite_filters_are_cut_not_merged(*, batch_norm: bool) -> None:
         first.weight[2:] = -0.9 * first.weight[:2]
         first.bias[2:] = -0.9 * first.bias[:2]
     model = nn.Sequential(first, norm, nn.ReLU(), last)
-    merged, (record,) = merge(model, SPEC, MergeSettings(remove=0.5))
-    cut, _ = merge(model, SPEC, MergeSettings(remove=0.5, compensate=False))
+    merged, (record,) = merge(model, SPEC, MergeConfig(remove=0.5))
+    cut, _ = merge(model, SPEC, MergeConfig(remove=0.5, compensate=False))
     assert record.after == 2
     for mine, other in zip(merged.parameters(), cut.parameters(), strict=True):
         assert torch.equal(mine, other)
-    forced, _ = merge(model, SPEC, MergeSettings(remove=0.5, threshold=-1))
+    forced, _ = merge(model, SPEC, MergeConfig(remove=0.5, threshold=-1))
     assert not torch.allclose(weight(forced, "3"), weight(cut, "3"))
 
 
@@ -206,8 +206,8 @@ def test_a_filter_goes_into_the_most_similar_above_the_threshold() -> None:
     rows = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[2.0], [2.0], [1.0]])
 
     def partners(threshold: float) -> list[tuple[int, int, float]]:
-        settings = MergeSettings(threshold=threshold)
-        return filter_partners(rows, torch.zeros(3), 1, settings, batch_norm=False)
+        config = MergeConfig(threshold=threshold)
+        return filter_partners(rows, torch.zeros(3), 1, config, batch_norm=False)
 
     ((kept, removed, factor),) = partners(0.49)
     assert (kept, removed) == (1, 2)
@@ -220,8 +220,8 @@ def test_behind_batch_norm_the_distance_of_biases_counts_too() -> None:
     bias = torch.tensor([5.0, 1.0, 0.5])  # the last is half of the second, by its bias
 
     def partner(share: float, *, batch_norm: bool = True) -> int:
-        settings = MergeSettings(cosine_share=share)
-        ((kept, removed, factor),) = filter_partners(rows, bias, 1, settings, batch_norm=batch_norm)
+        config = MergeConfig(cosine_share=share)
+        ((kept, removed, factor),) = filter_partners(rows, bias, 1, config, batch_norm=batch_norm)
         assert removed == 2
         assert batch_norm is False or factor == pytest.approx(1 / rows[kept].norm().item())
         return kept
@@ -231,16 +231,16 @@ def test_behind_batch_norm_the_distance_of_biases_counts_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("config", "message"),
     [
         ({"threshold": 1.5}, r"threshold must be in \[-1, 1\]; got 1.5"),
         ({"cosine_share": -0.1}, r"cosine_share must be in \[0, 1\]; got -0.1"),
         ({"threshold": 0.3, "compensate": False}, "threshold 0.3 has no effect with compensate"),
     ],
 )
-def test_settings_of_partners_are_checked(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        MergeSettings(**settings)
+def test_settings_of_partners_are_checked(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MergeConfig(**config)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
@@ -249,25 +249,25 @@ def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> Non
     unseen = SPEC.encode(drawn[-100:])
     errors = []
     for given in (None, drawn[:400]):
-        small, _ = merge(model, SPEC, MergeSettings(remove=0.5), given)
+        small, _ = merge(model, SPEC, MergeConfig(remove=0.5), given)
         errors.append((small(unseen) - model(unseen)).square().mean())
     assert errors[1] < 0.5 * errors[0]
-    as_merged, _ = merge(model, SPEC, MergeSettings(remove=0.5))
-    left, _ = merge(model, SPEC, MergeSettings(remove=0.5, reconstruct=0), drawn)
+    as_merged, _ = merge(model, SPEC, MergeConfig(remove=0.5))
+    left, _ = merge(model, SPEC, MergeConfig(remove=0.5, reconstruct=0), drawn)
     for mine, papers in zip(left.parameters(), as_merged.parameters(), strict=True):
         assert torch.equal(mine, papers)
 
 
 def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(TeacherError, match="nothing to merge"):
-        merge(Residual(), SPEC, MergeSettings())
+        merge(Residual(), SPEC, MergeConfig())
     color = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
-    with pytest.raises(SettingsError, match=r"narrower; known: stem\.0, top\.0$"):
-        merge(toys.MobileNet(nn.ReLU), color, MergeSettings(layers=("block.3",)))  # depthwise
-    with pytest.raises(SettingsError, match=r"cannot make 'classifier.2' narrower"):
-        merge(lenet(), SPEC, MergeSettings(layers=("classifier.2",)))
-    with pytest.raises(SettingsError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
-        MergeSettings(remove=1.5)
+    with pytest.raises(ConfigError, match=r"narrower; known: stem\.0, top\.0$"):
+        merge(toys.MobileNet(nn.ReLU), color, MergeConfig(layers=("block.3",)))  # depthwise
+    with pytest.raises(ConfigError, match=r"cannot make 'classifier.2' narrower"):
+        merge(lenet(), SPEC, MergeConfig(layers=("classifier.2",)))
+    with pytest.raises(ConfigError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
+        MergeConfig(remove=1.5)
 
 
 def test_full_rank_keeps_the_function_and_low_rank_the_best_error() -> None:
@@ -279,7 +279,7 @@ def test_full_rank_keeps_the_function_and_low_rank_the_best_error() -> None:
         linear.weight.copy_(u * s @ v)
     model = nn.Sequential(nn.Linear(40, 40), linear)
     row = InputSpec(shape=(1, 1, 40), mean=(0.5,), std=(0.5,))
-    small, (record,) = factorize(model, row, FactorizeSettings(energy=0.999))
+    small, (record,) = factorize(model, row, FactorizeConfig(energy=0.999))
     assert (record.layer, record.full, record.ranks) == ("1", (30,), (3,))
     x = torch.randn(8, 40, generator=rng())
     torch.testing.assert_close(small(x), model(x), atol=1e-3, rtol=1e-3)
@@ -294,7 +294,7 @@ def test_tucker_of_a_low_rank_convolution_is_exact() -> None:
     weight = torch.einsum("op,pqkl,qi->oikl", outer[:, :, 0, 0], core, inner[:, :, 0, 0])
     layer.weight = nn.Parameter(weight)
     model = nn.Sequential(nn.Conv2d(1, 8, 1), layer)
-    small, (record,) = factorize(model, SPEC, FactorizeSettings(energy=1 - 1e-6))
+    small, (record,) = factorize(model, SPEC, FactorizeConfig(energy=1 - 1e-6))
     assert record.ranks == (2, 3)
     torch.testing.assert_close(small(shown()), model(shown()), atol=1e-4, rtol=1e-3)
 
@@ -311,7 +311,7 @@ def test_a_convolution_of_1x1_is_two_layers_and_its_stride_comes_first(
         layer.weight.copy_((u * s @ v)[:, :, None, None])
     model = nn.Sequential(nn.Conv2d(1, 16, 3), layer)
     given = None if shown_images is None else images(shown_images)
-    small, (record,) = factorize(model, SPEC, FactorizeSettings(energy=1 - 1e-6), given)
+    small, (record,) = factorize(model, SPEC, FactorizeConfig(energy=1 - 1e-6), given)
     assert (record.layer, record.full, record.ranks) == ("1", (16,), (3,))
     torch.testing.assert_close(small(shown()), model(shown()), atol=1e-4, rtol=1e-3)
     assert sum(p.numel() for p in small.get_submodule("1").parameters()) == 3 * (16 + 24) + 24
@@ -343,10 +343,10 @@ def half_silent(layer: nn.Conv2d | nn.Linear) -> nn.Module:
 def test_responses_say_what_to_keep(make: Callable[[], nn.Conv2d | nn.Linear]) -> None:
     with seeded(rng()):
         model = half_silent(make()).eval()
-    target = FactorizeSettings(parameters=0.9)
+    target = FactorizeConfig(parameters=0.9)
     missed = []
-    for settings in (target, replace(target, responses=0)):
-        small, _ = factorize(model, SPEC, settings, images(64))
+    for config in (target, replace(target, responses=0)):
+        small, _ = factorize(model, SPEC, config, images(64))
         missed.append((small(shown()) - model(shown())).pow(2).mean().item())
     assert missed[0] < 0.05 * missed[1]
 
@@ -401,11 +401,11 @@ def test_a_target_is_met_where_it_costs_least() -> None:
     with torch.no_grad():
         layers[1].weight.copy_(torch.outer(layers[1].weight[0], layers[1].weight[1]))
     model = nn.Sequential(*layers)
-    small, records = factorize(model, row, FactorizeSettings(parameters=0.7))
+    small, records = factorize(model, row, FactorizeConfig(parameters=0.7))
     assert [(record.layer, record.ranks) for record in records] == [("1", (1,))]
     x = torch.randn(8, 40, generator=rng())
     torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-4)
-    small, records = factorize(model, row, FactorizeSettings(parameters=0.5))
+    small, records = factorize(model, row, FactorizeConfig(parameters=0.5))
     assert [record.layer for record in records] == ["1", "2"]
     left = sum(p.numel() for p in small.parameters()) / (3 * 1600)
     assert 0.5 - 80 / 4800 < left <= 0.5  # no further rank would fit
@@ -429,11 +429,11 @@ class OutOfOrder(nn.Module):
 def test_the_first_layer_is_the_one_that_is_called_first() -> None:
     with seeded(rng()):
         model = OutOfOrder()
-    _, records = factorize(model, SPEC, FactorizeSettings(energy=0.3))
+    _, records = factorize(model, SPEC, FactorizeConfig(energy=0.3))
     assert [record.layer for record in records] == ["inner", "head"]
     teacher = open_teacher(model, SPEC)
-    settings = QuantizeSettings(weight_bits=2, activation_bits=3)
-    quantized = quantize(teacher, images(8), settings, rng=rng())
+    config = QuantizeConfig(weight_bits=2, activation_bits=3)
+    quantized = quantize(teacher, images(8), config, rng=rng())
     bits = {
         name: (layer.weight_bits, layer.activation_bits)
         for name, layer in quantized.named_modules()
@@ -460,17 +460,17 @@ class Attention(nn.Module):
 def test_layers_inside_attention_are_left_whole() -> None:
     with seeded(rng()):
         teacher = open_teacher(Attention(), SPEC)
-    small, records = factorize(teacher.module, SPEC, FactorizeSettings(energy=0.3))
+    small, records = factorize(teacher.module, SPEC, FactorizeConfig(energy=0.3))
     assert [record.layer for record in records] == ["head"]
     assert small(shown()).shape == (len(shown()), 4)
-    settings = PruneSettings(keep=0.9, rounds=1, target=Target.PARAMETERS, finetune=None)
-    pruned, _ = prune(teacher, images(16), settings, rng=rng())
+    config = PruneConfig(keep=0.9, rounds=1, target=Target.PARAMETERS, finetune=None)
+    pruned, _ = prune(teacher, images(16), config, rng=rng())
     assert weight(pruned, "layer.linear1").shape[0] < 32
     assert weight(pruned, "layer.linear1").shape[1] == 16
     assert pruned(shown()).shape == (len(shown()), 4)
-    settings = replace(settings, keep=0.1)
-    with pytest.raises(SettingsError, match=r"keep 0\.1 of parameters cannot be met"):
-        prune(teacher, images(16), settings, rng=rng())
+    config = replace(config, keep=0.1)
+    with pytest.raises(ConfigError, match=r"keep 0\.1 of parameters cannot be met"):
+        prune(teacher, images(16), config, rng=rng())
 
 
 class Columns(nn.Module):
@@ -493,13 +493,13 @@ def test_a_network_that_cannot_be_cut_is_named() -> None:
     with pytest.raises(
         TeacherError, match=r"no layer of Columns can lose channels: columns, rows left whole: "
     ):
-        prune(teacher, images(16), PruneSettings(keep=0.6, finetune=None), rng=rng())
+        prune(teacher, images(16), PruneConfig(keep=0.6, finetune=None), rng=rng())
 
 
 def test_scales_are_not_read_where_there_are_none() -> None:
-    settings = PruneSettings(importance=Importance.BATCH_NORM, finetune=None)
-    with pytest.raises(SettingsError, match="LeNet5 has none: take magnitude or taylor"):
-        prune(open_teacher(lenet(), SPEC), images(16), settings, rng=rng())
+    config = PruneConfig(importance=Importance.BATCH_NORM, finetune=None)
+    with pytest.raises(ConfigError, match="LeNet5 has none: take magnitude or taylor"):
+        prune(open_teacher(lenet(), SPEC), images(16), config, rng=rng())
 
 
 def test_factors_have_fewer_multiply_accumulates_too() -> None:
@@ -508,7 +508,7 @@ def test_factors_have_fewer_multiply_accumulates_too() -> None:
         model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Conv2d(32, 32, 3, stride=2), nn.Flatten())
     whole = count_macs(model, SPEC)
     for energy in (0.3, 0.6, 0.9, 0.95):
-        small, _ = factorize(model, SPEC, FactorizeSettings(energy=energy))
+        small, _ = factorize(model, SPEC, FactorizeConfig(energy=energy))
         assert count_macs(small, SPEC) <= whole
     assert isinstance(small.get_submodule("1"), nn.Conv2d)
 
@@ -520,19 +520,19 @@ def test_a_target_of_macs_is_met_with_convolutions_of_1x1() -> None:
         model = nn.Sequential(nn.Conv2d(1, 16, 3), wide, nn.ReLU(), narrow)
     whole = count_macs(model, SPEC)
     for share in (0.9, 0.7, 0.5):
-        settings = FactorizeSettings(macs=share)
-        small, records = factorize(model, SPEC, settings, images(64), rng=rng())
+        config = FactorizeConfig(macs=share)
+        small, records = factorize(model, SPEC, config, images(64), rng=rng())
         assert share - 0.05 < count_macs(small, SPEC) / whole <= share
         assert all(len(record.ranks) == 1 for record in records)
 
 
 def test_a_target_of_macs_is_met_and_an_absurd_one_refused() -> None:
     model = lenet()
-    small, _ = factorize(model, SPEC, FactorizeSettings(macs=0.5))
+    small, _ = factorize(model, SPEC, FactorizeConfig(macs=0.5))
     macs = [count_macs(network, SPEC) for network in (small, model)]
     assert 0.48 < macs[0] / macs[1] <= 0.5
-    with pytest.raises(SettingsError, match=r"no rank brings macs to 0\.001"):
-        factorize(model, SPEC, FactorizeSettings(macs=0.001))
+    with pytest.raises(ConfigError, match=r"no rank brings macs to 0\.001"):
+        factorize(model, SPEC, FactorizeConfig(macs=0.001))
 
 
 class Again(nn.Module):
@@ -556,7 +556,7 @@ def test_every_call_of_a_layer_counts_towards_a_target_of_macs() -> None:
         model = Again()
     whole = count_macs(model, SPEC)
     for share in (0.9, 0.7, 0.5):
-        small, _ = factorize(model, SPEC, FactorizeSettings(macs=share))
+        small, _ = factorize(model, SPEC, FactorizeConfig(macs=share))
         assert share - 0.1 < count_macs(small, SPEC) / whole <= share
 
 
@@ -580,11 +580,11 @@ def test_a_weight_of_two_layers_stays_one(tmp_path: Path) -> None:
     with seeded(rng()):
         teacher = open_teacher(Tied(), SPEC)
     model = teacher.module
-    small, records = factorize(model, SPEC, FactorizeSettings(parameters=0.7))
+    small, records = factorize(model, SPEC, FactorizeConfig(parameters=0.7))
     assert {record.layer for record in records} <= {"wide", "head"}
     counts = [sum(p.numel() for p in network.parameters()) for network in (small, model)]
     assert counts[0] <= 0.7 * counts[1]
-    solved, _ = factorize(model, SPEC, FactorizeSettings(parameters=0.7), images(64), rng=rng())
+    solved, _ = factorize(model, SPEC, FactorizeConfig(parameters=0.7), images(64), rng=rng())
     assert torch.equal(weight(solved, "one"), weight(model, "one"))  # no solution suits both
     assert [(p.first, p.second) for p in pairs(trace(model))] == [("wide", "head")]
     packed_model, path = packed(teacher), tmp_path / "tied.packed"
@@ -603,8 +603,8 @@ def test_a_weight_of_two_layers_stays_one(tmp_path: Path) -> None:
 
 def test_a_network_without_layers_to_factorize_is_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
-    with pytest.raises(SettingsError, match=r"no rank brings macs to 0\.5"):
-        factorize(model, SPEC, FactorizeSettings(macs=0.5))
+    with pytest.raises(ConfigError, match=r"no rank brings macs to 0\.5"):
+        factorize(model, SPEC, FactorizeConfig(macs=0.5))
 
 
 def test_layers_called_by_keyword_are_factorized() -> None:
@@ -620,8 +620,8 @@ def test_layers_called_by_keyword_are_factorized() -> None:
 
     with seeded(rng()):
         model = Keywords()
-    settings = FactorizeSettings(macs=0.7)
-    small, records = factorize(model, SPEC, settings, images(64), rng=rng())
+    config = FactorizeConfig(macs=0.7)
+    small, records = factorize(model, SPEC, config, images(64), rng=rng())
     assert records
     assert small(shown(4)).shape == (4, 4)
 
@@ -631,15 +631,20 @@ def test_factors_are_solved_for_what_the_layers_made(*, batch_norm: bool) -> Non
     model = lenet(batch_norm=batch_norm)
     errors = []
     for reconstructed in (0, 256):
-        settings = FactorizeSettings(macs=0.5, reconstruct=reconstructed)
-        small, _ = factorize(model, SPEC, settings, images(256), rng=rng())
+        config = FactorizeConfig(macs=0.5, reconstruct=reconstructed)
+        small, _ = factorize(model, SPEC, config, images(256), rng=rng())
         errors.append((small(shown(400)[-100:]) - model(shown(400)[-100:])).square().mean())
     assert errors[1] < errors[0]
 
 
-def quick(**changes: Any) -> DistillSettings:
-    settings: dict[str, Any] = {"steps": 5, "batch_size": 16, "held_out": 8, "judge_every": 5}
-    return DistillSettings(**(settings | changes))
+def quick(**changes: Any) -> DistillConfig:
+    config: dict[str, Any] = {
+        "steps": 5,
+        "batch_size": 16,
+        "num_validation": 8,
+        "validate_every": 5,
+    }
+    return DistillConfig(**(config | changes))
 
 
 def test_finetuning_repairs_and_needs_images() -> None:
@@ -654,7 +659,7 @@ def test_finetuning_repairs_and_needs_images() -> None:
     assert (tuned(inputs) - teacher(inputs)).abs().mean() < 0.2 * before
     with pytest.raises(DataError, match="at least 8 images; got 7"):
         finetune(teacher, student, pictures[:7], quick(), rng=rng())
-    with pytest.raises(SettingsError, match="leave prefill and fresh_every alone"):
+    with pytest.raises(ConfigError, match="leave prefill and fresh_every alone"):
         finetune(teacher, student, pictures, quick(fresh_every=2), rng=rng())
 
 
@@ -704,13 +709,13 @@ def test_fine_tuning_writes_no_image_to_disk(
 
 def test_images_in_memory_are_replayed_as_a_pool_of_them_is(tmp_path: Path) -> None:
     pictures = images(40, (1, 8, 8))
-    pool, memory = Pool(tmp_path, toys.SPEC, 50), Pool(None, toys.SPEC, 50)
+    buffer, memory = ReplayBuffer(tmp_path, toys.SPEC, 50), ReplayBuffer(None, toys.SPEC, 50)
     for part in (pictures[:30], pictures[30:]):
-        for store in (pool, memory):
+        for store in (buffer, memory):
             store.add(Batch(toys.SPEC.encode(part), torch.empty(0)))
-    assert memory.added == pool.added == 40
-    assert torch.equal(memory.images(35), pool.images(35))
-    assert torch.equal(memory.sample(9, rng()), pool.sample(9, rng()))
+    assert memory.added == buffer.added == 40
+    assert torch.equal(memory.images(35), buffer.images(35))
+    assert torch.equal(memory.sample(9, rng()), buffer.sample(9, rng()))
 
 
 def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
@@ -721,7 +726,7 @@ def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
     student.requires_grad_(True).register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0]) if module.training else None
     )
-    finetune(teacher, student, images(40, (1, 8, 8)), quick(pool=3, steps=9), rng=rng())
+    finetune(teacher, student, images(40, (1, 8, 8)), quick(buffer_size=3, steps=9), rng=rng())
     trained_on = [batch for batch in seen if len(batch) == quick().batch_size]
     assert len(torch.cat(trained_on).unique(dim=0)) == 3
 
@@ -731,8 +736,8 @@ def test_frozen_batch_norm_keeps_its_statistics(freeze: bool) -> None:
     student = toys.small_cnn()
     assert student.norm.running_mean is not None
     before = student.norm.running_mean.clone()
-    settings = quick(freeze_batch_norm=freeze)
-    finetune(toys.cnn_teacher(), student, images(40, (1, 8, 8)), settings, rng=rng())
+    config = quick(freeze_batch_norm=freeze)
+    finetune(toys.cnn_teacher(), student, images(40, (1, 8, 8)), config, rng=rng())
     assert torch.equal(before, student.norm.running_mean) == freeze
 
 
@@ -740,11 +745,9 @@ def test_frozen_batch_norm_keeps_its_statistics(freeze: bool) -> None:
 @pytest.mark.parametrize("target", [Target.MACS, Target.PARAMETERS])
 def test_pruning_meets_its_target(importance: Importance, target: Target) -> None:
     teacher = open_teacher(lenet(batch_norm=True), SPEC)
-    settings = PruneSettings(
-        keep=0.5, target=target, importance=importance, rounds=2, finetune=quick()
-    )
+    config = PruneConfig(keep=0.5, target=target, importance=importance, rounds=2, finetune=quick())
     fingerprint = teacher.fingerprint
-    pruned, records = prune(teacher, images(64), settings, rng=rng())
+    pruned, records = prune(teacher, images(64), config, rng=rng())
     whole = {
         Target.MACS: 416_520,
         Target.PARAMETERS: sum(p.numel() for p in teacher.module.parameters()),
@@ -763,8 +766,8 @@ def test_padded_shortcuts_keep_their_channels(importance: Importance) -> None:
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 2)
     teacher = open_teacher(model, InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3))
-    settings = PruneSettings(keep=0.6, importance=importance, rounds=1, finetune=None)
-    pruned, records = prune(teacher, images(32, (3, 16, 16)), settings, rng=rng())
+    config = PruneConfig(keep=0.6, importance=importance, rounds=1, finetune=None)
+    pruned, records = prune(teacher, images(32, (3, 16, 16)), config, rng=rng())
     assert records[-1].macs <= 0.6 * count_macs(model, teacher.spec)
     assert pruned(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
     assert weight(pruned, "conv1").shape == (16, 3, 3, 3)
@@ -792,8 +795,8 @@ def test_channels_padded_by_a_number_of_run_time_are_kept() -> None:
     with seeded(rng()):
         model = PadsAtRunTime()
     teacher = open_teacher(model, InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3))
-    settings = PruneSettings(keep=0.8, rounds=1, finetune=None)
-    pruned, _ = prune(teacher, images(32, (3, 8, 8)), settings, rng=rng())
+    config = PruneConfig(keep=0.8, rounds=1, finetune=None)
+    pruned, _ = prune(teacher, images(32, (3, 8, 8)), config, rng=rng())
     assert weight(pruned, "first").shape == (8, 3, 3, 3)
     assert len(weight(pruned, "inner")) < 16
     assert pruned(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
@@ -821,8 +824,8 @@ def test_pruning_says_which_of_the_teachers_channels_are_left(
         return model
 
     monkeypatch.setattr("dreamstill.compression.prune.finetune", finetune)
-    settings = PruneSettings(keep=0.5, rounds=rounds, reconstruct=0, finetune=quick())
-    prune(teacher, images(8), settings, rng=rng(), model=teacher.module if given else None)
+    config = PruneConfig(keep=0.5, rounds=rounds, reconstruct=0, finetune=quick())
+    prune(teacher, images(8), config, rng=rng(), model=teacher.module if given else None)
     assert len(seen) == rounds
     assert "features.1" in seen[-1], "a BatchNorm's channels are followed too"
     assert any(len(channels) < 6 for channels in seen[-1].values())
@@ -840,7 +843,7 @@ def test_a_channel_costs_the_same_time_however_many_are_left(
         "dreamstill.compression.prune.library", lambda: SimpleNamespace(importance=even)
     )
     layer = nn.Conv2d(1, 8, 3)
-    importance = importance_of(PruneSettings(latency=0.5), {layer: 8.0})
+    importance = importance_of(PruneConfig(latency=0.5), {layer: 8.0})
     for width in (8, 4):  # a second a channel, which is the mean: half of the score goes
         dependency = SimpleNamespace(target=SimpleNamespace(module=layer))
         scores = importance([(dependency, range(width))])
@@ -857,10 +860,10 @@ def test_channels_of_a_slow_layer_go_first(monkeypatch: pytest.MonkeyPatch) -> N
             return {layer: 1.0 if name == slow else 1e-3 for name, layer in layers.items()}
 
         monkeypatch.setattr("dreamstill.compression.prune.layer_seconds", seconds)
-        settings = PruneSettings(
+        config = PruneConfig(
             keep=0.8, latency=1.0, importance=Importance.MAGNITUDE, rounds=1, finetune=quick()
         )
-        pruned, _ = prune(teacher, images(64), settings, rng=rng())
+        pruned, _ = prune(teacher, images(64), config, rng=rng())
         left.append([len(weight(pruned, name)) for name in ("features.0", "features.6")])
     assert left[0] != left[1]
     assert left[0][0] <= left[1][0]
@@ -872,10 +875,10 @@ def test_taylor_removes_the_channel_that_does_nothing() -> None:
     with torch.no_grad():
         weight(model, "features.3")[:, 2] = 0
     teacher = open_teacher(model, SPEC)
-    settings = PruneSettings(
+    config = PruneConfig(
         keep=0.95, rounds=1, importance=Importance.TAYLOR, reconstruct=0, finetune=None
     )
-    pruned, _ = prune(teacher, images(64), settings, rng=rng())
+    pruned, _ = prune(teacher, images(64), config, rng=rng())
     kept, whole = weight(pruned, "features.0"), weight(model, "features.0")
     same = (kept[:, None] == whole).flatten(2).all(2)  # not fine-tuned: the weights as they were
     assert same.any(1).all()
@@ -891,10 +894,10 @@ def test_batch_norm_removes_the_channel_of_the_least_scale() -> None:
     teacher = open_teacher(model, SPEC)
     gone = {}
     for importance in (Importance.BATCH_NORM, Importance.MAGNITUDE):
-        settings = PruneSettings(
+        config = PruneConfig(
             keep=0.95, rounds=1, importance=importance, reconstruct=0, finetune=None
         )
-        pruned, _ = prune(teacher, images(16), settings, rng=rng())
+        pruned, _ = prune(teacher, images(16), config, rng=rng())
         gone[importance] = not torch.isclose(weight(pruned, "features.1"), torch.tensor(1e-3)).any()
     assert gone == {Importance.BATCH_NORM: True, Importance.MAGNITUDE: False}
 
@@ -923,8 +926,8 @@ def test_gaps_survive_runs_longer_than_a_byte() -> None:
 
 
 def packed(teacher: Teacher, **changes: Any) -> nn.Module:
-    settings: dict[str, Any] = {"density": 0.1, "rounds": 2, "finetune": quick()}
-    return pack(teacher, images(64), PackSettings(**(settings | changes)), rng=rng())
+    config: dict[str, Any] = {"density": 0.1, "rounds": 2, "finetune": quick()}
+    return pack(teacher, images(64), PackConfig(**(config | changes)), rng=rng())
 
 
 def test_a_packed_file_decodes_exactly_and_counts_all_of_it(tmp_path: Path) -> None:
@@ -1011,6 +1014,6 @@ def test_a_network_without_layers_is_not_taken_for_a_smaller_one() -> None:
     bare = nn.Sequential(nn.AvgPool2d(4), nn.ReLU(), nn.Flatten())
     teacher = open_teacher(bare, toys.SPEC)
     with pytest.raises(TeacherError, match="that can be packed"):
-        pack(teacher, images(8, (1, 8, 8)), PackSettings(), rng=rng())
+        pack(teacher, images(8, (1, 8, 8)), PackConfig(), rng=rng())
     with pytest.raises(TeacherError, match="that can be quantized"):
-        quantize_without_inputs(teacher, QuantizeSettings())
+        quantize_without_inputs(teacher, QuantizeConfig())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import toys
 from dreamstill.continual.learning import (
-    ContinualSettings,
+    ContinualConfig,
     Recipe,
     _abd_loss,
     _class_weights,
@@ -57,11 +57,11 @@ def accuracy(network: Teacher, classes: Tensor) -> float:
 
 @pytest.mark.parametrize("recipe", Recipe)
 def test_new_classes_are_learned_and_old_ones_kept_by_dreams(recipe: Recipe, old: Teacher) -> None:
-    settings = ContinualSettings(recipe=recipe, steps=150, batch_size=32, lr=5e-3)
+    config = ContinualConfig(recipe=recipe, steps=150, batch_size=32, lr=5e-3)
     new = 3 + torch.arange(200) % 2
     before = old.fingerprint
     dreams = bars(torch.arange(300) % 3)
-    network = learn(old, dreams, bars(new), new, settings, rng=rng())
+    network = learn(old, dreams, bars(new), new, config, rng=rng())
     assert network.num_classes == 5
     assert old.fingerprint == before
     assert accuracy(network, new) > 0.9
@@ -72,11 +72,11 @@ def test_new_classes_are_learned_and_old_ones_kept_by_dreams(recipe: Recipe, old
         assert kept < 0.6
 
 
-def trained(old: Teacher, **settings: object) -> Teacher:
+def trained(old: Teacher, **config: object) -> Teacher:
     new = 3 + torch.arange(200) % 2
     given: dict[str, object] = {"steps": 100, "batch_size": 32, "lr": 5e-3}
     dreams = bars(torch.arange(300) % 3)
-    made = ContinualSettings(**given | settings)  # type: ignore[arg-type]
+    made = ContinualConfig(**given | config)  # type: ignore[arg-type]
     return learn(old, dreams, bars(new), new, made, rng=rng())
 
 
@@ -145,10 +145,10 @@ def test_growing_keeps_the_old_answers(old: Teacher) -> None:
 
 def test_wrong_data_is_named(old: Teacher) -> None:
     new = 3 + torch.arange(20) % 2
-    settings = ContinualSettings(steps=1)
+    config = ContinualConfig(steps=1)
     with pytest.raises(DataError, match="labels of new classes must be 3 or more; got 2"):
-        learn(old, bars(new), bars(new), new - 1, settings, rng=rng())
+        learn(old, bars(new), bars(new), new - 1, config, rng=rng())
     with pytest.raises(DataError, match="needs synthetic images of the old classes; got 0"):
-        learn(old, bars(new)[:0], bars(new), new, settings, rng=rng())
+        learn(old, bars(new)[:0], bars(new), new, config, rng=rng())
     with pytest.raises(DataError, match="need images and labels; got 0, 20"):
-        learn(old, bars(new), bars(new)[:0], new, settings, rng=rng())
+        learn(old, bars(new), bars(new)[:0], new, config, rng=rng())

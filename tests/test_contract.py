@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import toys
-from dreamstill.errors import NonFiniteError, SettingsError, TeacherError
+from dreamstill.errors import ConfigError, NonFiniteError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.losses.diversity import sample_diversity
 from dreamstill.losses.logits import js_divergence
@@ -22,12 +22,12 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.activation_statistics import load_metadata, record_metadata
 from dreamstill.synthesis.base import Annealed
 from dreamstill.synthesis.generator import LatentGenerator
-from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
 from dreamstill.synthesis.methods.knowledge_within import Scheme
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.pixel_optimization import Start
 from dreamstill.synthesis.presets import PRESETS
-from dreamstill.synthesis.random_shapes import CLOTHES, Drawing, structured_images
+from dreamstill.synthesis.random_shapes import CLOTHES, RandomShapes, structured_images
 from dreamstill.synthesis.registry import (
     METHODS,
     Batch,
@@ -76,8 +76,8 @@ def record(teacher: Teacher, path: Path) -> None:
 
 
 def make(name: str, teacher: Teacher, seed: int = 0, **changes: Any) -> Synthesizer:
-    settings = METHODS[name].settings(**(FAST[name] | changes))
-    return open_synthesizer(name, teacher, settings, rng=torch.Generator().manual_seed(seed))
+    config = METHODS[name].config(**(FAST[name] | changes))
+    return open_synthesizer(name, teacher, config, rng=torch.Generator().manual_seed(seed))
 
 
 def draw(synthesizer: Synthesizer, student: torch.nn.Module | None = None) -> Batch:
@@ -195,15 +195,15 @@ def test_a_batch_is_new_each_time(name: str) -> None:
 @methods
 def test_resume_equals_no_interruption(name: str) -> None:
     rng = torch.Generator().manual_seed(0)
-    settings = METHODS[name].settings(**FAST[name])
-    one = METHODS[name].synthesizer(toys.cnn_teacher(), settings, rng=rng)
+    config = METHODS[name].config(**FAST[name])
+    one = METHODS[name].synthesizer(toys.cnn_teacher(), config, rng=rng)
     draw(one)
     state, rng_state = one.state_dict(), rng.get_state()
     state = torch.load(_saved(state), weights_only=True)
     wanted = [draw(one).images for _ in range(2)]
 
     rng = torch.Generator().manual_seed(9)
-    two = METHODS[name].synthesizer(toys.cnn_teacher(), settings, rng=rng)
+    two = METHODS[name].synthesizer(toys.cnn_teacher(), config, rng=rng)
     two.load_state_dict(state)
     rng.set_state(rng_state)
     for images in wanted:
@@ -332,7 +332,7 @@ UNLIKE: dict[str, Any] = {  # values that differ enough to be seen within four b
     "betas": (0.5,),
     "steps": 3,
     "oversample": 4,
-    "drawing": CLOTHES,
+    "shapes": CLOTHES,
 }
 
 
@@ -361,30 +361,30 @@ def stream(name: str, **changes: Any) -> list[Tensor]:
     [
         (name, part.name)
         for name, method in METHODS.items()
-        for part in dataclasses.fields(method.settings)
+        for part in dataclasses.fields(method.config)
         if part.name != "file"
     ],
 )
 def test_no_setting_is_ignored(name: str, setting: str) -> None:
     plain: dict[str, Any] = {}
-    if setting == "drawing" and name in PIXELS:
+    if setting == "shapes" and name in PIXELS:
         plain = {"start": Start.STRUCTURED}
     if setting == "refresh_every":
         plain = {"generator_steps": 4}
-    value = other_value(setting, getattr(METHODS[name].settings(**(FAST[name] | plain)), setting))
+    value = other_value(setting, getattr(METHODS[name].config(**(FAST[name] | plain)), setting))
     if setting == "betas" and name == "deepinversion":
         value = (0.5, 0.9)
     pairs = zip(stream(name, **plain), stream(name, **plain, **{setting: value}), strict=True)
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("name", [part.name for part in dataclasses.fields(Drawing)])
+@pytest.mark.parametrize("name", [part.name for part in dataclasses.fields(RandomShapes)])
 def test_no_setting_of_a_drawing_is_ignored(name: str) -> None:
     spec = InputSpec(shape=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
-    value: Any = 0.9 if name == "scene_share" else other_value(name, getattr(Drawing(), name))
+    value: Any = 0.9 if name == "scene_share" else other_value(name, getattr(RandomShapes(), name))
     plain, changed = (
-        structured_images(20, spec, drawing, torch.Generator().manual_seed(0))
-        for drawing in (Drawing(), Drawing(**{name: value}))
+        structured_images(20, spec, shapes, torch.Generator().manual_seed(0))
+        for shapes in (RandomShapes(), RandomShapes(**{name: value}))
     )
     assert not torch.equal(plain, changed)
 
@@ -404,7 +404,7 @@ def first_slope(name: str, shift: float, monkeypatch: pytest.MonkeyPatch) -> Slo
     synthesizer = make(name, open_teacher(toys.small_cnn(), wide))
     rng = torch.Generator().manual_seed(9)
 
-    def pixels(images: Tensor, objective: Any, **settings: Any) -> None:
+    def pixels(images: Tensor, objective: Any, **config: Any) -> None:
         along = torch.randn(images.shape, generator=rng)
         moved = (0.2 * images + shift * along).requires_grad_()
         raise Slope(objective(moved), [moved], [along])
@@ -414,7 +414,7 @@ def first_slope(name: str, shift: float, monkeypatch: pytest.MonkeyPatch) -> Slo
 
     monkeypatch.setattr(LatentGenerator, "step", step)
     if name in PIXELS:
-        monkeypatch.setattr(f"dreamstill.synthesis.registry.{name}.optimize_pixels", pixels)
+        monkeypatch.setattr(f"dreamstill.synthesis.methods.{name}.optimize_pixels", pixels)
     else:
         weights = list(synthesizer.generator.module.parameters())  # type: ignore[attr-defined]
         along = [0.1 * torch.randn(w.shape, generator=rng) for w in weights]
@@ -430,7 +430,7 @@ def test_adaptive_deepinversion_gains_where_the_student_disagrees(
 ) -> None:
     teacher, found = toys.cnn_teacher(), []
 
-    def once(images: Tensor, objective: Any, **settings: Any) -> Tensor:
+    def once(images: Tensor, objective: Any, **config: Any) -> Tensor:
         found.append(objective(images).item())
         return images
 
@@ -536,25 +536,25 @@ def test_another_student_is_given_other_images(name: str) -> None:
 def test_a_method_that_needs_a_student_says_so(name: str) -> None:
     synthesizer = make(name, toys.cnn_teacher())
     if synthesizer.adversarial:
-        with pytest.raises(SettingsError, match=f"{name} plays against a student"):
+        with pytest.raises(ConfigError, match=f"{name} plays against a student"):
             synthesizer.next_batch()
     else:
         assert len(synthesizer.next_batch().images) == 16
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "what"),
+    ("name", "config", "what"),
     [
-        ("structured_noise", StructuredNoiseSettings(mine=True), "mines a student's mistakes"),
-        ("deepinversion", DeepInversionSettings(competition=1.0), "competes with a student"),
+        ("structured_noise", StructuredNoiseConfig(mine=True), "mines a student's mistakes"),
+        ("deepinversion", DeepInversionConfig(competition=1.0), "competes with a student"),
     ],
 )
-def test_settings_that_need_a_student_say_so(name: str, settings: Any, what: str) -> None:
-    synthesizer = open_synthesizer(name, toys.cnn_teacher(), settings, rng=torch.Generator())
-    with pytest.raises(SettingsError, match=what):
+def test_settings_that_need_a_student_say_so(name: str, config: Any, what: str) -> None:
+    synthesizer = open_synthesizer(name, toys.cnn_teacher(), config, rng=torch.Generator())
+    with pytest.raises(ConfigError, match=what):
         synthesizer.next_batch()
-    assert needs_student(name, settings)
-    assert not needs_student(name, METHODS[name].settings())
+    assert needs_student(name, config)
+    assert not needs_student(name, METHODS[name].config())
 
 
 @pytest.mark.parametrize("name", OPTIMIZED)
@@ -568,12 +568,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(name: str) -> None:
 
 @methods
 def test_settings_out_of_range_are_named(name: str) -> None:
-    kind = METHODS[name].settings
+    kind = METHODS[name].config
     for field in dataclasses.fields(kind):
         number = type(field.default) in (int, float)
         if number or isinstance(field.default, tuple):
             bad = (-1,) * (len(field.default) or 1) if isinstance(field.default, tuple) else -1
-            with pytest.raises(SettingsError, match=str(-1)):
+            with pytest.raises(ConfigError, match=str(-1)):
                 kind(**{field.name: bad})
 
 

@@ -21,7 +21,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
     assert summary["teacher"]["accuracy"] >= 0.989
     assert summary["student"]["accuracy"] >= 0.97
     assert summary["student"]["agreement"] >= 0.97
-    assert summary["noise_floor"]["accuracy"] < summary["student"]["accuracy"] - 0.05
+    assert summary["noise_baseline"]["accuracy"] < summary["student"]["accuracy"] - 0.05
     assert summary["seconds"] > 0
     assert summary["queries"] > 400 * 64
     page = (run / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Distillation, judge and pool; runs killed and resumed."""
+"""Distillation, judge and buffer; runs killed and resumed."""
 
 import copy
 import hashlib
@@ -21,22 +21,22 @@ from torch import nn
 import toys
 from dreamstill.config import from_plain, to_plain
 from dreamstill.data.augmentation import Augmentation, augment
-from dreamstill.data.replay_buffer import Pool
-from dreamstill.distillation.config import DistillSettings, Optimizer
-from dreamstill.distillation.model_selection import Judge
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
+from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.optimizers import optimizer_of
-from dreamstill.distillation.trainer import Distillation, Transfer
-from dreamstill.errors import NonFiniteError, SettingsError
+from dreamstill.distillation.trainer import Distillation
+from dreamstill.errors import ConfigError, NonFiniteError
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import TeacherFile
 from dreamstill.pipelines.distill import Job, _distillation, distill
 from dreamstill.pipelines.run_directory import environment
-from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.methods.dfad import Dfad, DfadSettings
-from dreamstill.synthesis.methods.noise import Noise, NoiseSettings
-from dreamstill.synthesis.methods.rdskd import Rdskd, RdskdSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskt import Zskt, ZsktSettings
+from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
+from dreamstill.synthesis.methods.dfad import Dfad, DfadConfig
+from dreamstill.synthesis.methods.noise import Noise, NoiseConfig
+from dreamstill.synthesis.methods.rdskd import Rdskd, RdskdConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskt import Zskt, ZsktConfig
 from dreamstill.synthesis.registry import Batch, Synthesizer
 from dreamstill.teacher import Precision, Teacher
 
@@ -59,42 +59,42 @@ class TestPool:
         assert (changed - images).abs().mean() > 0.1
 
     def test_a_new_image_replaces_the_oldest(self, tmp_path: Path) -> None:
-        pool = Pool(tmp_path, toys.SPEC, 5)
+        buffer = ReplayBuffer(tmp_path, toys.SPEC, 5)
         for value in (1, 2, 3):
-            pool.add(batch_of(value, 2))
-        assert len(pool) == 5
-        assert pool.images()[:, 0, 0, 0].tolist() == [3, 1, 2, 2, 3]
+            buffer.add(batch_of(value, 2))
+        assert len(buffer) == 5
+        assert buffer.images()[:, 0, 0, 0].tolist() == [3, 1, 2, 2, 3]
 
     def test_more_than_it_holds_keeps_the_last(self, tmp_path: Path) -> None:
-        pool = Pool(tmp_path, toys.SPEC, 3)
-        pool.add(batch_of(1, 2))
-        pool.add(batch_of(2, 7))
-        assert pool.images()[:, 0, 0, 0].tolist() == [2, 2, 2]
+        buffer = ReplayBuffer(tmp_path, toys.SPEC, 3)
+        buffer.add(batch_of(1, 2))
+        buffer.add(batch_of(2, 7))
+        assert buffer.images()[:, 0, 0, 0].tolist() == [2, 2, 2]
 
     def test_sampled_images_are_those_stored(self, tmp_path: Path) -> None:
-        pool = Pool(tmp_path, toys.SPEC, 4)
-        pool.add(batch_of(200, 4))
+        buffer = ReplayBuffer(tmp_path, toys.SPEC, 4)
+        buffer.add(batch_of(200, 4))
         wanted = toys.SPEC.encode(torch.full((6, 1, 8, 8), 200, dtype=torch.uint8))
-        torch.testing.assert_close(pool.sample(6, rng()), wanted)
+        torch.testing.assert_close(buffer.sample(6, rng()), wanted)
 
     def test_only_a_commit_changes_the_file(self, tmp_path: Path) -> None:
-        pool = Pool(tmp_path, toys.SPEC, 4)
-        pool.add(batch_of(1, 2))
-        pool.commit()
+        buffer = ReplayBuffer(tmp_path, toys.SPEC, 4)
+        buffer.add(batch_of(1, 2))
+        buffer.commit()
         before = (tmp_path / "images.npy").read_bytes()
-        pool.add(batch_of(2, 2))
+        buffer.add(batch_of(2, 2))
         assert (tmp_path / "images.npy").read_bytes() == before
-        pool.commit()
-        again = Pool.reopen(tmp_path, toys.SPEC)
+        buffer.commit()
+        again = ReplayBuffer.reopen(tmp_path, toys.SPEC)
         assert again.images()[:, 0, 0, 0].tolist() == [1, 1, 2, 2]
 
     def test_a_checkpoint_mends_a_half_done_commit(self, tmp_path: Path) -> None:
-        pool = Pool(tmp_path, toys.SPEC, 4)
-        pool.add(batch_of(1, 4))
-        pool.commit()
-        pool.add(batch_of(2, 2))
-        state = pool.state_dict()  # the checkpoint is written; the kill falls before the commit
-        again = Pool(tmp_path, toys.SPEC, 4, create=False)
+        buffer = ReplayBuffer(tmp_path, toys.SPEC, 4)
+        buffer.add(batch_of(1, 4))
+        buffer.commit()
+        buffer.add(batch_of(2, 2))
+        state = buffer.state_dict()  # the checkpoint is written; the kill falls before the commit
+        again = ReplayBuffer(tmp_path, toys.SPEC, 4, create=False)
         again.load_state_dict(state)
         assert again.images()[:, 0, 0, 0].tolist() == [2, 2, 1, 1]
         assert again.added == 6
@@ -129,7 +129,7 @@ class TestAugment:
         assert changed.std() > 0.1
 
     def test_out_of_range_is_named(self) -> None:
-        with pytest.raises(SettingsError, match=r"rotate must be in \[0, 180\]; got 200"):
+        with pytest.raises(ConfigError, match=r"rotate must be in \[0, 180\]; got 200"):
             Augmentation(rotate=200)
 
 
@@ -145,8 +145,8 @@ class Answer(nn.Module):
 
 
 class TestJudge:
-    def make(self) -> Judge:
-        judge = Judge(8, toys.SPEC)
+    def make(self) -> ModelSelector:
+        judge = ModelSelector(8, toys.SPEC)
         logits = torch.eye(4)[[0, 0, 0, 1]]
         judge.hold_out(Batch(torch.zeros(4, 1, 8, 8), logits))
         return judge
@@ -157,7 +157,7 @@ class TestJudge:
 
     def test_it_keeps_bytes_and_asks_about_inputs(self) -> None:
         judge, inputs = (
-            Judge(4, toys.SPEC),
+            ModelSelector(4, toys.SPEC),
             toys.SPEC.encode(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8)),
         )
         judge.hold_out(Batch(inputs, torch.eye(4)[[0] * 6]))
@@ -169,7 +169,7 @@ class TestJudge:
         torch.testing.assert_close(shown[0], inputs[-4:])
 
     def test_a_few_images_of_as_many_classes_are_no_collapse(self) -> None:
-        judge = Judge(400, toys.SPEC)
+        judge = ModelSelector(400, toys.SPEC)
         judge.hold_out(Batch(torch.zeros(400, 1, 8, 8), torch.eye(400)))
         assert not judge.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[:4]))
         assert judge.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[[7] * 4]))
@@ -179,7 +179,7 @@ class TestJudge:
         assert judge.sit(Answer(1), 1).kept
         assert judge.sit(Answer(0), 2).kept
         assert not judge.sit(Answer(1), 3).kept
-        assert judge.champion_step == 2
+        assert judge.best_step == 2
 
     def test_equal_agreement_falls_to_the_lower_kl(self) -> None:
         judge = self.make()
@@ -190,9 +190,9 @@ class TestJudge:
         judge, student = self.make(), Answer(0)
         judge.sit(student, 1)
         nn.init.zeros_(student.logits)
-        assert judge.champion is not None
-        assert judge.champion(torch.zeros(1)).argmax() == 0
-        assert judge.champion(torch.zeros(1)).max() == 1
+        assert judge.best is not None
+        assert judge.best(torch.zeros(1)).argmax() == 0
+        assert judge.best(torch.zeros(1)).max() == 1
 
     def test_the_ring_forgets_the_oldest(self) -> None:
         judge = self.make()
@@ -203,28 +203,28 @@ class TestJudge:
 def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distillation:
     teacher, generator = toys.quadrant_teacher(), rng()
     method: Synthesizer = StructuredNoise(
-        teacher, StructuredNoiseSettings(batch_size=64), rng=generator
+        teacher, StructuredNoiseConfig(batch_size=64), rng=generator
     )
     if noise:  # no two images alike
-        method = Noise(teacher, NoiseSettings(batch_size=64), rng=generator)
-    settings = DistillSettings(**({"held_out": 128, "pool": 500} | changes))  # type: ignore[arg-type]
-    pool = Pool(folder, teacher.spec, settings.pool)
-    return Distillation(teacher, toys.student(), method, pool, settings, rng=generator)
+        method = Noise(teacher, NoiseConfig(batch_size=64), rng=generator)
+    config = DistillConfig(**({"num_validation": 128, "buffer_size": 500} | changes))  # type: ignore[arg-type]
+    buffer = ReplayBuffer(folder, teacher.spec, config.buffer_size)
+    return Distillation(teacher, toys.student(), method, buffer, config, rng=generator)
 
 
 @pytest.mark.parametrize(
-    ("transfer", "precision"),
+    ("losses", "precision"),
     [
-        ((Transfer.KL,), Precision.FLOAT32),
-        ((Transfer.L1,), Precision.FLOAT32),
-        ((Transfer.KL, Transfer.L1), Precision.FLOAT32),
-        ((Transfer.KL, Transfer.L1), Precision.BFLOAT16),
+        ((LossName.KL,), Precision.FLOAT32),
+        ((LossName.L1,), Precision.FLOAT32),
+        ((LossName.KL, LossName.L1), Precision.FLOAT32),
+        ((LossName.KL, LossName.L1), Precision.BFLOAT16),
     ],
 )
 def test_a_student_learns_the_quadrants(
-    tmp_path: Path, transfer: tuple[Transfer, ...], precision: Precision
+    tmp_path: Path, transfer: tuple[LossName, ...], precision: Precision
 ) -> None:
-    work = work_in(tmp_path, steps=400, lr=0.01, transfer=transfer)
+    work = work_in(tmp_path, steps=400, lr=0.01, losses=transfer)
     work.teacher.precision = precision
     low = []
     work.student.register_forward_hook(
@@ -250,10 +250,10 @@ def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="noise",
-        synthesis=NoiseSettings(),
+        synthesis=NoiseConfig(),
         precision=Precision.BFLOAT16,
     )
-    with pytest.raises(SettingsError, match="the job is in bfloat16 and its teacher was opened in"):
+    with pytest.raises(ConfigError, match="the job is in bfloat16 and its teacher was opened in"):
         distill(tmp_path / "run", job, toys.quadrant_teacher())
     assert not (tmp_path / "run").exists()
 
@@ -263,25 +263,25 @@ def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) ->
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="deepinversion",
-        synthesis=DeepInversionSettings(batch_size=4, steps=1, competition=1.0),
-        distill=DistillSettings(steps=2, batch_size=4, held_out=4, pool=8),
+        synthesis=DeepInversionConfig(batch_size=4, steps=1, competition=1.0),
+        distill=DistillConfig(steps=2, batch_size=4, num_validation=4, buffer_size=8),
     )
-    with pytest.raises(SettingsError, match=r"before its first step: set distill\.fresh_every"):
+    with pytest.raises(ConfigError, match=r"before its first step: set distill\.fresh_every"):
         distill(tmp_path / "run", job, toys.cnn_teacher())
     assert not (tmp_path / "run").exists()
     never = replace(job, distill=replace(job.distill, fresh_every=0))
-    with pytest.raises(SettingsError, match="before its first step"):
+    with pytest.raises(ConfigError, match="before its first step"):
         distill(tmp_path / "run", never, toys.cnn_teacher())
     fresh = replace(job, distill=replace(job.distill, fresh_every=2))
     distill(tmp_path / "run", fresh, toys.cnn_teacher())
 
 
-@pytest.mark.parametrize("kind", [ZsktSettings, DfadSettings])
+@pytest.mark.parametrize("kind", [ZsktConfig, DfadConfig])
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"judge_every": 7},
+        {"validate_every": 7},
         {"fresh_every": 3},
         {"fresh_every": 15, "prefill": 10},
         {"steps": 0, "prefill": 10, "fresh_every": 2},
@@ -290,10 +290,10 @@ def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) ->
 def test_a_generator_is_told_how_many_batches_a_run_has(
     tmp_path: Path, changes: dict[str, Any], kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = DistillSettings(**{"steps": 40, "held_out": 10, **changes})
+    config = DistillConfig(**{"steps": 40, "num_validation": 10, **changes})
     told: list[int] = []
     made: list[Batch] = []
-    owner: Any = Zskt if kind is ZsktSettings else Dfad
+    owner: Any = Zskt if kind is ZsktConfig else Dfad
     next_batch = owner.next_batch
 
     def counted(self: Any, student: nn.Module) -> Batch:
@@ -307,8 +307,8 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
         student="toys:student",
         method=owner.__name__.lower(),
         synthesis=kind(batch_size=4, widths=(4, 4), student_steps=10),
-        inherit=settings.steps == 0,
-        distill=settings,
+        inherit=config.steps == 0,
+        distill=config,
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())
     for _ in work.run():
@@ -317,16 +317,16 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
 
 
 def test_a_collapse_at_the_first_sitting_keeps_what_was_learned_before(tmp_path: Path) -> None:
-    settings = RdskdSettings(batch_size=64, latent=8, widths=(4, 4), generator_steps=3)
+    config = RdskdConfig(batch_size=64, latent=8, widths=(4, 4), generator_steps=3)
     job = Job(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="rdskd",
-        synthesis=settings,
-        distill=DistillSettings(steps=2, judge_every=1, held_out=64),
+        synthesis=config,
+        distill=DistillConfig(steps=2, validate_every=1, num_validation=64),
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())
-    work.judge.is_collapse = lambda batch: True  # type: ignore[method-assign]
+    work.selector.is_collapse = lambda batch: True  # type: ignore[method-assign]
     for _ in work.run():
         pass
     method = work.synthesizer
@@ -337,27 +337,29 @@ def test_a_collapse_at_the_first_sitting_keeps_what_was_learned_before(tmp_path:
 
 @pytest.mark.parametrize("noise", [True, False])
 def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> None:
-    work = work_in(tmp_path, steps=6, judge_every=2, noise=noise)
+    work = work_in(tmp_path, steps=6, validate_every=2, noise=noise)
     work.teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]  # a rare class
     for _ in work.run():
         pass
-    trained = {image.numpy().tobytes() for image in work.pool.images()}
+    trained = {image.numpy().tobytes() for image in work.buffer.images()}
     assert len(trained) > 200
-    held = [image for image in work.judge.images if image.min() < image.max()]  # plain ones recur
+    held = [
+        image for image in work.selector.images if image.min() < image.max()
+    ]  # plain ones recur
     assert len(held) > 100
     assert not any(image.numpy().tobytes() in trained for image in held)
 
 
 def test_a_pool_needs_no_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.posix_fallocate")
-    assert len(Pool(tmp_path / "pool", toys.SPEC, 8)) == 0
+    assert len(ReplayBuffer(tmp_path / "replay_buffer", toys.SPEC, 8)) == 0
 
 
 def test_prefill_and_replay(tmp_path: Path) -> None:
     work = work_in(tmp_path, steps=10, prefill=200, fresh_every=5)
     for _ in work.run():
         pass
-    assert work.pool.added == 256 + 2 * 64
+    assert work.buffer.added == 256 + 2 * 64
 
 
 def weights_after(folder: Path, **changes: object) -> torch.Tensor:
@@ -379,8 +381,8 @@ def weights_after(folder: Path, **changes: object) -> torch.Tensor:
         {"drops": (0.5,)},
         {"clip_gradient": 1e-3},
         {"temperature": 1.0},
-        {"transfer": (Transfer.L1,)},
-        {"transfer_weights": (1.0, 9.0)},
+        {"losses": (LossName.L1,)},
+        {"loss_weights": (1.0, 9.0)},
         {"fresh_every": 2},
         {"fresh_every": 2, "batch_size": 7},
         {"fresh_every": 2, "augment": Augmentation(shift=0.2)},
@@ -418,9 +420,9 @@ def test_the_learning_rate_falls_in_steps_or_stays(
 
 
 def test_sgd_steps_by_gradient_momentum_and_decay() -> None:
-    settings = DistillSettings(optimizer=Optimizer.SGD, lr=0.1, momentum=0.5, weight_decay=0.2)
+    config = DistillConfig(optimizer=Optimizer.SGD, lr=0.1, momentum=0.5, weight_decay=0.2)
     weight = nn.Parameter(torch.tensor([1.0]))
-    optimizer = optimizer_of([weight], settings)
+    optimizer = optimizer_of([weight], config)
     for _ in range(2):
         weight.grad = torch.tensor([3.0])
         optimizer.step()
@@ -430,7 +432,7 @@ def test_sgd_steps_by_gradient_momentum_and_decay() -> None:
 
 
 def test_the_judge_sits_also_at_the_last_step(tmp_path: Path) -> None:
-    work = work_in(tmp_path, steps=7, judge_every=5)
+    work = work_in(tmp_path, steps=7, validate_every=5)
     sittings = [progress.done for progress in work.run() if "agreement" in progress.record]
     assert sittings == [5, 7]
 
@@ -439,11 +441,11 @@ def start_of(folder: Path, **changes: Any) -> Distillation:
     """A copy of the teacher, which no step of such a size can improve, to be distilled."""
     teacher, generator = toys.quadrant_teacher(), rng()
     student = copy.deepcopy(teacher.module).requires_grad_(True)
-    method = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=32), rng=generator)
-    settings: dict[str, Any] = {"steps": 6, "judge_every": 2, "lr": 50.0, "held_out": 64}
-    distill = DistillSettings(**settings | changes)
-    pool = Pool(folder, teacher.spec, 256)
-    return Distillation(teacher, student, method, pool, distill, rng=generator, pretrained=True)
+    method = StructuredNoise(teacher, StructuredNoiseConfig(batch_size=32), rng=generator)
+    config: dict[str, Any] = {"steps": 6, "validate_every": 2, "lr": 50.0, "num_validation": 64}
+    distill = DistillConfig(**config | changes)
+    buffer = ReplayBuffer(folder, teacher.spec, 256)
+    return Distillation(teacher, student, method, buffer, distill, rng=generator, pretrained=True)
 
 
 @pytest.mark.parametrize("fresh", [{}, {"prefill": 128, "fresh_every": 0}])
@@ -454,7 +456,7 @@ def test_a_start_that_no_step_improves_on_is_kept_and_said(
     start = copy.deepcopy(work.student.state_dict())
     for progress in work.run():
         end = progress
-    assert end.record["chosen_at_step"] == work.judge.champion_step == 0
+    assert end.record["chosen_at_step"] == work.selector.best_step == 0
     for name, value in work.chosen.state_dict().items():
         assert torch.equal(value, start[name])
     assert "none of the 6 steps improved on the start, which was kept" in caplog.text
@@ -475,7 +477,7 @@ def test_a_start_is_judged_once_however_often_a_run_is_taken_up(tmp_path: Path, 
     again.load_state_dict(torch.load(file, weights_only=True))
     for _ in again.run():
         pass
-    assert again.judge.champion_step == whole.judge.champion_step
+    assert again.selector.best_step == whole.selector.best_step
     for one, other in zip(
         [*again.student.parameters(), *again.chosen.parameters()],
         [*whole.student.parameters(), *whole.chosen.parameters()],
@@ -490,23 +492,25 @@ def test_a_student_that_inherits_is_judged_at_its_start(tmp_path: Path, reconstr
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(batch_size=64),
+        synthesis=StructuredNoiseConfig(batch_size=64),
         inherit=True,
         reconstruct=reconstruct,
-        distill=DistillSettings(steps=4, judge_every=2, held_out=64, pool=64, lr=50.0),
+        distill=DistillConfig(
+            steps=4, validate_every=2, num_validation=64, buffer_size=64, lr=50.0
+        ),
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())
     for _ in work.run():
         pass
-    assert work.judge.champion_step == 0
+    assert work.selector.best_step == 0
 
 
 def test_a_random_student_has_no_start_to_keep(tmp_path: Path) -> None:
-    work = work_in(tmp_path, steps=4, judge_every=2, lr=50.0)
+    work = work_in(tmp_path, steps=4, validate_every=2, lr=50.0)
     for progress in work.run():
         if progress.stage == "synthesize":
-            assert work.judge.champion is None
-    assert work.judge.champion_step > 0
+            assert work.selector.best is None
+    assert work.selector.best_step > 0
 
 
 def nameless(teacher: Teacher, *classes: int) -> Teacher:
@@ -520,7 +524,7 @@ def nameless(teacher: Teacher, *classes: int) -> Teacher:
 def test_a_class_that_no_image_has_is_said_once(
     tmp_path: Path, fresh: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    work = work_in(tmp_path, steps=6, judge_every=3, **fresh)
+    work = work_in(tmp_path, steps=6, validate_every=3, **fresh)
     nameless(work.teacher, 1, 3)
     for _ in work.run():
         pass
@@ -535,8 +539,8 @@ def test_a_run_keeps_what_it_warned_of(tmp_path: Path, caplog: pytest.LogCapture
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(batch_size=64),
-        distill=DistillSettings(steps=2, held_out=64, pool=64),
+        synthesis=StructuredNoiseConfig(batch_size=64),
+        distill=DistillConfig(steps=2, num_validation=64, buffer_size=64),
     )
     distill(tmp_path / "run", job, nameless(toys.quadrant_teacher(), 0, 1, 2))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -563,12 +567,16 @@ def test_a_batch_is_trained_on_as_often_as_its_method_says(
 def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) -> None:
     teacher, generator = toys.cnn_teacher(), rng()
     student = toys.SmallCnn(width=4)  # of other channels: connected
-    settings = DistillSettings(
-        steps=8, held_out=16, pool=64, transfer=(Transfer.KL, Transfer.BOUNDARY), boundary_share=0.5
+    config = DistillConfig(
+        steps=8,
+        num_validation=16,
+        buffer_size=64,
+        losses=(LossName.KL, LossName.BOUNDARY),
+        boundary_share=0.5,
     )
-    method = Noise(teacher, NoiseSettings(batch_size=16), rng=generator)
-    pool = Pool(tmp_path, teacher.spec, 64)
-    work = Distillation(teacher, student, method, pool, settings, rng=generator)
+    method = Noise(teacher, NoiseConfig(batch_size=16), rng=generator)
+    buffer = ReplayBuffer(tmp_path, teacher.spec, 64)
+    work = Distillation(teacher, student, method, buffer, config, rng=generator)
     head, connectors = [], []
     for progress in work.run():
         if progress.stage == "distill":
@@ -598,29 +606,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
         ({"steps": -1}, "steps must be at least 0; got -1"),
         ({"temperature": -1.0}, "temperature must be above 0; got -1.0"),
         ({"temperature": float("nan")}, "temperature must be above 0; got nan"),
-        ({"transfer": ()}, "at least one of kl"),
+        ({"losses": ()}, "at least one of kl"),
         ({"prefill": 0, "fresh_every": 0}, "nothing to learn from"),
-        ({"held_out": 1}, "held_out must be at least 2"),
+        ({"num_validation": 1}, "num_validation must be at least 2"),
         ({"momentum": 0.5}, "momentum 0.5 has no effect without sgd"),
         ({"drops": (0.5,), "anneal": False}, "anneal False has no effect beside drops"),
         ({"drops": (1.5,)}, r"drops must be in \[0, 1\]"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        DistillSettings(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        DistillConfig(**changes)  # type: ignore[arg-type]
 
 
 def test_settings_survive_json() -> None:
-    settings = DistillSettings(augment=Augmentation(shift=0.1), transfer=(Transfer.L1,))
-    plain = json.loads(json.dumps(to_plain(settings)))
-    assert from_plain(DistillSettings, plain) == settings
-    with pytest.raises(SettingsError, match=r"settings.augment.tilt; known: "):
-        from_plain(DistillSettings, {"augment": {"tilt": 1}})
-    with pytest.raises(SettingsError, match=r"steps must be of type int; got 'many'"):
-        from_plain(DistillSettings, {"steps": "many"})
-    with pytest.raises(SettingsError, match=r"transfer must be one of kl, .*; got 'l3'"):
-        from_plain(DistillSettings, {"transfer": ["l3"]})
+    config = DistillConfig(augment=Augmentation(shift=0.1), losses=(LossName.L1,))
+    plain = json.loads(json.dumps(to_plain(config)))
+    assert from_plain(DistillConfig, plain) == config
+    with pytest.raises(ConfigError, match=r"settings.augment.tilt; known: "):
+        from_plain(DistillConfig, {"augment": {"tilt": 1}})
+    with pytest.raises(ConfigError, match=r"steps must be of type int; got 'many'"):
+        from_plain(DistillConfig, {"steps": "many"})
+    with pytest.raises(ConfigError, match=r"transfer must be one of kl, .*; got 'l3'"):
+        from_plain(DistillConfig, {"losses": ["l3"]})
 
 
 def digest(path: Path) -> str:
@@ -643,7 +651,14 @@ def command(folder: Path, weights: Path, *, resume: bool) -> list[str]:
         ),
         *("--method", "dafl", "--synthesis.batch_size", "32", "--synthesis.widths", "16,8"),
         *("--distill.steps", "300", "--distill.fresh_every", "3", "--distill.prefill", "200"),
-        *("--distill.held_out", "64", "--distill.judge_every", "50", "--distill.pool", "400"),
+        *(
+            "--distill.num_validation",
+            "64",
+            "--distill.validate_every",
+            "50",
+            "--distill.buffer_size",
+            "400",
+        ),
         *("--distill.augment.shift", "0.1", "--checkpoint-every", "0.05"),
     ]
 
@@ -672,12 +687,12 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-        assert (killed / "settings.json").is_file()
+        assert (killed / "config.json").is_file()
     assert kills >= 2
     subprocess.run(
         command(killed, weights, resume=True), env=environment, check=True, capture_output=True
     )
-    for name in ("student.safetensors", "pool/images.npy", "student.json"):
+    for name in ("student.safetensors", "replay_buffer/images.npy", "student.json"):
         assert digest(whole / name) == digest(killed / name), name
     results = [json.loads((f / "result.json").read_text()) for f in (whole, killed)]
     for result in results:
@@ -721,14 +736,16 @@ class Collapsing(StructuredNoise):
 
 def test_a_collapsed_synthesizer_is_rolled_back_and_not_judged_on(tmp_path: Path) -> None:
     generator, teacher = rng(), toys.quadrant_teacher()
-    settings = StructuredNoiseSettings(batch_size=32)
-    source = Collapsing(teacher, settings, rng=generator)
-    distill = DistillSettings(steps=60, batch_size=32, held_out=256, pool=256, judge_every=5)
-    pool = Pool(tmp_path, toys.SPEC, 256)
-    work = Distillation(teacher, toys.student(), source, pool, distill, rng=generator)
+    config = StructuredNoiseConfig(batch_size=32)
+    source = Collapsing(teacher, config, rng=generator)
+    distill = DistillConfig(
+        steps=60, batch_size=32, num_validation=256, buffer_size=256, validate_every=5
+    )
+    buffer = ReplayBuffer(tmp_path, toys.SPEC, 256)
+    work = Distillation(teacher, toys.student(), source, buffer, distill, rng=generator)
     collapsed = [p.record["collapsed"] for p in work.run() if "collapsed" in p.record]
     assert sum(collapsed) == source.rolled_back == 1
-    named = torch.bincount(work.judge.logits.argmax(1), minlength=4)
+    named = torch.bincount(work.selector.logits.argmax(1), minlength=4)
     assert named.min() > 30
 
 

@@ -45,13 +45,13 @@ def test_every_command_is_understood(page: str, command: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / link).exists(), link
+    for stage in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / stage).exists(), stage
 
 
 def test_the_chain_in_its_page_is_a_chain() -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "chain.md").read_text(), re.DOTALL)
-    assert len(chain.read_chain(tomllib.loads(text)).links) == 3
+    assert len(chain.read_chain(tomllib.loads(text)).stages) == 3
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p != PYTHON], ids=lambda p: p.stem)

@@ -16,7 +16,7 @@ from dreamstill.evaluation import (
 )
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5, lenet5_half
-from dreamstill.profiling import measure_cost
+from dreamstill.profiling import measure_profile
 
 LOGITS = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
 LABELS = torch.tensor([0, 1, 1, 1])
@@ -37,7 +37,7 @@ def test_calibration_error_is_the_weighted_gap_of_bins() -> None:
 
 def test_cost_of_lenet() -> None:
     spec = InputSpec(shape=(1, 28, 28), mean=(0.13,), std=(0.31,))
-    cost, half = (measure_cost(m, spec) for m in (lenet5(), lenet5_half()))
+    cost, half = (measure_profile(m, spec) for m in (lenet5(), lenet5_half()))
     assert (cost.parameters, cost.macs, cost.bytes) == (61_706, 416_520, 246_824)
     assert half.parameters == 15_738
     assert 0 < cost.latency_ms.low <= cost.latency_ms.median <= cost.latency_ms.high
@@ -75,12 +75,12 @@ def test_attention_and_recurrent_layers_are_counted() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     linear = 8 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 16)  # in, out and the two of the feed-forward part
     products = 2 * 8 * 8 * 8  # of queries with keys, and of their weights with values
-    assert measure_cost(Sequence(layer), toys.SPEC).macs == linear + products
+    assert measure_profile(Sequence(layer), toys.SPEC).macs == linear + products
     recurrent = nn.LSTM(8, 6, batch_first=True)
-    assert measure_cost(Sequence(recurrent), toys.SPEC).macs == 8 * 4 * 6 * (8 + 6)
+    assert measure_profile(Sequence(recurrent), toys.SPEC).macs == 8 * 4 * 6 * (8 + 6)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_network_without_parameters_is_measured() -> None:
-    cost = measure_cost(nn.Flatten(), toys.SPEC)
+    cost = measure_profile(nn.Flatten(), toys.SPEC)
     assert (cost.parameters, cost.macs) == (0, 0)

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 import dreamstill
 import toys
 from dreamstill.cli import main as cli
-from dreamstill.data.replay_buffer import Pool
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.errors import DataError, ExportError, NonFiniteError, RunError, SettingsError
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.errors import ConfigError, DataError, ExportError, NonFiniteError, RunError
 from dreamstill.exporters.int8 import export_int8
 from dreamstill.files import image_store as store
 from dreamstill.files.writing import write_atomically
@@ -39,13 +39,19 @@ from dreamstill.pipelines.synthesize import draw_images, synthesize
 from dreamstill.progress import Progress
 from dreamstill.synthesis.activation_statistics import record_metadata
 from dreamstill.synthesis.methods import dafl
-from dreamstill.synthesis.methods.dafl import DaflSettings
-from dreamstill.synthesis.methods.noise import NoiseSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.dafl import DaflConfig
+from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.registry import Batch
 
-SHORT = DistillSettings(
-    steps=12, batch_size=16, prefill=32, fresh_every=4, pool=64, held_out=32, judge_every=6
+SHORT = DistillConfig(
+    steps=12,
+    batch_size=16,
+    prefill=32,
+    fresh_every=4,
+    buffer_size=64,
+    num_validation=32,
+    validate_every=6,
 )
 
 
@@ -63,7 +69,7 @@ def job_of(weights: Path, **changes: Any) -> Job:
         teacher=TeacherFile(weights=str(weights)),
         student="toys:seeded_student",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(batch_size=16),
+        synthesis=StructuredNoiseConfig(batch_size=16),
         distill=SHORT,
         checkpoint_every=0.0,
     )
@@ -91,7 +97,7 @@ def stopped(weights: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-# ---- the pool's file and the checkpoint
+# ---- the buffer's file and the checkpoint
 
 
 def header(path: Path) -> int:
@@ -139,7 +145,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_a_resume_whose_images_are_not_there_is_refused(
     damage: str, stopped: Path, weights: Path
 ) -> None:
-    path = stopped / "pool" / "images.npy"
+    path = stopped / "replay_buffer" / "images.npy"
     DAMAGES[damage](path)
     left = path.read_bytes() if path.is_file() else None
     with pytest.raises(RunError) as caught:
@@ -152,31 +158,31 @@ def test_a_resume_whose_images_are_not_there_is_refused(
 @pytest.mark.parametrize("damage", ["deleted", "black", "one bit", "of another type"])
 def test_a_report_is_not_of_other_images(damage: str, weights: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", job_of(weights))
-    DAMAGES[damage](tmp_path / "run" / "pool" / "images.npy")
+    DAMAGES[damage](tmp_path / "run" / "replay_buffer" / "images.npy")
     with pytest.raises(RunError, match=r"images\.npy"):
-        Pool.reopen(tmp_path / "run" / "pool", toys.SPEC)
+        ReplayBuffer.reopen(tmp_path / "run" / "replay_buffer", toys.SPEC)
 
 
 @pytest.mark.parametrize("card", ["{}", "[]", '{"capacity": -1, "added": 2}', '{"capacity": "x"}'])
 def test_a_pool_whose_card_is_damaged_is_named(card: str, tmp_path: Path) -> None:
-    Pool(tmp_path, toys.SPEC, 4).commit()
-    (tmp_path / "pool.json").write_text(card)
-    with pytest.raises(RunError, match=r"pool\.json is damaged"):
-        Pool.reopen(tmp_path, toys.SPEC)
+    ReplayBuffer(tmp_path, toys.SPEC, 4).commit()
+    (tmp_path / "buffer.json").write_text(card)
+    with pytest.raises(RunError, match=r"buffer\.json is damaged"):
+        ReplayBuffer.reopen(tmp_path, toys.SPEC)
 
 
 def test_a_pool_may_be_in_memory_alone() -> None:
-    pool = Pool(None, toys.SPEC, 5)
+    buffer = ReplayBuffer(None, toys.SPEC, 5)
     images = torch.arange(7 * 64, dtype=torch.uint8).view(7, 1, 8, 8)
     for part in images.split(3):
-        pool.add(Batch(toys.SPEC.encode(part), torch.zeros(len(part), 4)))
-    pool.commit()
-    assert torch.equal(pool.images(), images[[5, 6, 2, 3, 4]])
+        buffer.add(Batch(toys.SPEC.encode(part), torch.zeros(len(part), 4)))
+    buffer.commit()
+    assert torch.equal(buffer.images(), images[[5, 6, 2, 3, 4]])
 
 
 OTHERS: dict[str, dict[str, Any]] = {
     "another student": {"student": "toys:student"},
-    "another method": {"method": "noise", "synthesis": NoiseSettings(batch_size=16)},
+    "another method": {"method": "noise", "synthesis": NoiseConfig(batch_size=16)},
     "another seed": {"seed": 1},
 }
 
@@ -200,9 +206,9 @@ def test_the_pool_and_the_checkpoint_of_two_times_do_not_go_together(
     run(stopped, job_of(weights), resume=True)
     (stopped / "checkpoint.pt").write_bytes(old)
     # it had images that are overwritten since
-    pool = np.lib.format.open_memmap(stopped / "pool" / "images.npy", mode="r+")
-    pool[:4] = 7
-    pool.flush()
+    buffer = np.lib.format.open_memmap(stopped / "replay_buffer" / "images.npy", mode="r+")
+    buffer[:4] = 7
+    buffer.flush()
     with pytest.raises(RunError, match="does not hold the images of its checkpoint"):
         run(stopped, job_of(weights), resume=True)
 
@@ -245,7 +251,9 @@ def test_a_card_that_has_changed_is_noticed_wherever_a_run_is_read(
     np.savez(tmp_path / "x.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
     of = ["--teacher.weights", str(weights)]
     out = {name: ["--out", str(tmp_path / name)] for name in ("distill", "merge", "new", "images")}
-    small = [*("--distill.steps", "2", "--distill.held_out", "8", "--distill.pool", "8")]
+    small = [
+        *("--distill.steps", "2", "--distill.num_validation", "8", "--distill.buffer_size", "8")
+    ]
     commands = {
         "distill": ["distill", *of, "--student", "toys:student", *small],
         "merge": ["quantize", *of, "--num-images", "64"],
@@ -290,9 +298,9 @@ def test_settings_that_were_edited_are_noticed(
 ) -> None:
     folder = tmp_path / "run"
     run(folder, job_of(weights))
-    settings = json.loads((folder / "settings.json").read_text())
-    settings["distill"]["lr"] = 0.5
-    (folder / "settings.json").write_text(json.dumps(settings))
+    config = json.loads((folder / "config.json").read_text())
+    config["distill"]["lr"] = 0.5
+    (folder / "config.json").write_text(json.dumps(config))
     np.savez(tmp_path / "x.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
     arguments = {
         "resume": ["distill", "--resume", str(folder)],
@@ -300,19 +308,19 @@ def test_settings_that_were_edited_are_noticed(
         "export": ["export", str(folder)],
     }[command]
     assert cli.main(arguments) == 2
-    assert "settings.json was edited after the run began" in capsys.readouterr().err
+    assert "config.json was edited after the run began" in capsys.readouterr().err
 
 
 def test_settings_of_a_chain_that_were_edited_are_noticed(weights: Path, tmp_path: Path) -> None:
     plain = {
         "teacher": {"weights": str(weights)},
         "num_images": 64,
-        "link": [{"task": "quantize"}],
+        "stage": [{"task": "quantize"}],
     }
     folder = tmp_path / "run"
     run_chain(folder, read_chain(plain))
-    settings = json.loads((folder / "settings.json").read_text())
-    (folder / "settings.json").write_text(json.dumps(settings | {"seed": 7}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"seed": 7}))
     with pytest.raises(RunError, match="was edited"):
         run_chain(folder, read_chain(plain | {"seed": 7}), resume=True)
 
@@ -485,20 +493,21 @@ WRITERS = {
     "many arrays": "save_arrays(out / 'x.npz', **{str(i): torch.rand(999).numpy() for i in TEN})",
     "json": "write_json(out / 'x.json', list(range(9999)))",
     "page": "write_atomically(out / 'x.html', b'x' * 99999)",
-    "pool": "Pool(out, toys.SPEC, 999)",
+    "buffer": "ReplayBuffer(out, toys.SPEC, 999)",
 }
 SCRIPT = """
 import sys, torch, toys
 from pathlib import Path
 from dreamstill.errors import DreamstillError
-from dreamstill.export import export
-from dreamstill.files import *
-from dreamstill.folder import *
-from dreamstill.kept import save_network
-from dreamstill.metadata import record_metadata
-from dreamstill.pool import Pool
-from dreamstill.tasks.int8 import export_int8
-from dreamstill.tasks.packed import save_packed
+from dreamstill.exporters.formats import export
+from dreamstill.files.checkpoints import *
+from dreamstill.files.writing import *
+from dreamstill.pipelines.run_directory import *
+from dreamstill.pipelines.saved_networks import save_network
+from dreamstill.synthesis.activation_statistics import record_metadata
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.exporters.int8 import export_int8
+from dreamstill.compression.deep_compression.file_format import save_packed
 TEN = range(10)
 out, images = Path(sys.argv[1]), torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
 for name, call in eval(sys.argv[2]).items():
@@ -543,16 +552,16 @@ def test_images_are_refused_where_there_is_no_room_for_them(
         assert time.monotonic() - began < 20
         assert not (tmp_path / "a").exists()
     with pytest.raises(RunError, match=r"of 64,000,000,000,000 bytes: .*(left|large)"):
-        Pool(tmp_path / "pool", toys.SPEC, 10**12)
-    assert not list((tmp_path / "pool").iterdir())
+        ReplayBuffer(tmp_path / "replay_buffer", toys.SPEC, 10**12)
+    assert not list((tmp_path / "replay_buffer").iterdir())
 
 
 def test_room_in_memory_counts(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
     monkeypatch.setattr(store, "free_memory", lambda: 6000)
     teacher = open_from(TeacherFile(weights=str(weights)))
-    with pytest.raises(SettingsError, match="80 needs 6,400 bytes, and free are 6,000 in memory"):
-        draw_images(teacher, "noise", NoiseSettings(), 80, seed=0)
-    assert len(draw_images(teacher, "noise", NoiseSettings(), 75, seed=0)[0]) == 75
+    with pytest.raises(ConfigError, match="80 needs 6,400 bytes, and free are 6,000 in memory"):
+        draw_images(teacher, "noise", NoiseConfig(), 80, seed=0)
+    assert len(draw_images(teacher, "noise", NoiseConfig(), 75, seed=0)[0]) == 75
 
 
 MEASURE = """
@@ -639,7 +648,14 @@ def cases(weights: Path, tmp_path: Path) -> dict[str, Case]:
     method = ["--method", "dafl", "--synthesis.batch_size", "8"]
     images = ["--num-images", "64", *method]
     wrong, right = (["--synthesis.lr", lr] for lr in ("0.9", "0.1"))
-    student = ["--student", "toys:student", "--distill.steps", "8", "--distill.held_out", "16"]
+    student = [
+        "--student",
+        "toys:student",
+        "--distill.steps",
+        "8",
+        "--distill.num_validation",
+        "16",
+    ]
     new = ["--new", str(tmp_path / "new.npz"), "--continual.steps", "2"]
     return {
         "distill": Case(["distill", *of, *student, *method], wrong, right),
@@ -659,8 +675,8 @@ def test_the_corrected_command_works_in_the_same_folder(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def loss(logits: torch.Tensor, features: torch.Tensor, settings: DaflSettings) -> torch.Tensor:
-        return logits.sum() * (float("nan") if settings.lr > 0.5 else 1)
+    def loss(logits: torch.Tensor, features: torch.Tensor, config: DaflConfig) -> torch.Tensor:
+        return logits.sum() * (float("nan") if config.lr > 0.5 else 1)
 
     monkeypatch.setattr(dafl, "dafl_loss", loss)
     case, folder = cases(weights, tmp_path)[name], tmp_path / "a" / "b" / "run"
@@ -738,7 +754,7 @@ def test_a_run_that_was_killed_at_its_start_is_taken_up(weights: Path, tmp_path:
             process = start("-c", script, data)
             process.communicate()
             assert process.returncode == 9
-            assert (folder / "settings.json").is_file()
+            assert (folder / "config.json").is_file()
             job_again = replace(job, checkpoint_every=100.0)
             if make == "distill":
                 run(folder, job_again, resume=True)

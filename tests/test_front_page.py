@@ -8,15 +8,15 @@ import pytest
 from benchmarks.front import FRONT, README, Front, default_of, page, read_record
 
 from dreamstill.config import to_plain
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 
 
 def made_with(front: Front) -> Any:
     """The method and the settings of a row's default images, as the record has them."""
     record, source = read_record(front.record), default_of(front.record)
     if "settings" in record:
-        settings = record["settings"]
-        return settings.get("methods", settings.get("sources"))[source]
+        config = record["settings"]
+        return config.get("methods", config.get("sources"))[source]
     row = record["rows"][front.row.format(source)]["settings"]
     return [row["method"], row["synthesis"]]
 
@@ -24,7 +24,7 @@ def made_with(front: Front) -> Any:
 @pytest.mark.parametrize("front", FRONT, ids=lambda front: front.title)
 def test_every_headline_row_is_of_structured_noise_with_nothing_set(front: Front) -> None:
     method, made = made_with(front)
-    nothing = replace(StructuredNoiseSettings(), batch_size=made["batch_size"])
+    nothing = replace(StructuredNoiseConfig(), batch_size=made["batch_size"])
     assert method == "structured_noise"
     assert made == json.loads(json.dumps(to_plain(nothing)))
 

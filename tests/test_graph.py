@@ -15,7 +15,7 @@ from dreamstill.compression.quantization.equalization import equalize
 from dreamstill.errors import TeacherError
 from dreamstill.evaluation import check_same_function
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
-from dreamstill.graph.channel_groups import channel_spaces
+from dreamstill.graph.channel_groups import channel_groups
 from dreamstill.graph.layer_pairs import pairs, relu_for_relu6
 from dreamstill.graph.modules import plain_layers
 from dreamstill.graph.tracing import trace
@@ -201,7 +201,7 @@ def test_groups_are_equalized_channel_by_channel(groups: tuple[int, int]) -> Non
 
 def test_channels_are_lost_where_they_change_places() -> None:
     for name in ("channels in another order", "a linear layer over positions"):
-        (space,) = (s for s in channel_spaces(trace(STRANGE[name])) if "a" in s.makers)
+        (space,) = (s for s in channel_groups(trace(STRANGE[name])) if "a" in s.makers)
         assert space.unclear
 
 

@@ -13,19 +13,19 @@ import dreamstill
 import toys
 from dreamstill.cli import main as cli
 from dreamstill.config import from_plain
-from dreamstill.data.replay_buffer import Pool
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.nn.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
 from dreamstill.nn.resnet_cifar import resnet20, resnet20_half
 from dreamstill.pipelines.chain import read_chain, run_chain
 from dreamstill.pipelines.distill import Job, distill
-from dreamstill.synthesis.methods.noise import NoiseSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseSettings
-from dreamstill.synthesis.random_shapes import Drawing, structured_images
+from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseConfig
+from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
 
 
 def cut(teacher: nn.Module, student: nn.Module) -> nn.Module:
@@ -197,7 +197,7 @@ class Repeats(nn.Module):
 def test_what_cannot_be_inherited_is_named(
     teacher: nn.Module, student: nn.Module, message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ConfigError, match=message):
         cut(teacher, student)
 
 
@@ -236,7 +236,7 @@ class Rows(nn.Module):
 
 
 def test_features_of_flattened_rows_are_not_taken_for_channels() -> None:
-    with pytest.raises(SettingsError, match="channels cannot be followed through all"):
+    with pytest.raises(ConfigError, match="channels cannot be followed through all"):
         inherit(Rows(8).eval(), Rows(7))
     teacher, student = Rows(8).eval(), Rows(8)
     inherit(teacher, student)
@@ -307,7 +307,7 @@ def test_other_groups_are_refused_with_what_would_do() -> None:
         r"first is normalized in 4 groups of 3 channels in the teacher and in 2 of 5 in the "
         "student: give the student as many groups, or groups as large"
     )
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ConfigError, match=message):
         cut(Grouped(12, 4), Grouped(10, 2))
 
 
@@ -327,20 +327,20 @@ def test_a_chain_asks_before_any_image_is_made(
         "shape": [3, 6, 6],
         "range": [0, 1],
     }
-    link = {"task": "distill", "student": "toys:small_student", "inherit": True}
+    stage = {"task": "distill", "student": "toys:small_student", "inherit": True}
     monkeypatch.setattr("dreamstill.pipelines.chain.own_images", None)  # nothing is to ask it
-    with pytest.raises(SettingsError, match="first is normalized in 4 groups of 3"):
-        run_chain(tmp_path / "run", read_chain({"teacher": teacher, "link": [link]}))
+    with pytest.raises(ConfigError, match="first is normalized in 4 groups of 3"):
+        run_chain(tmp_path / "run", read_chain({"teacher": teacher, "stage": [stage]}))
     assert not (tmp_path / "run").exists()
     job = Job(
         teacher=from_plain(TeacherFile, teacher),
         student="toys:small_student",
         method="noise",
-        synthesis=NoiseSettings(),
+        synthesis=NoiseConfig(),
         inherit=True,
     )
     monkeypatch.setattr("dreamstill.pipelines.distill.open_synthesizer", None)
-    with pytest.raises(SettingsError, match="first is normalized in 4 groups of 3"):
+    with pytest.raises(ConfigError, match="first is normalized in 4 groups of 3"):
         distill(tmp_path / "run", job, open_from(job.teacher))
     assert not (tmp_path / "run").exists()
 
@@ -348,7 +348,7 @@ def test_a_chain_asks_before_any_image_is_made(
 def test_the_output_keeps_its_classes_and_the_student_its_weights() -> None:
     teacher, student = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 2))
     before = student.state_dict()["0.weight"].clone()
-    with pytest.raises(SettingsError, match="through output: 0 must be as wide"):
+    with pytest.raises(ConfigError, match="through output: 0 must be as wide"):
         cut(teacher, student)
     assert torch.equal(student.state_dict()["0.weight"], before)
 
@@ -378,7 +378,7 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
     common = ["--json", "--out", str(run)]
     if command == "distill":
         words = f"--student {small} --inherit --distill.steps 0"
-        words += " --distill.held_out 32 --distill.batch_size 32 --synthesis.batch_size 32"
+        words += " --distill.num_validation 32 --distill.batch_size 32 --synthesis.batch_size 32"
         words += f" --reconstruct {images} --teacher.weights {weights}"
         assert cli.main(["distill", *words.split(), *common]) == 0
         return load_file(run / "student.safetensors")
@@ -387,18 +387,18 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
         num_images = 256
         [teacher]
         weights = "{weights}"
-        [[link]]
+        [[stage]]
         task = "distill"
         student = "{small}"
         inherit = true
         reconstruct = {images}
-        [link.training]
+        [stage.training]
         steps = 0
         batch_size = 16
-        held_out = 16
+        num_validation = 16
     """)
     assert cli.main(["chain", str(toml), *common]) == 0
-    network = torch.load(run / "links" / "1-distill.pt", weights_only=False)
+    network = torch.load(run / "stages" / "1-distill.pt", weights_only=False)
     return dict(network.state_dict())
 
 
@@ -412,7 +412,7 @@ def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Pat
 
     spec = teacher.spec
     rng = torch.Generator().manual_seed(5)
-    shown = spec.normalize(structured_images(256, spec, Drawing(), rng))
+    shown = spec.normalize(structured_images(256, spec, RandomShapes(), rng))
     errors = []
     for state in states:
         student = lenet5_half()
@@ -442,9 +442,9 @@ def work_in(folder: Path) -> Distillation:
     """Two batches for the judge, two to be solved on, then two steps."""
     teacher, rng = toys.cnn_teacher(), torch.Generator().manual_seed(0)
     student = copy.deepcopy(teacher.module).requires_grad_()
-    method = StructuredNoise(teacher, StructuredNoiseSettings(batch_size=32), rng=rng)
-    settings = DistillSettings(steps=2, held_out=64, pool=200)
-    pool = Pool(folder, teacher.spec, 200)
+    method = StructuredNoise(teacher, StructuredNoiseConfig(batch_size=32), rng=rng)
+    config = DistillConfig(steps=2, num_validation=64, buffer_size=200)
+    buffer = ReplayBuffer(folder, teacher.spec, 200)
     return Distillation(
-        teacher, student, method, pool, settings, rng=rng, inherited={}, reconstruct=64
+        teacher, student, method, buffer, config, rng=rng, inherited={}, reconstruct=64
     )

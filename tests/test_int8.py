@@ -18,9 +18,9 @@ from dreamstill.exporters.formats import export, load_exported
 from dreamstill.exporters.int8 import Backend, Method, export_int8, range_of
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.nn.seeded import seeded
-from dreamstill.pipelines.chain import Link
-from dreamstill.pipelines.stages import Int8Link, check_links
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.pipelines.chain import Stage
+from dreamstill.pipelines.stages import Int8Stage, check_stages
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 
@@ -30,7 +30,7 @@ def lenet() -> tuple[Teacher, torch.Tensor]:
     with as_file(files("dreamstill") / "assets" / "lenet5_mnist.safetensors") as path:
         teacher = open_from(TeacherFile(weights=str(path)))
     noise = open_synthesizer(
-        "structured_noise", teacher, StructuredNoiseSettings(), rng=torch.Generator().manual_seed(0)
+        "structured_noise", teacher, StructuredNoiseConfig(), rng=torch.Generator().manual_seed(0)
     )
     return teacher, teacher.spec.decode(noise.next_batch().images)
 
@@ -162,7 +162,7 @@ def test_a_layer_without_int8_kernels_is_named_before_any_work(tmp_path: Path) -
     with pytest.raises(ExportError, match="conv is a Conv3d, which ExecuTorch's int8 kernels lack"):
         export_int8(Volume(), toys.SPEC, images, tmp_path / "m.pte")
     teacher = open_teacher(Volume(), toys.SPEC)
-    link = Link(task="int8", settings=Int8Link(formats=("onnx", "pte")))
+    stage = Stage(task="int8", config=Int8Stage(formats=("onnx", "pte")))
     with pytest.raises(ExportError, match="conv is a Conv3d"):
-        check_links([link], teacher.module, teacher)
+        check_stages([stage], teacher.module, teacher)
     assert not list(tmp_path.iterdir())

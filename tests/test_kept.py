@@ -332,15 +332,15 @@ def plain(tmp_path: Path) -> dict[str, Any]:
     save_file(toys.small_cnn().state_dict(), weights)
     card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
     (tmp_path / "teacher.json").write_text(json.dumps(card))
-    link = {"task": "int8", "formats": ["pt2"]}
-    return {"teacher": {"weights": str(weights)}, "num_images": 64, "link": [link]}
+    stage = {"task": "int8", "formats": ["pt2"]}
+    return {"teacher": {"weights": str(weights)}, "num_images": 64, "stage": [stage]}
 
 
 def test_a_link_is_the_file_that_was_written(plain: dict[str, Any], tmp_path: Path) -> None:
     folder, chain = tmp_path / "run", read_chain(plain)
     run_chain(folder, chain)
-    (network,) = folder.glob("links/*.pt")
-    (file,) = folder.glob("links/*.int8.pt2")
+    (network,) = folder.glob("stages/*.pt")
+    (file,) = folder.glob("stages/*.int8.pt2")
     for path in (network, file):
         kept = path.read_bytes()
         path.write_bytes(saved(Calls(called, 1)))
@@ -357,9 +357,9 @@ def test_a_link_is_the_file_that_was_written(plain: dict[str, Any], tmp_path: Pa
 def test_a_link_whose_record_was_forged_runs_no_code(plain: dict[str, Any], tmp_path: Path) -> None:
     folder, chain = tmp_path / "run", read_chain(plain)
     run_chain(folder, chain)
-    (network,) = folder.glob("links/*.pt")
-    (file,) = folder.glob("links/*.int8.pt2")
-    (record,) = folder.glob("links/*.json")
+    (network,) = folder.glob("stages/*.pt")
+    (file,) = folder.glob("stages/*.int8.pt2")
+    (record,) = folder.glob("stages/*.json")
     real = tmp_path / "real.npz"
     np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
     originals = {path: path.read_bytes() for path in (network, file, record)}
@@ -393,8 +393,8 @@ def test_transformers_pass_every_task(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(images, x=rng.integers(0, 256, (64, 1, 8, 8), np.uint8))
     spec = {"shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    tune = {"steps": 3, "batch_size": 16, "held_out": 8}
-    links = [
+    tune = {"steps": 3, "batch_size": 16, "num_validation": 8}
+    stages = [
         {"task": "distill", "student": f"toys:{name}", "training": tune},
         {"task": "prune", "keep": 0.8, "rounds": 1, "finetune": tune},
         {"task": "factorize", "finetune": tune},
@@ -405,11 +405,11 @@ def test_transformers_pass_every_task(name: str, tmp_path: Path) -> None:
     teacher = {"weights": str(weights), "factory": f"toys:{name}"} | spec
     plain = {"teacher": teacher, "images": str(images)}
     folder = tmp_path / "run"
-    made = run_chain(folder, read_chain(plain | {"link": links}))
+    made = run_chain(folder, read_chain(plain | {"stage": stages}))
     assert "not_exported" not in made
-    files = sorted((folder / "links").glob("*.pt"))
+    files = sorted((folder / "stages").glob("*.pt"))
     network = build(f"toys:{name}")
-    assert len(files) == len(links)
+    assert len(files) == len(stages)
     for path in files:  # each is read back, and answers as what was measured
         again = read_network(path, [network])
         wanted = torch.load(path, weights_only=False)

@@ -11,14 +11,14 @@ import toys
 from dreamstill.data.images import load_images
 from dreamstill.errors import TeacherError
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
+from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
 from dreamstill.synthesis.methods.knowledge_within import (
     KnowledgeWithin,
-    KnowledgeWithinSettings,
+    KnowledgeWithinConfig,
     Scheme,
     data_similarity,
 )
-from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.noise import NoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher
 
@@ -40,9 +40,9 @@ def test_real_images_are_nearer_than_inverted_ones_and_those_nearer_than_noise(
     with as_file(files("dreamstill") / "assets" / "digits.npz") as path:
         real, _ = load_images(path, teacher.spec, 10)
     inverted = open_synthesizer(
-        "deepinversion", teacher, DeepInversionSettings(batch_size=256, steps=40), rng=rng()
+        "deepinversion", teacher, DeepInversionConfig(batch_size=256, steps=40), rng=rng()
     )
-    noise = open_synthesizer("noise", teacher, NoiseSettings(), rng=rng())
+    noise = open_synthesizer("noise", teacher, NoiseConfig(), rng=rng())
     real_bns, inverted_bns, noise_bns = (
         data_similarity(teacher, images)
         for images in (
@@ -58,8 +58,8 @@ def test_real_images_are_nearer_than_inverted_ones_and_those_nearer_than_noise(
 def test_each_scheme_is_best_at_what_it_optimizes(teacher: Teacher) -> None:
     bns, logit = {}, {}
     for scheme in Scheme:
-        settings = KnowledgeWithinSettings(batch_size=64, steps=25, scheme=scheme)
-        batch = open_synthesizer("knowledge_within", teacher, settings, rng=rng()).next_batch()
+        config = KnowledgeWithinConfig(batch_size=64, steps=25, scheme=scheme)
+        batch = open_synthesizer("knowledge_within", teacher, config, rng=rng()).next_batch()
         bns[scheme] = data_similarity(teacher, batch.images)
         own = torch.arange(64)[:, None] % 10
         logit[scheme] = batch.logits.gather(1, own).mean().item()
@@ -70,11 +70,11 @@ def test_each_scheme_is_best_at_what_it_optimizes(teacher: Teacher) -> None:
 
 def test_inception_alone_can_do_without_batch_norm() -> None:
     teacher = toys.quadrant_teacher()
-    settings = KnowledgeWithinSettings(batch_size=8, steps=40, inception=1.0, prior=0.01)
+    config = KnowledgeWithinConfig(batch_size=8, steps=40, inception=1.0, prior=0.01)
     with pytest.raises(TeacherError, match=r"bns\+i needs batch_norm.*; inception can do without"):
-        KnowledgeWithin(teacher, settings, rng=torch.Generator())
-    settings = dataclasses.replace(settings, scheme=Scheme.INCEPTION)
-    batch = KnowledgeWithin(teacher, settings, rng=torch.Generator()).next_batch()
+        KnowledgeWithin(teacher, config, rng=torch.Generator())
+    config = dataclasses.replace(config, scheme=Scheme.INCEPTION)
+    batch = KnowledgeWithin(teacher, config, rng=torch.Generator()).next_batch()
     assert batch.logits.argmax(1).tolist() == [0, 1, 2, 3] * 2
 
 

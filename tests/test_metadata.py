@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import toys
 from dreamstill.data.images import load_images
-from dreamstill.errors import DataError, RunError, SettingsError, TeacherError
+from dreamstill.errors import ConfigError, DataError, RunError, TeacherError
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.activation_statistics import (
@@ -23,7 +23,7 @@ from dreamstill.synthesis.activation_statistics import (
     load_metadata,
     record_metadata,
 )
-from dreamstill.synthesis.methods.metadata import MetadataSettings
+from dreamstill.synthesis.methods.metadata import MetadataConfig
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 
@@ -230,9 +230,9 @@ def test_every_kind_makes_images_of_their_class(kind: Kind, tmp_path: Path) -> N
     (teacher, images), path = lenet_and_digits(), tmp_path / "m.safetensors"
     metadata = record_metadata(teacher, images, path, kind=kind)
     assert (metadata.views[0].basis is not None) == kind.value.startswith("spectral")
-    settings = MetadataSettings(file=str(path), batch_size=40, steps=60)
+    config = MetadataConfig(file=str(path), batch_size=40, steps=60)
     synthesizer = open_synthesizer(
-        "metadata", teacher, settings, rng=torch.Generator().manual_seed(0)
+        "metadata", teacher, config, rng=torch.Generator().manual_seed(0)
     )
     named = synthesizer.next_batch().logits.argmax(1)
     assert (named == torch.arange(40) % 10).float().mean() > 0.7
@@ -246,8 +246,8 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     teacher, path = toys.quadrant_teacher(), tmp_path / "m.safetensors"
-    with pytest.raises(SettingsError, match=r"needs synthesis\.file"):
-        open_synthesizer("metadata", teacher, MetadataSettings(), rng=torch.Generator())
+    with pytest.raises(ConfigError, match=r"needs synthesis\.file"):
+        open_synthesizer("metadata", teacher, MetadataConfig(), rng=torch.Generator())
     with pytest.raises(TeacherError, match="no metadata at"):
         load_metadata(path, teacher)
     save_file({"x": torch.zeros(1)}, path)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 import toys
 from dreamstill.compression.channel_removal import Cut, difference
-from dreamstill.compression.merge import MergeSettings, merge
-from dreamstill.compression.prune import PruneSettings, RoundRecord, Target, prune
-from dreamstill.errors import DreamstillError, SettingsError, TeacherError
+from dreamstill.compression.merge import MergeConfig, merge
+from dreamstill.compression.prune import PruneConfig, RoundRecord, Target, prune
+from dreamstill.errors import ConfigError, DreamstillError, TeacherError
 from dreamstill.evaluation import predict
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5_bn
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.chain import read_chain, run_chain
-from dreamstill.pipelines.stages import TASKS, Work, check_links
+from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
 from dreamstill.profiling import count_macs
 from dreamstill.teacher import Teacher, open_teacher
 
@@ -63,10 +63,10 @@ def net(between: Callable[[Tensor], Tensor], width: int = 32) -> Teacher:
     return open_teacher(model, SPEC)
 
 
-def pruned(teacher: Teacher, **settings: Any) -> tuple[nn.Module, RoundRecord]:
+def pruned(teacher: Teacher, **config: Any) -> tuple[nn.Module, RoundRecord]:
     """Cut once, and left as it was cut."""
     once: dict[str, Any] = {"keep": 0.6, "rounds": 1, "reconstruct": 0, "finetune": None}
-    asked = PruneSettings(**(once | settings))
+    asked = PruneConfig(**(once | config))
     model, records = prune(teacher, images(32, teacher.spec), asked, rng=rng())
     return model, records[-1]
 
@@ -312,27 +312,27 @@ def test_a_size_written_into_the_code_is_named_with_what_to_write() -> None:
     assert record.left_whole == ("second",)
     wanted = predict(silenced(teacher.module, model), DIGITS, images(16, DIGITS))
     torch.testing.assert_close(predict(model, DIGITS, images(16, DIGITS)), wanted)
-    with pytest.raises(SettingsError, match=f"keep 0.1 of macs cannot be met: .*{FLATTEN}") as said:
+    with pytest.raises(ConfigError, match=f"keep 0.1 of macs cannot be met: .*{FLATTEN}") as said:
         pruned(teacher, keep=0.1)
     assert len(str(said.value)) < 400
     with pytest.raises(TeacherError, match=f"second cannot be made narrower: {FLATTEN}"):
-        merge(teacher.module, DIGITS, MergeSettings(remove=0.2), images(16, DIGITS))
-    merge(teacher.module, DIGITS, MergeSettings(layers=("first", "hidden")), images(16, DIGITS))
+        merge(teacher.module, DIGITS, MergeConfig(remove=0.2), images(16, DIGITS))
+    merge(teacher.module, DIGITS, MergeConfig(layers=("first", "hidden")), images(16, DIGITS))
 
 
 @pytest.mark.parametrize(
-    ("link", "message"),
+    ("stage", "message"),
     [({"task": "prune", "keep": 0.1}, FLATTEN), ({"task": "merge"}, FLATTEN)],
 )
 def test_a_chain_says_so_before_any_image_is_made(
-    link: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toys, "small_cnn", Written)
     save_file(Written().state_dict(), tmp_path / "teacher.safetensors")
     card = {"factory": "toys:small_cnn", "shape": [1, 28, 28], "mean": [0.13], "std": [0.31]}
     (tmp_path / "teacher.json").write_text(json.dumps(card))
     monkeypatch.setattr("dreamstill.pipelines.chain.own_images", None)  # nothing is to ask it
-    plain = {"teacher": {"weights": str(tmp_path / "teacher.safetensors")}, "link": [link]}
+    plain = {"teacher": {"weights": str(tmp_path / "teacher.safetensors")}, "stage": [stage]}
     with pytest.raises(DreamstillError, match=message):
         run_chain(tmp_path / "run", read_chain(plain))
     assert not (tmp_path / "run").exists()
@@ -340,10 +340,10 @@ def test_a_chain_says_so_before_any_image_is_made(
 
 def test_a_chain_names_what_was_left_whole(tmp_path: Path) -> None:
     teacher = net(lambda x: x.flip(1))
-    link = read_chain({"teacher": {"weights": ""}, "link": [PRUNE]}).links[0]
-    work = Work(teacher, images(), rng(), lambda progress: None, tmp_path / "1-prune")
-    check_links([link], teacher.module, teacher)
-    _, record = TASKS["prune"][1](teacher.module, link.settings, work)
+    stage = read_chain({"teacher": {"weights": ""}, "stage": [PRUNE]}).stages[0]
+    work = StageContext(teacher, images(), rng(), lambda progress: None, tmp_path / "1-prune")
+    check_stages([stage], teacher.module, teacher)
+    _, record = STAGES["prune"][1](teacher.module, stage.config, work)
     assert record["left_whole"] == ["maker"]
 
 
@@ -382,13 +382,13 @@ def test_no_layer_is_emptied(rounds: int) -> None:
 def test_a_target_out_of_reach_says_how_far_it_goes() -> None:
     teacher = net(lambda x: x)
     message = r"keep 0\.1 of parameters cannot be met: 0\.\d+ is the least with keep_layer 0\.5$"
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ConfigError, match=message):
         pruned(teacher, keep=0.1, keep_layer=0.5, target=Target.PARAMETERS)
-    with pytest.raises(SettingsError, match=r"keep_layer must be in \[1e-06, 0\.999999\]; got 0"):
-        PruneSettings(keep_layer=0)
+    with pytest.raises(ConfigError, match=r"keep_layer must be in \[1e-06, 0\.999999\]; got 0"):
+        PruneConfig(keep_layer=0)
 
 
 def test_the_library_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(SettingsError, match=r"pip install 'dreamstill\[prune\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'dreamstill\[prune\]'"):
         pruned(open_teacher(lenet5_bn(), DIGITS))

@@ -16,7 +16,7 @@ from dreamstill.compression.quantization.histograms import entering_quantized
 from dreamstill.compression.quantization.moments import Moments, relu_moments, window_sizes
 from dreamstill.compression.quantization.quantize import (
     Calibration,
-    QuantizeSettings,
+    QuantizeConfig,
     check_plain,
     observed_ranges,
     quantize,
@@ -24,8 +24,8 @@ from dreamstill.compression.quantization.quantize import (
 )
 from dreamstill.compression.quantization.sensitivity import mixed_bits
 from dreamstill.data.images import load_images
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.evaluation import agreement, predict
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import replace_module
@@ -122,8 +122,8 @@ def test_a_batch_norm_that_cannot_be_folded_says_what_it_puts_out() -> None:
 def test_plain_batch_norms_are_quantized_too() -> None:
     teacher = open_teacher(following(nn.BatchNorm2d(4, affine=False), nn.ReLU()), GREY)
     for model in (
-        quantize_without_inputs(teacher, QuantizeSettings()),
-        quantize(teacher, images(teacher), QuantizeSettings(), rng=rng()),
+        quantize_without_inputs(teacher, QuantizeConfig()),
+        quantize(teacher, images(teacher), QuantizeConfig(), rng=rng()),
     ):
         x = teacher.spec.encode(images(teacher))
         same = (model(x).argmax(1) == teacher(x).argmax(1)).float().mean()
@@ -159,12 +159,12 @@ def test_moments_are_followed_through_chunks_and_concatenation() -> None:
 def test_what_cannot_be_known_without_inputs_is_named() -> None:
     teacher = open_teacher(following(nn.GELU()), GREY)
     with pytest.raises(TeacherError, match=r"what 1 \(GELU\) puts out.*on images instead$"):
-        quantize_without_inputs(teacher, QuantizeSettings())
+        quantize_without_inputs(teacher, QuantizeConfig())
 
 
 def test_bytes_count_what_stays_as_it_was() -> None:
     teacher = open_teacher(following(nn.GroupNorm(2, 4), nn.ReLU()), GREY)
-    quantized = quantize(teacher, images(teacher), QuantizeSettings(weight_bits=8), rng=rng())
+    quantized = quantize(teacher, images(teacher), QuantizeConfig(weight_bits=8), rng=rng())
     without = sum(
         m.layer.weight.numel() for m in quantized.modules() if isinstance(m, QuantizedLayer)
     )
@@ -174,7 +174,7 @@ def test_bytes_count_what_stays_as_it_was() -> None:
 
 def test_taking_low_bits_out_keeps_what_the_weights_compute() -> None:
     teacher = lenet()
-    quantized = quantize(teacher, images(teacher), QuantizeSettings(weight_bits=3), rng=rng())
+    quantized = quantize(teacher, images(teacher), QuantizeConfig(weight_bits=3), rng=rng())
     plain = copy.deepcopy(quantized)
     for name, layer in quantized.named_modules():
         if isinstance(layer, QuantizedLayer):
@@ -261,11 +261,11 @@ def test_equalization_recovers_channels_that_differ_a_hundredfold(
     clip: Callable[[], nn.Module], factor: float
 ) -> None:
     teacher, x = spoilt(clip, factor), shades(512)
-    settings = QuantizeSettings(per_channel=False)
+    config = QuantizeConfig(per_channel=False)
     wanted = predict(teacher.module, COLOR, x)
-    equalized = quantize_without_inputs(teacher, settings)
+    equalized = quantize_without_inputs(teacher, config)
     assert agreement(predict(equalized, COLOR, x), wanted) > 0.95
-    calibrated = quantize(teacher, x, settings, rng=rng())
+    calibrated = quantize(teacher, x, config, rng=rng())
     assert agreement(predict(calibrated, COLOR, x), wanted) < 0.8
 
 
@@ -449,10 +449,10 @@ def test_expected_ranges_without_batch_norm_hold_what_is_seen() -> None:
 
 @pytest.mark.parametrize("make", [embedded, view])
 def test_eight_bits_without_inputs_are_as_good_as_calibrated(make: Callable[[], Teacher]) -> None:
-    teacher, shown, settings = make(), digits(), QuantizeSettings()
+    teacher, shown, config = make(), digits(), QuantizeConfig()
     wanted = predict(teacher.module, teacher.spec, shown)
-    calibrated = quantize(teacher, shown, settings, rng=rng())
-    without = quantize_without_inputs(teacher, settings)
+    calibrated = quantize(teacher, shown, config, rng=rng())
+    without = quantize_without_inputs(teacher, config)
     shares = [agreement(predict(m, teacher.spec, shown), wanted) for m in (without, calibrated)]
     assert shares[0] >= shares[1] - 0.003
 
@@ -496,7 +496,7 @@ def test_an_average_varies_less_than_what_is_in_it() -> None:
 def test_a_max_pool_that_returns_indices_is_named() -> None:
     teacher = open_teacher(following(nn.MaxPool2d(1, return_indices=True), First()), GREY)
     with pytest.raises(TeacherError, match="a max pool that returns indices"):
-        quantize_without_inputs(teacher, QuantizeSettings())
+        quantize_without_inputs(teacher, QuantizeConfig())
 
 
 def test_eight_bits_without_inputs_are_as_good_on_pixels_as_given() -> None:
@@ -512,7 +512,7 @@ def test_eight_bits_without_inputs_are_as_good_on_pixels_as_given() -> None:
     spec = InputSpec.from_range((1, 28, 28), 0.0, 255.0)
     x = images(teacher)
     for given in (teacher, open_teacher(raw, spec)):
-        quantized = quantize_without_inputs(given, QuantizeSettings())
+        quantized = quantize_without_inputs(given, QuantizeConfig())
         wanted = predict(given.module, given.spec, x)
         error = (predict(quantized, given.spec, x) - wanted).pow(2).mean() / wanted.var()
         assert error < 0.02
@@ -555,11 +555,11 @@ def test_eight_bits_without_inputs_are_near_and_correction_helps() -> None:
     wanted = teacher(x)
     error = {}
     for correct in (True, False):
-        settings = QuantizeSettings(weight_bits=4, per_channel=False, first_last_bits=None)
-        model = quantize_without_inputs(teacher, settings, correct=correct)
+        config = QuantizeConfig(weight_bits=4, per_channel=False, first_last_bits=None)
+        model = quantize_without_inputs(teacher, config, correct=correct)
         error[correct] = (model(x) - wanted).mean(0).abs().mean().item()
     assert error[True] < error[False]
-    model = quantize_without_inputs(teacher, QuantizeSettings())
+    model = quantize_without_inputs(teacher, QuantizeConfig())
     assert (model(x) - wanted).abs().mean() < 0.2 * wanted.std()
 
 
@@ -567,8 +567,8 @@ def test_correction_of_a_depthwise_layer_is_of_each_channel_alone() -> None:
     with seeded(rng()):
         layers = (nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6))
         teacher = trained(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), COLOR)
-    settings = QuantizeSettings(weight_bits=3, per_channel=False, first_last_bits=None)
-    layer = quantize_without_inputs(teacher, settings).get_submodule("3")
+    config = QuantizeConfig(weight_bits=3, per_channel=False, first_last_bits=None)
+    layer = quantize_without_inputs(teacher, config).get_submodule("3")
     assert isinstance(layer, QuantizedLayer)
     error = (layer.quantized_weight() - layer.layer.weight).sum((1, 2, 3))
     equalized = equalize(teacher.module, teacher.spec)
@@ -587,14 +587,14 @@ def images(teacher: Teacher, num: int = 128) -> Tensor:
 def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibration) -> None:
     teacher = lenet()
     shown = images(teacher)
-    low = QuantizeSettings(
+    low = QuantizeConfig(
         weight_bits=3, activation_bits=3, first_last_bits=None, calibration=calibration
     )
-    tuned = DistillSettings(steps=60, batch_size=32, lr=1e-3, held_out=16, judge_every=20)
+    tuned = DistillConfig(steps=60, batch_size=32, lr=1e-3, num_validation=16, validate_every=20)
     fingerprint = teacher.fingerprint
     wanted, errors = teacher(teacher.spec.encode(shown)), []
-    for settings in (low, replace(low, finetune=tuned)):
-        model = quantize(teacher, shown, settings, rng=rng())
+    for config in (low, replace(low, finetune=tuned)):
+        model = quantize(teacher, shown, config, rng=rng())
         errors.append((model(teacher.spec.encode(shown)) - wanted).abs().mean().item())
     assert errors[1] < 0.85 * errors[0]
     assert teacher.fingerprint == fingerprint
@@ -605,11 +605,11 @@ def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibrat
 @pytest.mark.parametrize("bits", [8, 4])
 def test_finetuning_at_the_default_rate_keeps_every_step_alive(bits: int) -> None:
     teacher = lenet()
-    settings = QuantizeSettings(
-        weight_bits=bits, finetune=DistillSettings(steps=30, batch_size=32, held_out=32)
+    config = QuantizeConfig(
+        weight_bits=bits, finetune=DistillConfig(steps=30, batch_size=32, num_validation=32)
     )
-    calibrated = quantize(teacher, images(teacher), replace(settings, finetune=None), rng=rng())
-    tuned = quantize(teacher, images(teacher), settings, rng=rng())
+    calibrated = quantize(teacher, images(teacher), replace(config, finetune=None), rng=rng())
+    tuned = quantize(teacher, images(teacher), config, rng=rng())
     for network in (calibrated, tuned):
         for layer in (m for m in network.modules() if isinstance(m, QuantizedLayer)):
             assert type(layer) is QuantizedLayer  # nothing that a file cannot hold is left
@@ -621,7 +621,7 @@ def test_mixed_bits_go_down_where_it_costs_least() -> None:
     table = {"a": {4: 0.1, 8: 0.0}, "b": {4: 9.0, 8: 0.0}}
     assert mixed_bits(table, {"a": 100, "b": 100}, 0.75) == {"a": 4, "b": 8}
     assert mixed_bits(table, {"a": 100, "b": 100}, 0.5) == {"a": 4, "b": 4}
-    with pytest.raises(SettingsError, match=r"size 0\.4 cannot be met: .* it is 0\.500"):
+    with pytest.raises(ConfigError, match=r"size 0\.4 cannot be met: .* it is 0\.500"):
         mixed_bits(table, {"a": 100, "b": 100}, 0.4)
 
 
@@ -634,8 +634,8 @@ def test_what_the_last_layer_saved_beyond_the_size_is_given_back() -> None:
 def test_mixed_precision_meets_its_size() -> None:
     teacher = lenet()
     for fixed in (None, 8):  # at 8 bits the first and last layer count in the size
-        settings = QuantizeSettings(size=0.38, first_last_bits=fixed)
-        model = quantize(teacher, images(teacher), settings, rng=rng())
+        config = QuantizeConfig(size=0.38, first_last_bits=fixed)
+        model = quantize(teacher, images(teacher), config, rng=rng())
         layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
         weights = sum(m.layer.weight.numel() for m in layers)
         bits = sum(m.layer.weight.numel() * m.weight_bits for m in layers)
@@ -645,12 +645,12 @@ def test_mixed_precision_meets_its_size() -> None:
 
 
 def test_what_needs_images_says_so() -> None:
-    with pytest.raises(SettingsError, match="need images"):
-        quantize_without_inputs(lenet(), QuantizeSettings(size=0.5))
-    with pytest.raises(SettingsError, match="calibration reads images"):
-        quantize_without_inputs(lenet(), QuantizeSettings(calibration=Calibration.MIN_MAX))
-    with pytest.raises(SettingsError, match=r"weight_bits must be in \[2, 8\]; got 1"):
-        QuantizeSettings(weight_bits=1)
+    with pytest.raises(ConfigError, match="need images"):
+        quantize_without_inputs(lenet(), QuantizeConfig(size=0.5))
+    with pytest.raises(ConfigError, match="calibration reads images"):
+        quantize_without_inputs(lenet(), QuantizeConfig(calibration=Calibration.MIN_MAX))
+    with pytest.raises(ConfigError, match=r"weight_bits must be in \[2, 8\]; got 1"):
+        QuantizeConfig(weight_bits=1)
 
 
 class ChannelsLast(nn.Module):
@@ -674,10 +674,10 @@ def test_biases_are_corrected_where_channels_are_last() -> None:
         model = ChannelsLast()
     model.norm.bias.data.fill_(0.7)  # the mean of what enters `mix`
     teacher = open_teacher(model, GREY)
-    settings = QuantizeSettings(weight_bits=3, first_last_bits=None)
+    config = QuantizeConfig(weight_bits=3, first_last_bits=None)
     biases = []
     for correct in (False, True):
-        quantized = quantize_without_inputs(teacher, settings, correct=correct)
+        quantized = quantize_without_inputs(teacher, config, correct=correct)
         mix = quantized.get_submodule("mix")
         assert isinstance(mix, QuantizedLayer)
         assert mix.layer.bias is not None
@@ -702,7 +702,7 @@ def test_layers_called_by_keyword_are_quantized() -> None:
     with seeded(torch.Generator().manual_seed(0)):
         teacher = open_teacher(Keywords(), GREY)
     images = torch.randint(0, 256, (16, 1, 28, 28), dtype=torch.uint8)
-    quantized = quantize(teacher, images, QuantizeSettings(), rng=torch.Generator())
+    quantized = quantize(teacher, images, QuantizeConfig(), rng=torch.Generator())
     assert [type(part) for part in quantized.children()] == [QuantizedLayer] * 2
 
 
@@ -712,8 +712,8 @@ def test_convolutions_of_signals_are_quantized_past_their_batch_norm() -> None:
         model.train()(torch.randn(256, 1, 1, 64))
     teacher = open_teacher(model, toys.SIGNAL)
     shown = torch.randint(0, 256, (128, 1, 1, 64), dtype=torch.uint8, generator=rng())
-    settings = QuantizeSettings(activation_bits=8)
-    quantized = quantize(teacher, shown, settings, rng=rng())
+    config = QuantizeConfig(activation_bits=8)
+    quantized = quantize(teacher, shown, config, rng=rng())
     layers = {n for n, m in quantized.named_modules() if isinstance(m, QuantizedLayer)}
     assert layers == {"first", "second", "head"}
     wanted, got = (predict(m, toys.SIGNAL, shown) for m in (teacher.module, quantized))
@@ -736,7 +736,7 @@ def test_what_has_no_batch_norm_need_not_be_traced() -> None:
     with seeded(rng()):
         teacher = open_teacher(Untraceable(), GREY)
     shown = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=rng())
-    quantized = quantize(teacher, shown, QuantizeSettings(), rng=rng())
+    quantized = quantize(teacher, shown, QuantizeConfig(), rng=rng())
     assert agreement(*(predict(m, GREY, shown) for m in (teacher.module, quantized))) > 0.95
 
 
@@ -758,8 +758,8 @@ class Again(nn.Module):
 def test_a_layer_has_the_range_of_all_its_calls(factor: float) -> None:
     teacher = open_teacher(Again(factor), GREY)  # pixels are from -2 to 2
     shown = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
-    settings = QuantizeSettings(calibration=Calibration.MIN_MAX)
-    model = quantize(teacher, shown, settings, rng=rng())
+    config = QuantizeConfig(calibration=Calibration.MIN_MAX)
+    model = quantize(teacher, shown, config, rng=rng())
     (layer,) = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
     high = 2 * max(factor, 1.0)
     assert layer.input_step.item() == pytest.approx(2 * high / 255)
@@ -774,14 +774,14 @@ def test_calls_of_one_layer_are_told_apart_without_inputs() -> None:
     assert [v.item() for v in (mixed.mean, mixed.variance, mixed.low, mixed.high)] == [0, 3, -3, 5]
     of_sizes = open_teacher(Again(end=14), GREY)
     with pytest.raises(TeacherError, match="conv, called on maps of several sizes, puts out"):
-        quantize_without_inputs(of_sizes, QuantizeSettings())
+        quantize_without_inputs(of_sizes, QuantizeConfig())
 
 
 def test_what_is_seen_of_a_sorted_set_is_not_its_beginning() -> None:
     teacher = lenet()
     black, white = (torch.full((2048, 1, 28, 28), v, dtype=torch.uint8) for v in (0, 255))
-    settings = QuantizeSettings(calibration=Calibration.MIN_MAX, first_last_bits=None)
-    model = quantize(teacher, torch.cat([black, white]), settings, rng=rng())
+    config = QuantizeConfig(calibration=Calibration.MIN_MAX, first_last_bits=None)
+    model = quantize(teacher, torch.cat([black, white]), config, rng=rng())
     first = next(m for m in model.modules() if isinstance(m, QuantizedLayer))
     assert first.input_step.item() == pytest.approx(4 / 255)
 
@@ -832,6 +832,6 @@ def test_code_that_reads_a_layers_weight_reads_it_on_its_grid() -> None:
 
     teacher = open_teacher(Tied(), toys.SPEC)
     images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
-    quantized = quantize(teacher, images, QuantizeSettings(), rng=torch.Generator())
+    quantized = quantize(teacher, images, QuantizeConfig(), rng=torch.Generator())
     inputs = toys.SPEC.encode(images)
     torch.testing.assert_close(quantized(inputs), teacher(inputs), atol=0.05, rtol=0.1)

@@ -21,18 +21,17 @@ import dreamstill
 import toys
 from dreamstill.cli import main as cli
 from dreamstill.compression.deep_compression.file_format import MAGIC, load_packed
-from dreamstill.compression.factorization.factorize import FactorizeSettings, factorize
-from dreamstill.compression.prune import Importance, PruneSettings
+from dreamstill.compression.factorization.factorize import FactorizeConfig, factorize
+from dreamstill.compression.prune import Importance, PruneConfig
 from dreamstill.config import read_plain
 from dreamstill.data.images import load_images, load_unlabelled
-from dreamstill.distillation.config import DistillSettings, Optimizer
-from dreamstill.distillation.trainer import Transfer
+from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
 from dreamstill.errors import (
+    ConfigError,
     DataError,
     DreamstillError,
     ExportError,
     RunError,
-    SettingsError,
     TeacherError,
     one_line,
     shown,
@@ -45,8 +44,8 @@ from dreamstill.loaders.state_dict import load_module, load_weights
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.pipelines.distill import Job
 from dreamstill.synthesis.activation_statistics import FORMAT, load_metadata, record_metadata
-from dreamstill.synthesis.methods.deepinversion import DeepInversionSettings
-from dreamstill.synthesis.methods.noise import NoiseSettings
+from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
+from dreamstill.synthesis.methods.noise import NoiseConfig
 from dreamstill.synthesis.pixel_optimization import Start
 from dreamstill.teacher import Precision, open_teacher
 
@@ -225,7 +224,7 @@ def test_files_that_are_nested_too_deep_are_named(deep: str, tmp_path: Path) -> 
     (tmp_path / "a.toml").write_text(f"a = {text}")
     with pytest.raises(RunError, match=r"a\.json is damaged"):
         read_json(tmp_path / "a.json", RunError)
-    with pytest.raises(SettingsError, match=r"a\.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML"):
         read_toml(tmp_path / "a.toml")
     for name in ("a.json", "a.toml"):
         with pytest.raises(TeacherError, match="is not valid"):
@@ -234,46 +233,53 @@ def test_files_that_are_nested_too_deep_are_named(deep: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("value", [10**30, -(10**30), 10**5000, 2**63], ids=shown)
 def test_counts_have_an_upper_end(value: int) -> None:
-    for name in ("steps", "batch_size", "pool", "held_out", "judge_every", "prefill"):
+    for name in (
+        "steps",
+        "batch_size",
+        "buffer_size",
+        "num_validation",
+        "validate_every",
+        "prefill",
+    ):
         given: dict[str, Any] = {name: value}
-        with pytest.raises(SettingsError, match=name):
-            DistillSettings(**given)
-    with pytest.raises(SettingsError, match="num_classes"):
+        with pytest.raises(ConfigError, match=name):
+            DistillConfig(**given)
+    with pytest.raises(ConfigError, match="num_classes"):
         TeacherFile(weights="x", num_classes=value)
-    with pytest.raises(SettingsError, match="at most 1,000,000,000; got 1000000001"):
-        DistillSettings(steps=10**9 + 1)
+    with pytest.raises(ConfigError, match="at most 1,000,000,000; got 1000000001"):
+        DistillConfig(steps=10**9 + 1)
 
 
 @pytest.mark.parametrize("value", [1e308, nan, -inf, inf, 10**400], ids=shown)
 def test_floats_have_an_upper_end(value: float) -> None:
     for name in ("lr", "temperature", "weight_decay", "clip_gradient"):
         given: dict[str, Any] = {name: value}
-        with pytest.raises(SettingsError, match=name):
-            DistillSettings(**given)
-    with pytest.raises(SettingsError, match="checkpoint_every"):
+        with pytest.raises(ConfigError, match=name):
+            DistillConfig(**given)
+    with pytest.raises(ConfigError, match="checkpoint_every"):
         Job(
             teacher=TeacherFile(weights="x"),
             student="a:b",
             method="noise",
-            synthesis=NoiseSettings(),
+            synthesis=NoiseConfig(),
             checkpoint_every=value,
         )
 
 
 def test_settings_take_strings_lists_and_tables_from_python() -> None:
-    settings = DistillSettings(transfer=["mse", "l1"], optimizer="sgd", lr=1, augment={"shift": 1})  # type: ignore[arg-type]
-    assert settings.transfer == (Transfer.MSE, Transfer.L1)
+    settings = DistillConfig(losses=["mse", "l1"], optimizer="sgd", lr=1, augment={"shift": 1})  # type: ignore[arg-type]
+    assert settings.losses == (LossName.MSE, LossName.L1)
     assert settings.optimizer is Optimizer.SGD
     assert isinstance(settings.lr, float)
     assert settings.augment.shift == 1.0
-    assert PruneSettings(importance="taylor").importance is Importance.TAYLOR  # type: ignore[arg-type]
-    assert DeepInversionSettings(start="structured").start is Start.STRUCTURED  # type: ignore[arg-type]
+    assert PruneConfig(importance="taylor").importance is Importance.TAYLOR  # type: ignore[arg-type]
+    assert DeepInversionConfig(start="structured").start is Start.STRUCTURED  # type: ignore[arg-type]
     assert TeacherFile(weights=Path("a/b.pt")).weights == "a/b.pt"  # type: ignore[arg-type]
-    assert DistillSettings(steps=np.int64(3)).steps == 3  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="importance must be one of"):
-        PruneSettings(importance="loud")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="steps must be of type int; got '3'"):
-        DistillSettings(steps="3")  # type: ignore[arg-type]
+    assert DistillConfig(steps=np.int64(3)).steps == 3  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="importance must be one of"):
+        PruneConfig(importance="loud")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="steps must be of type int; got '3'"):
+        DistillConfig(steps="3")  # type: ignore[arg-type]
 
 
 def test_paths_are_strings_and_enums_are_strings_in_python(tmp_path: Path) -> None:
@@ -282,7 +288,7 @@ def test_paths_are_strings_and_enums_are_strings_in_python(tmp_path: Path) -> No
     assert load_weights(path).keys() == toys.small_cnn().state_dict().keys()
     teacher = open_teacher(load_module("toys:small_cnn", path), toys.SPEC, precision="bfloat16")  # type: ignore[arg-type]
     assert teacher.precision is Precision.BFLOAT16
-    with pytest.raises(SettingsError, match="precision must be one of"):
+    with pytest.raises(ConfigError, match="precision must be one of"):
         open_teacher(toys.small_cnn(), toys.SPEC, precision="half")  # type: ignore[arg-type]
     record = export(teacher.module, toys.SPEC, str(tmp_path / "n.onnx"))
     assert load_exported(record.path)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
@@ -303,7 +309,7 @@ def test_the_global_generators_are_left_as_they_were(tmp_path: Path) -> None:
     save_file(toys.small_cnn().state_dict(), path)
     model = load_module("test_reading:drawing_cnn", path)
     assert states() == before
-    factorize(model, toys.SPEC, FactorizeSettings(energy=0.5, first_layer=True))
+    factorize(model, toys.SPEC, FactorizeConfig(energy=0.5, first_layer=True))
     assert states() == before
     for kind in ("pt2", "onnx"):
         export(model, toys.SPEC, tmp_path / f"n.{kind}")
@@ -412,7 +418,7 @@ def test_a_settings_file_may_hold_every_option_and_flags_win(
             "--synthesis.batch_size=8",
             "synthesis must be a table of settings; got 3",
         ),
-        ("[synthesis]\ndrawing = 3\n", "--synthesis.drawing.cells=4", "drawing must be a table"),
+        ("[synthesis]\ndrawing = 3\n", "--synthesis.shapes.cells=4", "drawing must be a table"),
         ("teacher = 'x'\n", "--teacher.num_classes=4", "teacher must be a table of settings"),
         ("imagse = 'x'\n", "--seed=3", "unknown setting settings.imagse"),
     ],
@@ -544,7 +550,7 @@ def test_no_socket_is_opened_and_nothing_is_written_elsewhere(teacher: Path) -> 
         (folder / name).mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     (folder / "chain.toml").write_text(
-        f'num_images = 16\n[teacher]\nweights = "{teacher}"\n[[link]]\ntask = "int8"\n'
+        f'num_images = 16\n[teacher]\nweights = "{teacher}"\n[[stage]]\ntask = "int8"\n'
     )
     environment = {
         "GUARD": str(folder / "guard"),
@@ -554,8 +560,15 @@ def test_no_socket_is_opened_and_nothing_is_written_elsewhere(teacher: Path) -> 
     }
     for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
         os.environ.pop(name, None)
-    sizes = ["--distill.steps", "2", "--distill.held_out", "16", "--synthesis.batch_size", "16"]
-    made = ["--student", "toys:student", *sizes, "--distill.pool", "64", "--out", "out_run"]
+    sizes = [
+        "--distill.steps",
+        "2",
+        "--distill.num_validation",
+        "16",
+        "--synthesis.batch_size",
+        "16",
+    ]
+    made = ["--student", "toys:student", *sizes, "--distill.buffer_size", "64", "--out", "out_run"]
     commands = [
         ["distill", "--teacher.weights", str(teacher), *made],
         ["export", "out_run"],
@@ -625,12 +638,14 @@ def test_a_task_that_looks_at_no_image_makes_none(
     assert cli.main(command) == 0
     assert not list(out.glob("images.*"))
     summary = json.loads((out / "summary.json").read_text())
-    assert "agreement" not in summary["links"][0]
+    assert "agreement" not in summary["stages"][0]
     assert "agreement was not measured" in (out / "report.html").read_text()
     measured = [*command[:-1], command[-1], "--num-images", "16"]
     measured[measured.index(str(out))] = str(out) + "2"
     assert cli.main([*measured, "--json"]) == 0
-    assert "agreement" in json.loads((out.parent / "out2" / "summary.json").read_text())["links"][0]
+    assert (
+        "agreement" in json.loads((out.parent / "out2" / "summary.json").read_text())["stages"][0]
+    )
 
 
 def mlp() -> nn.Module:
@@ -646,7 +661,7 @@ def test_chains_and_continual_take_device_and_precision(
     np.savez(folder / "new.npz", x=x, y=4 + np.arange(16) % 2)
     (folder / "chain.toml").write_text(
         f'num_images = 16\ndevice = "cpu"\n[teacher]\nweights = "{teacher}"\n'
-        '[[link]]\ntask = "distill"\nstudent = "toys:student"\ntraining = {steps = 2}\n'
+        '[[stage]]\ntask = "distill"\nstudent = "toys:student"\ntraining = {steps = 2}\n'
     )
     start = {
         "chain": ["chain", str(folder / "chain.toml")],
@@ -662,5 +677,5 @@ def test_chains_and_continual_take_device_and_precision(
         assert not (folder / "no").exists()
     out = folder / "out"
     assert cli.main([*start, "--precision", "bfloat16", "--out", str(out), "--json"]) == 0
-    settings = json.loads((out / "settings.json").read_text())
+    settings = json.loads((out / "config.json").read_text())
     assert (settings["precision"], settings["device"]) == ("bfloat16", "cpu")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.compression.prune import PruneSettings, prune
+from dreamstill.compression.prune import PruneConfig, prune
 from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import DataError, NonFiniteError
 from dreamstill.input_spec import InputSpec
@@ -157,7 +157,7 @@ def test_a_pruned_network_stays_nearer_to_the_whole(rounds: int) -> None:
     shown = spec.encode(images[500:])
     errors = []
     for num in (0, 500):
-        settings = PruneSettings(keep=0.6, rounds=rounds, reconstruct=num, finetune=None)
-        pruned, _ = prune(teacher, images[:500], settings, rng=rng())
+        config = PruneConfig(keep=0.6, rounds=rounds, reconstruct=num, finetune=None)
+        pruned, _ = prune(teacher, images[:500], config, rng=rng())
         errors.append((pruned(shown) - teacher(shown)).pow(2).mean())
     assert errors[1] < errors[0] / 3

@@ -20,12 +20,12 @@ HALF = {"parameters": 15738, "macs": 133740, "bytes": 62952}
 SUMMARY = {
     "teacher": {**COST, "accuracy": 0.9942},
     "student": {**HALF, "accuracy": 0.98312, "agreement": 0.985},
-    "noise_floor": {"accuracy": 0.7},
+    "noise_baseline": {"accuracy": 0.7},
     "seconds": 131.2,
     "queries": 123456,
     "images": "2,000 real digits",
     "chosen_at_step": 900,
-    "held_out_agreement": 0.7251,
+    "validation_agreement": 0.7251,
     "exports": [
         {"path": "/x/student.onnx", "format": "onnx", "bytes": 70000, "max_abs_difference": 2e-6}
     ],
@@ -33,12 +33,12 @@ SUMMARY = {
 
 
 def make_run(folder: Path, num_classes: int = 10, shape: tuple[int, ...] = (1, 28, 28)) -> None:
-    settings = {
+    config = {
         "method": "dafl <script>",
         "student": "a.b:half",
         "teacher": {"weights": "t/lenet.safetensors"},
     }
-    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     lines: list[dict[str, Any]] = [
         {"step": i, "loss": 3.0 / i, "seconds": 0.1 * i} for i in range(1, 61)
@@ -93,7 +93,7 @@ def test_every_record_has_its_section(
 
 
 def test_what_is_absent_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"method": "noise", "student": "package:small"}')
+    (tmp_path / "config.json").write_text('{"method": "noise", "student": "package:small"}')
     page = write_report(tmp_path).read_text()
     assert "<h2>" not in page
     assert "<img" not in page
@@ -128,7 +128,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     assert len(read_log(tmp_path / "log.jsonl")) == 60
 
 
-@pytest.mark.parametrize("name", ["settings.json", "summary.json", "pictures.npz"])
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "pictures.npz"])
 @pytest.mark.parametrize("damage", [b"{", b"", b"[3]", b"\xff"])
 def test_a_damaged_file_is_named(name: str, damage: bytes, tmp_path: Path) -> None:
     make_run(tmp_path)

@@ -33,17 +33,17 @@ MNIST = InputSpec(shape=(1, 28, 28), mean=(0.13,), std=(0.31,))
 def test_a_teacher_is_frozen_and_says_what_it_offers() -> None:
     teacher = open_teacher(lenet5_bn(), MNIST)
     assert teacher.num_classes == 10
-    assert teacher.offers.gradient
-    assert teacher.offers.batch_norm == ("features.1", "features.5", "features.9")
-    assert teacher.offers.last_linear == "classifier.2"
-    assert teacher.offers.num_features == 84
+    assert teacher.capabilities.gradient
+    assert teacher.capabilities.batch_norm == ("features.1", "features.5", "features.9")
+    assert teacher.capabilities.last_linear == "classifier.2"
+    assert teacher.capabilities.num_features == 84
     assert not teacher.module.training
     assert not any(p.requires_grad for p in teacher.module.parameters())
 
 
 def test_a_linear_layer_that_is_not_the_last_is_not_taken_for_it() -> None:
     teacher = open_teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LeakyReLU()), toys.SPEC)
-    assert teacher.offers.last_linear is None
+    assert teacher.capabilities.last_linear is None
     with pytest.raises(TeacherError, match="last linear"):
         teacher.with_features(torch.zeros(1, 1, 8, 8))
 
@@ -503,12 +503,12 @@ class Several(toys.SmallCnn):
 def test_several_outputs_in_train_mode(kind: str, message: str | None) -> None:
     teacher = open_teacher(Several(kind), toys.SPEC)
     if message is None:
-        assert teacher.offers.obstacle is None
+        assert teacher.capabilities.obstacle is None
         training = copy_network(teacher.module).train()
         assert teacher.run(training, torch.rand(2, 1, 8, 8)).shape == (2, 4)
     else:
-        assert teacher.offers.obstacle is not None
-        assert re.search(message, teacher.offers.obstacle)
+        assert teacher.capabilities.obstacle is not None
+        assert re.search(message, teacher.capabilities.obstacle)
 
 
 def test_a_network_that_cannot_be_differentiated_can_be_asked_and_not_trained() -> None:
@@ -518,8 +518,8 @@ def test_a_network_that_cannot_be_differentiated_can_be_asked_and_not_trained() 
             return super().forward(x)
 
     teacher = open_teacher(Closed(), toys.SPEC)
-    assert not teacher.offers.gradient
-    assert "torch.no_grad" in (teacher.offers.obstacle or "")
+    assert not teacher.capabilities.gradient
+    assert "torch.no_grad" in (teacher.capabilities.obstacle or "")
     with pytest.raises(TeacherError, match=r"cannot be trained: .*no_grad"):
         check_trainable(Closed(), toys.SPEC)
 

@@ -125,7 +125,14 @@ def test_files_of_a_run_have_the_modes_that_the_user_gives_files(
     card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
     weights.with_suffix(".json").write_text(json.dumps(card))
     command = ["distill", "--teacher.weights", str(weights), "--student", "toys:student", "--json"]
-    command += ["--distill.steps", "1", "--distill.held_out", "16", "--out", str(tmp_path / "run")]
+    command += [
+        "--distill.steps",
+        "1",
+        "--distill.num_validation",
+        "16",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     before = os.umask(umask)
     try:
         assert cli.main(command) == 0

@@ -10,10 +10,10 @@ from torch.nn.utils import parametrize
 
 import toys
 from dreamstill.compression.deep_compression.pack import Mask
-from dreamstill.distillation.config import Transfer
-from dreamstill.distillation.distillation_losses import TransferLoss
+from dreamstill.distillation.config import LossName
+from dreamstill.distillation.distillation_losses import DistillationLoss
 from dreamstill.distillation.weight_inheritance import inherit
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import map_modules
 from dreamstill.input_spec import InputSpec
@@ -26,7 +26,7 @@ from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
 CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
-EVERY = tuple(Transfer)
+EVERY = tuple(LossName)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -36,10 +36,10 @@ def rng(seed: int = 0) -> torch.Generator:
 def loss_of(
     teacher: Teacher,
     student: nn.Module,
-    *names: Transfer,
+    *names: LossName,
     kept: dict[str, Tensor] | None = None,
-) -> TransferLoss:
-    return TransferLoss(
+) -> DistillationLoss:
+    return DistillationLoss(
         teacher, student, names, weights=None, temperature=2.0, rng=rng(), kept=kept
     )
 
@@ -52,34 +52,34 @@ def lenets() -> tuple[Teacher, nn.Module, Tensor]:
 
 def test_maps_are_paired_by_resolution_and_boundaries_before_the_relu() -> None:
     teacher, student, _ = lenets()
-    loss = loss_of(teacher, student, Transfer.ATTENTION, Transfer.BOUNDARY, Transfer.RELATIONAL)
+    loss = loss_of(teacher, student, LossName.ATTENTION, LossName.BOUNDARY, LossName.RELATIONAL)
     # of 28, 14, 10, 5 and 1 pixels; the pooled maps have a resolution of their own
-    assert [name for name, _ in loss.pairs[Transfer.ATTENTION]] == [
+    assert [name for name, _ in loss.pairs[LossName.ATTENTION]] == [
         f"features.{i}" for i in (1, 2, 4, 5, 7)
     ]
-    assert loss.pairs[Transfer.BOUNDARY] == [("0", "0"), ("1", "1"), ("2", "2")]
-    assert loss.pairs[Transfer.RELATIONAL] == [("classifier.2", "classifier.2")]
+    assert loss.pairs[LossName.BOUNDARY] == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert loss.pairs[LossName.RELATIONAL] == [("classifier.2", "classifier.2")]
 
 
 def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
     with seeded(rng()):
         network = ResNetCifar(8, width=4)
     teacher = open_teacher(network, CIFAR)
-    loss = loss_of(teacher, copy.deepcopy(network), Transfer.BOUNDARY)
+    loss = loss_of(teacher, copy.deepcopy(network), LossName.BOUNDARY)
     names = ("layer1.0", "layer2.0", "layer3.0")
     blocks = {name: teacher.module.get_submodule(name) for name in names}
     with ReluInputs() as relus, Probe(blocks) as probe:
         teacher(torch.randn(4, 3, 32, 32, generator=rng()))
-    for (_, theirs), block in zip(loss.pairs[Transfer.BOUNDARY], blocks, strict=True):
+    for (_, theirs), block in zip(loss.pairs[LossName.BOUNDARY], blocks, strict=True):
         assert relus.inputs[theirs].relu().equal(probe.outputs[block])
         assert relus.inputs[theirs].min() < 0
 
 
 def test_connectors_of_the_boundary_are_he_normal_and_absent_where_channels_agree() -> None:
     teacher, _, images = lenets()
-    assert not loss_of(teacher, lenet5(), Transfer.BOUNDARY).connectors
+    assert not loss_of(teacher, lenet5(), LossName.BOUNDARY).connectors
     student = LeNet5((6, 800, 120, 84))  # of its three layers before a ReLU one has other channels
-    loss = loss_of(teacher, student, Transfer.BOUNDARY)
+    loss = loss_of(teacher, student, LossName.BOUNDARY)
     (connector,) = loss.connectors.values()
     weight = connector.get_parameter("0.weight")
     assert weight.shape == (16, 800, 1, 1)
@@ -105,7 +105,7 @@ def on_a_grid(layer: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("change", [masked, on_a_grid])
 @pytest.mark.parametrize("name", EVERY)
 def test_what_makes_a_weight_is_no_map(
-    name: Transfer, change: Callable[[nn.Module], nn.Module]
+    name: LossName, change: Callable[[nn.Module], nn.Module]
 ) -> None:
     teacher, _, x = lenets()
     plain, made = (copy.deepcopy(teacher.module) for _ in range(2))
@@ -114,19 +114,19 @@ def test_what_makes_a_weight_is_no_map(
     )
     loss = loss_of(teacher, made, name)
     assert loss.pairs == loss_of(teacher, plain, name).pairs
-    paid = loss.initialize(x) if name is Transfer.BOUNDARY else loss(x)
+    paid = loss.initialize(x) if name is LossName.BOUNDARY else loss(x)
     assert paid.isfinite()
 
 
 def test_a_boundary_needs_a_relu() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2))
     network(torch.zeros(1, 1, 28, 28))
-    with pytest.raises(SettingsError, match="boundary needs"):
-        loss_of(open_teacher(network, SPEC), copy.deepcopy(network), Transfer.BOUNDARY)
+    with pytest.raises(ConfigError, match="boundary needs"):
+        loss_of(open_teacher(network, SPEC), copy.deepcopy(network), LossName.BOUNDARY)
 
 
-@pytest.mark.parametrize("name", [t for t in Transfer if t not in ("mimic", "boundary")])
-def test_a_student_that_is_the_teacher_pays_nothing(name: Transfer) -> None:
+@pytest.mark.parametrize("name", [t for t in LossName if t not in ("mimic", "boundary")])
+def test_a_student_that_is_the_teacher_pays_nothing(name: LossName) -> None:
     teacher, _, images = lenets()
     student = lenet5()
     student.load_state_dict(teacher.module.state_dict())
@@ -134,12 +134,12 @@ def test_a_student_that_is_the_teacher_pays_nothing(name: Transfer) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_loss_falls_when_the_student_learns(name: Transfer) -> None:
+def test_every_loss_falls_when_the_student_learns(name: LossName) -> None:
     teacher, student, images = lenets()
-    if name is Transfer.LAYERS:
+    if name is LossName.LAYERS:
         student = lenet5()
     loss = loss_of(teacher, student, name)
-    paid = loss.initialize if name is Transfer.BOUNDARY else loss
+    paid = loss.initialize if name is LossName.BOUNDARY else loss
     parameters = [*student.parameters(), *loss.connectors.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
     before = paid(images)
@@ -153,8 +153,10 @@ def test_every_loss_falls_when_the_student_learns(name: Transfer) -> None:
 
 def test_the_sum_is_weighted_and_leaves_the_boundary_out() -> None:
     teacher, student, images = lenets()
-    names = (Transfer.L1, Transfer.BOUNDARY, Transfer.MSE)
-    weighted = TransferLoss(teacher, student, names, weights=(2, 7, 3), temperature=1, rng=rng())
+    names = (LossName.L1, LossName.BOUNDARY, LossName.MSE)
+    weighted = DistillationLoss(
+        teacher, student, names, weights=(2, 7, 3), temperature=1, rng=rng()
+    )
     parts = [loss_of(teacher, student, name)(images).item() for name in (names[0], names[2])]
     assert weighted(images).item() == pytest.approx(2 * parts[0] + 3 * parts[1], rel=1e-5)
 
@@ -169,7 +171,7 @@ def test_the_teacher_is_asked_for_what_it_has_not_said(
     teacher, student, images = lenets()
     logits = teacher(images) if answered else None
     before = teacher.queries
-    loss_of(teacher, student, Transfer(name), Transfer.L1)(images, logits)
+    loss_of(teacher, student, LossName(name), LossName.L1)(images, logits)
     assert teacher.queries == before + asked
 
 
@@ -177,7 +179,7 @@ def test_layers_are_compared_past_their_batch_norm_and_blocks_once() -> None:
     with seeded(rng()):
         network = ResNetCifar(8, width=4)
     teacher = open_teacher(network, CIFAR)
-    pairs = loss_of(teacher, copy.deepcopy(network), Transfer.LAYERS).pairs[Transfer.LAYERS]
+    pairs = loss_of(teacher, copy.deepcopy(network), LossName.LAYERS).pairs[LossName.LAYERS]
     blocks = [f"layer{i}.0{part}" for i in (1, 2, 3) for part in (".bn1", ".bn2", "")]
     assert pairs == [(name, name) for name in ("bn1", *blocks, "linear")]
 
@@ -187,10 +189,10 @@ def test_a_block_has_the_channels_of_its_last_layer() -> None:
         teacher = open_teacher(ResNetCifar(8, width=8), CIFAR)
     student = ResNetCifar(8, width=4)
     kept = inherit(teacher.module, student)
-    loss = loss_of(teacher, student, Transfer.LAYERS, kept=kept)
+    loss = loss_of(teacher, student, LossName.LAYERS, kept=kept)
     for block in ("layer1.0", "layer2.0", "layer3.0"):
         assert torch.equal(loss.shared[block][1], kept[f"{block}.bn2"])
-        assert (block, block) in loss.pairs[Transfer.LAYERS]
+        assert (block, block) in loss.pairs[LossName.LAYERS]
 
 
 def test_layers_are_compared_in_the_channels_that_are_left() -> None:
@@ -203,7 +205,7 @@ def test_layers_are_compared_in_the_channels_that_are_left() -> None:
         student.conv.bias.copy_(whole.get_parameter("conv.bias")[kept] + 0.5)
     images = torch.randn(8, 1, 8, 8, generator=rng())
     answer = teacher(images)
-    loss = loss_of(teacher, student, Transfer.LAYERS, kept={"conv": kept})
+    loss = loss_of(teacher, student, LossName.LAYERS, kept={"conv": kept})
     wanted = whole.get_submodule("conv")(images)[:, kept]
     logits = (student(images) - answer).pow(2).mean() / answer.var()
     assert loss(images).item() == pytest.approx((0.25 / wanted.var() + logits).item() / 2, rel=1e-4)
@@ -228,7 +230,7 @@ def test_channels_that_come_last_are_compared_there() -> None:
     with torch.no_grad():
         student.mix.weight.copy_(teacher.module.get_parameter("mix.weight")[kept])
         student.mix.bias.copy_(teacher.module.get_parameter("mix.bias")[kept])
-    loss = loss_of(teacher, student, Transfer.LAYERS, kept={"mix": kept})
+    loss = loss_of(teacher, student, LossName.LAYERS, kept={"mix": kept})
     images = torch.randn(4, 1, 8, 8, generator=rng())
     answer = teacher(images)
     logits = (student(images) - answer).pow(2).mean() / answer.var()
@@ -240,18 +242,18 @@ def test_layers_of_a_folded_network_are_found_by_name() -> None:
         network = ResNetCifar(8, width=4).eval()
     folded = fold_batch_norm(network)
     teacher = open_teacher(network, CIFAR)
-    loss = loss_of(teacher, folded, Transfer.LAYERS)
-    assert ("layer1.0.bn1",) * 2 in loss.pairs[Transfer.LAYERS]
+    loss = loss_of(teacher, folded, LossName.LAYERS)
+    assert ("layer1.0.bn1",) * 2 in loss.pairs[LossName.LAYERS]
     images = torch.randn(4, 3, 32, 32, generator=rng())
     assert loss(images).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_student_of_other_layers_cannot_be_compared_layer_by_layer() -> None:
     teacher, student, _ = lenets()
-    with pytest.raises(SettingsError, match="of 5 layers 0 can be compared"):
-        loss_of(teacher, Talkative(), Transfer.LAYERS)
-    with pytest.raises(SettingsError, match="of 5 layers 1 can be compared"):
-        loss_of(teacher, student, Transfer.LAYERS)
+    with pytest.raises(ConfigError, match="of 5 layers 0 can be compared"):
+        loss_of(teacher, Talkative(), LossName.LAYERS)
+    with pytest.raises(ConfigError, match="of 5 layers 1 can be compared"):
+        loss_of(teacher, student, LossName.LAYERS)
 
 
 class InPlace(nn.Module):
@@ -272,7 +274,7 @@ def test_a_relu_in_place_does_not_hide_the_boundary() -> None:
     with seeded(rng()):
         teacher, student = open_teacher(InPlace(), toys.SPEC), InPlace()
     images = torch.randn(8, 1, 8, 8, generator=rng())
-    loss = loss_of(teacher, student, Transfer.KL, Transfer.BOUNDARY)
+    loss = loss_of(teacher, student, LossName.KL, LossName.BOUNDARY)
     loss.connectors = nn.ModuleDict({k: nn.Identity() for k in loss.connectors})
     paid = loss.initialize(images).item()
     ours, wanted = student.conv(images), teacher.module.get_submodule("conv")(images)
@@ -282,8 +284,8 @@ def test_a_relu_in_place_does_not_hide_the_boundary() -> None:
 
 
 def test_networks_with_nothing_in_common_are_named() -> None:
-    with pytest.raises(SettingsError, match=r"attention needs feature maps of one size"):
-        loss_of(toys.cnn_teacher(), toys.Quadrants(), Transfer.ATTENTION)
+    with pytest.raises(ConfigError, match=r"attention needs feature maps of one size"):
+        loss_of(toys.cnn_teacher(), toys.Quadrants(), LossName.ATTENTION)
 
 
 class Pair(nn.Module):
@@ -307,6 +309,6 @@ class Talkative(nn.Module):
 def test_blocks_that_give_more_than_a_tensor_are_passed_over() -> None:
     spec = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
     teacher, student = open_teacher(Talkative(), spec), Talkative()
-    loss = loss_of(teacher, student, Transfer.ATTENTION)
+    loss = loss_of(teacher, student, LossName.ATTENTION)
     images = torch.randn(4, 1, 8, 8, generator=rng())
     assert loss(images) > 0

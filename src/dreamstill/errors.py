@@ -8,7 +8,7 @@ __all__ = [
     "ExportError",
     "NonFiniteError",
     "RunError",
-    "SettingsError",
+    "ConfigError",
     "TeacherError",
     "first_line",
     "is_out_of_memory",
@@ -33,7 +33,7 @@ class TeacherError(DreamstillError):
     """The teacher's file, factory, card or first forward pass is wrong."""
 
 
-class SettingsError(DreamstillError):
+class ConfigError(DreamstillError):
     """A setting is outside its range, unknown, or contradicts another."""
 
 

@@ -16,11 +16,11 @@ from dreamstill.evaluation import device_of, evaluating
 from dreamstill.input_spec import InputSpec
 
 __all__ = [
-    "Cost",
+    "Profile",
     "Latency",
     "Size",
     "count_macs",
-    "measure_cost",
+    "measure_profile",
     "measure_latency",
     "measure_size",
 ]
@@ -50,7 +50,7 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost(Size):
+class Profile(Size):
     """How large a network is, and how long it takes for one image."""
 
     latency_ms: Latency
@@ -66,11 +66,11 @@ def measure_size(module: nn.Module, spec: InputSpec) -> Size:
     )
 
 
-def measure_cost(module: nn.Module, spec: InputSpec) -> Cost:
+def measure_profile(module: nn.Module, spec: InputSpec) -> Profile:
     """Count a network, and time it in PyTorch with the current number of threads."""
     with evaluating(module):
         latency = measure_latency(module, spec, device=device_of(module))
-    return Cost(**asdict(measure_size(module, spec)), latency_ms=latency)
+    return Profile(**asdict(measure_size(module, spec)), latency_ms=latency)
 
 
 def count_macs(module: nn.Module, spec: InputSpec) -> int:

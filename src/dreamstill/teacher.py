@@ -26,11 +26,11 @@ from dreamstill.nn.checks import (
 from dreamstill.nn.copying import copy_network, is_hooked, make_weights_plain
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
 
-__all__ = ["Offers", "Precision", "Teacher", "check_trainable", "open_teacher"]
+__all__ = ["Capabilities", "Precision", "Teacher", "check_trainable", "open_teacher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offers:
+class Capabilities:
     """What a teacher gives beside its logits."""
 
     gradient: bool
@@ -59,7 +59,7 @@ class Teacher:
     module: nn.Module
     spec: InputSpec
     num_classes: int
-    offers: Offers
+    capabilities: Capabilities
     queries: int = field(default=0)
     precision: Precision = Precision.FLOAT32
     """Of the teacher and of whatever else it runs."""
@@ -117,9 +117,9 @@ class Teacher:
     @property
     def last_linear(self) -> nn.Linear:
         """The layer that makes the logits; TeacherError where there is none."""
-        if self.offers.last_linear is None:
+        if self.capabilities.last_linear is None:
             raise TeacherError("the teacher has no last linear layer, which this method needs")
-        layer = self.module.get_submodule(self.offers.last_linear)
+        layer = self.module.get_submodule(self.capabilities.last_linear)
         assert isinstance(layer, nn.Linear)
         return layer
 
@@ -193,14 +193,16 @@ def open_teacher(
         check_steady(module, inputs, logits, role)
         make_weights_plain(module, inputs)
         module.requires_grad_(False)
-        offers = Offers(
+        capabilities = Capabilities(
             gradient=module(inputs.clone().requires_grad_()).requires_grad,
             batch_norm=tuple(name for name in probe.inputs if name in batch_norm_layers(module)),
             last_linear=last,
             num_features=probe.inputs[last].shape[1] if last is not None else None,
             obstacle=obstacle_to_training(module, inputs),
         )
-    return Teacher(module, spec, logits.shape[1], offers, precision=precision, factory=factory)
+    return Teacher(
+        module, spec, logits.shape[1], capabilities, precision=precision, factory=factory
+    )
 
 
 def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:

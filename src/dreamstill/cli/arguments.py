@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dreamstill.cli.flags import add_flags
-from dreamstill.continual.learning import ContinualSettings
-from dreamstill.distillation.config import DistillSettings
-from dreamstill.errors import SettingsError, shown
+from dreamstill.continual.learning import ContinualConfig
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.errors import ConfigError, shown
 from dreamstill.files.reading import read_toml
 from dreamstill.loaders.teacher_file import TeacherFile
-from dreamstill.pipelines.stages import TASKS
+from dreamstill.pipelines.stages import STAGES
 from dreamstill.synthesis.activation_statistics import Kind
 from dreamstill.synthesis.registry import METHODS, PRESETS
 from dreamstill.teacher import Precision
@@ -25,7 +25,7 @@ AddCommand = Callable[[str], argparse.ArgumentParser]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise SettingsError(message)
+        raise ConfigError(message)
 
 
 def parse(argv: Sequence[str], commands: Mapping[str, Command]) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse(argv: Sequence[str], commands: Mapping[str, Command]) -> argparse.Name
         commands: by name; the first line of each one's docstring is its help.
 
     Raises:
-        SettingsError: a flag, command or method is unknown, or one that is needed is missing.
+        ConfigError: a flag, command or method is unknown, or one that is needed is missing.
 
     """
     # a flag's short form would get past _early
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str], commands: Mapping[str, Command]) -> argparse.Name
     table = {} if config is None else read_toml(config)
     method = _early(argv, "--method") or table.get("method") or "structured_noise"
     if not isinstance(method, str) or method not in METHODS:
-        raise SettingsError(f"unknown method {shown(method)}; known: {', '.join(METHODS)}")
+        raise ConfigError(f"unknown method {shown(method)}; known: {', '.join(METHODS)}")
     _add_synthesis(command, method)
     _add_tasks(command, method)
     _add_results(command)
@@ -100,7 +100,7 @@ def _add_synthesis(command: AddCommand, method: str) -> None:
     )
     distill.add_argument("--checkpoint-every", type=float, help="seconds between checkpoints [20]")
     distill.add_argument("--resume", metavar="RUN", help="take up the run in this folder")
-    add_flags(distill, DistillSettings, "distill", short=("transfer",))
+    add_flags(distill, DistillConfig, "distill", short=("losses",))
 
     metadata = command("metadata")
     metadata.add_argument(
@@ -121,24 +121,24 @@ def _add_method(sub: argparse.ArgumentParser, method: str) -> None:
     presets = ", ".join(PRESETS.get(method, ())) or "this method has none"
     sub.add_argument("--method", help=f"one of {', '.join(METHODS)} [structured_noise]")
     sub.add_argument("--preset", help=f"{PRESET}: {presets}")
-    add_flags(sub, METHODS[method].settings, "synthesis")
+    add_flags(sub, METHODS[method].config, "synthesis")
 
 
 def _add_tasks(command: AddCommand, method: str) -> None:
     """What works on a set of images: chain, each task alone, continual."""
     chain = command("chain")
-    chain.add_argument("config", metavar="FILE", help="TOML file: [teacher] and [[link]] tables")
-    singles = {task: command(task) for task in TASKS if task != "distill"}
+    chain.add_argument("config", metavar="FILE", help="TOML file: [teacher] and [[stage]] tables")
+    singles = {task: command(task) for task in STAGES if task != "distill"}
     continual = command("continual")
     for task, sub in singles.items():
         sub.set_defaults(task=task)
-        add_flags(sub, TASKS[task][0], task)
+        add_flags(sub, STAGES[task][0], task)
     continual.add_argument(
         "--new",
         required=True,
         help="the new classes: .npz with x, y, or a folder of pictures for each",
     )
-    add_flags(continual, ContinualSettings, "continual")
+    add_flags(continual, ContinualConfig, "continual")
     for sub in (*singles.values(), continual):
         sub.add_argument(
             "--images", help=".npz with x, or a folder of pictures; default: synthesize them"
@@ -169,7 +169,7 @@ def _add_results(command: AddCommand) -> None:
     evaluate.add_argument(
         "--images", required=True, help=".npz with x, y (or x_test, y_test), or a folder a class"
     )
-    evaluate.add_argument("--floor", help="folder of the noise-floor run")
+    evaluate.add_argument("--baseline", help="folder of the noise baseline run")
     export.add_argument("--formats", default="onnx,pt2", help="of onnx, pt2, pte [onnx,pt2]")
 
     demo = command("demo")

@@ -11,7 +11,7 @@ import typing
 from enum import Enum
 from typing import Any
 
-from dreamstill.errors import SettingsError, shown
+from dreamstill.errors import ConfigError, shown
 
 __all__ = ["PREFIX", "add_flags", "given_flags"]
 
@@ -115,13 +115,13 @@ def from_text(hint: Any, text: str, flag: str) -> Any:
         return [from_text(parts[0], part, flag) for part in inside.split(",")] if inside else []
     if hint is bool:
         if text.lower() not in ("true", "false"):
-            raise SettingsError(f"{flag} must be true or false; got {shown(text)}")
+            raise ConfigError(f"{flag} must be true or false; got {shown(text)}")
         return text.lower() == "true"
     if hint in (int, float):
         try:
             return hint(text)
         except ValueError:
-            raise SettingsError(
+            raise ConfigError(
                 f"{flag} must be a number ({hint.__name__}); got {shown(text)}"
             ) from None
     return text

@@ -19,9 +19,9 @@ from dreamstill.cli.terminal import Bars, print_chain, print_continual, print_ro
 from dreamstill.config import from_plain, merge
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import (
+    ConfigError,
     DreamstillError,
     RunError,
-    SettingsError,
     first_line,
     is_out_of_memory,
     one_line,
@@ -31,17 +31,17 @@ from dreamstill.files.reading import read_toml, understood
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.pipelines import jobs
 from dreamstill.pipelines.chain import read_chain, run_chain
-from dreamstill.pipelines.continual import LEARNED, Learning, learn_classes
+from dreamstill.pipelines.continual import LEARNED, ContinualJob, learn_classes
 from dreamstill.pipelines.demo import demo
 from dreamstill.pipelines.distill import Job
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import is_vacant
-from dreamstill.pipelines.stages import TASKS
+from dreamstill.pipelines.stages import STAGES
 from dreamstill.pipelines.summary import export_run, open_run, read_job, summarize
 from dreamstill.pipelines.synthesize import read_synthesis, synthesize
 from dreamstill.report import write_chain_report, write_continual_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
-from dreamstill.synthesis.registry import method_settings, student_settings
+from dreamstill.synthesis.registry import method_config, student_config
 
 __all__ = ["main"]
 
@@ -162,9 +162,9 @@ def _option(arguments: argparse.Namespace, plain: dict[str, Any], name: str, kin
 def _teacher_file(plain: dict[str, Any]) -> TeacherFile:
     table = plain.get("teacher", {})
     if not isinstance(table, dict):
-        raise SettingsError(f"teacher must be a table of settings; got {shown(table)}")
+        raise ConfigError(f"teacher must be a table of settings; got {shown(table)}")
     if "weights" not in table:
-        raise SettingsError("no teacher: give --teacher.weights FILE")
+        raise ConfigError("no teacher: give --teacher.weights FILE")
     file: TeacherFile = from_plain(TeacherFile, table, "teacher")
     return file
 
@@ -173,10 +173,10 @@ def _job(arguments: argparse.Namespace, **defaults: Any) -> Job:
     plain = defaults | _settings(arguments) | {"method": arguments.method_name}
     _teacher_file(plain)
     if "student" not in plain:
-        raise SettingsError("no student: give --student module:function")
+        raise ConfigError("no student: give --student module:function")
     method, preset = arguments.method_name, plain.pop("preset", None)
-    plain["synthesis"] = method_settings(method, plain.get("synthesis"), preset)
-    plain["distill"] = student_settings(method, plain.get("distill"), preset)
+    plain["synthesis"] = method_config(method, plain.get("synthesis"), preset)
+    plain["distill"] = student_config(method, plain.get("distill"), preset)
     job: Job = from_plain(Job, plain)
     return job
 
@@ -187,7 +187,7 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     images = _option(arguments, plain, "images", str) or None
     known = [part.name for part in fields(Job)]
     if unknown := [name for name in plain if name not in known]:
-        raise SettingsError(f"unknown setting {unknown[0]}; known: images, {', '.join(known)}")
+        raise ConfigError(f"unknown setting {unknown[0]}; known: images, {', '.join(known)}")
     device = from_plain(str, plain.get("device", "cpu"), "device")
     teacher = open_from(_teacher_file(plain), device=device)
     result = jobs.inspect(teacher, images)
@@ -200,7 +200,7 @@ def _metadata(arguments: argparse.Namespace) -> Any:
     """Record a teacher's statistics on its training images, for its owner to hand out."""
     kinds = [kind for kind in Kind if kind.value == arguments.kind]
     if not kinds:
-        raise SettingsError(f"unknown kind {arguments.kind!r}; known: {', '.join(Kind)}")
+        raise ConfigError(f"unknown kind {arguments.kind!r}; known: {', '.join(Kind)}")
     plain = given_flags(arguments)
     path = _out(arguments, plain)
     if path.exists():
@@ -233,7 +233,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
     """Train a student from a teacher and no data."""
     if arguments.resume:
         if typed := _typed(arguments):
-            raise SettingsError(
+            raise ConfigError(
                 f"--resume goes on with the run's own settings: leave --{typed[0]} out"
             )
         folder = Path(arguments.resume)
@@ -257,8 +257,8 @@ def _chain(arguments: argparse.Namespace) -> Any:
 def _single(arguments: argparse.Namespace) -> Any:
     """A chain of this one task."""
     plain = _source(arguments)
-    link = {"task": arguments.task, **plain.pop(arguments.task, {})}
-    return _run_chain(arguments, plain | {"link": [link]})
+    stage = {"task": arguments.task, **plain.pop(arguments.task, {})}
+    return _run_chain(arguments, plain | {"stage": [stage]})
 
 
 def _continual(arguments: argparse.Namespace) -> Any:
@@ -269,7 +269,7 @@ def _continual(arguments: argparse.Namespace) -> Any:
     folder = _out(arguments, plain)
     result = learn_classes(
         folder,
-        from_plain(Learning, plain),
+        from_plain(ContinualJob, plain),
         resume=arguments.resume,
         real=arguments.real or None,
         on_progress=arguments.bars,
@@ -310,7 +310,7 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
     _, teacher, _ = open_run(folder)
     real = load_images(arguments.images, teacher.spec, teacher.num_classes)
     source = Path(arguments.images).name
-    result = summarize(folder, real=real, source=source, floor=arguments.floor or None)
+    result = summarize(folder, real=real, source=source, baseline=arguments.baseline or None)
     write_report(folder)
     if not arguments.json:
         _show(print_summary, result, folder)
@@ -332,7 +332,7 @@ def _export(arguments: argparse.Namespace) -> Any:
 def _report(arguments: argparse.Namespace) -> Any:
     """Write report.html of a run."""
     folder = Path(arguments.folder)
-    if (folder / "links").is_dir():
+    if (folder / "stages").is_dir():
         page = write_chain_report(folder)
     elif (folder / LEARNED).is_file():
         page = write_continual_report(folder)
@@ -363,7 +363,7 @@ def _show(
 def _out(arguments: argparse.Namespace, plain: dict[str, Any]) -> Path:
     out = _option(arguments, plain, "out", str)
     if not out:
-        raise SettingsError("no folder to write to: give --out FOLDER")
+        raise ConfigError("no folder to write to: give --out FOLDER")
     return Path(out)
 
 
@@ -373,7 +373,7 @@ COMMANDS = {
     "distill": _distill,
     "metadata": _metadata,
     "chain": _chain,
-    **{task: _single for task in TASKS if task != "distill"},
+    **{task: _single for task in STAGES if task != "distill"},
     "continual": _continual,
     "evaluate": _evaluate,
     "export": _export,

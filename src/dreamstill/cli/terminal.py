@@ -140,10 +140,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """A run's summary.json: teacher, student and noise floor side by side."""
-    networks = [summary["teacher"], summary["student"], summary.get("noise_floor", {})]
+    """A run's summary.json: teacher, student and noise baseline side by side."""
+    networks = [summary["teacher"], summary["student"], summary.get("noise_baseline", {})]
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
-    table = _table(title, "teacher", "student", "noise floor")
+    table = _table(title, "teacher", "student", "noise baseline")
 
     def row(label: str, show: Callable[[Any], str], key: str) -> None:
         table.add_row(label, *(show(of[key]) if key in of else "-" for of in networks))
@@ -160,8 +160,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
-    if "held_out_agreement" in summary:
-        share = percent(summary["held_out_agreement"])
+    if "validation_agreement" in summary:
+        share = percent(summary["validation_agreement"])
         print(f"{share} agreement on synthetic images that were held out")
     for record in summary.get("exports", []):
         print(
@@ -179,10 +179,10 @@ def _chosen(step: int, steps: int) -> str:
 
 
 def print_chain(summary: dict[str, Any], folder: Path) -> None:
-    """A chain's summary.json: a row for each link, and the files."""
+    """A chain's summary.json: a row for each stage, and the files."""
     columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", "accuracy")
     table = _table(f"chain: bytes of files, ms in {summary['runtime']}", *columns)
-    networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
+    networks = [summary["teacher"] | {"task": "teacher"}, *summary["stages"]]
     for record in networks:
         measured = record.get("latency_ms")
         table.add_row(
@@ -198,12 +198,12 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
     Terminal().print(table)
     if not all("file_bytes" in record for record in networks):
         print("* of the weights: there is no file")
-    for link in summary["links"]:
-        if "left_whole" in link:
-            print(f"{link['task']} left whole: {', '.join(link['left_whole'])}")
-        for text in link.get("warnings", []):
-            print(f"{link['task']}: {text}")
-    for file in [f for link in summary["links"] for f in link.get("files", [])]:
+    for stage in summary["stages"]:
+        if "left_whole" in stage:
+            print(f"{stage['task']} left whole: {', '.join(stage['left_whole'])}")
+        for text in stage.get("warnings", []):
+            print(f"{stage['task']}: {text}")
+    for file in [f for stage in summary["stages"] for f in stage.get("files", [])]:
         print(f"{file['path']}, {file['bytes']:,} bytes")
     print(summary.get("network") or summary["not_exported"])
     print(folder / "report.html")

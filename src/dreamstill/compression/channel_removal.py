@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from dreamstill.errors import SettingsError, TeacherError, first_line
+from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.exporters.formats import quiet
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode, first_input
@@ -39,13 +39,11 @@ added up in another order, and in them, where a GPU's TF32 has 10 bits."""
 
 
 def library() -> Any:
-    """torch-pruning, which the extra `prune` installs; SettingsError where it is absent."""
+    """torch-pruning, which the extra `prune` installs; ConfigError where it is absent."""
     try:
         return importlib.import_module("torch_pruning")
     except ImportError as error:
-        raise SettingsError(
-            "pruning needs torch-pruning: pip install 'dreamstill[prune]'"
-        ) from error
+        raise ConfigError("pruning needs torch-pruning: pip install 'dreamstill[prune]'") from error
 
 
 class _Counted(list[Any]):
@@ -105,7 +103,7 @@ class Cut:
         try:
             with quiet(), torch.enable_grad():
                 self._graph = library().DependencyGraph().build_dependency(model, example)
-        except SettingsError:
+        except ConfigError:
             raise
         except Exception as error:  # the library's own, of whatever it meets
             raise TeacherError(

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import no_effect, none_or_at_least, settings_class, within
+from dreamstill.config import config_class, no_effect, none_or_at_least, within
 from dreamstill.distillation.layer_reconstruction import reconstruct
-from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.graph.batch_norm_folding import batch_norms, fold_batch_norm
 from dreamstill.graph.layer_pairs import Pair, pairs
 from dreamstill.graph.modules import replace_module
@@ -29,7 +29,7 @@ from dreamstill.nn.hooks import some_of
 
 __all__ = [
     "LayerRecord",
-    "MergeSettings",
+    "MergeConfig",
     "check_mergeable",
     "filter_partners",
     "merge",
@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 
-@settings_class
-class MergeSettings:
+@config_class
+class MergeConfig:
     """Settings of merging."""
 
     remove: float | None = None
@@ -66,7 +66,7 @@ class MergeSettings:
         if not self.compensate:
             no_effect(self, "with compensate off", "threshold", "cosine_share")
         if len(set(self.layers)) < len(self.layers):
-            raise SettingsError(f"layers names one twice: {', '.join(self.layers)}")
+            raise ConfigError(f"layers names one twice: {', '.join(self.layers)}")
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ def turning_point(saliencies: list[float]) -> int:
 
 
 def filter_partners(
-    weight: Tensor, bias: Tensor, remove: int, settings: MergeSettings, *, batch_norm: bool
+    weight: Tensor, bias: Tensor, remove: int, config: MergeConfig, *, batch_norm: bool
 ) -> list[tuple[int, int, float]]:
     """Return which filters are removed, and what each goes into: Neuron Merging, algorithm 3.
 
     Args:
         weight, bias: of a convolution, (n, ...) and (n,), with BatchNorm folded in.
         remove: how many, in [0, n).
-        settings: its `threshold` and `cosine_share`.
+        config: its `threshold` and `cosine_share`.
         batch_norm: the layer had BatchNorm. Directions are then of weights alone, and biases count
             by their distance; else a bias is one weight more.
 
@@ -159,14 +159,14 @@ def filter_partners(
     cosine = F.normalize(rows[gone], dim=1) @ F.normalize(rows[kept], dim=1).T
     distance = 1 - cosine
     if batch_norm:
-        share = settings.cosine_share
+        share = config.cosine_share
         # w_j = s w_i makes b_j = s b_i + a rest
         scaled = bias[gone, None] * norms[kept] / norms[gone, None]
         rest = (scaled - bias[kept]).abs()
         least, most = rest.amin(1, keepdim=True), rest.amax(1, keepdim=True)
         distance = share * distance + (1 - share) * (rest - least) / (most - least + 1e-12)
     partners = distance.argmin(1)
-    similar = cosine.gather(1, partners[:, None])[:, 0] >= settings.threshold
+    similar = cosine.gather(1, partners[:, None])[:, 0] >= config.threshold
     factors = torch.where(similar, norms[gone] / norms[kept[partners]], 0)
     return list(zip(kept[partners].tolist(), gone.tolist(), factors.tolist(), strict=True))
 
@@ -181,7 +181,7 @@ def _count(share: float, width: int) -> int:
 
 
 def _narrow(
-    model: nn.Module, pair: Pair, settings: MergeSettings, *, batch_norm: bool
+    model: nn.Module, pair: Pair, config: MergeConfig, *, batch_norm: bool
 ) -> tuple[LayerRecord, Tensor]:
     """Make one layer narrower, in place; its record, and which of its outputs are left."""
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
@@ -195,18 +195,18 @@ def _narrow(
     if isinstance(first, nn.Linear):
         flat = outgoing.transpose(1, 2).reshape(-1, width)
         order, saliencies = merge_order(first.weight.detach(), bias, flat)
-        share = settings.remove
+        share = config.remove
         remove = turning_point(saliencies) if share is None else _count(share, width)
         removals = [(kept, removed, 1.0) for kept, removed in order[:remove]]
     else:
-        count = _count(0.5 if settings.remove is None else settings.remove, width)
+        count = _count(0.5 if config.remove is None else config.remove, width)
         removals = filter_partners(
-            first.weight.detach(), bias, count, settings, batch_norm=batch_norm
+            first.weight.detach(), bias, count, config, batch_norm=batch_norm
         )
     stay = torch.ones(width, dtype=torch.bool)
     for kept, removed, factor in removals:
         stay[removed] = False
-        if settings.compensate:
+        if config.compensate:
             outgoing[:, kept] += factor * outgoing[:, removed]
     shape = list(second.weight.shape)
     shape[1] = int(stay.sum()) * pair.positions
@@ -234,15 +234,15 @@ def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.M
 
 
 @torch.no_grad()
-def check_mergeable(model: nn.Module, settings: MergeSettings) -> dict[str, Pair]:
+def check_mergeable(model: nn.Module, config: MergeConfig) -> dict[str, Pair]:
     """Find the layers to merge, each with the one that it feeds; raises what `merge` raises."""
     graph = trace(model)
     found = {pair.first: pair for pair in pairs(graph) if pair.relu}
     if not found:
         raise TeacherError("no layer feeds one other layer alone through a ReLU: nothing to merge")
-    if missing := [name for name in settings.layers if name not in found]:
-        raise SettingsError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
-    for name in (names := settings.layers or tuple(found)):
+    if missing := [name for name in config.layers if name not in found]:
+        raise ConfigError(f"cannot make {missing[0]!r} narrower; known: {', '.join(found)}")
+    for name in (names := config.layers or tuple(found)):
         weight = model.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         if written := written_size(graph, name, len(weight)):
@@ -253,7 +253,7 @@ def check_mergeable(model: nn.Module, settings: MergeSettings) -> dict[str, Pair
 def merge(
     model: nn.Module,
     spec: InputSpec,
-    settings: MergeSettings,
+    config: MergeConfig,
     images: Tensor | None = None,
     *,
     rng: torch.Generator | None = None,
@@ -263,7 +263,7 @@ def merge(
     Args:
         model: left as it was. Its BatchNorm layers are folded first. It must be traceable.
         spec: its input.
-        settings: see MergeSettings.
+        config: see MergeConfig.
         images: uint8 (N, C, H, W), synthetic or not, on which layers are solved; None: they stay
             as they were merged.
         rng: draws the positions in the images at which layers are solved; default: of seed 0.
@@ -275,18 +275,18 @@ def merge(
         TeacherError: it cannot be traced, has no two layers that feed one another alone, has the
             width of one of them written into its code, or computes something else once BatchNorm
             is folded.
-        SettingsError: a named layer is not among those.
+        ConfigError: a named layer is not among those.
 
     """
     folded = fold_batch_norm(model, spec)
     normed = batch_norms(trace(model))
     narrow, records, kept = copy_network(folded), [], {}
-    for name, pair in check_mergeable(folded, settings).items():
-        record, kept[name] = _narrow(narrow, pair, settings, batch_norm=name in normed)
+    for name, pair in check_mergeable(folded, config).items():
+        record, kept[name] = _narrow(narrow, pair, config, batch_norm=name in normed)
         records.append(record)
-    if images is not None and settings.reconstruct:
+    if images is not None and config.reconstruct:
         device = next(model.parameters()).device
-        shown = spec.encode(some_of(images, settings.reconstruct).to(device))
+        shown = spec.encode(some_of(images, config.reconstruct).to(device))
         rng = rng or torch.Generator().manual_seed(0)
         reconstruct(folded, narrow, kept, shown, rng=rng)
     return narrow, records

@@ -22,22 +22,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.compression.channel_removal import Cut, Group, followed, library
-from dreamstill.config import at_least, none_or_at_least, settings_class, within
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.config import at_least, config_class, none_or_at_least, within
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.layer_reconstruction import reconstruct
-from dreamstill.errors import DreamstillError, SettingsError, TeacherError, first_line
+from dreamstill.errors import ConfigError, DreamstillError, TeacherError, first_line
 from dreamstill.evaluation import evaluating
 from dreamstill.graph.tracing import trace, written_size
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of
-from dreamstill.profiling import count_macs, measure_cost, measure_latency
+from dreamstill.profiling import count_macs, measure_latency, measure_profile
 from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher, check_trainable, open_teacher
 
 __all__ = [
     "Importance",
-    "PruneSettings",
+    "PruneConfig",
     "RoundRecord",
     "Target",
     "check_importance",
@@ -62,8 +62,8 @@ class Target(StrEnum):
     LATENCY = "latency"
 
 
-@settings_class
-class PruneSettings:
+@config_class
+class PruneConfig:
     """Settings of pruning."""
 
     keep: float = 0.5
@@ -83,8 +83,8 @@ class PruneSettings:
     reconstruct: int = 2048
     """Images on which layers are solved, by least squares, for what they made before the cut;
     at least 2, or 0: they stay as they were cut."""
-    finetune: DistillSettings | None = field(
-        default_factory=lambda: DistillSettings(steps=500, batch_size=64, lr=1e-3, held_out=256)
+    finetune: DistillConfig | None = field(
+        default_factory=lambda: DistillConfig(steps=500, batch_size=64, lr=1e-3, num_validation=256)
     )
     """The fine-tuning after each round; None: no step is taken."""
 
@@ -139,7 +139,7 @@ def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> Laye
     return seconds
 
 
-def importance_of(settings: PruneSettings, seconds: LayerSeconds) -> Any:
+def importance_of(config: PruneConfig, seconds: LayerSeconds) -> Any:
     """torch-pruning's importance, less the latency of the layer that a channel belongs to."""
     tp = library()
     kinds = {
@@ -147,8 +147,8 @@ def importance_of(settings: PruneSettings, seconds: LayerSeconds) -> Any:
         Importance.BATCH_NORM: tp.importance.BNScaleImportance,
         Importance.TAYLOR: tp.importance.GroupTaylorImportance,
     }
-    base = kinds[settings.importance]()
-    if not settings.latency:
+    base = kinds[config.importance]()
+    if not config.latency:
         return base
     channels = sum(layer.weight.shape[0] for layer in seconds)
     per_channel = sum(seconds.values()) / channels
@@ -162,7 +162,7 @@ def importance_of(settings: PruneSettings, seconds: LayerSeconds) -> Any:
         width = widths.setdefault(layers, len(scores))
         saved = sum(seconds.get(layer, 0.0) for layer in layers) / width
         # in the importance's own units: an average channel's time costs `latency` of the mean score
-        return scores - settings.latency * scores.mean() * saved / per_channel
+        return scores - config.latency * scores.mean() * saved / per_channel
 
     return importance
 
@@ -170,7 +170,7 @@ def importance_of(settings: PruneSettings, seconds: LayerSeconds) -> Any:
 def prune(
     teacher: Teacher,
     images: Tensor,
-    settings: PruneSettings,
+    config: PruneConfig,
     *,
     rng: torch.Generator,
     model: nn.Module | None = None,
@@ -183,7 +183,7 @@ def prune(
     Args:
         teacher: what the copy is fine-tuned towards.
         images: uint8 (N, C, H, W), synthetic or not.
-        settings: see PruneSettings.
+        config: see PruneConfig.
         rng: of the reconstruction and the fine-tuning.
         model: what is pruned; default: the teacher itself. Left as it was.
         on_progress: called after each step.
@@ -192,7 +192,7 @@ def prune(
         The narrower network, and its cost and the layers left whole after each round.
 
     Raises:
-        SettingsError: the target cannot be met, torch-pruning is absent, or the importance is of
+        ConfigError: the target cannot be met, torch-pruning is absent, or the importance is of
             BatchNorm layers and there are none.
         TeacherError: the network has no last linear layer to leave alone, or no other layer
             whose channels can be followed.
@@ -200,30 +200,30 @@ def prune(
     """
     own = model is None or model is teacher.module
     model = copy_network(teacher.module if model is None else model)
-    plan = check_prunable(model, teacher, settings)
+    plan = check_prunable(model, teacher, config)
     records, of_teacher = [], dict[str, Tensor]()
-    for step in range(1, settings.rounds + 1):
-        goal = plan.cost * settings.keep ** (step / settings.rounds)
-        cut = _narrow(before := model, plan, teacher, images, settings, goal)
+    for step in range(1, config.rounds + 1):
+        goal = plan.cost * config.keep ** (step / config.rounds)
+        cut = _narrow(before := model, plan, teacher, images, config, goal)
         model, kept = cut.model, _kept(cut)
-        if settings.reconstruct:
-            shown = some_of(images, settings.reconstruct).to(teacher.device)
+        if config.reconstruct:
+            shown = some_of(images, config.reconstruct).to(teacher.device)
             reconstruct(before, model, kept, teacher.spec.encode(shown), rng=rng)
         if own:
             of_teacher = {
                 n: of_teacher[n][left] if of_teacher else left for n, left in kept.items()
             }
-        if settings.finetune is not None:
+        if config.finetune is not None:
             model = finetune(
                 teacher,
                 model,
                 images,
-                settings.finetune,
+                config.finetune,
                 rng=rng,
                 inherited=of_teacher,
                 on_progress=on_progress,
             )
-        cost = measure_cost(model, teacher.spec)
+        cost = measure_profile(model, teacher.spec)
         whole = tuple(name for name, _ in model.named_modules() if name in plan.whole)
         records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, whole))
     return model.eval().requires_grad_(False), records
@@ -251,14 +251,14 @@ class Plan:
                 self.whole |= dict.fromkeys(group.makers, reason)
 
 
-def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) -> Plan:
+def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> Plan:
     """Find what of a network can go, and see that it is enough; no image is looked at.
 
     Raises what `prune` raises.
     """
     check_trainable(model, teacher.spec)  # the library follows gradients from layer to layer
-    last = _last_layer(model, teacher, settings)
-    plan = Plan(last, _cost(model, teacher, settings.target), {}, {})
+    last = _last_layer(model, teacher, config)
+    plan = Plan(last, _cost(model, teacher, config.target), {}, {})
     inputs = _chance_inputs(teacher)
     groups = list(Cut(copy_network(model), inputs[:1]).groups([last]))
     rng = torch.Generator().manual_seed(0)
@@ -266,7 +266,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) 
     for group in groups:
         plan.widths |= dict.fromkeys(group.makers, group.width)
         size = group.width // group.parcels
-        spare = torch.randperm(size, generator=rng)[_least(group, plan, settings) :]
+        spare = torch.randperm(size, generator=rng)[_least(group, plan, config) :]
         if len(spare):
             gone[group.name] = group.at(spare)
     cut, wrong = followed(model, inputs, gone)
@@ -279,10 +279,10 @@ def check_prunable(model: nn.Module, teacher: Teacher, settings: PruneSettings) 
         raise TeacherError(
             f"no layer of {type(model).__name__} can lose channels: {_reasons(plan.whole)}"
         )
-    if settings.target is not Target.LATENCY:
-        left = _cost(cut.model, teacher, settings.target)
-        if left > settings.keep * plan.cost:
-            raise _unmet(plan, settings, left)
+    if config.target is not Target.LATENCY:
+        left = _cost(cut.model, teacher, config.target)
+        if left > config.keep * plan.cost:
+            raise _unmet(plan, config, left)
     return plan
 
 
@@ -294,12 +294,12 @@ def _chance_inputs(teacher: Teacher) -> Tensor:
     return teacher.spec.encode(images.to(teacher.device))
 
 
-def _unmet(plan: Plan, settings: PruneSettings, left: float) -> SettingsError:
+def _unmet(plan: Plan, config: PruneConfig, left: float) -> ConfigError:
     """The error of a target that is out of reach."""
     whole = f", {_reasons(plan.whole)}" if plan.whole else ""
-    return SettingsError(
-        f"keep {settings.keep} of {settings.target.value} cannot be met: {left / plan.cost:.3f} is "
-        f"the least with keep_layer {settings.keep_layer}{whole}"
+    return ConfigError(
+        f"keep {config.keep} of {config.target.value} cannot be met: {left / plan.cost:.3f} is "
+        f"the least with keep_layer {config.keep_layer}{whole}"
     )
 
 
@@ -322,10 +322,10 @@ def _written(model: nn.Module, name: str) -> str | None:
         return None
 
 
-def _least(group: Group, plan: Plan, settings: PruneSettings) -> int:
+def _least(group: Group, plan: Plan, config: PruneConfig) -> int:
     """How many channels of each of its parcels a group keeps at least."""
     size = plan.widths[group.name] / group.parcels
-    return min(group.width // group.parcels, max(1, math.ceil(settings.keep_layer * size - 1e-9)))
+    return min(group.width // group.parcels, max(1, math.ceil(config.keep_layer * size - 1e-9)))
 
 
 def _kept(cut: Cut) -> dict[str, Tensor]:
@@ -338,21 +338,21 @@ def _kept(cut: Cut) -> dict[str, Tensor]:
     }
 
 
-def _last_layer(model: nn.Module, teacher: Teacher, settings: PruneSettings) -> str:
+def _last_layer(model: nn.Module, teacher: Teacher, config: PruneConfig) -> str:
     """Name of the layer whose outputs stay, in a network that can be pruned as asked."""
-    last = open_teacher(model, teacher.spec, device=str(teacher.device)).offers.last_linear
+    last = open_teacher(model, teacher.spec, device=str(teacher.device)).capabilities.last_linear
     if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
-    check_importance(model, settings)
+    check_importance(model, config)
     return last
 
 
-def check_importance(model: nn.Module, settings: PruneSettings) -> None:
-    """SettingsError for an importance that reads what the network has not."""
+def check_importance(model: nn.Module, config: PruneConfig) -> None:
+    """ConfigError for an importance that reads what the network has not."""
     scaled = any(isinstance(m, _BatchNorm) and m.affine for m in model.modules())
-    if settings.importance is Importance.BATCH_NORM and not scaled:
-        raise SettingsError(
-            f"importance {settings.importance.value} reads BatchNorm's scales, and "
+    if config.importance is Importance.BATCH_NORM and not scaled:
+        raise ConfigError(
+            f"importance {config.importance.value} reads BatchNorm's scales, and "
             f"{type(model).__name__} has none: take magnitude or taylor"
         )
 
@@ -371,7 +371,7 @@ def _narrow(
     plan: Plan,
     teacher: Teacher,
     images: Tensor,
-    settings: PruneSettings,
+    config: PruneConfig,
     goal: float,
 ) -> Cut:
     """A copy without the least important channels, cut so that the goal is met.
@@ -384,7 +384,7 @@ def _narrow(
         groups = list(trial.groups([plan.last, *plan.whole]))
         failed: Exception | None = None
         try:
-            _remove_least(trial, plan, teacher, images, settings, goal)
+            _remove_least(trial, plan, teacher, images, config, goal)
         except DreamstillError:
             raise
         except Exception as error:  # where the library took channels wrong
@@ -409,16 +409,16 @@ def _remove_least(
     plan: Plan,
     teacher: Teacher,
     images: Tensor,
-    settings: PruneSettings,
+    config: PruneConfig,
     goal: float,
 ) -> None:
     """Remove the least important channels, a hundredth at a time, until the goal is met."""
     example = teacher.spec.encode(images[:1].to(teacher.device))
-    seconds = layer_seconds(trial.model, example) if settings.latency else {}
-    importance = importance_of(settings, seconds)
+    seconds = layer_seconds(trial.model, example) if config.latency else {}
+    importance = importance_of(config, seconds)
     total = 0
     for step in range(1, 101):
-        if settings.importance is Importance.TAYLOR:
+        if config.importance is Importance.TAYLOR:
             _gradients(trial.model, teacher, images)
         ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, positions that can go
         for group in trial.groups([plan.last, *plan.whole]):
@@ -426,23 +426,23 @@ def _remove_least(
                 scores = importance(group.parts)
             if scores is not None:
                 scores = scores.view(group.parcels, -1).mean(0).cpu()
-                spare = scores.argsort()[: len(scores) - _least(group, plan, settings)]
+                spare = scores.argsort()[: len(scores) - _least(group, plan, config)]
                 ranked.append((group, scores, spare))
         trial.model.zero_grad()
         count = sum(len(scores) for _, scores, _ in ranked)
         total = total or count
         scores = torch.cat([scores[spare] for _, scores, spare in ranked] or [torch.empty(0)])
         if not len(scores):
-            raise _unmet(plan, settings, _cost(trial.model, teacher, settings.target))
+            raise _unmet(plan, config, _cost(trial.model, teacher, config.target))
         num_gone = min(count - int(total * (1 - 0.0099 * step)), len(scores))
         if num_gone > 0:
             threshold = scores.sort().values[num_gone - 1]
             for group, scores, spare in ranked:
                 if len(gone := spare[scores[spare] <= threshold]):
                     trial.remove(group.name, group.at(gone))
-        if _cost(trial.model, teacher, settings.target) <= goal:
+        if _cost(trial.model, teacher, config.target) <= goal:
             return
-    raise _unmet(plan, settings, _cost(trial.model, teacher, settings.target))
+    raise _unmet(plan, config, _cost(trial.model, teacher, config.target))
 
 
 def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:

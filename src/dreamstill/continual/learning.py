@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, no_effect, settings_class
+from dreamstill.config import above, at_least, config_class, no_effect
 from dreamstill.errors import DataError, NonFiniteError, TeacherError
 from dreamstill.graph.modules import replace_module
 from dreamstill.losses.logits import kl_divergence
@@ -30,7 +30,7 @@ from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = [
-    "ContinualSettings",
+    "ContinualConfig",
     "Recipe",
     "average_and_forgetting",
     "check_new_classes",
@@ -48,8 +48,8 @@ class Recipe(StrEnum):
     FINETUNE = "finetune"
 
 
-@settings_class
-class ContinualSettings:
+@config_class
+class ContinualConfig:
     """Settings of learning new classes."""
 
     recipe: Recipe = Recipe.ABD
@@ -88,7 +88,7 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
     Raises TeacherError for a network without a last linear layer.
     """
     check_head(teacher)
-    old, name = teacher.last_linear, str(teacher.offers.last_linear)
+    old, name = teacher.last_linear, str(teacher.capabilities.last_linear)
     with seeded(rng):
         head = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
 
 def check_head(teacher: Teacher) -> None:
     """TeacherError for a network without a last linear layer."""
-    if teacher.offers.last_linear is None:
+    if teacher.capabilities.last_linear is None:
         raise TeacherError("learning new classes needs a last linear layer")
 
 
@@ -127,7 +127,7 @@ def learn(
     dreams: Tensor,
     images: Tensor,
     labels: Tensor,
-    settings: ContinualSettings,
+    config: ContinualConfig,
     *,
     rng: torch.Generator,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -139,7 +139,7 @@ def learn(
         dreams: uint8 (N, C, H, W) synthesized from it; not looked at by lwf and finetune.
         images: uint8 (M, C, H, W), the real images of the new classes.
         labels: (M,) from K on.
-        settings: see ContinualSettings.
+        config: see ContinualConfig.
         rng: of the new outputs and the draws.
         on_progress: called after each step.
 
@@ -154,31 +154,31 @@ def learn(
         model, teacher.spec, device=str(teacher.device), precision=teacher.precision
     )
     model = student.module.requires_grad_(True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    if settings.dreaming and len(dreams) == 0:
-        raise DataError(f"{settings.recipe.value} needs synthetic images of the old classes; got 0")
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    if config.dreaming and len(dreams) == 0:
+        raise DataError(f"{config.recipe.value} needs synthetic images of the old classes; got 0")
 
     def draw(num: int) -> Tensor:
-        return torch.randint(num, (settings.batch_size,), generator=rng, device=rng.device).cpu()
+        return torch.randint(num, (config.batch_size,), generator=rng, device=rng.device).cpu()
 
-    for step in range(1, settings.steps + 1):
+    for step in range(1, config.steps + 1):
         index = draw(len(images))
         new = teacher.spec.encode(images[index].to(teacher.device))
         target = labels[index].to(teacher.device)
         dreamt = new[:0]
-        if settings.dreaming:
+        if config.dreaming:
             index = draw(len(dreams))
             dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
         model.train()
-        loss = _loss(student, teacher, new, target, dreamt, settings)
+        loss = _loss(student, teacher, new, target, dreamt, config)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss became {loss.item()} at step {step}; lower lr")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        on_progress(Progress("learn", step, settings.steps, {"loss": loss.item()}))
+        on_progress(Progress("learn", step, config.steps, {"loss": loss.item()}))
     return open_teacher(
         model, teacher.spec, device=str(teacher.device), precision=teacher.precision
     )
@@ -190,23 +190,23 @@ def _loss(
     new: Tensor,
     target: Tensor,
     dreamt: Tensor,
-    settings: ContinualSettings,
+    config: ContinualConfig,
 ) -> Tensor:
     both, old = torch.cat([new, dreamt]), teacher.num_classes
-    if settings.recipe is Recipe.ABD:
-        return _abd_loss(student, teacher, both, target, settings.keep)
+    if config.recipe is Recipe.ABD:
+        return _abd_loss(student, teacher, both, target, config.keep)
     logits = student(both)
     loss = F.cross_entropy(logits[: len(new)], target)
-    if settings.recipe is Recipe.FINETUNE:
+    if config.recipe is Recipe.FINETUNE:
         return loss
     with torch.no_grad():
         wanted = teacher(both)
     num_new = len(new)
-    kept = kl_divergence(logits[:num_new, :old], wanted[:num_new], settings.temperature)
+    kept = kl_divergence(logits[:num_new, :old], wanted[:num_new], config.temperature)
     if len(dreamt):  # a dream is of no new class
         padded = F.pad(wanted[num_new:], (0, logits.shape[1] - old), value=-1e4)
-        kept = kept + kl_divergence(logits[num_new:], padded, settings.temperature)
-    return loss + settings.keep * kept
+        kept = kept + kl_divergence(logits[num_new:], padded, config.temperature)
+    return loss + config.keep * kept
 
 
 def _abd_loss(

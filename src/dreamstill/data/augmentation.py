@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamstill.config import settings_class
-from dreamstill.errors import SettingsError
+from dreamstill.config import config_class
+from dreamstill.errors import ConfigError
 from dreamstill.input_spec import InputSpec
 
 __all__ = ["Augmentation", "augment"]
 
 
-@settings_class
+@config_class
 class Augmentation:
     """Random changes of replayed images; the teacher answers anew for what comes out."""
 
@@ -31,36 +31,34 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name, top in (("shift", 1), ("rotate", 180), ("scale", 0.99), ("noise", 1)):
             if not 0 <= getattr(self, name) <= top:
-                raise SettingsError(f"{name} must be in [0, {top}]; got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be in [0, {top}]; got {getattr(self, name)}")
 
 
-def augment(
-    images: Tensor, spec: InputSpec, settings: Augmentation, rng: torch.Generator
-) -> Tensor:
+def augment(images: Tensor, spec: InputSpec, config: Augmentation, rng: torch.Generator) -> Tensor:
     """Augment (N, C, H, W) in the teacher's input space; edges repeat; clipped to the range."""
     num, device = len(images), images.device
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(num, generator=rng, device=device)
 
-    if settings.mix:
+    if config.mix:
         weight = uniform(0, 1).view(-1, 1, 1, 1)
         other = images[torch.randperm(num, generator=rng, device=device)]
         images = weight * images + (1 - weight) * other
-    if settings.shift or settings.rotate or settings.scale or settings.flip:
-        angle = torch.deg2rad(uniform(-settings.rotate, settings.rotate))
-        size = 1 / (1 + uniform(-settings.scale, settings.scale))
-        mirror = torch.where(uniform(0, 1) < 0.5 * settings.flip, -1.0, 1.0)
+    if config.shift or config.rotate or config.scale or config.flip:
+        angle = torch.deg2rad(uniform(-config.rotate, config.rotate))
+        size = 1 / (1 + uniform(-config.scale, config.scale))
+        mirror = torch.where(uniform(0, 1) < 0.5 * config.flip, -1.0, 1.0)
         aspect = spec.shape[1] / spec.shape[2]
         cos, sin = size * angle.cos(), size * angle.sin()
-        across, down = (2 * uniform(-settings.shift, settings.shift) for _ in range(2))
+        across, down = (2 * uniform(-config.shift, config.shift) for _ in range(2))
         rows = (mirror * cos, -mirror * sin * aspect, across, sin / aspect, cos, down)
         grid = F.affine_grid(
             torch.stack(rows, 1).view(num, 2, 3), list(images.shape), align_corners=False
         )
         images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    if settings.noise:
-        level = uniform(0, settings.noise).view(-1, 1, 1, 1)
+    if config.noise:
+        level = uniform(0, config.noise).view(-1, 1, 1, 1)
         scale = level / torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
         noise = torch.randn(images.shape, generator=rng, device=device)
         images = images + scale * noise

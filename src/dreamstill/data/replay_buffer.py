@@ -16,27 +16,27 @@ from torch import Tensor
 
 from dreamstill.config import read_plain
 from dreamstill.data.batch import Batch
-from dreamstill.errors import RunError, SettingsError
+from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.checkpoints import digest
 from dreamstill.files.image_store import Images, check_room, checksums, make_images, map_images
 from dreamstill.files.reading import StrPath
 from dreamstill.files.writing import write_json
 from dreamstill.input_spec import InputSpec
 
-__all__ = ["Pool", "Replay"]
+__all__ = ["ReplayBuffer", "Replay"]
 
 
-class Pool:
+class ReplayBuffer:
     """At most `capacity` images; a new one replaces the oldest.
 
     Args:
-        folder: holds images.npy (uint8 (capacity, C, H, W)) and pool.json. None: in memory alone.
+        folder: holds images.npy (uint8 (capacity, C, H, W)) and buffer.json. None: in memory alone.
         spec: the teacher's input.
         capacity: at least 1.
         create: make the file; else it must be there, and `load_state_dict` checks what is in it.
 
     Raises:
-        SettingsError: there is no room for so many images in memory.
+        ConfigError: there is no room for so many images in memory.
         RunError: the file cannot be made, or is not there, or of another shape or type.
 
     """
@@ -45,14 +45,14 @@ class Pool:
         self, folder: StrPath | None, spec: InputSpec, capacity: int, *, create: bool = True
     ) -> None:
         if capacity < 1:
-            raise SettingsError(f"the pool's capacity must be at least 1; got {capacity}")
+            raise ConfigError(f"the buffer's capacity must be at least 1; got {capacity}")
         self.spec, self.capacity = spec, capacity
         self.added = 0
         folder = None if folder is None else Path(folder)
         self._folder, self._shape = folder, (capacity, *spec.shape)
         self._journal: list[tuple[int, Tensor]] = []
         if folder is None:
-            check_room("pool", capacity, math.prod(spec.shape), folder=None)
+            check_room("buffer", capacity, math.prod(spec.shape), folder=None)
             self._images: Images = np.zeros(self._shape, np.uint8)
             self._sums = np.zeros(capacity, np.uint32)
             return
@@ -66,21 +66,21 @@ class Pool:
         self._open(folder)
 
     @classmethod
-    def reopen(cls, folder: StrPath, spec: InputSpec) -> "Pool":
-        """Open a pool as its last commit left it, to read; RunError where it is not as it was."""
+    def reopen(cls, folder: StrPath, spec: InputSpec) -> "ReplayBuffer":
+        """Open a buffer as its last commit left it, to read; RunError where it is not as it was."""
         folder = Path(folder)
-        card = read_plain(folder / "pool.json")
+        card = read_plain(folder / "buffer.json")
         capacity, added = card.get("capacity"), card.get("added")
         if not isinstance(capacity, int) or not isinstance(added, int) or capacity < 1 or added < 0:
-            raise RunError(f"{folder / 'pool.json'} is damaged: it is not of a pool")
-        pool = cls(folder, spec, capacity, create=False)
-        pool.added = added
-        pool._sums = checksums(pool._images)
-        if card.get("checksum") != pool._checksum():
+            raise RunError(f"{folder / 'buffer.json'} is damaged: it is not of a buffer")
+        buffer = cls(folder, spec, capacity, create=False)
+        buffer.added = added
+        buffer._sums = checksums(buffer._images)
+        if card.get("checksum") != buffer._checksum():
             raise RunError(
                 f"{folder / 'images.npy'} is damaged: its images are not those that were written"
             )
-        return pool
+        return buffer
 
     def _open(self, folder: Path) -> None:
         # copy-on-write: what is added stays in memory until it is committed
@@ -138,7 +138,7 @@ class Pool:
             "added": self.added,
             "checksum": self._checksum(),
         }
-        write_json(self._folder / "pool.json", card)
+        write_json(self._folder / "buffer.json", card)
 
     def state_dict(self) -> dict[str, Any]:
         """How much was ever added, the images that are not on disk yet, and a checksum of each."""
@@ -168,7 +168,7 @@ class Pool:
 
 
 class Replay(Protocol):
-    """Images to train on again: a pool on disk, or in memory."""
+    """Images to train on again: a buffer on disk, or in memory."""
 
     @property
     def added(self) -> int:

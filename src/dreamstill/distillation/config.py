@@ -3,11 +3,11 @@
 from dataclasses import field
 from enum import StrEnum
 
-from dreamstill.config import above, at_least, no_effect, settings_class, within
+from dreamstill.config import above, at_least, config_class, no_effect, within
 from dreamstill.data.augmentation import Augmentation
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 
-__all__ = ["DistillSettings", "Optimizer", "Transfer"]
+__all__ = ["DistillConfig", "Optimizer", "LossName"]
 
 
 class Optimizer(StrEnum):
@@ -17,7 +17,7 @@ class Optimizer(StrEnum):
     SGD = "sgd"
 
 
-class Transfer(StrEnum):
+class LossName(StrEnum):
     """Losses that may be summed; see `dreamstill.losses.logits` and `features`."""
 
     KL = "kl"
@@ -33,8 +33,8 @@ class Transfer(StrEnum):
     SIMILARITY = "similarity"
 
 
-@settings_class
-class DistillSettings:
+@config_class
+class DistillConfig:
     """Settings of distillation."""
 
     steps: int = 2000
@@ -42,20 +42,20 @@ class DistillSettings:
     batch_size: int = 256
     """Images of a replayed batch; fresh ones have synthesis.batch_size. At least 2."""
     prefill: int | None = None
-    """Images put into the pool before the first step; default: 0 for methods that stream, else
-    the pool's capacity."""
+    """Images put into the replay buffer before the first step. Default: 0 for methods that stream,
+    else buffer_size."""
     fresh_every: int | None = None
     """A fresh batch every so many steps, replay in between; 0: never. Default: 1 for methods that
     stream, else 0."""
-    pool: int = 20_000
-    """Capacity of the pool in images; at least 1."""
+    buffer_size: int = 20_000
+    """Capacity of the replay buffer in images; at least 1."""
     augment: Augmentation = field(default_factory=Augmentation)
     """Changes of replayed images."""
-    transfer: tuple[Transfer, ...] = (Transfer.KL, Transfer.L1)
+    losses: tuple[LossName, ...] = (LossName.KL, LossName.L1)
     """Losses, summed. On logits: kl (Hinton's), reverse-kl, js, mse, l1; on feature maps: mimic,
     attention, boundary (a first stage that initializes the student); on the penultimate features:
     relational, similarity; on all layers of a student that was made from its teacher: layers."""
-    transfer_weights: tuple[float, ...] | None = None
+    loss_weights: tuple[float, ...] | None = None
     """A weight for each loss; at least 0. Default: 1 on logits, the papers' on features."""
     boundary_share: float = 0.25
     """Share of the steps that a boundary stage takes, where there is one. 0 to 1."""
@@ -74,9 +74,9 @@ class DistillSettings:
     drops: tuple[float, ...] = ()
     """Shares of the steps after which the learning rate falls to a tenth, in place of the cosine.
     In [0, 1]."""
-    judge_every: int = 100
+    validate_every: int = 100
     """Steps between the judge's sittings; at least 1. The last step always has one."""
-    held_out: int = 2048
+    num_validation: int = 2048
     """Synthetic images held out for the judge; at least 2."""
     freeze_batch_norm: bool = False
     """Leave the student's BatchNorm running statistics as they are: for fine-tuning on images that
@@ -91,10 +91,10 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "steps")
-        at_least(self, 1, "pool", "judge_every")
-        at_least(self, 2, "batch_size", "held_out")
+        at_least(self, 1, "buffer_size", "validate_every")
+        at_least(self, 2, "batch_size", "num_validation")
         above(self, 0, "temperature", "lr")
-        at_least(self, 0, "prefill", "fresh_every", "clip_gradient", "transfer_weights")
+        at_least(self, 0, "prefill", "fresh_every", "clip_gradient", "loss_weights")
         at_least(self, 0, "weight_decay")
         within(self, 0, 1, "boundary_share", "momentum", "drops")
         if self.optimizer is not Optimizer.SGD:
@@ -102,19 +102,17 @@ class DistillSettings:
         if self.drops:
             no_effect(self, "beside drops", "anneal")
         if self.prefill == 0 and self.fresh_every == 0:
-            raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
-        if not self.transfer:
-            raise SettingsError(f"transfer must name at least one of {', '.join(Transfer)}")
-        if len(set(self.transfer)) < len(self.transfer):
-            raise SettingsError(f"transfer names a loss twice: {', '.join(self.transfer)}")
-        if self.transfer == (Transfer.BOUNDARY,):
-            raise SettingsError("boundary only initializes the student: name a loss beside it")
-        if not {Transfer.KL, Transfer.REVERSE_KL, Transfer.JS} & {*self.transfer}:
+            raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
+        if not self.losses:
+            raise ConfigError(f"losses must name at least one of {', '.join(LossName)}")
+        if len(set(self.losses)) < len(self.losses):
+            raise ConfigError(f"losses names one twice: {', '.join(self.losses)}")
+        if self.losses == (LossName.BOUNDARY,):
+            raise ConfigError("boundary only initializes the student: name a loss beside it")
+        if not {LossName.KL, LossName.REVERSE_KL, LossName.JS} & {*self.losses}:
             no_effect(self, "without kl, reverse-kl or js", "temperature")
-        if Transfer.BOUNDARY not in self.transfer:
+        if LossName.BOUNDARY not in self.losses:
             no_effect(self, "without boundary", "boundary_share")
-        weights = self.transfer_weights
-        if weights is not None and len(weights) != len(self.transfer):
-            raise SettingsError(
-                f"transfer_weights must have {len(self.transfer)} values; got {weights}"
-            )
+        weights = self.loss_weights
+        if weights is not None and len(weights) != len(self.losses):
+            raise ConfigError(f"loss_weights must have {len(self.losses)} values; got {weights}")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamstill.distillation.config import Transfer
-from dreamstill.errors import SettingsError
+from dreamstill.distillation.config import LossName
+from dreamstill.errors import ConfigError
 from dreamstill.losses import features as feature_losses
 from dreamstill.losses import logits as logit_losses
 from dreamstill.nn.hooks import Probe, ReluInputs, eval_mode
@@ -16,20 +16,20 @@ from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.seeded import seeded
 from dreamstill.teacher import Teacher
 
-__all__ = ["TransferLoss"]
+__all__ = ["DistillationLoss"]
 
-ON_LOGITS: dict[Transfer, Callable[[Tensor, Tensor, float], Tensor]] = {
-    Transfer.KL: logit_losses.kl_divergence,
-    Transfer.REVERSE_KL: logit_losses.reverse_kl,
-    Transfer.JS: logit_losses.js_divergence,
-    Transfer.MSE: logit_losses.mse,
-    Transfer.L1: logit_losses.l1,
+ON_LOGITS: dict[LossName, Callable[[Tensor, Tensor, float], Tensor]] = {
+    LossName.KL: logit_losses.kl_divergence,
+    LossName.REVERSE_KL: logit_losses.reverse_kl,
+    LossName.JS: logit_losses.js_divergence,
+    LossName.MSE: logit_losses.mse,
+    LossName.L1: logit_losses.l1,
 }
-ON_MAPS = (Transfer.ATTENTION, Transfer.BOUNDARY, Transfer.MIMIC)
+ON_MAPS = (LossName.ATTENTION, LossName.BOUNDARY, LossName.MIMIC)
 WEIGHTS = {
-    Transfer.ATTENTION: 250.0,  # ZSKT
-    Transfer.BOUNDARY: 3e-3,
-    Transfer.SIMILARITY: 3000.0,
+    LossName.ATTENTION: 250.0,  # ZSKT
+    LossName.BOUNDARY: 3e-3,
+    LossName.SIMILARITY: 3000.0,
 }
 """The papers' weights, where they are not 1; that of `layers` and `mimic` is ours."""
 DISTANCE, ANGLE = 25.0, 50.0
@@ -43,7 +43,7 @@ def shared_layers(
     of its channels.
 
     Of a layer and the BatchNorm behind it the BatchNorm alone. A block has the channels of the last
-    layer in it, where it has as many. SettingsError where no more than the answer is shared.
+    layer in it, where it has as many. ConfigError where no more than the answer is shared.
     """
     modules = dict(module.named_modules())
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
@@ -66,8 +66,8 @@ def shared_layers(
         if ours.shape == wanted.index_select(axis, channels).shape:
             shared[name] = axis, channels
     if len(shared) < min(2, len(last)):
-        raise SettingsError(
-            "transfer layers needs a student that was made from its teacher; of "
+        raise ConfigError(
+            "the loss layers needs a student that was made from its teacher; of "
             f"{len(last)} layers {len(shared)} can be compared"
         )
     return shared
@@ -95,7 +95,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module.layer if isinstance(module, QuantizedLayer) else module, nn.Linear)
 
 
-class TransferLoss:
+class DistillationLoss:
     """The sum of the chosen losses; holds the connectors that some of them learn.
 
     Maps are compared where student and teacher share a resolution: `attention` and `mimic` on what
@@ -114,7 +114,7 @@ class TransferLoss:
         kept: by layer, which of the teacher's outputs the student has; all where it is absent.
 
     Raises:
-        SettingsError: the two networks share no resolution or no layer, or one has no last linear
+        ConfigError: the two networks share no resolution or no layer, or one has no last linear
             layer.
 
     """
@@ -123,7 +123,7 @@ class TransferLoss:
         self,
         teacher: Teacher,
         student: nn.Module,
-        names: tuple[Transfer, ...],
+        names: tuple[LossName, ...],
         *,
         weights: tuple[float, ...] | None,
         temperature: float,
@@ -136,7 +136,7 @@ class TransferLoss:
             zip(names, weights or (WEIGHTS.get(n, 1.0) for n in names), strict=True)
         )
         self.connectors = nn.ModuleDict()
-        self.pairs: dict[Transfer, list[tuple[str, str]]] = {}
+        self.pairs: dict[LossName, list[tuple[str, str]]] = {}
         self.watched: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
         if any(name not in ON_LOGITS for name in names):
             with torch.no_grad():
@@ -156,7 +156,7 @@ class TransferLoss:
             seen.append(probe)
             entered.append(relus)
         for name in self.weights:
-            if name is Transfer.BOUNDARY:
+            if name is LossName.BOUNDARY:
                 student, teacher = (relus.inputs for relus in entered)
             elif name in ON_LOGITS:
                 continue
@@ -164,22 +164,22 @@ class TransferLoss:
                 student, teacher = (probe.outputs for probe in seen)
             self.pairs[name] = self._pairs_of(name, student, teacher, seen)
             for ours, wanted in self.pairs[name]:
-                if name in (Transfer.BOUNDARY, Transfer.MIMIC):
+                if name in (LossName.BOUNDARY, LossName.MIMIC):
                     channels = (student[ours].shape[1], teacher[wanted].shape[1])
-                    if name is Transfer.MIMIC or channels[0] != channels[1]:
+                    if name is LossName.MIMIC or channels[0] != channels[1]:
                         self._connect(name, ours, channels, rng)
-                if name is not Transfer.BOUNDARY:
+                if name is not LossName.BOUNDARY:
                     self.watched[0][ours] = self.student.get_submodule(ours)
                     self.watched[1][wanted] = self.teacher.module.get_submodule(wanted)
 
     def _pairs_of(
         self,
-        name: Transfer,
+        name: LossName,
         student: Mapping[str, Tensor],
         teacher: Mapping[str, Tensor],
         probes: list[Probe],
     ) -> list[tuple[str, str]]:
-        if name is Transfer.LAYERS:
+        if name is LossName.LAYERS:
             of = self.teacher.module
             self.shared = shared_layers(probes[0], probes[1], of, self.kept)
             return [(layer, layer) for layer in self.shared]
@@ -189,36 +189,36 @@ class TransferLoss:
                 for outputs, module in ((student, self.student), (teacher, self.teacher.module))
             ]
             if not all(last):
-                raise SettingsError(f"transfer {name.value} needs a linear layer in both networks")
+                raise ConfigError(f"the loss {name.value} needs a linear layer in both networks")
             return [(last[0][-1], last[1][-1])]
         student_maps, teacher_maps = last_maps(student), last_maps(teacher)
         shared = [size for size in student_maps if size in teacher_maps]
         if not shared:
-            entering = " that enter a ReLU" if name is Transfer.BOUNDARY else ""
-            raise SettingsError(
-                f"transfer {name.value} needs feature maps of one size{entering} in both networks; "
+            entering = " that enter a ReLU" if name is LossName.BOUNDARY else ""
+            raise ConfigError(
+                f"the loss {name.value} needs feature maps of one size{entering} in both networks; "
                 f"the student has {list(student_maps)}, the teacher {list(teacher_maps)}"
             )
         return [(student_maps[size], teacher_maps[size]) for size in shared]
 
     def _connect(
-        self, name: Transfer, layer: str, channels: tuple[int, int], rng: torch.Generator
+        self, name: LossName, layer: str, channels: tuple[int, int], rng: torch.Generator
     ) -> None:
         with seeded(rng):
-            layers: list[nn.Module] = [nn.Conv2d(*channels, 1, bias=name is Transfer.MIMIC)]
-            if name is Transfer.BOUNDARY:
+            layers: list[nn.Module] = [nn.Conv2d(*channels, 1, bias=name is LossName.MIMIC)]
+            if name is LossName.BOUNDARY:
                 nn.init.kaiming_normal_(layers[0].get_parameter("weight"), mode="fan_out")
                 layers.append(nn.BatchNorm2d(channels[1]))
         self.connectors[self._key(name, layer)] = nn.Sequential(*layers).to(self.teacher.device)
 
-    def _connected(self, name: Transfer, layer: str, maps: Tensor) -> Tensor:
+    def _connected(self, name: LossName, layer: str, maps: Tensor) -> Tensor:
         """The student's maps with the teacher's channels."""
         key = self._key(name, layer)
         connected: Tensor = self.connectors[key](maps) if key in self.connectors else maps
         return connected
 
     @staticmethod
-    def _key(name: Transfer, layer: str) -> str:
+    def _key(name: LossName, layer: str) -> str:
         return f"{name.value}:{layer}".replace(".", "/")
 
     def initialize(self, images: Tensor) -> Tensor:
@@ -231,11 +231,11 @@ class TransferLoss:
         with torch.no_grad(), ReluInputs() as teacher:
             self.teacher(images)
         total = images.new_zeros(())
-        for depth, (mine, theirs) in enumerate(reversed(self.pairs[Transfer.BOUNDARY])):
-            ours = self._connected(Transfer.BOUNDARY, mine, student.inputs[mine])
+        for depth, (mine, theirs) in enumerate(reversed(self.pairs[LossName.BOUNDARY])):
+            ours = self._connected(LossName.BOUNDARY, mine, student.inputs[mine])
             loss = feature_losses.activation_boundary(ours, teacher.inputs[theirs])
             total = total + loss / 2**depth  # the paper weights layers 1, 1/2, 1/4 from the top
-        return self.weights[Transfer.BOUNDARY] * total
+        return self.weights[LossName.BOUNDARY] * total
 
     def __call__(self, images: Tensor, logits: Tensor | None = None) -> Tensor:
         """The weighted sum of all but `boundary` on a batch.
@@ -245,7 +245,7 @@ class TransferLoss:
             logits: the teacher's answer (N, K), if it was asked already.
 
         """
-        names = [name for name in self.weights if name is not Transfer.BOUNDARY]
+        names = [name for name in self.weights if name is not LossName.BOUNDARY]
         student, teacher = (Probe(layers, copy=True) for layers in self.watched)
         with student:
             output = self.teacher.run(self.student, images)
@@ -261,21 +261,21 @@ class TransferLoss:
             total = total + self.weights[name] * loss
         return total
 
-    def _on_features(self, name: Transfer, student: Probe, teacher: Probe) -> Tensor:
+    def _on_features(self, name: LossName, student: Probe, teacher: Probe) -> Tensor:
         total = next(iter(student.outputs.values())).new_zeros(())
         for mine, theirs in self.pairs[name]:
             ours, wanted = student.outputs[mine], teacher.outputs[theirs]
-            if name is Transfer.LAYERS:
+            if name is LossName.LAYERS:
                 error = feature_losses.layer_error(ours, wanted.index_select(*self.shared[theirs]))
                 total = total + error / len(self.pairs[name])
-            elif name is Transfer.ATTENTION:
+            elif name is LossName.ATTENTION:
                 total = total + feature_losses.attention(ours, wanted)
-            elif name is Transfer.MIMIC:
+            elif name is LossName.MIMIC:
                 ours = self._connected(name, mine, ours)
                 total = total + feature_losses.mimic(ours, wanted)
             else:
                 ours, wanted = student.inputs[mine], teacher.inputs[theirs]
-                if name is Transfer.SIMILARITY:
+                if name is LossName.SIMILARITY:
                     total = feature_losses.similarity_preserving(ours, wanted)
                 else:
                     total = DISTANCE * feature_losses.relational_distance(ours, wanted)

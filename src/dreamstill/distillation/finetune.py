@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.data.batch import Batch, answered
-from dreamstill.data.replay_buffer import Pool
+from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.data.stored_images import StoredImages
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.trainer import Distillation
-from dreamstill.errors import DataError, SettingsError
+from dreamstill.errors import ConfigError, DataError
 from dreamstill.nn.hooks import shown_at_once
 from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher, check_trainable
@@ -19,10 +19,10 @@ from dreamstill.teacher import Teacher, check_trainable
 __all__ = ["check_finetuning", "finetune"]
 
 
-def check_finetuning(settings: DistillSettings) -> None:
-    """SettingsError for settings that ask for images to be synthesized."""
-    if settings.prefill is not None or settings.fresh_every is not None:
-        raise SettingsError(
+def check_finetuning(config: DistillConfig) -> None:
+    """ConfigError for settings that ask for images to be synthesized."""
+    if config.prefill is not None or config.fresh_every is not None:
+        raise ConfigError(
             "fine-tuning has the images that it is given: leave prefill and fresh_every alone"
         )
 
@@ -31,7 +31,7 @@ def finetune(
     teacher: Teacher,
     student: nn.Module,
     images: Tensor,
-    settings: DistillSettings,
+    config: DistillConfig,
     *,
     rng: torch.Generator,
     inherited: Mapping[str, Tensor] | None = None,
@@ -46,44 +46,49 @@ def finetune(
     Args:
         teacher: frozen; answers for the images, augmented or not.
         student: any network of the same inputs and classes.
-        images: uint8 (N, C, H, W). The last `settings.held_out` of a random order, at most a
+        images: uint8 (N, C, H, W). The last `config.num_validation` of a random order, at most a
             quarter, are the judge's and are never trained on.
-        settings: of the training; on at most `settings.pool` of the images.
+        config: of the training; on at most `config.buffer_size` of the images.
         rng: order, draws and augmentation.
         inherited, reconstruct, pretrained: how the student starts; see `Distillation`.
         on_progress: called after each step; the last record has chosen_at_step.
 
     Raises:
         DataError: fewer than 8 images.
-        SettingsError: `prefill` or `fresh_every` is set: there is nothing to synthesize.
+        ConfigError: `prefill` or `fresh_every` is set: there is nothing to synthesize.
         TeacherError: the student cannot be trained.
 
     """
-    check_finetuning(settings)
+    check_finetuning(config)
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     check_trainable(student, teacher.spec)
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
-    held_out = min(settings.held_out, len(images) // 4)
-    training, kept = images[order[:-held_out][: settings.pool]], images[order[-held_out:]]
+    num_validation = min(config.num_validation, len(images) // 4)
+    training, kept = (
+        images[order[:-num_validation][: config.buffer_size]],
+        images[order[-num_validation:]],
+    )
     num = len(training)
-    settings = replace(settings, prefill=num, fresh_every=0, held_out=held_out, pool=num)
-    pool = Pool(None, teacher.spec, num)
+    config = replace(
+        config, prefill=num, fresh_every=0, num_validation=num_validation, buffer_size=num
+    )
+    buffer = ReplayBuffer(None, teacher.spec, num)
     for part in training.split(500):
-        pool.add(Batch(teacher.spec.encode(part), torch.empty(0)))
+        buffer.add(Batch(teacher.spec.encode(part), torch.empty(0)))
     work = Distillation(
         teacher,
         student,
-        StoredImages(teacher, training, settings.batch_size, rng=rng),
-        pool,
-        settings,
+        StoredImages(teacher, training, config.batch_size, rng=rng),
+        buffer,
+        config,
         rng=rng,
         inherited=inherited,
         reconstruct=reconstruct,
         pretrained=pretrained,
     )
     for part in kept.split(shown_at_once(teacher.spec.shape)):
-        work.judge.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
+        work.selector.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
     for progress in work.run():
         on_progress(progress)
     return work.chosen

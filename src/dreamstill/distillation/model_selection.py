@@ -1,11 +1,11 @@
-"""Choose the student without real data: champion against challenger on held-out synthetic images.
+"""Choose the student without real data: best against challenger on held-out synthetic images.
 
 Held-out batches come from the same stream as the training batches, and no batch is both. Where a
 method makes each image anew, or images were set aside as in fine-tuning, no image is both either; a
 stream that draws from stored images, such as the real ones of a benchmark's bound, may give an
 image to both, and then the student is judged too kindly. Held-out images are a ring, because an
-adversarial method's images change: at each sitting champion and challenger are both asked about the
-same, newest ones. A student that is no random network is the first champion, as it starts.
+adversarial method's images change: at each sitting best and challenger are both asked about the
+same, newest ones. A student that is no random network is the first best, as it starts.
 """
 
 import math
@@ -22,11 +22,11 @@ from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode
 
-__all__ = ["Judge", "Verdict"]
+__all__ = ["ModelSelector", "Validation"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Validation:
     """What a sitting found of the challenger."""
 
     agreement: float
@@ -34,7 +34,7 @@ class Verdict:
     kl: float
     """Mean KL(teacher || student) on them, in nats."""
     kept: bool
-    """The challenger is the champion from here."""
+    """The challenger is the best from here."""
 
 
 def _class_entropy(logits: Tensor) -> float:
@@ -44,7 +44,7 @@ def _class_entropy(logits: Tensor) -> float:
     return -(share * share.log()).sum().item()
 
 
-class Judge:
+class ModelSelector:
     """Keeps a copy of the best student so far.
 
     Args:
@@ -57,8 +57,8 @@ class Judge:
         self.capacity, self.spec = capacity, spec
         self.images = torch.empty(0, dtype=torch.uint8)
         self.logits = torch.empty(0)
-        self.champion: nn.Module | None = None
-        self.champion_step = 0
+        self.best: nn.Module | None = None
+        self.best_step = 0
 
     def hold_out(self, batch: Batch) -> None:
         """Take a batch that is not trained on."""
@@ -71,23 +71,23 @@ class Judge:
     def is_collapse(self, batch: Batch) -> bool:
         """A batch's classes have less than a third of the entropy that the held-out images' have.
 
-        A generator that has collapsed to one image is easy to agree on: neither champion nor
+        A generator that has collapsed to one image is easy to agree on: neither best nor
         challenger may be asked about it.
         """
         most = math.log(len(batch.logits))  # of few images
         return 3 * _class_entropy(batch.logits) < min(most, _class_entropy(self.logits))
 
-    def sit(self, student: nn.Module, step: int) -> Verdict:
-        """Ask champion and challenger; the higher agreement stays, then the lower KL."""
+    def sit(self, student: nn.Module, step: int) -> Validation:
+        """Ask best and challenger; the higher agreement stays, then the lower KL."""
         share, kl = self.ask(student)
         best = (-1.0, 0.0)
-        if self.champion is not None:
-            rival_agreement, rival_kl = self.ask(self.champion)
+        if self.best is not None:
+            rival_agreement, rival_kl = self.ask(self.best)
             best = (rival_agreement, -rival_kl)
         kept = (share, -kl) >= best
         if kept:
-            self.champion, self.champion_step = copy_network(student), step
-        return Verdict(share, kl, kept)
+            self.best, self.best_step = copy_network(student), step
+        return Validation(share, kl, kept)
 
     @torch.no_grad()
     def ask(self, student: nn.Module) -> tuple[float, float]:
@@ -98,20 +98,20 @@ class Judge:
         return agreement(logits, wanted), kl_divergence(logits, wanted).item()
 
     def state_dict(self) -> dict[str, Any]:
-        """Held-out images and the champion."""
-        champion = self.champion.state_dict() if self.champion is not None else None
+        """Held-out images and the best."""
+        best = self.best.state_dict() if self.best is not None else None
         return {
             "images": self.images,
             "logits": self.logits,
-            "champion": champion,
-            "champion_step": self.champion_step,
+            "best": best,
+            "best_step": self.best_step,
         }
 
     def load_state_dict(self, state: dict[str, Any], student: nn.Module) -> None:
-        """Take up; `student` lends its architecture to the champion."""
+        """Take up; `student` lends its architecture to the best."""
         self.images, self.logits = state["images"], state["logits"]
-        self.champion_step = state["champion_step"]
-        self.champion = None
-        if state["champion"] is not None:
-            self.champion = copy_network(student)
-            self.champion.load_state_dict(state["champion"])
+        self.best_step = state["best_step"]
+        self.best = None
+        if state["best"] is not None:
+            self.best = copy_network(student)
+            self.best.load_state_dict(state["best"])

@@ -5,26 +5,26 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from dreamstill.distillation.config import DistillSettings, Optimizer
+from dreamstill.distillation.config import DistillConfig, Optimizer
 
 
 def optimizer_of(
-    parameters: Iterable[nn.Parameter], settings: DistillSettings
+    parameters: Iterable[nn.Parameter], config: DistillConfig
 ) -> torch.optim.Optimizer:
     """Adam, or SGD with momentum."""
-    lr, decay = settings.lr, settings.weight_decay
-    if settings.optimizer is Optimizer.ADAM:
+    lr, decay = config.lr, config.weight_decay
+    if config.optimizer is Optimizer.ADAM:
         return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
-    return torch.optim.SGD(parameters, lr, settings.momentum, weight_decay=decay, fused=True)
+    return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=True)
 
 
 def schedule_of(
-    optimizer: torch.optim.Optimizer, settings: DistillSettings
+    optimizer: torch.optim.Optimizer, config: DistillConfig
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Of the learning rate: steps down, a cosine to 0, or none."""
-    if settings.drops:
-        milestones = [round(share * settings.steps) for share in settings.drops]
+    if config.drops:
+        milestones = [round(share * config.steps) for share in config.drops]
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-    if settings.anneal:
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    if config.anneal:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

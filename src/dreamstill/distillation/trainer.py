@@ -13,18 +13,18 @@ from dreamstill.data.augmentation import Augmentation, augment
 from dreamstill.data.batch import Batch
 from dreamstill.data.class_coverage import class_counts, missing_classes
 from dreamstill.data.replay_buffer import Replay
-from dreamstill.distillation.config import DistillSettings, Transfer
-from dreamstill.distillation.distillation_losses import TransferLoss
+from dreamstill.distillation.config import DistillConfig, LossName
+from dreamstill.distillation.distillation_losses import DistillationLoss
 from dreamstill.distillation.layer_reconstruction import reconstruct
-from dreamstill.distillation.model_selection import Judge
+from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.optimizers import optimizer_of, schedule_of
-from dreamstill.errors import NonFiniteError, SettingsError
+from dreamstill.errors import ConfigError, NonFiniteError
 from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.progress import Progress, start_kept
 from dreamstill.synthesis.base import Annealed, Synthesizer
 from dreamstill.teacher import Teacher
 
-__all__ = ["Distillation", "Transfer"]
+__all__ = ["Distillation"]
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ class Distillation:
         teacher: frozen; asked anew for augmented images.
         student: trained in place; in train mode for each step.
         synthesizer: any method; this class does not know which.
-        pool: where its batches are kept.
-        settings: see DistillSettings.
+        buffer: where its batches are kept.
+        config: see DistillConfig.
         rng: for replay and augmentation; the synthesizer may share it.
         inherited: by layer, which of the teacher's channels the student has, where it was made from
             the teacher: what `inherit` returned.
-        reconstruct: images, at most the pool's capacity, on which the layers of such a student are
-            solved before the first step; 0: it starts as it was cut.
+        reconstruct: images, at most buffer_size, on which the layers of such a student are solved
+            before the first step; 0: it starts as it was cut.
         pretrained: the student is no random network. As one that inherits, it is judged before its
             first step, and its start is what is chosen where no step improves on it.
 
@@ -53,8 +53,8 @@ class Distillation:
         teacher: Teacher,
         student: nn.Module,
         synthesizer: Synthesizer,
-        pool: Replay,
-        settings: DistillSettings,
+        buffer: Replay,
+        config: DistillConfig,
         *,
         rng: torch.Generator,
         inherited: Mapping[str, Tensor] | None = None,
@@ -62,44 +62,44 @@ class Distillation:
         pretrained: bool = False,
     ) -> None:
         self.pretrained = pretrained or inherited is not None
-        self.reconstruct = min(reconstruct, settings.pool)
+        self.reconstruct = min(reconstruct, config.buffer_size)
         self.inherited = inherited if reconstruct else None
         self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
-        self.pool, self.settings, self.rng = pool, settings, rng
+        self.buffer, self.config, self.rng = buffer, config, rng
         streams = synthesizer.streams
-        default_prefill = 0 if streams else settings.pool
-        self.prefill = default_prefill if settings.prefill is None else settings.prefill
-        self.fresh_every = settings.fresh_period(streams=streams)
+        default_prefill = 0 if streams else config.buffer_size
+        self.prefill = default_prefill if config.prefill is None else config.prefill
+        self.fresh_every = config.fresh_period(streams=streams)
         if self.prefill == 0 and self.fresh_every == 0:
-            raise SettingsError("prefill 0 and fresh_every 0 leave nothing to learn from")
-        if self.fresh_every == 1 and settings.augment != Augmentation():
-            raise SettingsError(
+            raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
+        if self.fresh_every == 1 and config.augment != Augmentation():
+            raise ConfigError(
                 "augment changes replayed images, and with a fresh batch at every step none is: "
                 "set distill.fresh_every, or leave augment alone"
             )
-        if settings.steps == 0:  # the rest would be looked at by nobody
+        if config.steps == 0:  # the rest would be looked at by nobody
             self.prefill = min(self.prefill, self.reconstruct)
-        self.judge = Judge(settings.held_out, teacher.spec)
+        self.selector = ModelSelector(config.num_validation, teacher.spec)
         self.counts = torch.zeros(teacher.num_classes, dtype=torch.int64)
         self.warnings: list[str] = []  # logged in this process, of all that a run may warn of
-        self.loss = TransferLoss(
+        self.loss = DistillationLoss(
             teacher,
             student,
-            settings.transfer,
-            weights=settings.transfer_weights,
-            temperature=settings.temperature,
+            config.losses,
+            weights=config.loss_weights,
+            temperature=config.temperature,
             rng=rng,
             kept=inherited,
         )
         parameters = [*student.parameters(), *self.loss.connectors.parameters()]
-        self.optimizer = optimizer_of(parameters, settings)
-        boundary = Transfer.BOUNDARY in settings.transfer
-        self.boundary_steps = int(settings.boundary_share * settings.steps) if boundary else 0
+        self.optimizer = optimizer_of(parameters, config)
+        boundary = LossName.BOUNDARY in config.losses
+        self.boundary_steps = int(config.boundary_share * config.steps) if boundary else 0
         self.warmed_up = 0
         self._start_from(synthesizer)
         self.repeated: Batch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
-        self.schedule = schedule_of(self.optimizer, settings)
+        self.schedule = schedule_of(self.optimizer, config)
         self.step = 0
 
         if isinstance(synthesizer, Annealed):
@@ -112,54 +112,57 @@ class Distillation:
 
     def _num_batches(self, size: int) -> int:
         """Of `size` images, that the synthesizer is asked for from now to the last step."""
-        settings = self.settings
-        pool = max(self.prefill, 0 if self.inherited is None else self.reconstruct)
-        num = math.ceil(settings.held_out / size) + math.ceil(pool / size)
+        config = self.config
+        buffer = max(self.prefill, 0 if self.inherited is None else self.reconstruct)
+        num = math.ceil(config.num_validation / size) + math.ceil(buffer / size)
         if self.fresh_every:
             period = math.ceil(self.synthesizer.repeat / self.fresh_every) * self.fresh_every
-            num += math.ceil(settings.steps / period)
-            num += math.ceil(settings.steps / settings.judge_every)
+            num += math.ceil(config.steps / period)
+            num += math.ceil(config.steps / config.validate_every)
         return num
 
     def run(self) -> Iterator[Progress]:
-        """Fill the pool, then train; yields after every batch and step, when a stop is safe."""
+        """Fill the buffer, then train; yields after every batch and step, when a stop is safe."""
         while self.warmed_up < self.synthesizer.warm_up:
             self.synthesizer.next_batch(self.student)
             self.warmed_up += 1
             if self.warmed_up == self.synthesizer.warm_up:
                 self._start_from(self.synthesizer)
             yield Progress("warm up", self.warmed_up, self.synthesizer.warm_up, {})
-        while len(self.judge.images) < self.settings.held_out or self.pool.added < self.prefill:
+        while (
+            len(self.selector.images) < self.config.num_validation
+            or self.buffer.added < self.prefill
+        ):
             self._synthesize()
-            total = self.prefill + self.settings.held_out
-            have = min(self.pool.added + len(self.judge.images), total)
+            total = self.prefill + self.config.num_validation
+            have = min(self.buffer.added + len(self.selector.images), total)
             yield Progress("synthesize", have, total, {})
         if self.inherited is not None:
-            while self.pool.added < self.reconstruct:
+            while self.buffer.added < self.reconstruct:
                 self._synthesize()
-                have = min(self.pool.added, self.reconstruct)
+                have = min(self.buffer.added, self.reconstruct)
                 yield Progress("reconstruct", have, self.reconstruct, {})
-            images = self.pool.images(self.reconstruct).to(self.rng.device)
+            images = self.buffer.images(self.reconstruct).to(self.rng.device)
             inputs = self.teacher.spec.encode(images)
             reconstruct(self.teacher.module, self.student, self.inherited, inputs, rng=self.rng)
             self.inherited = None
         if self.pretrained and self.step == 0:
-            self.judge.sit(self.student, 0)
+            self.selector.sit(self.student, 0)
         if not self.fresh_every:
             self._look_at_classes()
-        while self.step < self.settings.steps:
+        while self.step < self.config.steps:
             record = self._train_step()
-            yield Progress("distill", self.step, self.settings.steps, record)
+            yield Progress("distill", self.step, self.config.steps, record)
         if self.fresh_every:
             self._look_at_classes()
         if self.kept_start:
-            self._warn(start_kept(self.settings.steps))
+            self._warn(start_kept(self.config.steps))
 
     @property
     def kept_start(self) -> bool:
         """Steps were taken, and none was an improvement on the start."""
-        judged = self.judge.champion is not None and self.judge.champion_step == 0
-        return judged and 0 < self.settings.steps == self.step
+        judged = self.selector.best is not None and self.selector.best_step == 0
+        return judged and 0 < self.config.steps == self.step
 
     def _look_at_classes(self) -> None:
         """Warn, where the teacher gives the images made here too few classes."""
@@ -173,12 +176,12 @@ class Distillation:
 
     def _synthesize(self) -> Batch:
         """A fresh batch; until the judge has enough, it goes to the judge."""
-        if len(self.judge.images) < self.settings.held_out:
+        if len(self.selector.images) < self.config.num_validation:
             batch = self._held_out_batch()
-            self.judge.hold_out(batch)
+            self.selector.hold_out(batch)
         else:
             batch = self.synthesizer.next_batch(self.student)
-            self.pool.add(batch)
+            self.buffer.add(batch)
         self.counts += class_counts(batch.logits)
         return batch
 
@@ -203,14 +206,14 @@ class Distillation:
             batch, self.repeats_left = self._synthesize(), self.synthesizer.repeat - 1
             self.repeated = batch if self.repeats_left else None
             return batch.images, batch.logits
-        images = self.pool.sample(self.settings.batch_size, self.rng)
-        return augment(images, self.teacher.spec, self.settings.augment, self.rng), None
+        images = self.buffer.sample(self.config.batch_size, self.rng)
+        return augment(images, self.teacher.spec, self.config.augment, self.rng), None
 
     def _train_step(self) -> dict[str, float]:
-        settings = self.settings
+        config = self.config
         images, logits = self._next_batch()
         self.student.train()
-        if settings.freeze_batch_norm:
+        if config.freeze_batch_norm:
             for layer in batch_norm_layers(self.student).values():
                 layer.eval()
         if self.step < self.boundary_steps:
@@ -224,38 +227,38 @@ class Distillation:
             )
         self.optimizer.zero_grad()
         loss.backward()
-        if settings.clip_gradient:
-            nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip_gradient)
+        if config.clip_gradient:
+            nn.utils.clip_grad_norm_(self.student.parameters(), config.clip_gradient)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
         record = {"step": float(self.step), "loss": value}
-        if self.step % settings.judge_every == 0 or self.step == settings.steps:
+        if self.step % config.validate_every == 0 or self.step == config.steps:
             if self.fresh_every:
                 record["collapsed"] = float(self._refresh_judge())
-            verdict = self.judge.sit(self.student, self.step)
+            verdict = self.selector.sit(self.student, self.step)
             record |= {"agreement": verdict.agreement, "kl": verdict.kl, "kept": verdict.kept}
-        if self.step == settings.steps:
-            record["chosen_at_step"] = float(self.judge.champion_step)
+        if self.step == config.steps:
+            record["chosen_at_step"] = float(self.selector.best_step)
         return record
 
     def _refresh_judge(self) -> bool:
         """Hold out a newer batch, for the stream may have moved on; roll a collapsed one back."""
         batch = self._held_out_batch()
-        if collapsed := self.judge.is_collapse(batch):
+        if collapsed := self.selector.is_collapse(batch):
             self.synthesizer.load_state_dict(copy.deepcopy(self.healthy))
         else:
-            self.judge.hold_out(batch)
+            self.selector.hold_out(batch)
             self.healthy = copy.deepcopy(self.synthesizer.state_dict())
         return collapsed
 
     @property
     def chosen(self) -> nn.Module:
         """The student the judge keeps, in eval mode; before the first sitting the live one."""
-        return (self.judge.champion or self.student).eval()
+        return (self.selector.best or self.student).eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs beside the settings and the pool's file."""
+        """All that a resume needs beside the settings and the buffer's file."""
         return {
             "step": self.step,
             "queries": self.teacher.queries,
@@ -270,9 +273,9 @@ class Distillation:
             "synthesizer": self.synthesizer.state_dict(),
             "healthy": self.healthy,
             "aside": self.aside,
-            "judge": self.judge.state_dict(),
+            "selector": self.selector.state_dict(),
             "counts": self.counts,
-            "pool": self.pool.state_dict(),
+            "buffer": self.buffer.state_dict(),
             "rng": self.rng.get_state(),
         }
 
@@ -289,7 +292,7 @@ class Distillation:
         self.repeated = Batch(*state["repeated"]) if state["repeated"] else None
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.healthy, self.aside = state["healthy"], state["aside"]
-        self.judge.load_state_dict(state["judge"], self.student)
+        self.selector.load_state_dict(state["selector"], self.student)
         self.counts = state["counts"].cpu()
-        self.pool.load_state_dict(state["pool"])
+        self.buffer.load_state_dict(state["buffer"])
         self.rng.set_state(state["rng"].cpu())  # a checkpoint is mapped to the run's device

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.graph.batch_norm_folding import batch_norms
-from dreamstill.graph.channel_groups import Space, channel_spaces
+from dreamstill.graph.channel_groups import ChannelGroup, channel_groups
 from dreamstill.graph.tracing import trace
 from dreamstill.nn.copying import copy_network
 
@@ -34,29 +34,29 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
         By layer, which of the teacher's outputs the student has: for `reconstruct`.
 
     Raises:
-        SettingsError: the student is not a narrower copy; it is left as it was.
+        ConfigError: the student is not a narrower copy; it is left as it was.
         TeacherError: the teacher cannot be traced.
 
     """
     large, small = teacher.state_dict(), student.state_dict()
     if odd := sorted(large.keys() ^ small.keys()):
-        raise SettingsError(
+        raise ConfigError(
             f"a student that inherits has the teacher's layers, narrower: {odd[0]} is in one of "
             "the two alone"
         )
     graph = trace(teacher)
-    spaces, places = channel_spaces(graph), channel_spaces(trace(copy_network(student)))
-    shapes = [[(s.makers, s.norms, s.depth()) for s in of] for of in (spaces, places)]
+    groups, places = channel_groups(graph), channel_groups(trace(copy_network(student)))
+    shapes = [[(s.makers, s.norms, s.depth()) for s in of] for of in (groups, places)]
     if shapes[0] != shapes[1]:
-        raise SettingsError(
+        raise ConfigError(
             "a student that inherits joins, normalizes and pads its layers as the teacher does"
         )
-    source = Source(large, batch_norms(graph), spaces)
-    choices = dict[Space, Choice]()
-    for space, place in sorted(zip(spaces, places, strict=True), key=lambda pair: pair[0].depth()):
-        choices[space] = _choose(space, place, source, small, choices)
-    inputs = {name: choices[space] for space in spaces for name in space.readers}
-    outputs = {name: choices[space] for space in spaces for name in space.carriers()}
+    source = Source(large, batch_norms(graph), groups)
+    choices = dict[ChannelGroup, Choice]()
+    for group, target in sorted(zip(groups, places, strict=True), key=lambda pair: pair[0].depth()):
+        choices[group] = _choose(group, target, source, small, choices)
+    inputs = {name: choices[group] for group in groups for name in group.readers}
+    outputs = {name: choices[group] for group in groups for name in group.carriers()}
     student.load_state_dict(
         {key: _part(key, value, small[key], inputs, outputs) for key, value in large.items()}
     )
@@ -65,7 +65,7 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which channels of a space the student has."""
+    """Which channels of a group the student has."""
 
     width: int
     """How many the teacher has."""
@@ -88,97 +88,104 @@ class Source:
     weights: Weights
     norms: dict[str, str]
     """By layer, its BatchNorm."""
-    spaces: list[Space]
+    groups: list[ChannelGroup]
 
-    def width(self, space: Space) -> int:
-        """Channels of a space that a layer or a padding makes."""
-        if space.makers:
-            return len(self.weights[f"{space.makers[0]}.weight"])
-        assert space.inlay is not None
-        return space.inlay.front + self.width(space.inlay.space) + space.inlay.back
+    def width(self, group: ChannelGroup) -> int:
+        """Channels of a group that a layer or a padding makes."""
+        if group.makers:
+            return len(self.weights[f"{group.makers[0]}.weight"])
+        assert group.padded is not None
+        return group.padded.front + self.width(group.padded.group) + group.padded.back
 
-    def worth(self, space: Space) -> Tensor:
+    def importance(self, group: ChannelGroup) -> Tensor:
         """Of each channel, what makes it times what reads it; if nothing does, the other alone."""
-        made, read = self._made_and_read(space)
+        made, read = self._made_and_read(group)
         ones = torch.ones_like(made)
         return (made if made.any() else ones) * (read.sqrt() if read.any() else ones)
 
-    def _made_and_read(self, space: Space) -> Tensor:
-        """(2, width): sums of scales and of squared norms, also of the spaces it goes on into."""
-        made, read = values = torch.zeros(2, self.width(space))
-        for name in space.makers:
+    def _made_and_read(self, group: ChannelGroup) -> Tensor:
+        """(2, width): sums of scales and of squared norms, also of the groups it goes on into."""
+        made, read = values = torch.zeros(2, self.width(group))
+        for name in group.makers:
             weight = self.weights[f"{name}.weight"].flatten(1)
             scale = self.weights.get(f"{self.norms.get(name)}.weight")
             made += (weight.norm(dim=1) if scale is None else scale.abs()).cpu()
-        for name in space.readers:
+        for name in group.readers:
             weight = self.weights[f"{name}.weight"].transpose(0, 1)
             read += weight.reshape(len(read), -1).square().sum(1).cpu()
-        for outer in self.spaces:
-            if outer.inlay and outer.inlay.space is space:
-                values += self._made_and_read(outer)[:, outer.inlay.front :][:, : len(made)]
+        for outer in self.groups:
+            if outer.padded and outer.padded.group is group:
+                values += self._made_and_read(outer)[:, outer.padded.front :][:, : len(made)]
         return values
 
 
 def _choose(
-    space: Space, place: Space, source: Source, small: Weights, choices: dict[Space, Choice]
+    group: ChannelGroup,
+    target: ChannelGroup,
+    source: Source,
+    small: Weights,
+    choices: dict[ChannelGroup, Choice],
 ) -> Choice:
     """The channels worth most, as many as the student has room for at `place`."""
-    large, inlay, cut = source.weights, space.inlay, place.inlay
-    if not space.makers and not inlay:  # the images' own, or what something unclear makes: all stay
-        sizes = [large[f"{name}.weight"].shape[1] for name in space.readers]
-        sizes += [len(large[key]) for key in _vectors(space, large)]
+    large, padded, cut = source.weights, group.padded, target.padded
+    if not group.makers and not padded:  # the images', or what something unclear makes: all stay
+        sizes = [large[f"{name}.weight"].shape[1] for name in group.readers]
+        sizes += [len(large[key]) for key in _vectors(group, large)]
         width = min(sizes, default=0)
         return Choice(width, torch.arange(width))
-    widths, rooms = ({len(of[f"{n}.weight"]) for n in space.makers} for of in (large, small))
+    widths, rooms = ({len(of[f"{n}.weight"]) for n in group.makers} for of in (large, small))
     within = Choice(0, torch.arange(0))
-    if inlay and cut:
-        within = choices[inlay.space]
-        widths.add(inlay.front + within.width + inlay.back)
+    if padded and cut:
+        within = choices[padded.group]
+        widths.add(padded.front + within.width + padded.back)
         rooms.add(cut.front + len(within.keep) + cut.back)
-    name = space.carriers()[0] if space.carriers() else "what is padded"
-    if space.unclear and rooms != widths:
-        raise SettingsError(
-            f"channels cannot be followed through {space.unclear[0]}: {name} must be as "
+    name = group.carriers()[0] if group.carriers() else "what is padded"
+    if group.unclear and rooms != widths:
+        raise ConfigError(
+            f"channels cannot be followed through {group.unclear[0]}: {name} must be as "
             "wide in the student as in the teacher, or leave inherit out"
         )
     room, width = max(rooms), min(widths)
     if len(rooms) > 1 or room - len(within.keep) > width - within.width:
-        raise SettingsError(
+        raise ConfigError(
             f"{name} has {room} channels in the student and {width} in the "
             "teacher: a student that inherits is narrower, and alike on both sides of a sum"
         )
-    worth, front = source.worth(space), inlay.front if inlay else 0
-    if space.groups and room < width:
-        return Choice(width, _of_groups(name, worth, room, space, place))
-    worth[front : front + within.width] = -1  # these are chosen already
-    best = worth.argsort(descending=True, stable=True)[: room - len(within.keep)].sort().values
+    importance, front = source.importance(group), padded.front if padded else 0
+    if group.norm_groups and room < width:
+        return Choice(width, _of_groups(name, importance, room, group, target))
+    importance[front : front + within.width] = -1  # these are chosen already
+    best = importance.argsort(descending=True, stable=True)[: room - len(within.keep)].sort().values
     before, behind = best.tensor_split([cut.front if cut else 0])
     return Choice(width, torch.cat([before, front + within.keep, behind]))
 
 
-def _of_groups(name: str, worth: Tensor, room: int, space: Space, place: Space) -> Tensor:
-    """The channels worth most where a norm divides them: as many of each group, or whole groups."""
-    groups, fewer = space.groups[0], place.groups[0]
-    size = len(worth) // groups
-    alike = {*space.groups} == {groups} and {*place.groups} == {fewer}
-    if alike and size * groups == len(worth) and not space.inlay:
-        parts = worth.view(groups, size)
-        if groups == fewer:
-            best = parts.argsort(dim=1, descending=True, stable=True)[:, : room // groups]
-            return (torch.arange(groups)[:, None] * size + best.sort(1).values).flatten()
+def _of_groups(
+    name: str, importance: Tensor, room: int, group: ChannelGroup, target: ChannelGroup
+) -> Tensor:
+    """The channels worth most where a norm divides them: as many of each, or whole ones."""
+    num_groups, fewer = group.norm_groups[0], target.norm_groups[0]
+    size = len(importance) // num_groups
+    alike = {*group.norm_groups} == {num_groups} and {*target.norm_groups} == {fewer}
+    if alike and size * num_groups == len(importance) and not group.padded:
+        parts = importance.view(num_groups, size)
+        if num_groups == fewer:
+            best = parts.argsort(dim=1, descending=True, stable=True)[:, : room // num_groups]
+            return (torch.arange(num_groups)[:, None] * size + best.sort(1).values).flatten()
         if size * fewer == room:
             best = parts.sum(1).argsort(descending=True, stable=True)[:fewer]
             return (best.sort().values[:, None] * size + torch.arange(size)).flatten()
-    raise SettingsError(
-        f"{name} is normalized in {groups} groups of {size} channels in the teacher and in {fewer} "
-        f"of {room // fewer} in the student: give the student as many groups, or groups as large"
+    raise ConfigError(
+        f"{name} is normalized in {num_groups} groups of {size} channels in the teacher and in "
+        f"{fewer} of {room // fewer} in the student: give the student as many groups, or groups "
+        "as large"
     )
 
 
-def _vectors(space: Space, large: Weights) -> list[str]:
+def _vectors(group: ChannelGroup, large: Weights) -> list[str]:
     """Keys of what has one value, or filter, for each channel that is passed on."""
-    passed = [f"{name}.{key}" for name in space.norms for key in ("weight", "running_mean")]
-    return [key for key in passed + [f"{n}.weight" for n in space.depthwise] if key in large]
+    passed = [f"{name}.{key}" for name in group.norms for key in ("weight", "running_mean")]
+    return [key for key in passed + [f"{n}.weight" for n in group.depthwise] if key in large]
 
 
 def _part(
@@ -191,7 +198,7 @@ def _part(
     if kind == "weight" and name in inputs:
         value = value[:, inputs[name].of(value.shape[1])]
     if value.shape != target.shape:
-        raise SettingsError(
+        raise ConfigError(
             f"{key} of the student is not a part of the teacher's: it would be "
             f"{tuple(value.shape)} and is {tuple(target.shape)}"
         )

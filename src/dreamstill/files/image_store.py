@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamstill.errors import RunError, SettingsError, first_line
+from dreamstill.errors import ConfigError, RunError, first_line
 from dreamstill.files.reading import reading
 
 __all__ = ["Images", "check_room", "checksums", "let_go", "make_images", "map_images"]
@@ -30,7 +30,7 @@ def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
             they are in memory alone.
 
     Raises:
-        SettingsError: less than they need is free in memory or on the disk.
+        ConfigError: less than they need is free in memory or on the disk.
 
     """
     need, rooms = num * size, list[str]()
@@ -45,7 +45,7 @@ def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
         rooms.append(f"{disk:,} on the disk, where they lie twice")
         enough = enough and 2 * need <= disk
     if not enough:
-        raise SettingsError(
+        raise ConfigError(
             f"{name} {num} needs {need:,} bytes, and free are {' and '.join(rooms)}: ask for fewer"
         )
 

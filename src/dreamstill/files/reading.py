@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL.Image import DecompressionBombWarning
 
-from dreamstill.errors import DreamstillError, SettingsError, first_line
+from dreamstill.errors import ConfigError, DreamstillError, first_line
 
 __all__ = ["StrPath", "check_file", "read_json", "read_toml", "reading", "understood"]
 
@@ -100,7 +100,7 @@ def read_json(path: StrPath, error: type[DreamstillError], wrong: str = "is dama
         return _within_limits(json.loads(Path(path).read_text("utf-8")))
 
 
-def read_toml(path: StrPath, error: type[DreamstillError] = SettingsError) -> dict[str, Any]:
+def read_toml(path: StrPath, error: type[DreamstillError] = ConfigError) -> dict[str, Any]:
     """Return what a TOML file holds, as plain values; raise `error` where it is no TOML."""
     with reading(path, error, "is not valid TOML"):
         table: dict[str, Any] = _within_limits(tomllib.loads(Path(path).read_text("utf-8")))

@@ -15,27 +15,27 @@ from dreamstill.graph.layer_pairs import flattens
 from dreamstill.graph.tracing import is_one_of, is_size, layer_at
 from dreamstill.nn.op_sets import ELEMENTWISE, JOIN
 
-__all__ = ["Space", "channel_spaces"]
+__all__ = ["ChannelGroup", "channel_groups"]
 
 
 @dataclass(eq=False)
-class Space:
+class ChannelGroup:
     """Channels that hang together: one choice serves all who make, pass or read them."""
 
     makers: list[str] = field(default_factory=list)
-    """Convolutions and linear layers that put them out; none: the images' own."""
+    """Convolutions and linear layers that put them out; none: the images'."""
     readers: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
+    norm_groups: list[int] = field(default_factory=list)
     """In how many groups each norm that looks at several channels divides them."""
     depthwise: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
     """Operations through which they cannot be followed."""
-    inlay: "Inlay | None" = None
-    joined: "Space | None" = None
+    padded: "PaddedGroup | None" = None
+    joined: "ChannelGroup | None" = None
 
-    def root(self) -> "Space":
-        """The space that this one became part of."""
+    def root(self) -> "ChannelGroup":
+        """The group that this one became part of."""
         return self if self.joined is None else self.joined.root()
 
     def carriers(self) -> list[str]:
@@ -43,67 +43,70 @@ class Space:
         return self.makers + self.norms + self.depthwise
 
     def depth(self) -> int:
-        """How many spaces lie within this one, one in the other."""
-        return self.inlay.space.depth() + 1 if self.inlay else 0
+        """How many groups lie within this one, one in the other."""
+        return self.padded.group.depth() + 1 if self.padded else 0
 
-    def join(self, other: "Space") -> None:
+    def join(self, other: "ChannelGroup") -> None:
         """Make one of two."""
         if self is not other:
             other.joined = self
-            for name in ("makers", "readers", "norms", "groups", "depthwise", "unclear"):
+            for name in ("makers", "readers", "norms", "norm_groups", "depthwise", "unclear"):
                 getattr(self, name).extend(getattr(other, name))
-            self.inlay = self.inlay or other.inlay
+            self.padded = self.padded or other.padded
 
 
 @dataclass(frozen=True)
-class Inlay:
-    """Another space's channels, all of them, between channels of padding."""
+class PaddedGroup:
+    """Another group's channels, all of them, between channels of padding."""
 
-    of: Space
+    of: ChannelGroup
     front: int
     back: int
 
     @property
-    def space(self) -> Space:
+    def group(self) -> ChannelGroup:
         """Where the other channels stand now."""
         return self.of.root()
 
 
-def channel_spaces(graph: fx.GraphModule) -> list[Space]:
-    """Every space of channels in a graph, the images' own first.
+def channel_groups(graph: fx.GraphModule) -> list[ChannelGroup]:
+    """Every group of channels in a graph, the images' first.
 
     Channels are followed past normalization, depthwise convolutions, pooling, flattening, sums and
     products, padding on either side, and the elementwise functions of `ELEMENTWISE`. Those that
     go into anything else, or out of the network, are marked.
     """
     modules = dict(graph.named_modules())
-    found = [Space()]
-    at: dict[fx.Node, Space] = {}
+    found = [ChannelGroup()]
+    at: dict[fx.Node, ChannelGroup] = {}
     for node in graph.graph.nodes:
         here = list(dict.fromkeys(at[arg].root() for arg in node.all_input_nodes if arg in at))
         if node.op == "placeholder":
             at[node] = found[0]
         elif here and not is_size(node):
             at[node] = _after(node, here, found, modules)
-    return [space for space in found if space.joined is None]
+    return [group for group in found if group.joined is None]
 
 
 def _after(
-    node: fx.Node, here: Sequence[Space], found: list[Space], modules: dict[str, nn.Module]
-) -> Space:
-    """The space of what a node makes of `here`: one of these, or a new one, put to `found`."""
+    node: fx.Node,
+    here: Sequence[ChannelGroup],
+    found: list[ChannelGroup],
+    modules: dict[str, nn.Module],
+) -> ChannelGroup:
+    """The group of what a node makes of `here`: one of these, or a new one, put to `found`."""
     name, first = str(node.target), here[0]
     module = modules.get(name) if node.op == "call_module" else None
-    again = next((space.root() for space in found if name in space.carriers()), None)
+    again = next((group.root() for group in found if name in group.carriers()), None)
     if node.op == "output":
         mark(node, *here)
         return first
     if again is not None:
         mark(node, *here, again)
         return again
-    if (groups := _norm_groups(module, first, modules)) is not None:
+    if (norm_groups := _norm_groups(module, first, modules)) is not None:
         first.norms.append(name)
-        first.groups.extend(groups)
+        first.norm_groups.extend(norm_groups)
         return first
     if isinstance(module, nn.Conv2d) and (
         1 < module.groups == module.in_channels == module.out_channels
@@ -115,7 +118,7 @@ def _after(
         if by_linear and layer.weight.shape[1] != width(first, modules):  # (N, L, C), flattened
             mark(node, first)
         first.readers.append(name)
-        return _new(found, Space(makers=[name]))
+        return _new(found, ChannelGroup(makers=[name]))
     if is_one_of(node, modules, JOIN):
         return _joined(node, here, found[0], modules)
     if (
@@ -127,61 +130,64 @@ def _after(
     ):
         return first
     if (added := _pads_channels(node)) and width(first, modules):
-        return _new(found, Space(inlay=Inlay(first, *added)))
+        return _new(found, ChannelGroup(padded=PaddedGroup(first, *added)))
     makers = [name] if isinstance(module, nn.Conv2d | nn.Linear) else []
-    space = _new(found, Space(makers=makers))
-    mark(node, *here, space)
-    return space
+    group = _new(found, ChannelGroup(makers=makers))
+    mark(node, *here, group)
+    return group
 
 
 def _norm_groups(
-    module: nn.Module | None, space: Space, modules: Mapping[str, nn.Module]
+    module: nn.Module | None, group: ChannelGroup, modules: Mapping[str, nn.Module]
 ) -> list[int] | None:
-    """Groups in which a norm looks at several channels of a space; None for anything else."""
+    """Groups in which a norm looks at several channels of a group; None for anything else."""
     if isinstance(module, _BatchNorm | _InstanceNorm):
         return []
     if isinstance(module, nn.GroupNorm):
         return [module.num_groups]
     if isinstance(module, nn.LayerNorm) and all(
-        isinstance(modules[maker], nn.Linear) for maker in space.makers
+        isinstance(modules[maker], nn.Linear) for maker in group.makers
     ):
-        return [1] if module.normalized_shape == (width(space, modules),) else None
+        return [1] if module.normalized_shape == (width(group, modules),) else None
     return None
 
 
-def _new(found: list[Space], space: Space) -> Space:
-    found.append(space)
-    return space
+def _new(found: list[ChannelGroup], group: ChannelGroup) -> ChannelGroup:
+    found.append(group)
+    return group
 
 
 def _joined(
-    node: fx.Node, here: Sequence[Space], images: Space, modules: Mapping[str, nn.Module]
-) -> Space:
-    """The one space of a sum or product, or the widest, where the others are spread over it."""
-    sizes = [width(space, modules) for space in here]
+    node: fx.Node,
+    here: Sequence[ChannelGroup],
+    images: ChannelGroup,
+    modules: Mapping[str, nn.Module],
+) -> ChannelGroup:
+    """The one group of a sum or product, or the widest, where the others are spread over it."""
+    sizes = [width(group, modules) for group in here]
     widest = here[sizes.index(max(sizes))]
-    inlays = {(space.inlay.space, space.inlay.front) for space in here if space.inlay}
-    alike = len({*sizes} - {0}) == 1 and images not in here and len(inlays) < 2
+    padded_ones = {(group.padded.group, group.padded.front) for group in here if group.padded}
+    alike = len({*sizes} - {0}) == 1 and images not in here and len(padded_ones) < 2
     if len(here) == 1 or alike:
-        for space in here:
-            widest.join(space)
+        for group in here:
+            widest.join(group)
     else:
         mark(node, *here)
     return widest
 
 
-def width(space: Space, modules: Mapping[str, nn.Module]) -> int:
+def width(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> int:
     """Channels; 0 where no layer made them."""
-    if space.inlay and not space.makers:
-        return space.inlay.front + width(space.inlay.space, modules) + space.inlay.back
-    weights: Any = [modules[name].weight for name in space.makers[:1]]
+    if group.padded and not group.makers:
+        return group.padded.front + width(group.padded.group, modules) + group.padded.back
+    weights: Any = [modules[name].weight for name in group.makers[:1]]
     return sum(map(len, weights))
 
 
-def mark(node: fx.Node, *spaces: Space) -> None:
+def mark(node: fx.Node, *groups: ChannelGroup) -> None:
     """The channels cannot be followed past a node."""
-    for space in spaces:
-        space.unclear.append(str(node.target if node.op == "call_module" else node))
+    for group in groups:
+        group.unclear.append(str(node.target if node.op == "call_module" else node))
 
 
 def _takes_pixels(node: fx.Node) -> bool:

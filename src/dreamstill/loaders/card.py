@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.config import from_plain
-from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.files.reading import StrPath, read_json, read_toml
 from dreamstill.input_spec import InputSpec
 
@@ -41,7 +41,7 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
     lists |= dict.fromkeys(("mean", "std"), tuple[float, ...])
     try:
         found = {n: from_plain(kind, card[n], n) for n, kind in lists.items() if n in card}
-    except SettingsError as error:
+    except ConfigError as error:
         raise TeacherError(
             f"shape, mean, std and range must be lists of numbers: {error}"
         ) from error

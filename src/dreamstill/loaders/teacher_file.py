@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from dreamstill.config import settings_class
-from dreamstill.errors import SettingsError, TeacherError, first_line
+from dreamstill.config import config_class
+from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.files.reading import check_file
 from dreamstill.loaders.card import CARD, read_card, spec_from_card
 from dreamstill.loaders.state_dict import load_module
@@ -14,7 +14,7 @@ from dreamstill.teacher import Precision, Teacher, open_teacher
 __all__ = ["TeacherFile", "open_from"]
 
 
-@settings_class
+@config_class
 class TeacherFile:
     """Where the teacher is; what is None is read from the card beside the weights."""
 
@@ -44,7 +44,7 @@ def open_from(
     """Open the teacher that a TeacherFile describes; options win over the card.
 
     Raises:
-        SettingsError: no factory is given, what is given is of another type, or the device is not
+        ConfigError: no factory is given, what is given is of another type, or the device is not
             available.
         TeacherError: the card, the factory or the weights are wrong, or the network does not run.
 
@@ -63,12 +63,12 @@ def open_from(
         card.pop("range", None)
     card |= given
     if "factory" not in card:
-        raise SettingsError(
+        raise ConfigError(
             f"no factory for {weights}: give one as module:function, or a card beside the weights"
         )
     for name, kind in (("factory", str), ("num_classes", int)):
         if not isinstance(card.get(name, kind()), kind):
-            raise SettingsError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
+            raise ConfigError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
     module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
     spec = spec_from_card(card)
     return open_teacher(
@@ -85,5 +85,5 @@ def _device(name: str) -> str:
     try:
         torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"device {name!r} is not available: {first_line(error)}") from error
+        raise ConfigError(f"device {name!r} is not available: {first_line(error)}") from error
     return name

@@ -52,7 +52,7 @@ class QuantizedLayer(nn.Module):
         layer: its weight and bias are taken over.
         weight_bits, activation_bits: 2 to 8.
         low, high: the range of its input; a grid of 2^bits values spans it, 0 among them.
-        per_channel: see QuantizeSettings.
+        per_channel: see QuantizeConfig.
 
     """
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamstill.config import no_effect, settings_class
+from dreamstill.config import config_class, no_effect
 from dreamstill.continual.learning import (
-    ContinualSettings,
+    ContinualConfig,
     average_and_forgetting,
     check_new_classes,
     grow,
@@ -31,19 +31,19 @@ from dreamstill.pipelines.run_directory import claimed
 from dreamstill.pipelines.synthesize import Images, OnProgress, origin_of, own_images
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["LEARNED", "Learning", "learn_classes"]
+__all__ = ["LEARNED", "ContinualJob", "learn_classes"]
 
 LEARNED = "network.safetensors"
 
 
-@settings_class
-class Learning(Images):
+@config_class
+class ContinualJob(Images):
     """All that decides what a network that learns new classes becomes."""
 
     new: str
     """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
     pictures for each class, named by its number or numbered in the order of their names."""
-    continual: ContinualSettings = field(default_factory=ContinualSettings)
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
 
     def __post_init__(self) -> None:
         Images.__post_init__(self)  # slots and super() do not go together
@@ -54,7 +54,7 @@ class Learning(Images):
 
 def learn_classes(
     folder: StrPath,
-    job: Learning,
+    job: ContinualJob,
     *,
     resume: bool = False,
     real: StrPath | None = None,
@@ -79,7 +79,7 @@ def learn_classes(
         DataError: images or labels are wrong, or a label is of an old class.
         RunError: the folder holds something else, or with `resume` another job, or one of another
             teacher or other images.
-        SettingsError: the method does not go with the network.
+        ConfigError: the method does not go with the network.
         NonFiniteError: a loss is not finite.
 
     """
@@ -146,7 +146,7 @@ def _summarize(
 
 def _learned(
     path: Path,
-    job: Learning,
+    job: ContinualJob,
     teacher: Teacher,
     dreams: Tensor,
     new: Tensor,

@@ -6,33 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.data.images import load_images
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.files.reading import StrPath
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.pipelines.distill import Job, distill
 from dreamstill.pipelines.jobs import OnProgress
 from dreamstill.pipelines.summary import export_run, summarize
 from dreamstill.report import write_report
-from dreamstill.synthesis.methods.noise import NoiseSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
+from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 
 __all__ = ["demo"]
 
 
 def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[Job, Job]:
-    """The demo's job and its noise floor: the same student, start, steps and schedule."""
+    """The demo's job and its noise baseline: the same student, start, steps and schedule."""
     # small batches: on a network this small the number of steps decides, not their size
-    distillation = DistillSettings(steps=steps, batch_size=64, lr=1e-3, judge_every=500, pool=5000)
+    distillation = DistillConfig(
+        steps=steps, batch_size=64, lr=1e-3, validate_every=500, buffer_size=5000
+    )
     job = Job(
         teacher=TeacherFile(weights=str(weights)),
         student="dreamstill.nn.lenet:lenet5_half",
         method="structured_noise",
-        synthesis=StructuredNoiseSettings(batch_size=64),
+        synthesis=StructuredNoiseConfig(batch_size=64),
         inherit=True,
         distill=distillation,
         seed=seed,
     )
-    return job, replace(job, method="noise", synthesis=NoiseSettings(batch_size=64))
+    return job, replace(job, method="noise", synthesis=NoiseConfig(batch_size=64))
 
 
 def demo(
@@ -43,20 +45,24 @@ def demo(
     resume: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
-    """The embedded LeNet-5 to LeNet-5-Half, its noise floor, real digits, exports and report."""
+    """The embedded LeNet-5 to LeNet-5-Half, its noise baseline, real digits, exports and report."""
     folder = Path(folder)
     with as_file(files("dreamstill") / "assets") as assets:
-        job, floor = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)
-        floor_folder = folder / "noise_floor"
-        going_on = resume and (floor_folder / "settings.json").is_file()
+        job, baseline = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)
+        baseline_folder = folder / "noise_baseline"
+        going_on = resume and (baseline_folder / "config.json").is_file()
         distill(folder, job, open_from(job.teacher), resume=resume, on_progress=on_progress)
         distill(
-            floor_folder, floor, open_from(floor.teacher), resume=going_on, on_progress=on_progress
+            baseline_folder,
+            baseline,
+            open_from(baseline.teacher),
+            resume=going_on,
+            on_progress=on_progress,
         )
         teacher = open_from(job.teacher)
         real = load_images(assets / "digits.npz", teacher.spec, teacher.num_classes)
         export_run(folder)
         source = "2,000 real MNIST digits, unseen by the teacher"
-        summary = summarize(folder, real=real, source=source, floor=floor_folder)
+        summary = summarize(folder, real=real, source=source, baseline=baseline_folder)
     write_report(folder)
     return summary

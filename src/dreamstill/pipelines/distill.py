@@ -1,4 +1,4 @@
-"""A run's folder: settings, environment, log, checkpoint, pool, student; kill it and resume it.
+"""A run's folder: settings, environment, log, checkpoint, buffer, student; kill it and resume it.
 
 The one place that owns seeds and devices.
 """
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from dreamstill.config import at_least, no_effect, none_or_at_least, settings_class, to_plain
-from dreamstill.data.replay_buffer import Pool
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.config import at_least, config_class, no_effect, none_or_at_least, to_plain
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
-from dreamstill.errors import RunError, SettingsError, TeacherError
+from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
 from dreamstill.files.reading import StrPath, reading, understood
 from dreamstill.files.writing import write_atomically, write_json
@@ -38,7 +38,7 @@ __all__ = ["Job", "RANDOM_START", "distill", "open_student"]
 RANDOM_START = "0 steps leave a student at its random start: take steps, or let it inherit"
 
 
-@settings_class
+@config_class
 class Job:
     """All that decides a run's result."""
 
@@ -52,10 +52,10 @@ class Job:
     inherit: bool = False
     """Start the student, a narrower copy of the teacher, from the teacher's channels."""
     reconstruct: int = 2048
-    """Images, at most the pool's, on which the layers of a student that inherits are solved, by
+    """Images, at most the buffer's, on which the layers of a student that inherits are solved, by
     least squares, for what they make in the teacher, before the first step; at least 2, or 0:
     it starts as it was cut."""
-    distill: DistillSettings = field(default_factory=DistillSettings)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     seed: int = 0
     device: str = "cpu"
     precision: Precision = Precision.FLOAT32
@@ -65,28 +65,28 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise SettingsError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
+            raise ConfigError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
         if not 0 <= self.seed < 2**63:
-            raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
+            raise ConfigError(f"seed must be in [0, 2^63); got {self.seed}")
         none_or_at_least(self, 2, "reconstruct")
         if not self.inherit:
             no_effect(self, "without inherit", "reconstruct")
         self._check_batch_size()
         if self.distill.steps == 0 and not self.inherit:
-            raise SettingsError(RANDOM_START)
+            raise ConfigError(RANDOM_START)
         at_least(self, 0, "checkpoint_every")
 
     def _check_batch_size(self) -> None:
-        """A size of replayed batches, or a pool, is not to be asked for where none is replayed."""
+        """Refuse the size of replayed batches, or a prefill, where nothing is replayed."""
         period = self.distill.fresh_period(streams=METHODS[self.method].synthesizer.streams)
         asked, fresh = self.distill.batch_size, self.synthesis.batch_size
-        if period == 1 and asked not in (DistillSettings().batch_size, fresh):
-            raise SettingsError(
+        if period == 1 and asked not in (DistillConfig().batch_size, fresh):
+            raise ConfigError(
                 f"distill.batch_size {asked} is of replayed images, and with a fresh batch of "
                 f"{fresh} at every step none is: set synthesis.batch_size, or distill.fresh_every"
             )
         if period == 1 and self.distill.prefill:
-            raise SettingsError(
+            raise ConfigError(
                 f"distill.prefill {self.distill.prefill} makes images to replay, and with a fresh "
                 "batch at every step none is: set distill.fresh_every too"
             )
@@ -96,7 +96,7 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
     """Build a student with weights drawn from `rng` and check that it answers as the teacher.
 
     Raises:
-        SettingsError: it has another number of classes.
+        ConfigError: it has another number of classes.
         TeacherError: the factory fails, or what it builds does not run on the teacher's inputs.
 
     """
@@ -104,10 +104,12 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
         student = build(factory)
     student = student.to(teacher.device)
     probe = open_teacher(student, teacher.spec, device=str(teacher.device), role="student")
-    if probe.offers.obstacle:
-        raise TeacherError(f"the student {factory!r} cannot be trained: {probe.offers.obstacle}")
+    if probe.capabilities.obstacle:
+        raise TeacherError(
+            f"the student {factory!r} cannot be trained: {probe.capabilities.obstacle}"
+        )
     if probe.num_classes != teacher.num_classes:
-        raise SettingsError(
+        raise ConfigError(
             f"the student {factory!r} has {probe.num_classes} classes, "
             f"the teacher {teacher.num_classes}"
         )
@@ -133,14 +135,14 @@ def distill(
         The chosen student, in eval mode, also written to folder/student.safetensors.
 
     Raises:
-        SettingsError: the job contradicts itself, its teacher or its student.
+        ConfigError: the job contradicts itself, its teacher or its student.
         TeacherError: the student does not run, or the teacher lacks what the method needs.
         RunError: the folder holds something else, or cannot be made, read or written.
         NonFiniteError: a loss is not finite; before the update.
 
     """
     if teacher.precision is not job.precision:
-        raise SettingsError(
+        raise ConfigError(
             f"the job is in {job.precision} and its teacher was opened in {teacher.precision}: "
             "open_from(job.teacher, precision=job.precision)"
         )
@@ -156,7 +158,7 @@ def distill(
             device=job.device,
             resume=resume,
             worth=("checkpoint.pt",),
-            makes=("pool", "log.jsonl"),
+            makes=("replay_buffer", "log.jsonl"),
         ),
     ):
         work = _distillation(folder, job, teacher)
@@ -167,7 +169,7 @@ def _check_competition(job: Job) -> None:
     """What plays against the student is made while it learns, not all against its random start."""
     streams = METHODS[job.method].synthesizer.streams
     if not job.distill.fresh_period(streams=streams) and needs_student(job.method, job.synthesis):
-        raise SettingsError(
+        raise ConfigError(
             f"{job.method} plays against the student, and all its images would be made before its "
             "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper"
         )
@@ -182,16 +184,18 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
     fresh = job.distill.fresh_period(streams=method.streams)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:
-        raise SettingsError(
+        raise ConfigError(
             "a student with BatchNorm needs two images or more at once: synthesis.batch_size is 1"
         )
     create = not (folder / "checkpoint.pt").exists()
-    pool = Pool(folder / "pool", teacher.spec, job.distill.pool, create=create)
+    buffer = ReplayBuffer(
+        folder / "replay_buffer", teacher.spec, job.distill.buffer_size, create=create
+    )
     return Distillation(
         teacher,
         student,
         method,
-        pool,
+        buffer,
         job.distill,
         rng=rng,
         inherited=kept,
@@ -217,7 +221,7 @@ def _follow(
             "process_rng": _process_rng(job.device),
         }
         save_checkpoint(checkpoint, state)
-        work.pool.commit()
+        work.buffer.commit()
 
     for progress in work.run():
         if progress.record:
@@ -236,8 +240,8 @@ def _follow(
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": work.teacher.queries,
             "steps": job.distill.steps,
-            "chosen_at_step": work.judge.champion_step,
-            "held_out_agreement": work.judge.ask(work.chosen)[0],
+            "chosen_at_step": work.selector.best_step,
+            "validation_agreement": work.selector.ask(work.chosen)[0],
             "warnings": work.warnings,
         },
     )

@@ -11,7 +11,7 @@ from dreamstill.pipelines.summary import summarize
 from dreamstill.progress import Progress
 from dreamstill.report import write_report
 from dreamstill.synthesis.methods.knowledge_within import data_similarity
-from dreamstill.synthesis.registry import METHODS, missing_offers
+from dreamstill.synthesis.registry import METHODS, missing_capabilities
 from dreamstill.teacher import Teacher
 
 __all__ = ["distill_and_report", "inspect"]
@@ -24,7 +24,7 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
 
     With unlabelled images (.npz with x) also how alike they are to what it was trained on.
     """
-    offers = teacher.offers
+    capabilities = teacher.capabilities
     similarity = {}
     if images is not None:
         given = teacher.spec.encode(load_unlabelled(images, teacher.spec)[:2000])
@@ -35,11 +35,11 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
         "std": list(teacher.spec.std),
         "num_classes": teacher.num_classes,
         "parameters": sum(p.numel() for p in teacher.module.parameters()),
-        "gradient": offers.gradient,
-        "batch_norm_layers": len(offers.batch_norm),
-        "last_linear": offers.last_linear,
-        "penultimate_features": offers.num_features,
-        "methods": [name for name in METHODS if not missing_offers(name, teacher)],
+        "gradient": capabilities.gradient,
+        "batch_norm_layers": len(capabilities.batch_norm),
+        "last_linear": capabilities.last_linear,
+        "penultimate_features": capabilities.num_features,
+        "methods": [name for name in METHODS if not missing_capabilities(name, teacher)],
         "fingerprint": teacher.fingerprint,
     }
 

@@ -40,7 +40,7 @@ else:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+?(\.\d+)?\.tmp(\.\w+)?")
 """Names of files that were not finished; those of ours have the number of their process."""
-CLAIM = ("settings.json", "origin.json", "environment.json")
+CLAIM = ("config.json", "fingerprints.json", "environment.json")
 """What every run's folder has from its start."""
 
 
@@ -66,7 +66,7 @@ def claimed(
 
     Args:
         folder: of the run.
-        job: its settings, which go to settings.json.
+        job: its settings, which go to config.json.
         origin: digests by name of what else decides the run, such as the teacher.
         device: for environment.json.
         resume: go on with what is in the folder.
@@ -80,8 +80,8 @@ def claimed(
     """
     if not resume:
         check_empty(folder)
-    elif not (folder / "settings.json").is_file():
-        raise RunError(f"{folder} holds no run to resume: settings.json is missing")
+    elif not (folder / "config.json").is_file():
+        raise RunError(f"{folder} holds no run to resume: config.json is missing")
     with making(folder), locked(folder):
         remove_temporaries(folder)
         plain = to_plain(job)
@@ -101,11 +101,11 @@ def claimed(
 
 
 def _note(folder: Path, plain: Any, origin: Mapping[str, str], device: str) -> None:
-    """Write what is not there yet of CLAIM; settings.json first, which marks the folder as ours."""
-    if not (folder / "settings.json").is_file():
-        write_json(folder / "settings.json", plain)
-    if not (folder / "origin.json").is_file():
-        write_json(folder / "origin.json", dict(origin))
+    """Write what is not there yet of CLAIM; config.json first, which marks the folder as ours."""
+    if not (folder / "config.json").is_file():
+        write_json(folder / "config.json", plain)
+    if not (folder / "fingerprints.json").is_file():
+        write_json(folder / "fingerprints.json", dict(origin))
     if not (folder / "environment.json").is_file():
         write_json(folder / "environment.json", environment(device))
 
@@ -126,13 +126,16 @@ def _check_same(
                 f"{folder} was started with another {key}; it cannot be resumed"
                 + _usable_images(folder)
             )
-    if any(any(folder.glob(pattern)) for pattern in worth) or (folder / "origin.json").is_file():
+    if (
+        any(any(folder.glob(pattern)) for pattern in worth)
+        or (folder / "fingerprints.json").is_file()
+    ):
         check_origin(folder, origin)
 
 
 def check_origin(folder: Path, origin: Mapping[str, str]) -> None:
     """RunError where a run's folder is of another origin, say of another teacher, than this."""
-    found = read_plain(folder / "origin.json")
+    found = read_plain(folder / "fingerprints.json")
     if changed := [name for name in origin if found.get(name) != origin[name]]:
         raise RunError(
             f"{folder} was started with another {changed[0]} ({found.get(changed[0])}, now "
@@ -141,15 +144,15 @@ def check_origin(folder: Path, origin: Mapping[str, str]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what settings.json of a run's folder holds.
+    """Return what config.json of a run's folder holds.
 
     Raises:
         RunError: there is none, it is damaged, or it was edited after the run began.
 
     """
-    path, origin = folder / "settings.json", folder / "origin.json"
+    path, origin = folder / "config.json", folder / "fingerprints.json"
     if not path.is_file():
-        raise RunError(f"{folder} holds no run: settings.json is missing")
+        raise RunError(f"{folder} holds no run: config.json is missing")
     plain = read_plain(path)
     if origin.is_file() and read_plain(origin).get("settings") != settings_digest(plain):
         raise RunError(
@@ -159,8 +162,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def settings_digest(plain: dict[str, Any]) -> str:
-    """Digest of a run's settings, less a chain's links: each of them is noted with what it made."""
-    return digest({key: value for key, value in plain.items() if key != "links"})
+    """Return the digest of a run's configuration, without a chain's stages: each has its own."""
+    return digest({key: value for key, value in plain.items() if key != "stages"})
 
 
 def check_empty(folder: Path) -> None:

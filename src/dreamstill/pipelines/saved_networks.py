@@ -36,7 +36,7 @@ def check_keepable(networks: Sequence[nn.Module]) -> None:
             _parts_of(network)
         except Exception as error:  # pickle raises what the network's own attributes make it
             raise TeacherError(
-                f"{type(network).__name__} cannot be kept between links ({first_line(error)}): "
+                f"{type(network).__name__} cannot be kept between stages ({first_line(error)}): "
                 "give its functions names in their module, and its attributes plain values"
             ) from error
 

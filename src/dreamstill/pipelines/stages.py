@@ -1,4 +1,4 @@
-"""The links of a chain: one task on one network each, with its settings."""
+"""The stages of a chain: one task on one network each, with its settings."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from dreamstill.compression.channel_removal import library
 from dreamstill.compression.deep_compression.file_format import load_packed, save_packed
-from dreamstill.compression.deep_compression.pack import PackSettings, pack, weights_of
-from dreamstill.compression.factorization.factorize import FactorizeSettings, factorize
-from dreamstill.compression.merge import MergeSettings, check_mergeable, merge
-from dreamstill.compression.prune import PruneSettings, check_importance, check_prunable, prune
+from dreamstill.compression.deep_compression.pack import PackConfig, pack, weights_of
+from dreamstill.compression.factorization.factorize import FactorizeConfig, factorize
+from dreamstill.compression.merge import MergeConfig, check_mergeable, merge
+from dreamstill.compression.prune import PruneConfig, check_importance, check_prunable, prune
 from dreamstill.compression.quantization.quantize import (
-    QuantizeSettings,
+    QuantizeConfig,
     check_plain,
     check_without_inputs,
     quantize,
     quantize_without_inputs,
 )
-from dreamstill.config import no_effect, none_or_at_least, settings_class, to_plain
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.config import config_class, no_effect, none_or_at_least, to_plain
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.weight_inheritance import inherit
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.exporters.formats import on_cpu
 from dreamstill.exporters.int8 import (
     Backend,
@@ -44,11 +44,11 @@ from dreamstill.pipelines.synthesize import OnProgress
 from dreamstill.progress import Progress, start_kept
 from dreamstill.teacher import Teacher, check_trainable, open_teacher
 
-__all__ = ["TASKS", "Work", "check_links", "looks_at_images"]
+__all__ = ["STAGES", "StageContext", "check_stages", "looks_at_images"]
 
 
-@settings_class
-class DistillLink:
+@config_class
+class DistillStage:
     """Settings of a distillation on the images."""
 
     student: str
@@ -59,7 +59,7 @@ class DistillLink:
     """Images on which the layers of a student that inherits are solved, by least squares, for
     what they make in the teacher, before the first step; at least 2, or 0: it starts as it was
     cut."""
-    training: DistillSettings = field(default_factory=DistillSettings)
+    training: DistillConfig = field(default_factory=DistillConfig)
     """The training; its images are the chain's."""
 
     def __post_init__(self) -> None:
@@ -67,49 +67,49 @@ class DistillLink:
         if not self.inherit:
             no_effect(self, "without inherit", "reconstruct")
         if self.training.steps == 0 and not self.inherit:
-            raise SettingsError(RANDOM_START)
+            raise ConfigError(RANDOM_START)
 
 
-@settings_class
-class PruneLink(PruneSettings):
+@config_class
+class PruneStage(PruneConfig):
     """Settings of pruning, where its library is installed."""
 
     def __post_init__(self) -> None:
-        PruneSettings.__post_init__(self)  # slots and super() do not go together
+        PruneConfig.__post_init__(self)  # slots and super() do not go together
         library()
 
 
-@settings_class
-class MergeLink(MergeSettings):
+@config_class
+class MergeStage(MergeConfig):
     """Settings of merging, and of fine-tuning after it."""
 
-    finetune: DistillSettings | None = None
+    finetune: DistillConfig | None = None
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@settings_class
-class FactorizeLink(FactorizeSettings):
+@config_class
+class FactorizeStage(FactorizeConfig):
     """Settings of factorization, and of fine-tuning after it."""
 
-    finetune: DistillSettings | None = None
+    finetune: DistillConfig | None = None
     """Fine-tuning on the images; none: no step is taken."""
 
 
-@settings_class
-class QuantizeLink(QuantizeSettings):
+@config_class
+class QuantizeStage(QuantizeConfig):
     """Settings of simulated quantization."""
 
     without_inputs: bool = False
     """DFQ: no image is looked at."""
 
     def __post_init__(self) -> None:
-        QuantizeSettings.__post_init__(self)  # slots and super() do not go together
+        QuantizeConfig.__post_init__(self)  # slots and super() do not go together
         if self.without_inputs:
             check_without_inputs(self)
 
 
-@settings_class
-class Int8Link:
+@config_class
+class Int8Stage:
     """Settings of static int8 files."""
 
     formats: tuple[str, ...] = ("onnx",)
@@ -123,24 +123,24 @@ class Int8Link:
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise SettingsError("formats must name at least one; got none")
+            raise ConfigError("formats must name at least one; got none")
         check_int8_formats(self.formats)
         if len(set(self.formats)) < len(self.formats):
-            raise SettingsError(f"formats names one twice: {', '.join(self.formats)}")
+            raise ConfigError(f"formats names one twice: {', '.join(self.formats)}")
         if "pt2" not in self.formats:
             no_effect(self, "on formats without pt2", "backend")
 
 
 @dataclass
-class Work:
-    """What every link is given."""
+class StageContext:
+    """What every stage is given."""
 
     teacher: Teacher
     images: Tensor
     rng: torch.Generator
     on_progress: OnProgress
     stem: Path
-    """Where the link's files go, less their suffix."""
+    """Where the stage's files go, less their suffix."""
     warnings: list[str] = field(default_factory=list)
     """Of training that was in vain."""
 
@@ -150,15 +150,15 @@ class Work:
             self.warnings.append(start_kept(progress.total))
         self.on_progress(progress)
 
-    def tune(self, model: nn.Module, settings: DistillSettings | None) -> nn.Module:
+    def tune(self, model: nn.Module, config: DistillConfig | None) -> nn.Module:
         """Fine-tune towards the teacher, if asked."""
-        if settings is None:
+        if config is None:
             return model
         tuned = finetune(
             self.teacher,
             model.requires_grad_(True),
             self.images,
-            settings,
+            config,
             rng=self.rng,
             on_progress=self.progressed,
         )
@@ -168,26 +168,26 @@ class Work:
 Outcome = tuple[nn.Module, dict[str, Any]]
 
 
-def _distill(model: nn.Module, settings: DistillLink, work: Work) -> Outcome:
-    student = open_student(settings.student, work.teacher, work.rng)
-    kept = inherit(work.teacher.module, student) if settings.inherit else None
+def _distill(model: nn.Module, config: DistillStage, work: StageContext) -> Outcome:
+    student = open_student(config.student, work.teacher, work.rng)
+    kept = inherit(work.teacher.module, student) if config.inherit else None
     student = finetune(
         work.teacher,
         student,
         work.images,
-        settings.training,
+        config.training,
         rng=work.rng,
         inherited=kept,
-        reconstruct=settings.reconstruct,
-        pretrained=settings.inherit,
+        reconstruct=config.reconstruct,
+        pretrained=config.inherit,
         on_progress=work.progressed,
     )
     return student.requires_grad_(False), {}
 
 
-def _prune(model: nn.Module, settings: PruneLink, work: Work) -> Outcome:
+def _prune(model: nn.Module, config: PruneStage, work: StageContext) -> Outcome:
     pruned, rounds = prune(
-        work.teacher, work.images, settings, rng=work.rng, model=model, on_progress=work.progressed
+        work.teacher, work.images, config, rng=work.rng, model=model, on_progress=work.progressed
     )
     record: dict[str, Any] = {"rounds": [asdict(record) for record in rounds]}
     if whole := rounds[-1].left_whole:
@@ -195,27 +195,27 @@ def _prune(model: nn.Module, settings: PruneLink, work: Work) -> Outcome:
     return pruned, record
 
 
-def _merge(model: nn.Module, settings: MergeLink, work: Work) -> Outcome:
-    merged, layers = merge(model, work.teacher.spec, settings, work.images, rng=work.rng)
+def _merge(model: nn.Module, config: MergeStage, work: StageContext) -> Outcome:
+    merged, layers = merge(model, work.teacher.spec, config, work.images, rng=work.rng)
     record = {"layers": [asdict(record) for record in layers]}
-    return work.tune(merged, settings.finetune), record
+    return work.tune(merged, config.finetune), record
 
 
-def _factorize(model: nn.Module, settings: FactorizeLink, work: Work) -> Outcome:
-    factorized, layers = factorize(model, work.teacher.spec, settings, work.images, rng=work.rng)
+def _factorize(model: nn.Module, config: FactorizeStage, work: StageContext) -> Outcome:
+    factorized, layers = factorize(model, work.teacher.spec, config, work.images, rng=work.rng)
     record = {"layers": [asdict(record) for record in layers]}
-    return work.tune(factorized, settings.finetune), record
+    return work.tune(factorized, config.finetune), record
 
 
-def _quantize(model: nn.Module, settings: QuantizeLink, work: Work) -> Outcome:
-    if settings.without_inputs:
+def _quantize(model: nn.Module, config: QuantizeStage, work: StageContext) -> Outcome:
+    if config.without_inputs:
         whole = open_teacher(on_cpu(model), work.teacher.spec)
-        quantized = quantize_without_inputs(whole, settings).to(work.teacher.device)
+        quantized = quantize_without_inputs(whole, config).to(work.teacher.device)
     else:
         quantized = quantize(
             work.teacher,
             work.images,
-            settings,
+            config,
             rng=work.rng,
             model=model,
             on_progress=work.progressed,
@@ -255,7 +255,7 @@ def _plain(model: nn.Module, spec: InputSpec) -> nn.Module:
     return plain
 
 
-def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
+def _int8(model: nn.Module, config: Int8Stage, work: StageContext) -> Outcome:
     model = _plain(model, work.teacher.spec)
     records = [
         export_int8(
@@ -263,20 +263,20 @@ def _int8(model: nn.Module, settings: Int8Link, work: Work) -> Outcome:
             work.teacher.spec,
             work.images,
             work.stem.with_suffix(f".int8.{kind}"),
-            method=settings.method,
-            backend=settings.backend,
+            method=config.method,
+            backend=config.backend,
         )
-        for kind in settings.formats
+        for kind in config.formats
     ]
     return model, {"files": [asdict(r) for r in records]}
 
 
-def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
+def _pack(model: nn.Module, config: PackConfig, work: StageContext) -> Outcome:
     model = _plain(model, work.teacher.spec)
     packed = pack(
         work.teacher,
         work.images,
-        settings,
+        config,
         rng=work.rng,
         model=model,
         on_progress=work.progressed,
@@ -289,52 +289,52 @@ def _pack(model: nn.Module, settings: PackSettings, work: Work) -> Outcome:
     return plain, record | _left_whole(plain, weights_of(plain).values())
 
 
-def looks_at_images(task: str, settings: Any) -> bool:
+def looks_at_images(task: str, config: Any) -> bool:
     """A task does not, with these settings, work from the weights alone."""
     if task == "quantize":
-        return not settings.without_inputs
+        return not config.without_inputs
     if task in ("merge", "factorize"):
-        read = settings.reconstruct, getattr(settings, "responses", 0), settings.finetune
+        read = config.reconstruct, getattr(config, "responses", 0), config.finetune
         return any(read)
     return True
 
 
-TASKS: dict[str, tuple[type, Callable[[nn.Module, Any, Work], Outcome]]] = {
-    "distill": (DistillLink, _distill),
-    "prune": (PruneLink, _prune),
-    "merge": (MergeLink, _merge),
-    "factorize": (FactorizeLink, _factorize),
-    "quantize": (QuantizeLink, _quantize),
-    "int8": (Int8Link, _int8),
-    "pack": (PackSettings, _pack),
+STAGES: dict[str, tuple[type, Callable[[nn.Module, Any, StageContext], Outcome]]] = {
+    "distill": (DistillStage, _distill),
+    "prune": (PruneStage, _prune),
+    "merge": (MergeStage, _merge),
+    "factorize": (FactorizeStage, _factorize),
+    "quantize": (QuantizeStage, _quantize),
+    "int8": (Int8Stage, _int8),
+    "pack": (PackConfig, _pack),
 }
 
 
-def check_links(links: Sequence[Any], model: nn.Module, teacher: Teacher) -> None:
-    """See that links can do what they are asked, before any image is made for them.
+def check_stages(stages: Sequence[Any], model: nn.Module, teacher: Teacher) -> None:
+    """See that stages can do what they are asked, before any image is made for them.
 
     Args:
-        links: with a task and its settings each.
-        model: the network that the first link after a distillation is given.
+        stages: with a task and its settings each.
+        model: the network that the first stage after a distillation is given.
         teacher: of the chain.
 
     Raises:
-        SettingsError, TeacherError, ExportError: what the first link that cannot would raise.
+        ConfigError, TeacherError, ExportError: what the first stage that cannot would raise.
 
     """
     untouched = True
-    for link in links:
-        parts = (getattr(link.settings, part.name) for part in fields(link.settings))
-        if any(isinstance(part, DistillSettings) for part in parts):
+    for stage in stages:
+        parts = (getattr(stage.config, part.name) for part in fields(stage.config))
+        if any(isinstance(part, DistillConfig) for part in parts):
             check_trainable(model, teacher.spec)
-        if link.task == "distill" and link.settings.inherit:
+        if stage.task == "distill" and stage.config.inherit:
             inherit(teacher.module, copy_network(model))
-        elif link.task == "prune":
-            check_importance(model, link.settings)
-            if untouched:  # another link before it decides how much is left to go
-                check_prunable(copy_network(model), teacher, link.settings)
-        elif link.task == "int8":
-            check_int8_layers(model, link.settings.formats)
-        elif link.task == "merge":
-            check_mergeable(fold_batch_norm(model), link.settings)
-        untouched &= link.task == "distill"
+        elif stage.task == "prune":
+            check_importance(model, stage.config)
+            if untouched:  # another stage before it decides how much is left to go
+                check_prunable(copy_network(model), teacher, stage.config)
+        elif stage.task == "int8":
+            check_int8_layers(model, stage.config.formats)
+        elif stage.task == "merge":
+            check_mergeable(fold_batch_norm(model), stage.config)
+        untouched &= stage.task == "distill"

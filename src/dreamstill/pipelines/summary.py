@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.config import from_plain, read_plain, to_plain
-from dreamstill.data.replay_buffer import Pool
-from dreamstill.errors import RunError, SettingsError, shown
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.errors import ConfigError, RunError, shown
 from dreamstill.evaluation import (
     accuracy,
     agreement,
@@ -29,7 +29,7 @@ from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.distill import Job
 from dreamstill.pipelines.run_directory import check_origin, locked, read_settings
-from dreamstill.profiling import measure_cost
+from dreamstill.profiling import measure_profile
 from dreamstill.synthesis.registry import METHODS
 from dreamstill.teacher import Teacher
 
@@ -40,10 +40,10 @@ MOST_SHOWN = 2000
 
 Labeled = tuple[Tensor, Tensor]
 OF_IMAGES = (
-    *("batch_size", "prefill", "fresh_every", "pool", "augment"),
-    *("judge_every", "held_out"),
+    *("batch_size", "prefill", "fresh_every", "buffer_size", "augment"),
+    *("validate_every", "num_validation"),
 )
-"""Settings of a distillation that its noise floor may have of its own."""
+"""Settings of a distillation that its noise baseline may have of its own."""
 
 
 def read_job(folder: StrPath) -> Job:
@@ -56,10 +56,10 @@ def read_job(folder: StrPath) -> Job:
     if not isinstance(method, str) or method not in METHODS:
         raise RunError(f"{folder} names the method {shown(method)}; known: {', '.join(METHODS)}")
     try:
-        plain["synthesis"] = from_plain(METHODS[method].settings, plain["synthesis"], "synthesis")
+        plain["synthesis"] = from_plain(METHODS[method].config, plain["synthesis"], "synthesis")
         job: Job = from_plain(Job, plain)
-    except SettingsError as error:
-        raise RunError(f"{folder / 'settings.json'} is damaged: {error}") from error
+    except ConfigError as error:
+        raise RunError(f"{folder / 'config.json'} is damaged: {error}") from error
     return job
 
 
@@ -79,19 +79,19 @@ def open_run(folder: StrPath) -> tuple[Job, Teacher, nn.Module]:
     return job, teacher, student.requires_grad_(False)
 
 
-def open_floor(folder: StrPath, job: Job, teacher: Teacher) -> nn.Module:
-    """The student of a job's noise floor; RunError if it is not the same job on noise."""
-    floor, its_teacher, student = open_run(folder)
-    if floor.method != "noise":
-        raise RunError(f"{folder} is a run of {floor.method}, not of noise")
-    same, its = _training_of(job, teacher), _training_of(floor, its_teacher)
+def open_baseline(folder: StrPath, job: Job, teacher: Teacher) -> nn.Module:
+    """The student of a job's noise baseline; RunError if it is not the same job on noise."""
+    baseline, its_teacher, student = open_run(folder)
+    if baseline.method != "noise":
+        raise RunError(f"{folder} is a run of {baseline.method}, not of noise")
+    same, its = _training_of(job, teacher), _training_of(baseline, its_teacher)
     if odd := [name for name in same if same[name] != its[name]]:
-        raise RunError(f"the noise floor in {folder} has another {odd[0]}: {its[odd[0]]}")
+        raise RunError(f"the noise baseline in {folder} has another {odd[0]}: {its[odd[0]]}")
     return student
 
 
 def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
-    """What a job and its noise floor share: all but the images and when they come."""
+    """What a job and its noise baseline share: all but the images and when they come."""
     names = ("student", "inherit", "reconstruct", "precision")
     course = to_plain(job.distill)
     return (
@@ -102,7 +102,11 @@ def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
 
 
 def summarize(
-    folder: StrPath, *, real: Labeled | None = None, source: str = "", floor: StrPath | None = None
+    folder: StrPath,
+    *,
+    real: Labeled | None = None,
+    source: str = "",
+    baseline: StrPath | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run, write summary.json and pictures.npz, return the summary.
 
@@ -110,9 +114,9 @@ def summarize(
         folder: of a finished run.
         real: uint8 images (N, C, H, W) and labels (N,), read here for the first time.
         source: what `real` is, for the record.
-        floor: folder of the finished noise-floor run.
+        floor: folder of the finished noise baseline run.
 
-    Agreement is on the real images, `held_out_agreement` on the judge's synthetic ones.
+    Agreement is on the real images, `validation_agreement` on the judge's synthetic ones.
 
     """
     job, teacher, student = open_run(folder)
@@ -123,9 +127,13 @@ def summarize(
         if real is None and known.get("images") and same_student:  # a resume of what was measured
             return known
         networks = {"teacher": teacher.module, "student": student}
-        floors = {} if floor is None else {"noise_floor": open_floor(floor, job, teacher)}
+        baselines = (
+            {} if baseline is None else {"noise_baseline": open_baseline(baseline, job, teacher)}
+        )
         summary: dict[str, Any] = {"method": job.method, **result, "images": ""}
-        summary |= {name: asdict(measure_cost(of, teacher.spec)) for name, of in networks.items()}
+        summary |= {
+            name: asdict(measure_profile(of, teacher.spec)) for name, of in networks.items()
+        }
         if "exports" in known:
             summary["exports"] = known["exports"]
         pictures = _pictures(folder, teacher, student)
@@ -133,7 +141,7 @@ def summarize(
             x, y = real
             summary["images"] = source
             logits = {
-                name: predict(of, teacher.spec, x) for name, of in (networks | floors).items()
+                name: predict(of, teacher.spec, x) for name, of in (networks | baselines).items()
             }
             for name, of in logits.items():
                 summary[name] = summary.get(name, {}) | {
@@ -193,9 +201,9 @@ def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray
 def _pictures(folder: Path, teacher: Teacher, student: nn.Module) -> dict[str, Any]:
     """Arrays for the report that need no real image: grid, means, histogram, filters."""
     pictures: dict[str, Any] = {}
-    pool = Pool.reopen(folder / "pool", teacher.spec)
-    if len(pool):
-        images = pool.images(MOST_SHOWN)
+    buffer = ReplayBuffer.reopen(folder / "replay_buffer", teacher.spec)
+    if len(buffer):
+        images = buffer.images(MOST_SHOWN)
         classes = predict(teacher.module, teacher.spec, images).argmax(1)
         order = torch.argsort(classes, stable=True)
         shown = [order[classes[order] == k][:12] for k in classes.unique()[:20]]

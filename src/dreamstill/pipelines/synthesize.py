@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamstill.config import at_least, no_effect, read_plain, settings_class, to_plain
+from dreamstill.config import at_least, config_class, no_effect, read_plain, to_plain
 from dreamstill.data.class_coverage import class_counts, warn_of_classes
 from dreamstill.data.images import load_unlabelled
-from dreamstill.errors import RunError, SettingsError, shown
+from dreamstill.errors import ConfigError, RunError, shown
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint
 from dreamstill.files.image_store import check_room, checksums, let_go, make_images, map_images
 from dreamstill.files.reading import StrPath, understood
@@ -29,7 +29,7 @@ from dreamstill.report.figures import class_rows
 from dreamstill.synthesis.registry import (
     METHODS,
     Synthesizer,
-    method_settings,
+    method_config,
     needs_student,
     open_synthesizer,
 )
@@ -54,7 +54,7 @@ MOST_IMAGES = 10**15
 """How many there is room for is another question; see `check_room`."""
 
 
-@settings_class
+@config_class
 class Images:
     """A teacher and the images to work with."""
 
@@ -75,15 +75,15 @@ class Images:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
-            raise SettingsError(f"seed must be in [0, 2^63); got {self.seed}")
+            raise ConfigError(f"seed must be in [0, 2^63); got {self.seed}")
         at_least(self, 8, "num_images", most=MOST_IMAGES)
         able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
         if self.method not in able:
-            raise SettingsError(f"method must be one of {', '.join(able)}; got {self.method!r}")
+            raise ConfigError(f"method must be one of {', '.join(able)}; got {self.method!r}")
         if self.images is not None:
             no_effect(self, "beside images", "method", "synthesis", "num_images")
         if needs_student(self.method, self.synthesis):
-            raise SettingsError(f"there is no student for {self.method} to play against here")
+            raise ConfigError(f"there is no student for {self.method} to play against here")
 
 
 def read_synthesis(plain: dict[str, Any]) -> None:
@@ -93,13 +93,13 @@ def read_synthesis(plain: dict[str, Any]) -> None:
     if not isinstance(method, str) or method not in METHODS:
         return  # which is said of the job as a whole
     if given is not None or preset is not None:
-        plain["synthesis"] = method_settings(method, given, preset)
+        plain["synthesis"] = method_config(method, given, preset)
 
 
 def draw_images(
     teacher: Teacher,
     method: str,
-    settings: Any,
+    config: Any,
     num_images: int,
     *,
     seed: int,
@@ -114,12 +114,12 @@ def draw_images(
         on_progress: called after every batch.
 
     Raises:
-        SettingsError: the method plays against a student with these settings, or there is no room
+        ConfigError: the method plays against a student with these settings, or there is no room
             for so many images.
 
     """
     images, logits = draw_beside(
-        None, teacher, method, settings, num_images, seed=seed, on_progress=on_progress
+        None, teacher, method, config, num_images, seed=seed, on_progress=on_progress
     )
     return torch.from_numpy(images), logits
 
@@ -128,7 +128,7 @@ def draw_beside(
     checkpoint: Path | None,
     teacher: Teacher,
     method: str,
-    settings: Any,
+    config: Any,
     num_images: int,
     *,
     seed: int,
@@ -145,21 +145,21 @@ def draw_beside(
         checkpoint_every: seconds.
 
     Raises:
-        SettingsError: see `draw_images`.
+        ConfigError: see `draw_images`.
         RunError: the checkpoint is of another teacher or of other settings, or the images beside
             it are not those that were written.
 
     """
-    if needs_student(method, settings):
-        raise SettingsError(f"{method} plays against a student: use it with distill")
+    if needs_student(method, config):
+        raise ConfigError(f"{method} plays against a student: use it with distill")
     size = math.prod(teacher.spec.shape) + 4 * teacher.num_classes
     folder = None if checkpoint is None else checkpoint.parent
     check_room("num_images", num_images, size, folder=folder)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
-    synthesizer = open_synthesizer(method, teacher, settings, rng=rng)
+    synthesizer = open_synthesizer(method, teacher, config, rng=rng)
     origin = {
         "method": method,
-        "settings": to_plain(settings),
+        "settings": to_plain(config),
         "seed": seed,
         "num_images": num_images,
         "teacher": teacher.fingerprint,
@@ -276,13 +276,13 @@ def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgres
 
 def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> None:
     """Synthesize them."""
-    settings = METHODS[job.method].settings() if job.synthesis is None else job.synthesis
+    config = METHODS[job.method].config() if job.synthesis is None else job.synthesis
     checkpoint = path.with_suffix(".pt")
     images, _ = draw_beside(
         checkpoint,
         teacher,
         job.method,
-        settings,
+        config,
         4000 if job.num_images is None else job.num_images,
         seed=job.seed,
         on_progress=on_progress,
@@ -313,7 +313,7 @@ def synthesize(
     With `resume` what is finished in the folder is taken up: the settings must be the same.
 
     Raises:
-        SettingsError: no image is asked for, there is no room for so many, or the method plays
+        ConfigError: no image is asked for, there is no room for so many, or the method plays
             against a student.
         TeacherError: the teacher does not open, or lacks what the method needs.
         RunError: the folder is not empty, holds nothing to resume, or other images, or cannot be
@@ -323,7 +323,7 @@ def synthesize(
     """
     if not 1 <= num_images <= MOST_IMAGES:
         bound = "at least 1" if num_images < 1 else f"at most {MOST_IMAGES:,}"
-        raise SettingsError(f"num_images must be {bound}; got {shown(num_images)}")
+        raise ConfigError(f"num_images must be {bound}; got {shown(num_images)}")
     folder = Path(folder)
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     names = ("teacher", "method", "synthesis", "seed", "device", "precision")

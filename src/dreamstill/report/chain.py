@@ -1,4 +1,4 @@
-"""A chain's page: what each link cost and kept, and what it did to layers."""
+"""A chain's page: what each stage cost and kept, and what it did to layers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
@@ -15,61 +15,61 @@ __all__ = ["write_chain_report"]
 def write_chain_report(folder: Path) -> Path:
     """Write FOLDER/report.html from a chain's summary.json; RunError where there is none."""
     summary = read_table(folder / "summary.json")
-    if "links" not in summary:
-        raise RunError(f"{folder} holds no finished chain: summary.json has no links")
-    settings = chain_settings(folder)
-    networks = [summary["teacher"] | {"task": "teacher"}, *summary["links"]]
+    if "stages" not in summary:
+        raise RunError(f"{folder} holds no finished chain: summary.json has no stages")
+    config = chain_settings(folder)
+    networks = [summary["teacher"] | {"task": "teacher"}, *summary["stages"]]
     drawn = []
     if any("accuracy" in network or "agreement" in network for network in networks):
         drawn = [Figure("Size against what is kept", figures.tradeoff(networks))]
     weights = read_table(folder / "weights.json")
     before = weights.get("teacher", {})
-    for number, link in enumerate(summary["links"], 1):
-        name = f"{number}-{link['task']}"
+    for number, stage in enumerate(summary["stages"], 1):
+        name = f"{number}-{stage['task']}"
         after = weights.get(name, {})
         drawn += [
-            Figure(f"{number}. {link['task']}: {figure.title}", figure.png)
-            for figure in layer_figures(link, before, after)
+            Figure(f"{number}. {stage['task']}: {figure.title}", figure.png)
+            for figure in layer_figures(stage, before, after)
         ]
         before = after
     return write_page(
         folder,
         "chain.html",
-        settings=settings,
+        config=config,
         figures=drawn,
         networks=networks,
         runtime=summary.get("runtime", ""),
         warnings=warnings_of(summary),
         images=summary.get("images"),
         not_exported=summary.get("not_exported"),
-        files=[file for link in summary["links"] for file in link.get("files", [])],
+        files=[file for stage in summary["stages"] for file in stage.get("files", [])],
     )
 
 
 def warnings_of(summary: dict[str, Any]) -> list[str]:
-    """Of the images, then of each link."""
+    """Of the images, then of each stage."""
     of_links = [
-        f"{number}. {link['task']}: {text}"
-        for number, link in enumerate(summary["links"], 1)
-        for text in link.get("warnings", [])
+        f"{number}. {stage['task']}: {text}"
+        for number, stage in enumerate(summary["stages"], 1)
+        for text in stage.get("warnings", [])
     ]
     return [*summary.get("warnings", []), *of_links]
 
 
 def chain_settings(folder: Path) -> dict[str, Any]:
-    """Settings with the links numbered, so that they flatten to rows."""
-    settings = read_table(folder / "settings.json")
-    for number, link in enumerate(settings.pop("links", []), 1):
-        settings[f"{number}-{link['task']}"] = link["settings"]
-    return settings
+    """Settings with the stages numbered, so that they flatten to rows."""
+    config = read_table(folder / "config.json")
+    for number, stage in enumerate(config.pop("stages", []), 1):
+        config[f"{number}-{stage['task']}"] = stage["config"]
+    return config
 
 
 Weights = dict[str, dict[str, Any]]
 
 
-def layer_figures(link: dict[str, Any], before: Weights, after: Weights) -> Iterator[Figure]:
-    """What a link did to each layer: neurons, ranks, bits, zeros, values."""
-    task, layers = link["task"], link.get("layers") or {}
+def layer_figures(stage: dict[str, Any], before: Weights, after: Weights) -> Iterator[Figure]:
+    """What a stage did to each layer: neurons, ranks, bits, zeros, values."""
+    task, layers = stage["task"], stage.get("layers") or {}
     both = [name for name in before if name in after]
     if task == "prune" and both:
         outputs = [[w[name]["outputs"] for name in both] for w in (before, after)]

@@ -24,11 +24,11 @@ def write_continual_report(folder: Path) -> Path:
     summary = read_table(folder / "summary.json")
     if "old_classes" not in summary:
         raise RunError(f"{folder} holds no network that learned new classes")
-    settings = read_table(folder / "settings.json")
+    config = read_table(folder / "config.json")
     return write_page(
         folder,
         "continual.html",
-        settings=settings,
+        config=config,
         figures=list(continual_figures(summary, read_arrays(folder / "pictures.npz"))),
         summary=summary,
         warnings=summary.get("warnings", []),

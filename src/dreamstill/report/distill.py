@@ -26,17 +26,17 @@ __all__ = ["write_report"]
 def write_report(run: Path) -> Path:
     """Write RUN/report.html from the run's records and return its path.
 
-    Reads settings.json and, where they are, environment.json, log.jsonl, summary.json and
+    Reads config.json and, where they are, environment.json, log.jsonl, summary.json and
     pictures.npz; what is absent is left out of the page.
 
     Raises:
         RunError: there is no run at `run`, or the page cannot be written.
 
     """
-    settings = read_table(run / "settings.json")
-    if not settings:
-        raise RunError(f"{run} holds no run: settings.json is missing")
-    if "student" not in settings:
+    config = read_table(run / "config.json")
+    if not config:
+        raise RunError(f"{run} holds no run: config.json is missing")
+    if "student" not in config:
         raise RunError(f"{run} holds no run of distill")
     summary = read_table(run / "summary.json")
     pictures = read_arrays(run / "pictures.npz")
@@ -44,12 +44,12 @@ def write_report(run: Path) -> Path:
     return write_page(
         run,
         "distill.html",
-        settings=settings,
+        config=config,
         figures=[*image_figures(pictures), *student_figures(pictures, log)],
-        method=settings.get("method", ""),
-        inherits=settings.get("inherit", False),
-        student_factory=str(settings.get("student", "")).rpartition(":")[2],
-        teacher_file=Path(str(settings.get("teacher", {}).get("weights", ""))).stem,
+        method=config.get("method", ""),
+        inherits=config.get("inherit", False),
+        student_factory=str(config.get("student", "")).rpartition(":")[2],
+        teacher_file=Path(str(config.get("teacher", {}).get("weights", ""))).stem,
         summary=summary,
         warnings=summary.get("warnings", []),
         rows=table_rows(summary),
@@ -57,20 +57,20 @@ def write_report(run: Path) -> Path:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """The main table: a label and the cells of teacher, student, ratio and noise floor."""
-    networks = [summary.get(name, {}) for name in ("teacher", "student", "noise_floor")]
+    """The main table: a label and the cells of teacher, student, ratio and noise baseline."""
+    networks = [summary.get(name, {}) for name in ("teacher", "student", "noise_baseline")]
     runtime = networks[0].get("latency_ms", {}).get("runtime", "PyTorch")
 
     def latency(value: dict[str, float]) -> str:
         return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
     def row(label: str, key: str, show: Callable[[Any], str]) -> tuple[str, list[str]]:
-        teacher, student, floor = ((show(n[key]) if key in n else "-") for n in networks)
+        teacher, student, baseline = ((show(n[key]) if key in n else "-") for n in networks)
         ratio = ""
         values = [n.get(key) for n in networks[:2]]
         if key in ("parameters", "macs", "bytes") and all(values):
             ratio = f"{values[0] / values[1]:.1f} x"
-        return label, [teacher, student, ratio, floor]
+        return label, [teacher, student, ratio, baseline]
 
     return [
         row("Accuracy on real images", "accuracy", percent),
@@ -125,7 +125,7 @@ def student_figures(
         yield Figure(
             "Classes of the synthetic set",
             figures.bars(pictures["class_histogram"]),
-            "Images in the pool as the teacher names them.",
+            "Images in the replay buffer as the teacher names them.",
         )
     if "confusion" in pictures:
         yield Figure(

@@ -156,7 +156,7 @@ def matrix(confusion: Array, *, whose: str = "student") -> bytes:
 
 
 def tradeoff(networks: Sequence[dict[str, Any]]) -> bytes:
-    """A PNG of accuracy (or agreement, where none was measured) against bytes, link by link."""
+    """A PNG of accuracy (or agreement, where none was measured) against bytes, stage by stage."""
     key = "accuracy" if all("accuracy" in network for network in networks) else "agreement"
     sizes = [network["bytes"] / 1024 for network in networks]
     kept = [100 * network[key] for network in networks]

@@ -58,14 +58,14 @@ def write_page(
     folder: Path,
     template: str,
     *,
-    settings: dict[str, Any],
+    config: dict[str, Any],
     figures: Sequence[Figure],
     warnings: Sequence[str] = (),
     **values: Any,
 ) -> Path:
     """Fill a template of this package and write FOLDER/report.html, whole or not at all.
 
-    The folder's environment.json goes below `settings`, if it is there; `warnings` come first.
+    The folder's environment.json goes below `config`, if it is there; `warnings` come first.
 
     Raises:
         RunError: the page cannot be written.
@@ -75,7 +75,7 @@ def write_page(
         loader=PackageLoader("dreamstill.report", "."), autoescape=True, undefined=StrictUndefined
     )
     page = templates.get_template(template).render(
-        settings=flatten(settings),
+        config=flatten(config),
         environment=flatten(read_table(folder / "environment.json")),
         figures=figures,
         warnings=warnings,
@@ -120,7 +120,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) rows, values as they are written in a file.
 
     >>> flatten({"seed": 0, "distill": {"steps": 5, "drops": [0.5, 0.75]}, "size": None})
@@ -129,7 +129,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]
     [('files.1.path', 'a'), ('files.2.path', 'b')]
     """
     rows = []
-    for name, value in settings.items():
+    for name, value in config.items():
         if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
             value = {str(number): item for number, item in enumerate(value, 1)}
         if isinstance(value, dict):

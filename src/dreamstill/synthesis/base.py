@@ -25,9 +25,9 @@ class Synthesizer(Protocol):
     remembers: ClassVar[bool]
     """A batch may hold images of earlier ones: the judge is given a memory of its own."""
     needs: ClassVar[tuple[str, ...]]
-    """Names of `Offers` that the method cannot do without."""
+    """Names of `Capabilities` that the method cannot do without."""
 
-    def __init__(self, teacher: Teacher, settings: Any, *, rng: torch.Generator) -> None: ...
+    def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None: ...
 
     @property
     def repeat(self) -> int:

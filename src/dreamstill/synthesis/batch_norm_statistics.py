@@ -25,7 +25,7 @@ def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Ten
 def norms_of(teacher: Teacher) -> dict[str, _BatchNorm]:
     """The BatchNorm layers with running statistics, by name."""
     layers = batch_norm_layers(teacher.module)
-    return {name: layers[name] for name in teacher.offers.batch_norm}
+    return {name: layers[name] for name in teacher.capabilities.batch_norm}
 
 
 def divergence_of(

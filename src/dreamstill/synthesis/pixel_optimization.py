@@ -13,7 +13,7 @@ from dreamstill.config import from_plain, no_effect
 from dreamstill.errors import NonFiniteError
 from dreamstill.input_spec import InputSpec
 from dreamstill.synthesis.class_balance import matched
-from dreamstill.synthesis.random_shapes import Drawing, structured_images
+from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["Start", "halved", "jittered", "lr_share", "optimize_pixels", "start_images"]
@@ -26,15 +26,19 @@ class Start(StrEnum):
     GAUSSIAN = "gaussian"
     STRUCTURED = "structured"
 
-    def check(self, settings: Any) -> None:
-        """SettingsError for settings with a drawing that another start has no use for."""
+    def check(self, config: Any) -> None:
+        """ConfigError for settings with a drawing that another start has no use for."""
         if self is not Start.STRUCTURED:
-            no_effect(settings, f"with start {self.value}", "drawing")
+            no_effect(config, f"with start {self.value}", "shapes")
 
 
 @torch.no_grad()
 def start_images(
-    classes: Tensor, teacher: Teacher, start: Start | str, drawing: Drawing, rng: torch.Generator
+    classes: Tensor,
+    teacher: Teacher,
+    start: Start | str,
+    shapes: RandomShapes,
+    rng: torch.Generator,
 ) -> Tensor:
     """(N, C, H, W) in the input space, within the valid range, to become images of classes (N,).
 
@@ -48,7 +52,7 @@ def start_images(
         return spec.clip(spec.from_unit(torch.randn(shape, generator=rng, device=rng.device)))
     if start is Start.UNIFORM:
         return spec.normalize(torch.rand(shape, generator=rng, device=rng.device))
-    images = spec.normalize(structured_images(4 * num, spec, drawing, rng))
+    images = spec.normalize(structured_images(4 * num, spec, shapes, rng))
     named = teacher(images).argmax(1)
     return images[matched(classes, named, teacher.num_classes)]
 

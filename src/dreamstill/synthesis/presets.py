@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dreamstill.synthesis.methods import dafl, deepinversion, dfad, rdskd
-from dreamstill.synthesis.methods.abd import AbdSettings
-from dreamstill.synthesis.methods.metadata import MetadataSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskd import ZskdSettings
-from dreamstill.synthesis.methods.zskt import ZsktSettings
+from dreamstill.synthesis.methods.abd import AbdConfig
+from dreamstill.synthesis.methods.metadata import MetadataConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskd import ZskdConfig
+from dreamstill.synthesis.methods.zskt import ZsktConfig
 from dreamstill.synthesis.random_shapes import CLOTHES, SCENES
 
 __all__ = ["PRESETS", "Preset"]
@@ -28,7 +28,7 @@ class Preset(NamedTuple):
     distill: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
 
 
-DAFL = {"transfer": ["kl"], "temperature": 1.0}
+DAFL = {"losses": ["kl"], "temperature": 1.0}
 DAFL_CIFAR = {
     "steps": 240_000,
     "optimizer": "sgd",
@@ -36,27 +36,27 @@ DAFL_CIFAR = {
     "weight_decay": 5e-4,
     "drops": [0.4, 0.8],
 }
-DFAD = {"transfer": ["l1"], "optimizer": "sgd"}
+DFAD = {"losses": ["l1"], "optimizer": "sgd"}
 DEEPINVERSION = {
-    "transfer": ["kl"],
+    "losses": ["kl"],
     "temperature": 3.0,
     "steps": 48_750,  # 250 epochs
     "optimizer": "sgd",
     "lr": 0.1,
     "drops": [0.4, 0.8],
 }
-RDSKD = {"transfer": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
+RDSKD = {"losses": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
 ZSKT = {
-    "transfer": ["kl", "attention"],
-    "transfer_weights": [0.1, 250.0],  # their KL is the mean over the ten classes too
+    "losses": ["kl", "attention"],
+    "loss_weights": [0.1, 250.0],  # their KL is the mean over the ten classes too
     "temperature": 1.0,
     "lr": 2e-3,
     "clip_gradient": 5.0,
 }
 PRESETS: dict[str, dict[str, Preset]] = {
     "structured_noise": {
-        "clothes": Preset(StructuredNoiseSettings(drawing=CLOTHES)),
-        "scenes": Preset(StructuredNoiseSettings(drawing=SCENES)),
+        "clothes": Preset(StructuredNoiseConfig(shapes=CLOTHES)),
+        "scenes": Preset(StructuredNoiseConfig(shapes=SCENES)),
     },
     "dafl": {
         "mnist": Preset(dafl.MNIST, DAFL | {"steps": 24_000, "lr": 2e-3, "anneal": False}),
@@ -83,21 +83,21 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "zskd": {
         "cifar10": Preset(
-            ZskdSettings(batch_size=100, steps=1500, lr=4e-3),  # 1e-3 / 0.25
+            ZskdConfig(batch_size=100, steps=1500, lr=4e-3),  # 1e-3 / 0.25
             {
-                "transfer": ["kl"],
+                "losses": ["kl"],
                 "temperature": 20.0,
                 "steps": 312_500,  # 500 epochs
                 "batch_size": 64,
                 "lr": 1e-3,
                 "anneal": False,
-                "pool": 40_000,
+                "buffer_size": 40_000,
             },
         ),
     },
     "zskt": {
-        "cifar10": Preset(ZsktSettings(), ZSKT | {"steps": 800_000}),
-        "svhn": Preset(ZsktSettings(), ZSKT | {"steps": 500_000}),
+        "cifar10": Preset(ZsktConfig(), ZSKT | {"steps": 800_000}),
+        "svhn": Preset(ZsktConfig(), ZSKT | {"steps": 500_000}),
     },
     "dfad": {
         "mnist": Preset(
@@ -113,12 +113,12 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "svhn": Preset(rdskd.COLOR, RDSKD | {"anneal": False}),
         "cifar10": Preset(rdskd.COLOR, RDSKD | {"drops": [0.8]}),
     },
-    "abd": {"cifar100": Preset(AbdSettings())},
+    "abd": {"cifar100": Preset(AbdConfig())},
     "metadata": {
         # 100 batches a class, shown 30 times
         "mnist": Preset(
-            MetadataSettings(lr=0.23),  # 0.07 / 0.308
-            {"steps": 7500, "anneal": False, "pool": 64_000},
+            MetadataConfig(lr=0.23),  # 0.07 / 0.308
+            {"steps": 7500, "anneal": False, "buffer_size": 64_000},
         ),
     },
 }

@@ -12,17 +12,17 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dreamstill.config import at_least, settings_class, within
-from dreamstill.errors import SettingsError
+from dreamstill.config import at_least, config_class, within
+from dreamstill.errors import ConfigError
 from dreamstill.input_spec import InputSpec
 
-__all__ = ["CLOTHES", "Drawing", "SCENES", "structured_images"]
+__all__ = ["CLOTHES", "RandomShapes", "SCENES", "structured_images"]
 
 MOST_BLOBS = 5
 
 
-@settings_class
-class Drawing:
+@config_class
+class RandomShapes:
     """What random shapes look like; the defaults serve images of 28 to 64 pixels."""
 
     cells: tuple[int, ...] = (2, 4, 8, 16, 32)
@@ -52,12 +52,12 @@ class Drawing:
         within(self, 0, 1, "channel_correlation", "scene_share")
         at_least(self, 0, "scene_contrast")
         if not self.cells or not self.shape_cells:
-            raise SettingsError(f"cells must not be empty; got {self.cells}, {self.shape_cells}")
+            raise ConfigError(f"cells must not be empty; got {self.cells}, {self.shape_cells}")
         at_least(self, 2, "cells", "shape_cells")
 
 
-CLOTHES = Drawing(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
-SCENES = Drawing(scene_share=1.0, scene_contrast=0.2)
+CLOTHES = RandomShapes(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
+SCENES = RandomShapes(scene_share=1.0, scene_contrast=0.2)
 
 
 def interpolation(cells: int, size: int) -> Tensor:
@@ -114,26 +114,28 @@ def color_fields(
     return sqrt(rho) * common + sqrt(1 - rho) * own.view(num, channels, height, width)
 
 
-def structured_images(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+def structured_images(
+    num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator
+) -> Tensor:
     """Draw (num, C, H, W) pixels in [0, 1] on the rng's device."""
-    share = settings.scene_share
+    share = config.scene_share
     share = (0.5 if spec.shape[0] > 1 else 0.0) if share is None else share
     if share == 0:
-        return figures(num, spec, settings, rng).contiguous()
+        return figures(num, spec, config, rng).contiguous()
     scene = torch.rand(num, generator=rng, device=rng.device) < share
     num_scenes = int(scene.sum())
     images = torch.empty(num, *spec.shape, device=rng.device)
-    images[scene] = scenes(num_scenes, spec, settings, rng)
-    images[~scene] = figures(num - num_scenes, spec, settings, rng)
+    images[scene] = scenes(num_scenes, spec, config, rng)
+    images[~scene] = figures(num - num_scenes, spec, config, rng)
     return images
 
 
-def scenes(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+def scenes(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
     """Draw blobs one over another, (num, C, H, W) pixels in [0, 1]."""
     channels, height, width = spec.shape
-    rho, between = settings.channel_correlation, partial(uniform, num, rng)
-    gradient = color_fields(num, spec, settings.cells[:1], rho, rng)
-    texture = color_fields(num, spec, settings.cells, rho, rng)
+    rho, between = config.channel_correlation, partial(uniform, num, rng)
+    gradient = color_fields(num, spec, config.cells[:1], rho, rng)
+    texture = color_fields(num, spec, config.cells, rho, rng)
 
     def fill(index: int) -> Tensor:
         """A shade with its tint, gradient and texture."""
@@ -142,25 +144,25 @@ def scenes(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -
         # a flipped texture is as good as another one, and free
         flips = [axis for bit, axis in enumerate((2, 3)) if index >> bit & 1]
         rough = 0.5 * between() * gradient.flip(flips) + between() ** 2 * texture.flip(flips)
-        return 0.5 + settings.scene_contrast * (shade + (1 - rho) * tint + rough)
+        return 0.5 + config.scene_contrast * (shade + (1 - rho) * tint + rough)
 
     num_blobs = torch.randint(2, MOST_BLOBS + 1, (num, 1, 1, 1), generator=rng, device=rng.device)
     images = fill(0)
     for index in range(1, MOST_BLOBS + 1):
-        level = random_fields(num, height, width, settings.shape_cells, rng)[:, None]
+        level = random_fields(num, height, width, config.shape_cells, rng)[:, None]
         edge = 2 * 20 ** between()
         mask = torch.sigmoid(edge * (level - between(-0.5, 1.2))) * (index <= num_blobs)
         images = images + mask * (fill(index) - images)
     return images.clamp(0, 1)
 
 
-def figures(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) -> Tensor:
+def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
     """Draw a figure shown through a mask over a dark ground, (num, C, H, W) pixels in [0, 1].
 
     The brighter the spec's mean pixel, the more images are inverted.
     """
     channels, height, width = spec.shape
-    rho, between = settings.channel_correlation, partial(uniform, num, rng)
+    rho, between = config.channel_correlation, partial(uniform, num, rng)
 
     def field(cells: tuple[int, ...]) -> Tensor:
         return random_fields(num, height, width, cells, rng)[:, None]
@@ -170,31 +172,31 @@ def figures(num: int, spec: InputSpec, settings: Drawing, rng: torch.Generator) 
         tint = between(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
         return between(low, high) + tint
 
-    texture = color_fields(num, spec, settings.cells, rho, rng)
-    level = field(settings.shape_cells) - between(-1, 1)
-    if settings.centered_share:
+    texture = color_fields(num, spec, config.cells, rho, rng)
+    level = field(config.shape_cells) - between(-1, 1)
+    if config.centered_share:
         rows, columns = (torch.linspace(-1, 1, side, device=rng.device) for side in (height, width))
         distance = (rows[:, None] / between(0.4, 1.2)) ** 2 + (columns / between(0.4, 1.2)) ** 2
         middle = between(1, 4) * (1 - distance).clamp_min(-2)
-        level = level + middle * (between() < settings.centered_share)
-    if settings.symmetry_share:
-        mirrored = between() < settings.symmetry_share
+        level = level + middle * (between() < config.centered_share)
+    if config.symmetry_share:
+        mirrored = between() < config.symmetry_share
         level = torch.where(mirrored, (level + level.flip(3)) / 2**0.5, level)
         texture = torch.where(mirrored, (texture + texture.flip(3)) / 2**0.5, texture)
     # over its slope a field is the distance, in pixels, to its level line: strokes of even width
     slope = torch.hypot(*(slope_along(level, axis) for axis in (2, 3))).clamp_min(0.02)
     half_width = between(0.018, 0.08) * max(height, width)
     stroke = torch.sigmoid(between(1, 4) * (half_width - level.abs() / slope))
-    window = torch.sigmoid(2 * 20 ** between() * (field(settings.cells[:2]) - between(-1, 0.7)))
+    window = torch.sigmoid(2 * 20 ** between() * (field(config.cells[:2]) - between(-1, 0.7)))
     stroke = torch.where(between() < 0.3, stroke, stroke * window)
     blob = torch.sigmoid(2 * 20 ** between() * level)
-    mask = torch.where(between() < settings.stroke_share, stroke, blob)
+    mask = torch.where(between() < config.stroke_share, stroke, blob)
     # the flipped texture is as good as a second one, and free
     ground = shade(-1.0, 0.3) + between() ** 2 * 0.5 * texture.flip(2)
     figure = shade(0.3, 1.3) + between() ** 2 * 0.5 * texture
     smooth = ground + mask * (figure - ground)
     rough = mask * (shade(-1.0, 1.0) + between(0.2, 2.2) * texture)
-    images = torch.where(between() < settings.texture_share, rough, smooth).clamp(0, 1)
+    images = torch.where(between() < config.texture_share, rough, smooth).clamp(0, 1)
     brightness = sum(spec.mean) / len(spec.mean)
     inverted = brightness**2 * (3 - 2 * brightness)  # a mean pixel of 0.13 means hardly any
     return torch.where(between() < inverted, 1 - images, images)

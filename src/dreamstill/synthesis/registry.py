@@ -6,19 +6,19 @@ import torch
 
 from dreamstill.config import from_plain, merge, to_plain
 from dreamstill.data.batch import Batch
-from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.synthesis.base import Synthesizer
-from dreamstill.synthesis.methods.abd import Abd, AbdSettings
-from dreamstill.synthesis.methods.dafl import Dafl, DaflSettings
-from dreamstill.synthesis.methods.deepinversion import DeepInversion, DeepInversionSettings
-from dreamstill.synthesis.methods.dfad import Dfad, DfadSettings
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithin, KnowledgeWithinSettings
-from dreamstill.synthesis.methods.metadata import MetadataImages, MetadataSettings
-from dreamstill.synthesis.methods.noise import Noise, NoiseSettings
-from dreamstill.synthesis.methods.rdskd import Rdskd, RdskdSettings
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseSettings
-from dreamstill.synthesis.methods.zskd import Zskd, ZskdSettings
-from dreamstill.synthesis.methods.zskt import Zskt, ZsktSettings
+from dreamstill.synthesis.methods.abd import Abd, AbdConfig
+from dreamstill.synthesis.methods.dafl import Dafl, DaflConfig
+from dreamstill.synthesis.methods.deepinversion import DeepInversion, DeepInversionConfig
+from dreamstill.synthesis.methods.dfad import Dfad, DfadConfig
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithin, KnowledgeWithinConfig
+from dreamstill.synthesis.methods.metadata import MetadataConfig, MetadataImages
+from dreamstill.synthesis.methods.noise import Noise, NoiseConfig
+from dreamstill.synthesis.methods.rdskd import Rdskd, RdskdConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseConfig
+from dreamstill.synthesis.methods.zskd import Zskd, ZskdConfig
+from dreamstill.synthesis.methods.zskt import Zskt, ZsktConfig
 from dreamstill.synthesis.presets import PRESETS, Preset
 from dreamstill.teacher import Teacher
 
@@ -28,11 +28,11 @@ __all__ = [
     "Method",
     "PRESETS",
     "Synthesizer",
-    "method_settings",
-    "missing_offers",
+    "method_config",
+    "missing_capabilities",
     "needs_student",
     "open_synthesizer",
-    "student_settings",
+    "student_config",
 ]
 
 
@@ -40,24 +40,24 @@ class Method(NamedTuple):
     """A synthesizer's class and that of its settings."""
 
     synthesizer: Any
-    settings: Any
+    config: Any
 
 
 METHODS: dict[str, Method] = {
-    "noise": Method(Noise, NoiseSettings),
-    "structured_noise": Method(StructuredNoise, StructuredNoiseSettings),
-    "dafl": Method(Dafl, DaflSettings),
-    "deepinversion": Method(DeepInversion, DeepInversionSettings),
-    "zskd": Method(Zskd, ZskdSettings),
-    "zskt": Method(Zskt, ZsktSettings),
-    "dfad": Method(Dfad, DfadSettings),
-    "rdskd": Method(Rdskd, RdskdSettings),
-    "abd": Method(Abd, AbdSettings),
-    "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinSettings),
-    "metadata": Method(MetadataImages, MetadataSettings),
+    "noise": Method(Noise, NoiseConfig),
+    "structured_noise": Method(StructuredNoise, StructuredNoiseConfig),
+    "dafl": Method(Dafl, DaflConfig),
+    "deepinversion": Method(DeepInversion, DeepInversionConfig),
+    "zskd": Method(Zskd, ZskdConfig),
+    "zskt": Method(Zskt, ZsktConfig),
+    "dfad": Method(Dfad, DfadConfig),
+    "rdskd": Method(Rdskd, RdskdConfig),
+    "abd": Method(Abd, AbdConfig),
+    "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinConfig),
+    "metadata": Method(MetadataImages, MetadataConfig),
 }
 GO_WITH = {
-    "transfer": ("transfer_weights", "temperature"),
+    "losses": ("loss_weights", "temperature"),
     "optimizer": ("lr", "momentum", "weight_decay"),
     "anneal": ("drops",),
     "drops": ("anneal",),
@@ -65,41 +65,43 @@ GO_WITH = {
 """Settings of a student in a preset that mean nothing beside another choice of the first."""
 
 
-def missing_offers(name: str, teacher: Teacher) -> list[str]:
-    """What the method needs and the teacher does not offer, as names of `Offers`."""
-    return [need for need in METHODS[name].synthesizer.needs if not getattr(teacher.offers, need)]
+def missing_capabilities(name: str, teacher: Teacher) -> list[str]:
+    """What the method needs and the teacher does not offer, as names of `Capabilities`."""
+    return [
+        need for need in METHODS[name].synthesizer.needs if not getattr(teacher.capabilities, need)
+    ]
 
 
-def needs_student(name: str, settings: Any) -> bool:
+def needs_student(name: str, config: Any) -> bool:
     """The method, or what its settings ask of it, plays against a live student."""
-    return METHODS[name].synthesizer.adversarial or getattr(settings, "adversarial", False)
+    return METHODS[name].synthesizer.adversarial or getattr(config, "adversarial", False)
 
 
-def method_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
+def method_config(name: str, plain: Any = None, preset: Any = None) -> Any:
     """Settings of a method from plain values, laid upon those of a preset or the defaults.
 
     Raises:
-        SettingsError: the method has no such preset or setting.
+        ConfigError: the method has no such preset or setting.
 
     """
-    kind, given = METHODS[name].settings, {} if plain is None else plain
+    kind, given = METHODS[name].config, {} if plain is None else plain
     if isinstance(given, kind) and preset is None:
         return given
     if not isinstance(given, dict):
-        raise SettingsError(f"synthesis must be a table of settings; got {given!r}")
+        raise ConfigError(f"synthesis must be a table of settings; got {given!r}")
     if preset is not None:
         given = merge(to_plain(_preset(name, preset).synthesis), given)
     return from_plain(kind, given, "synthesis")
 
 
-def student_settings(name: str, plain: Any = None, preset: Any = None) -> Any:
+def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
     """Plain values of distillation, laid upon those of a method's preset.
 
     Whoever names the transfer losses, the optimizer or the course of its learning rate no longer
     has what the preset says beside them: see GO_WITH.
 
     Raises:
-        SettingsError: the method has no such preset.
+        ConfigError: the method has no such preset.
 
     """
     given = {} if plain is None else plain
@@ -114,14 +116,14 @@ def _preset(name: str, preset: Any) -> Preset:
     presets = PRESETS.get(name, {})
     if not isinstance(preset, str) or preset not in presets:
         known = ", ".join(presets) or "none"
-        raise SettingsError(f"{name} has no preset {preset!r}; known: {known}")
+        raise ConfigError(f"{name} has no preset {preset!r}; known: {known}")
     return presets[preset]
 
 
 def open_synthesizer(
     name: str,
     teacher: Teacher,
-    settings: Any,
+    config: Any,
     *,
     rng: torch.Generator,
 ) -> Synthesizer:
@@ -136,11 +138,11 @@ def open_synthesizer(
         TeacherError: the teacher lacks what the method needs.
 
     """
-    if missing := missing_offers(name, teacher):
-        able = [other for other in METHODS if not missing_offers(other, teacher)]
+    if missing := missing_capabilities(name, teacher):
+        able = [other for other in METHODS if not missing_capabilities(other, teacher)]
         raise TeacherError(
             f"{name} needs {missing[0]}, which the teacher does not offer; "
             f"methods that it can serve: {', '.join(able)}"
         )
-    synthesizer: Synthesizer = METHODS[name].synthesizer(teacher, settings, rng=rng)
+    synthesizer: Synthesizer = METHODS[name].synthesizer(teacher, config, rng=rng)
     return synthesizer

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from dreamstill.config import at_least, settings_class, within
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.config import at_least, config_class, within
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import TeacherError
 from dreamstill.graph.modules import shared_weights
@@ -23,11 +23,11 @@ from dreamstill.nn.copying import copy_network
 from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher
 
-__all__ = ["PackSettings", "pack", "weights_of"]
+__all__ = ["PackConfig", "pack", "weights_of"]
 
 
-@settings_class
-class PackSettings:
+@config_class
+class PackConfig:
     """Settings of packing."""
 
     density: float = 0.1
@@ -38,8 +38,10 @@ class PackSettings:
     """Codebooks of convolutions have 2 to this power entries; 1 to 8."""
     linear_bits: int = 4
     """Codebooks of linear layers have 2 to this power entries; 1 to 8."""
-    finetune: DistillSettings = field(
-        default_factory=lambda: DistillSettings(steps=1000, batch_size=64, lr=2e-3, held_out=256)
+    finetune: DistillConfig = field(
+        default_factory=lambda: DistillConfig(
+            steps=1000, batch_size=64, lr=2e-3, num_validation=256
+        )
     )
     """The fine-tuning after each round and after sharing; 0 rounds of it: give `steps` 0."""
 
@@ -132,7 +134,7 @@ def codebook_of(values: Tensor, size: int, *, iterations: int = 50) -> tuple[Ten
 def pack(
     teacher: Teacher,
     images: Tensor,
-    settings: PackSettings,
+    config: PackConfig,
     *,
     rng: torch.Generator,
     model: nn.Module | None = None,
@@ -143,14 +145,14 @@ def pack(
     Args:
         teacher: what the copy is fine-tuned towards.
         images: uint8 (N, C, H, W) to fine-tune on, synthetic or not.
-        settings: see PackSettings.
+        config: see PackConfig.
         rng: of the fine-tuning.
         model: what is packed; default: the teacher itself. Left as it was.
         on_progress: called after each step.
 
     Raises:
         DataError: fewer than 8 images.
-        SettingsError: `finetune` asks for images to be synthesized, or for a transfer loss that
+        ConfigError: `finetune` asks for images to be synthesized, or for a transfer loss that
             finds nothing to compare in the two networks.
         NonFiniteError: a loss of the fine-tuning is not finite.
         TeacherError: no layer of weights of its own.
@@ -161,11 +163,11 @@ def pack(
         raise TeacherError("there is no convolution or linear layer that can be packed")
 
     def tune(model: nn.Module) -> nn.Module:
-        return finetune(teacher, model, images, settings.finetune, rng=rng, on_progress=on_progress)
+        return finetune(teacher, model, images, config.finetune, rng=rng, on_progress=on_progress)
 
-    for step in range(1, settings.rounds + 1):
-        done = step / settings.rounds
-        density = settings.density + (1 - settings.density) * (1 - done) ** 3
+    for step in range(1, config.rounds + 1):
+        done = step / config.rounds
+        density = config.density + (1 - config.density) * (1 - done) ** 3
         weights = {name: layer.weight.detach() for name, layer in weights_of(model).items()}
         masks = lamp_masks(weights, density)
         for name, layer in weights_of(model).items():
@@ -176,7 +178,7 @@ def pack(
     for layer in weights_of(model).values():
         parametrize.remove_parametrizations(layer, "weight")
         linear = isinstance(layer, nn.Linear)
-        bits = settings.linear_bits if linear else settings.convolution_bits
+        bits = config.linear_bits if linear else config.convolution_bits
         share(layer, bits)
     model = tune(model)
     return model.eval().requires_grad_(False)

@@ -26,20 +26,20 @@ from dreamstill.compression.factorization.rank_selection import (
     ranks_by_energy,
     ranks_by_price,
 )
-from dreamstill.config import at_least, no_effect, none_or_at_least, settings_class, within
+from dreamstill.config import at_least, config_class, no_effect, none_or_at_least, within
 from dreamstill.distillation.layer_reconstruction import reconstruct
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.graph.modules import plain_layers, shared_weights
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.hooks import eval_mode, shown_at_once, some_of
 from dreamstill.nn.seeded import rng_kept
 from dreamstill.profiling import count_macs
 
-__all__ = ["FactorizeSettings", "RankRecord", "factorize"]
+__all__ = ["FactorizeConfig", "RankRecord", "factorize"]
 
 
-@settings_class
-class FactorizeSettings:
+@config_class
+class FactorizeConfig:
     """Settings of factorization."""
 
     energy: float = 0.99
@@ -63,7 +63,7 @@ class FactorizeSettings:
         given = [n for n in ("macs", "parameters") if getattr(self, n) is not None]
         within(self, 1e-6, 1, "energy", *given)
         if len(given) > 1:
-            raise SettingsError(
+            raise ConfigError(
                 f"give one target, macs or parameters; got {self.macs} and {self.parameters}"
             )
         if given:
@@ -80,15 +80,13 @@ class RankRecord:
 
 
 def ranks_of(
-    layers: dict[str, Choices], settings: FactorizeSettings, model: nn.Module, spec: InputSpec
+    layers: dict[str, Choices], config: FactorizeConfig, model: nn.Module, spec: InputSpec
 ) -> dict[str, tuple[int, ...]]:
-    """Of the layers that are not left whole. SettingsError: no ranks meet the target."""
-    target = "macs" if settings.macs is not None else "parameters"
-    share = getattr(settings, target)
+    """Of the layers that are not left whole. ConfigError: no ranks meet the target."""
+    target = "macs" if config.macs is not None else "parameters"
+    share = getattr(config, target)
     if share is None:
-        found = {
-            name: ranks_by_energy(choices, settings.energy) for name, choices in layers.items()
-        }
+        found = {name: ranks_by_energy(choices, config.energy) for name, choices in layers.items()}
         taken = {name: index for name, index in found.items() if index is not None}
     else:
         parameters = sum(p.numel() for p in model.parameters())
@@ -96,7 +94,7 @@ def ranks_of(
         free = sum(choices.whole[target] for choices in layers.values())
         taken = ranks_by_price(layers, target, free - (1 - share) * whole)
         if not taken and share < 1:
-            raise SettingsError(f"no rank brings {target} to {share} of the network's {whole}")
+            raise ConfigError(f"no rank brings {target} to {share} of the network's {whole}")
     return {name: tuple(layers[name].ranks[index].tolist()) for name, index in taken.items()}
 
 
@@ -105,7 +103,7 @@ def ranks_of(
 def factorize(
     model: nn.Module,
     spec: InputSpec,
-    settings: FactorizeSettings,
+    config: FactorizeConfig,
     images: Tensor | None = None,
     *,
     rng: torch.Generator | None = None,
@@ -115,44 +113,44 @@ def factorize(
     Args:
         model: left as it was.
         spec: its input.
-        settings: see FactorizeSettings.
+        config: see FactorizeConfig.
         images: uint8 (N, C, H, W), synthetic or not, whose responses say what to keep, and on which
             factors are solved; None: the weights alone say it, and nothing is solved.
         rng: draws the positions in the images at which factors are solved; default: of seed 0.
 
     Raises:
-        SettingsError: no ranks meet the target.
+        ConfigError: no ranks meet the target.
 
     """
     device = next(model.parameters()).device
     every, tied = plain_layers(model), shared_weights(model)
     positions = positions_of(model, every, torch.zeros(1, *spec.shape, device=device))
-    called = list(positions)[0 if settings.first_layer else 1 :]
+    called = list(positions)[0 if config.first_layer else 1 :]
     plain = {
         name: layer
         for name, layer in ((name, every[name]) for name in called)
         if name not in tied and (isinstance(layer, nn.Linear) or layer.groups == 1)
     }
-    if images is None or settings.responses == 0:
+    if images is None or config.responses == 0:
         modes = {name: modes_of(layer) for name, layer in plain.items()}
     else:
-        shown = some_of(images, settings.responses)
+        shown = some_of(images, config.responses)
         batches = (spec.encode(part.to(device)) for part in shown.split(shown_at_once(spec.shape)))
         with eval_mode(model):
             modes = modes_by_responses(model, plain, batches)
     layers = {
         name: choices_of(layer, modes[name], positions[name]) for name, layer in plain.items()
     }
-    ranks = ranks_of(layers, settings, model, spec)
+    ranks = ranks_of(layers, config, model, spec)
     factorized = with_factors(model, modes, ranks)
-    if ranks and images is not None and settings.reconstruct:
+    if ranks and images is not None and config.reconstruct:
         full = {name: tuple(len(mode.energy) for mode in modes[name]) for name in ranks}
         kept = {
             f"{name}.{factor}": torch.arange(rank)
             for name, of in ranks.items()
             for factor, rank in enumerate(of)
         }
-        shown = spec.encode(some_of(images, settings.reconstruct).to(device))
+        shown = spec.encode(some_of(images, config.reconstruct).to(device))
         rng = rng or torch.Generator().manual_seed(0)
         reconstruct(with_factors(model, modes, full), factorized, kept, shown, rng=rng)
     return factorized, [RankRecord(name, layers[name].full, of) for name, of in ranks.items()]

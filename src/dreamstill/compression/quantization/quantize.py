@@ -20,10 +20,10 @@ from torch.nn.utils import parametrize
 from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.compression.quantization.moments import Moments
 from dreamstill.compression.quantization.sensitivity import mixed_bits, sensitivities
-from dreamstill.config import no_effect, settings_class, within
-from dreamstill.distillation.config import DistillSettings
+from dreamstill.config import config_class, no_effect, within
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.finetune import finetune
-from dreamstill.errors import SettingsError, TeacherError
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.evaluation import check_same_function
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import map_modules, plain_layers
@@ -36,7 +36,7 @@ from dreamstill.teacher import Teacher
 
 __all__ = [
     "Calibration",
-    "QuantizeSettings",
+    "QuantizeConfig",
     "check_plain",
     "check_without_inputs",
     "quantize",
@@ -51,8 +51,8 @@ class Calibration(StrEnum):
     PERCENTILE = "percentile"
 
 
-@settings_class
-class QuantizeSettings:
+@config_class
+class QuantizeConfig:
     """Settings of quantization."""
 
     weight_bits: int = 8
@@ -68,7 +68,7 @@ class QuantizeSettings:
     size: float | None = None
     """Mixed precision: bring the weights to this share of their size at 8 bits, at most, layer by
     layer, the least sensitive first; in (0.25, 1]. In place of `weight_bits`."""
-    finetune: DistillSettings | None = None
+    finetune: DistillConfig | None = None
     """Fine-tuning of weights and step sizes on the images; none: calibration alone."""
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ def observed_ranges(
 
 
 def _with_bits(
-    model: nn.Module, settings: QuantizeSettings, ranges: Ranges, bits: dict[str, int] | None = None
+    model: nn.Module, config: QuantizeConfig, ranges: Ranges, bits: dict[str, int] | None = None
 ) -> nn.Module:
     """A copy with every layer quantized that has a range."""
     names = list(ranges)
@@ -125,24 +125,24 @@ def _with_bits(
         if name not in ranges:
             return None
         assert isinstance(module, KINDS)
-        weight_bits, activation_bits = settings.weight_bits, settings.activation_bits
+        weight_bits, activation_bits = config.weight_bits, config.activation_bits
         if bits is not None:
             weight_bits = bits[name]  # of the first and last layer too
-        if settings.first_last_bits and name in (names[0], names[-1]):
-            weight_bits = activation_bits = settings.first_last_bits
+        if config.first_last_bits and name in (names[0], names[-1]):
+            weight_bits = activation_bits = config.first_last_bits
         return QuantizedLayer(
-            module, weight_bits, activation_bits, *ranges[name], per_channel=settings.per_channel
+            module, weight_bits, activation_bits, *ranges[name], per_channel=config.per_channel
         )
 
     return map_modules(copy_network(model), change)
 
 
-def check_without_inputs(settings: QuantizeSettings) -> None:
-    """SettingsError for settings that need images."""
-    if settings.size is not None or settings.finetune is not None:
-        raise SettingsError("size and finetune need images: use quantize")
-    if settings.calibration is not Calibration.PERCENTILE:
-        raise SettingsError("calibration reads images: without inputs there is none")
+def check_without_inputs(config: QuantizeConfig) -> None:
+    """ConfigError for settings that need images."""
+    if config.size is not None or config.finetune is not None:
+        raise ConfigError("size and finetune need images: use quantize")
+    if config.calibration is not Calibration.PERCENTILE:
+        raise ConfigError("calibration reads images: without inputs there is none")
 
 
 def check_layers(ranges: dict[str, tuple[float, float]]) -> None:
@@ -153,13 +153,13 @@ def check_layers(ranges: dict[str, tuple[float, float]]) -> None:
 
 @torch.no_grad()
 def quantize_without_inputs(
-    teacher: Teacher, settings: QuantizeSettings, *, correct: bool = True
+    teacher: Teacher, config: QuantizeConfig, *, correct: bool = True
 ) -> nn.Module:
     """DFQ: fold, equalize, absorb, ranges from BatchNorm, and analytic bias correction.
 
     Args:
         teacher: left as it was; traceable, on the CPU.
-        settings: bits; `calibration`, `size` and `finetune` need images and must be left alone.
+        config: bits; `calibration`, `size` and `finetune` need images and must be left alone.
         correct: the bias correction.
 
     Returns:
@@ -167,13 +167,13 @@ def quantize_without_inputs(
         layers that are equalized, see `equalize`.
 
     Raises:
-        SettingsError: a setting that needs images.
+        ConfigError: a setting that needs images.
         TeacherError: the network cannot be traced, computes something else once it is equalized,
             has something in it whose output cannot be known without inputs, or no layer that can
             be quantized.
 
     """
-    check_without_inputs(settings)
+    check_without_inputs(config)
     equalized = equalize(teacher.module, teacher.spec)
     layers = plain_layers(equalized.model, KINDS)
     expected = {
@@ -183,7 +183,7 @@ def quantize_without_inputs(
     }
     ranges = {n: (m.low.min().item(), m.high.max().item()) for n, m in expected.items()}
     check_layers(ranges)
-    model = _with_bits(equalized.model, settings, ranges)
+    model = _with_bits(equalized.model, config, ranges)
     if correct:
         for name, moments in expected.items():
             layer = model.get_submodule(name)
@@ -206,7 +206,7 @@ def _correct_bias(layer: QuantizedLayer, moments: Moments) -> None:
 def quantize(
     teacher: Teacher,
     images: Tensor,
-    settings: QuantizeSettings,
+    config: QuantizeConfig,
     *,
     rng: torch.Generator,
     model: nn.Module | None = None,
@@ -217,7 +217,7 @@ def quantize(
     Args:
         teacher: what the copy is fine-tuned towards.
         images: uint8 (N, C, H, W), synthetic or not.
-        settings: see QuantizeSettings.
+        config: see QuantizeConfig.
         rng: of the fine-tuning.
         model: what is quantized; default: the teacher itself. Left as it was; BatchNorm is folded,
             so that a network with it must be traceable.
@@ -226,30 +226,30 @@ def quantize(
     Raises:
         TeacherError: the network has BatchNorm and cannot be traced, computes something else once
             it is folded, or has no layer that can be quantized.
-        SettingsError: a size that the fewest bits do not meet.
+        ConfigError: a size that the fewest bits do not meet.
 
     """
     model = fold_batch_norm(teacher.module if model is None else model, teacher.spec)
     shown = some_of(images, 2048)
-    ranges = observed_ranges(model, teacher.spec, shown, settings.calibration)
+    ranges = observed_ranges(model, teacher.spec, shown, config.calibration)
     check_layers(ranges)
     bits = None
-    if settings.size is not None:
+    if config.size is not None:
         names, layers = list(ranges), plain_layers(model, KINDS)
-        table = sensitivities(model, teacher.spec, images, names, per_channel=settings.per_channel)
-        if fixed := settings.first_last_bits:  # they count in the size and have no choice
+        table = sensitivities(model, teacher.spec, images, names, per_channel=config.per_channel)
+        if fixed := config.first_last_bits:  # they count in the size and have no choice
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layers[name].weight.numel() for name in names}
-        bits = mixed_bits(table, sizes, settings.size)
-    model = _with_bits(model, settings, ranges, bits)
-    if settings.finetune is not None:
+        bits = mixed_bits(table, sizes, config.size)
+    model = _with_bits(model, config, ranges, bits)
+    if config.finetune is not None:
         for layer, name in _steps(model):
             parametrize.register_parametrization(layer, name, Logarithm())
         model = finetune(
             teacher,
             model.requires_grad_(True),
             images,
-            settings.finetune,
+            config.finetune,
             rng=rng,
             on_progress=on_progress,
         )

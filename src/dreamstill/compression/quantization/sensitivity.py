@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.evaluation import predict
 from dreamstill.input_spec import InputSpec
 from dreamstill.losses.logits import kl_divergence
@@ -72,7 +72,7 @@ def mixed_bits(
         share: of the size at 8 bits, at most.
 
     Raises:
-        SettingsError: the fewest bits are still too many.
+        ConfigError: the fewest bits are still too many.
 
     """
     bits = {name: max(choices) for name, choices in table.items()}
@@ -87,7 +87,7 @@ def mixed_bits(
                 steps.append((rise / (sizes[name] * (now - bits_below)), name, bits_below))
         if not steps:
             least = sum(sizes[name] * b for name, b in bits.items()) / (8 * sum(sizes.values()))
-            raise SettingsError(
+            raise ConfigError(
                 f"size {share} cannot be met: with the fewest bits, and first_last_bits where they "
                 f"count, it is {least:.3f}"
             )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, settings_class
+from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch
 from dreamstill.errors import TeacherError
 from dreamstill.losses.diversity import information_entropy
@@ -23,11 +23,11 @@ from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
 from dreamstill.synthesis.generator import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
 
-__all__ = ["Abd", "AbdSettings"]
+__all__ = ["Abd", "AbdConfig"]
 
 
-@settings_class
-class AbdSettings:
+@config_class
+class AbdConfig:
     """Settings of Always Be Dreaming's generator; the defaults are the authors' for CIFAR-100."""
 
     batch_size: int = 128
@@ -67,34 +67,34 @@ class Abd:
     repeat: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
 
-    def __init__(self, teacher: Teacher, settings: AbdSettings, *, rng: torch.Generator) -> None:
+    def __init__(self, teacher: Teacher, config: AbdConfig, *, rng: torch.Generator) -> None:
         if min(teacher.spec.shape[1:]) < 3:
             size = "x".join(map(str, teacher.spec.shape[1:]))
             raise TeacherError(
                 f"abd smooths images of at least 3x3 pixels; the teacher's are {size}"
             )
-        self.teacher, self.settings = teacher, settings
-        self.warm_up = settings.generator_steps
+        self.teacher, self.config = teacher, config
+        self.warm_up = config.generator_steps
         self.generator = LatentGenerator(
-            teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
         )
-        self.stages = LearnedFirst(self.generator, settings.generator_steps, self._loss)
+        self.stages = LearnedFirst(self.generator, config.generator_steps, self._loss)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W), drawn before the step while the generator still learns."""
-        return self.stages.next_batch(self.settings.batch_size)
+        return self.stages.next_batch(self.config.batch_size)
 
     def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 3 to 6: content, class balance, statistics and image prior; and the logits."""
-        settings = self.settings
+        config = self.config
         divergence, logits = batch_norm_divergence(self.teacher, images)
         # in units of log K: -1 is a batch that is spread evenly
         balance = information_entropy(logits) / math.log(logits.shape[1])
         loss = (
-            settings.content * F.cross_entropy(logits / settings.temperature, logits.argmax(1))
-            + settings.information_entropy * balance
-            + settings.batch_norm * divergence
-            + settings.prior * gaussian_smoothness(images)
+            config.content * F.cross_entropy(logits / config.temperature, logits.argmax(1))
+            + config.information_entropy * balance
+            + config.batch_norm * divergence
+            + config.prior * gaussian_smoothness(images)
         )
         return loss, logits
 

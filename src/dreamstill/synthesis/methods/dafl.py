@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, settings_class
+from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.features import activation
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "CIFAR100", "Dafl", "DaflSettings", "MNIST", "dafl_loss"]
+__all__ = ["CIFAR10", "CIFAR100", "Dafl", "DaflConfig", "MNIST", "dafl_loss"]
 
 
-@settings_class
-class DaflSettings:
+@config_class
+class DaflConfig:
     """Settings of DAFL; the defaults are the paper's for MNIST."""
 
     batch_size: int = 512
@@ -49,22 +49,22 @@ class DaflSettings:
         at_least(self, 0, "one_hot", "information_entropy", "activation")
 
 
-MNIST = DaflSettings()
-CIFAR10 = DaflSettings(
+MNIST = DaflConfig()
+CIFAR10 = DaflConfig(
     batch_size=1024, latent=1000, lr=0.02, one_hot=0.05, information_entropy=5.0, activation=0.01
 )
-CIFAR100 = DaflSettings(
+CIFAR100 = DaflConfig(
     batch_size=1024, latent=1000, lr=0.02, one_hot=0.5, information_entropy=20.0, activation=0.1
 )
 
 
-def dafl_loss(logits: Tensor, features: Tensor, settings: DaflSettings) -> Tensor:
+def dafl_loss(logits: Tensor, features: Tensor, config: DaflConfig) -> Tensor:
     """Equation 6 on the teacher's logits (N, K) and penultimate features (N, D)."""
     balance = information_entropy(logits) / math.log(10)  # as in the authors' code
     return (
-        settings.one_hot * F.cross_entropy(logits, logits.argmax(1))
-        + settings.information_entropy * balance
-        + settings.activation * activation(features)
+        config.one_hot * F.cross_entropy(logits, logits.argmax(1))
+        + config.information_entropy * balance
+        + config.activation * activation(features)
     )
 
 
@@ -78,17 +78,17 @@ class Dafl:
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
 
-    def __init__(self, teacher: Teacher, settings: DaflSettings, *, rng: torch.Generator) -> None:
-        self.teacher, self.settings = teacher, settings
+    def __init__(self, teacher: Teacher, config: DaflConfig, *, rng: torch.Generator) -> None:
+        self.teacher, self.config = teacher, config
         self.generator = LatentGenerator(
-            teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
         )
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Draw z, take one generator step, return the images drawn before the step."""
-        images = self.generator.images(self.generator.draw(self.settings.batch_size))
+        images = self.generator.images(self.generator.draw(self.config.batch_size))
         logits, features = self.teacher.with_features(images)
-        self.generator.step(dafl_loss(logits, features, self.settings))
+        self.generator.step(dafl_loss(logits, features, self.config))
         return Batch(images.detach(), logits.detach())
 
     def state_dict(self) -> dict[str, Any]:

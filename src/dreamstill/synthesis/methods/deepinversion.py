@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, settings_class, within
+from dreamstill.config import above, at_least, config_class, within
 from dreamstill.data.batch import Batch, answered
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
@@ -34,14 +34,14 @@ from dreamstill.synthesis.pixel_optimization import (
     optimize_pixels,
     start_images,
 )
-from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.random_shapes import RandomShapes
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "DeepInversion", "DeepInversionSettings", "IMAGENET", "inversion_loss"]
+__all__ = ["CIFAR10", "DeepInversion", "DeepInversionConfig", "IMAGENET", "inversion_loss"]
 
 
-@settings_class
-class DeepInversionSettings:
+@config_class
+class DeepInversionConfig:
     """Settings of DeepInversion; the defaults are the authors' for CIFAR-10."""
 
     batch_size: int = 256
@@ -76,7 +76,7 @@ class DeepInversionSettings:
     on CIFAR-10, 0.2 in the authors' ImageNet code. It asks for `distill.fresh_every`."""
     start: Start = Start.GAUSSIAN
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
-    drawing: Drawing = field(default_factory=Drawing)
+    shapes: RandomShapes = field(default_factory=RandomShapes)
     """Of a structured start."""
 
     def __post_init__(self) -> None:
@@ -95,8 +95,8 @@ class DeepInversionSettings:
         return self.competition > 0
 
 
-CIFAR10 = DeepInversionSettings()
-IMAGENET = DeepInversionSettings(
+CIFAR10 = DeepInversionConfig()
+IMAGENET = DeepInversionConfig(
     batch_size=84,
     steps=3000,
     low_resolution_steps=2000,
@@ -118,7 +118,7 @@ def inversion_loss(
     targets: Tensor,
     norm_inputs: Mapping[str, Tensor],
     norms: Mapping[str, Any],
-    settings: DeepInversionSettings,
+    config: DeepInversionConfig,
 ) -> Tensor:
     """Equation 2: cross-entropy, image prior and the distance of BatchNorm statistics.
 
@@ -130,15 +130,15 @@ def inversion_loss(
     """
     distance = images.new_zeros(())
     for index, (name, layer) in enumerate(norms.items()):
-        weight = settings.first_batch_norm if index == 0 else 1.0
+        weight = config.first_batch_norm if index == 0 else 1.0
         distance = distance + weight * batch_statistics_distance(
             norm_inputs[name], layer.running_mean, layer.running_var
         )
     return (
         F.cross_entropy(logits, targets)
-        + settings.batch_norm * distance
-        + settings.total_variation * total_variation(images)
-        + settings.l2 * l2_norm(images)
+        + config.batch_norm * distance
+        + config.total_variation * total_variation(images)
+        + config.l2 * l2_norm(images)
     )
 
 
@@ -153,46 +153,46 @@ class DeepInversion:
     needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
 
     def __init__(
-        self, teacher: Teacher, settings: DeepInversionSettings, *, rng: torch.Generator
+        self, teacher: Teacher, config: DeepInversionConfig, *, rng: torch.Generator
     ) -> None:
-        self.teacher, self.settings, self.rng = teacher, settings, rng
+        self.teacher, self.config, self.rng = teacher, config, rng
         self.norms = norms_of(teacher)
         self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch: (batch_size, C, H, W), the iterate of the lowest loss."""
-        settings, teacher = self.settings, self.teacher
-        if settings.competition and student is None:
-            raise SettingsError("deepinversion competes with a student: hand one to next_batch")
-        targets = self.turns.take(settings.batch_size)
+        config, teacher = self.config, self.teacher
+        if config.competition and student is None:
+            raise ConfigError("deepinversion competes with a student: hand one to next_batch")
+        targets = self.turns.take(config.batch_size)
 
         def objective(images: Tensor, *, low_resolution: bool) -> Tensor:
-            jitter = settings.jitter // 2 if low_resolution else settings.jitter
+            jitter = config.jitter // 2 if low_resolution else config.jitter
             images = halved(images) if low_resolution else images
-            images = jittered(images, jitter, flip=settings.flip, rng=self.rng)
+            images = jittered(images, jitter, flip=config.flip, rng=self.rng)
             shown = F.interpolate(images, teacher.spec.shape[1:]) if low_resolution else images
             with Probe(self.norms) as probe:
                 logits = teacher(shown)
-            loss = inversion_loss(images, logits, targets, probe.inputs, self.norms, settings)
-            if student is not None and settings.competition:
+            loss = inversion_loss(images, logits, targets, probe.inputs, self.norms, config)
+            if student is not None and config.competition:
                 with eval_mode(student):
                     rival = teacher.run(student, shown)
-                loss = loss + settings.competition * (1 - js_divergence(rival, logits, 3.0))
+                loss = loss + config.competition * (1 - js_divergence(rival, logits, 3.0))
             return loss
 
-        images = start_images(targets, teacher, settings.start, settings.drawing, self.rng)
-        low = settings.low_resolution_steps
-        stages = ((True, low), (False, settings.steps - low))
+        images = start_images(targets, teacher, config.start, config.shapes, self.rng)
+        low = config.low_resolution_steps
+        stages = ((True, low), (False, config.steps - low))
         for low_resolution, steps in (stage for stage in stages if stage[1]):
             images = optimize_pixels(
                 images,
                 partial(objective, low_resolution=low_resolution),
                 spec=teacher.spec,
                 steps=steps,
-                lr=settings.lr,
-                warm_up=settings.lr_warm_up,
-                cosine=settings.cosine,
-                betas=settings.betas,
+                lr=config.lr,
+                warm_up=config.lr_warm_up,
+                cosine=config.cosine,
+                betas=config.betas,
                 best=not low_resolution,
             )
         return answered(teacher, images)

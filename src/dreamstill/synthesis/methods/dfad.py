@@ -10,19 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, settings_class, within
+from dreamstill.config import above, at_least, config_class, within
 from dreamstill.data.batch import Batch, answered
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import l1
 from dreamstill.nn.hooks import eval_mode
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "Dfad", "DfadSettings", "MNIST", "dfad_loss"]
+__all__ = ["CIFAR10", "Dfad", "DfadConfig", "MNIST", "dfad_loss"]
 
 
-@settings_class
-class DfadSettings:
+@config_class
+class DfadConfig:
     """Settings of DFAD; the defaults are the paper's for MNIST."""
 
     batch_size: int = 512
@@ -49,8 +49,8 @@ class DfadSettings:
         within(self, 0, 1, "drops")
 
 
-MNIST = DfadSettings()
-CIFAR10 = DfadSettings(batch_size=256, latent=256, drops=(0.2, 0.4))
+MNIST = DfadConfig()
+CIFAR10 = DfadConfig(batch_size=256, latent=256, drops=(0.2, 0.4))
 
 
 def dfad_loss(student: Tensor, teacher: Tensor, *, log_loss: bool) -> Tensor:
@@ -69,30 +69,28 @@ class Dfad:
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
 
-    def __init__(self, teacher: Teacher, settings: DfadSettings, *, rng: torch.Generator) -> None:
-        self.teacher, self.settings = teacher, settings
-        self.generator = LatentGenerator(
-            teacher, settings.latent, settings.widths, settings.lr, rng
-        )
-        self.batch_size, self.batches = settings.batch_size, 0
+    def __init__(self, teacher: Teacher, config: DfadConfig, *, rng: torch.Generator) -> None:
+        self.teacher, self.config = teacher, config
+        self.generator = LatentGenerator(teacher, config.latent, config.widths, config.lr, rng)
+        self.batch_size, self.batches = config.batch_size, 0
         self.milestones: list[float] = []
 
     def anneal_over(self, batches: int) -> None:
         """Let the generator's learning rate fall at its shares of so many batches."""
-        self.milestones = [share * batches for share in self.settings.drops]
+        self.milestones = [share * batches for share in self.config.drops]
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Fresh images (batch_size, C, H, W); every `student_steps`-th call learns first."""
         if student is None:
-            raise SettingsError("dfad plays against a student: hand one to next_batch")
-        generator, size = self.generator, self.settings.batch_size
-        if self.batches % self.settings.student_steps == 0:
+            raise ConfigError("dfad plays against a student: hand one to next_batch")
+        generator, size = self.generator, self.config.batch_size
+        if self.batches % self.config.student_steps == 0:
             drops = sum(self.batches >= milestone for milestone in self.milestones)
-            generator.optimizer.param_groups[0]["lr"] = self.settings.lr * 0.1**drops
+            generator.optimizer.param_groups[0]["lr"] = self.config.lr * 0.1**drops
             images = generator.images(generator.draw(size))
             with eval_mode(student):
                 rival = self.teacher.run(student, images)
-            generator.step(dfad_loss(rival, self.teacher(images), log_loss=self.settings.log_loss))
+            generator.step(dfad_loss(rival, self.teacher(images), log_loss=self.config.log_loss))
         self.batches += 1
         with torch.no_grad():
             return answered(self.teacher, generator.images(generator.draw(size)))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, no_effect, settings_class
+from dreamstill.config import above, at_least, config_class, no_effect
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
@@ -27,10 +27,10 @@ from dreamstill.synthesis.batch_norm_statistics import (
 )
 from dreamstill.synthesis.class_balance import Turns
 from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
-from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.random_shapes import RandomShapes
 from dreamstill.teacher import Teacher
 
-__all__ = ["KnowledgeWithin", "KnowledgeWithinSettings", "Scheme", "data_similarity"]
+__all__ = ["KnowledgeWithin", "KnowledgeWithinConfig", "Scheme", "data_similarity"]
 
 
 class Scheme(StrEnum):
@@ -41,8 +41,8 @@ class Scheme(StrEnum):
     BNS_INCEPTION = "bns+i"
 
 
-@settings_class
-class KnowledgeWithinSettings:
+@config_class
+class KnowledgeWithinConfig:
     """Settings of The Knowledge Within; the numbers are ours."""
 
     batch_size: int = 256
@@ -60,7 +60,7 @@ class KnowledgeWithinSettings:
     """Weight of the image prior, the squared distance to a blurred copy; at least 0."""
     start: Start = Start.GAUSSIAN
     """Pixels before the first step: gaussian (the paper's), uniform or structured."""
-    drawing: Drawing = field(default_factory=Drawing)
+    shapes: RandomShapes = field(default_factory=RandomShapes)
     """Of a structured start."""
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ def data_similarity(teacher: Teacher, images: Tensor) -> float:
     few hundred). Images that were optimized for it score low without looking real. TeacherError
     for a teacher without BatchNorm.
     """
-    if not teacher.offers.batch_norm:
+    if not teacher.capabilities.batch_norm:
         raise TeacherError("data_similarity needs BatchNorm layers; the teacher has none")
     norms, num = norms_of(teacher), len(images)
     first = {name: torch.zeros(()) for name in norms}
@@ -112,37 +112,37 @@ class KnowledgeWithin:
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
 
     def __init__(
-        self, teacher: Teacher, settings: KnowledgeWithinSettings, *, rng: torch.Generator
+        self, teacher: Teacher, config: KnowledgeWithinConfig, *, rng: torch.Generator
     ) -> None:
-        if settings.scheme is not Scheme.INCEPTION and not teacher.offers.batch_norm:
+        if config.scheme is not Scheme.INCEPTION and not teacher.capabilities.batch_norm:
             raise TeacherError(
-                f"knowledge_within's scheme {settings.scheme} needs batch_norm, which the teacher "
+                f"knowledge_within's scheme {config.scheme} needs batch_norm, which the teacher "
                 f"does not offer; {Scheme.INCEPTION} can do without"
             )
-        self.teacher, self.settings, self.rng = teacher, settings, rng
+        self.teacher, self.config, self.rng = teacher, config, rng
         self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch: (batch_size, C, H, W)."""
-        settings, teacher = self.settings, self.teacher
-        classes = self.turns.take(settings.batch_size)
+        config, teacher = self.config, self.teacher
+        classes = self.turns.take(config.batch_size)
 
         def objective(images: Tensor) -> Tensor:
-            if settings.scheme is Scheme.INCEPTION:
+            if config.scheme is Scheme.INCEPTION:
                 divergence, logits = images.new_zeros(()), teacher(images)
             else:
                 divergence, logits = batch_norm_divergence(teacher, images)
-            if settings.scheme is Scheme.BNS:
+            if config.scheme is Scheme.BNS:
                 return divergence
-            inception = -settings.inception * logits.gather(1, classes[:, None]).mean()
-            return inception + settings.prior * smoothness(images) + divergence
+            inception = -config.inception * logits.gather(1, classes[:, None]).mean()
+            return inception + config.prior * smoothness(images) + divergence
 
         images = optimize_pixels(
-            start_images(classes, teacher, settings.start, settings.drawing, self.rng),
+            start_images(classes, teacher, config.start, config.shapes, self.rng),
             objective,
             spec=teacher.spec,
-            steps=settings.steps,
-            lr=settings.lr,
+            steps=config.steps,
+            lr=config.lr,
         )
         return answered(teacher, images)
 

@@ -17,20 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, settings_class
+from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch, answered
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.synthesis.activation_statistics import activations, load_metadata
 from dreamstill.synthesis.class_balance import Turns
 from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
-from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.random_shapes import RandomShapes
 from dreamstill.teacher import Teacher
 
-__all__ = ["MetadataImages", "MetadataSettings"]
+__all__ = ["MetadataImages", "MetadataConfig"]
 
 
-@settings_class
-class MetadataSettings:
+@config_class
+class MetadataConfig:
     """Settings of metadata distillation; the defaults, but for the start, are the authors' numbers.
 
     Their learning rate is of pixels in [0, 1]: the preset has it in the input space.
@@ -46,7 +46,7 @@ class MetadataSettings:
     """Learning rate of Adam, in the teacher's input space; above 0."""
     start: Start = Start.GAUSSIAN
     """Pixels before the first step: gaussian, uniform or structured."""
-    drawing: Drawing = field(default_factory=Drawing)
+    shapes: RandomShapes = field(default_factory=RandomShapes)
     """Of a structured start."""
 
     def __post_init__(self) -> None:
@@ -65,19 +65,17 @@ class MetadataImages:
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
 
-    def __init__(
-        self, teacher: Teacher, settings: MetadataSettings, *, rng: torch.Generator
-    ) -> None:
-        if not settings.file:
-            raise SettingsError("metadata needs synthesis.file: what the teacher's owner recorded")
-        self.teacher, self.settings, self.rng = teacher, settings, rng
-        self.metadata = load_metadata(Path(settings.file), teacher)
+    def __init__(self, teacher: Teacher, config: MetadataConfig, *, rng: torch.Generator) -> None:
+        if not config.file:
+            raise ConfigError("metadata needs synthesis.file: what the teacher's owner recorded")
+        self.teacher, self.config, self.rng = teacher, config, rng
+        self.metadata = load_metadata(Path(config.file), teacher)
         self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch: (batch_size, C, H, W)."""
-        settings, teacher = self.settings, self.teacher
-        classes = self.turns.take(settings.batch_size)
+        config, teacher = self.config, self.teacher
+        classes = self.turns.take(config.batch_size)
         wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
 
         def objective(images: Tensor) -> Tensor:
@@ -89,11 +87,11 @@ class MetadataImages:
             return loss * len(images)
 
         images = optimize_pixels(
-            start_images(classes, teacher, settings.start, settings.drawing, self.rng),
+            start_images(classes, teacher, config.start, config.shapes, self.rng),
             objective,
             spec=teacher.spec,
-            steps=settings.steps,
-            lr=settings.lr,
+            steps=config.steps,
+            lr=config.lr,
         )
         return answered(teacher, images)
 

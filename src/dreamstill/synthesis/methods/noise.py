@@ -1,4 +1,4 @@
-"""Clipped Gaussian noise: the noise floor that every method has to beat.
+"""Clipped Gaussian noise: the noise baseline that every method has to beat.
 
 Source: DAFL (Chen et al. 2019), table 1, row "Normal distribution"; clipped to the valid range.
 """
@@ -8,15 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import at_least, settings_class
+from dreamstill.config import at_least, config_class
 from dreamstill.data.batch import Batch, answered
 from dreamstill.teacher import Teacher
 
-__all__ = ["Noise", "NoiseSettings"]
+__all__ = ["Noise", "NoiseConfig"]
 
 
-@settings_class
-class NoiseSettings:
+@config_class
+class NoiseConfig:
     """Settings of Gaussian noise."""
 
     batch_size: int = 256
@@ -36,13 +36,13 @@ class Noise:
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, teacher: Teacher, settings: NoiseSettings, *, rng: torch.Generator) -> None:
-        self.teacher, self.settings, self.rng = teacher, settings, rng
+    def __init__(self, teacher: Teacher, config: NoiseConfig, *, rng: torch.Generator) -> None:
+        self.teacher, self.config, self.rng = teacher, config, rng
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W) of clipped Gaussian noise."""
-        shape = (self.settings.batch_size, *self.teacher.spec.shape)
+        shape = (self.config.batch_size, *self.teacher.spec.shape)
         noise: Tensor = torch.randn(shape, generator=self.rng, device=self.rng.device)
         return answered(self.teacher, self.teacher.spec.clip(self.teacher.spec.from_unit(noise)))
 

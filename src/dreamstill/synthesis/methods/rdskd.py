@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, settings_class
+from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.losses.diversity import information_entropy, sample_diversity
 from dreamstill.synthesis.generator import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
 
-__all__ = ["COLOR", "MNIST", "Rdskd", "RdskdSettings"]
+__all__ = ["COLOR", "MNIST", "Rdskd", "RdskdConfig"]
 
 
-@settings_class
-class RdskdSettings:
+@config_class
+class RdskdConfig:
     """Settings of RDSKD; the defaults are the authors' for MNIST."""
 
     batch_size: int = 512
@@ -47,14 +47,14 @@ class RdskdSettings:
     def __post_init__(self) -> None:
         at_least(self, 4, "batch_size")
         if self.batch_size % 2:
-            raise SettingsError(f"batch_size must be even; got {self.batch_size}")
+            raise ConfigError(f"batch_size must be even; got {self.batch_size}")
         at_least(self, 1, "latent", "widths", "generator_steps", "refresh_every")
         above(self, 0, "lr")
         at_least(self, 0, "one_hot", "information_entropy", "diversity")
 
 
-MNIST = RdskdSettings()
-COLOR = RdskdSettings(latent=1000)
+MNIST = RdskdConfig()
+COLOR = RdskdConfig(latent=1000)
 """The authors' for SVHN and CIFAR-10."""
 
 
@@ -67,32 +67,32 @@ class Rdskd:
     repeat: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
 
-    def __init__(self, teacher: Teacher, settings: RdskdSettings, *, rng: torch.Generator) -> None:
-        self.teacher, self.settings = teacher, settings
-        self.warm_up = settings.generator_steps
+    def __init__(self, teacher: Teacher, config: RdskdConfig, *, rng: torch.Generator) -> None:
+        self.teacher, self.config = teacher, config
+        self.warm_up = config.generator_steps
         self.generator = LatentGenerator(
-            teacher, settings.latent, settings.widths, settings.lr, rng, eps=0.8
+            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
         )
-        self.stages = LearnedFirst(self.generator, settings.generator_steps, self._loss)
+        self.stages = LearnedFirst(self.generator, config.generator_steps, self._loss)
         self.base = torch.zeros(2, device=rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W), drawn before the step while the generator still learns."""
-        return self.stages.next_batch(self.settings.batch_size)
+        return self.stages.next_batch(self.config.batch_size)
 
     def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Each loss enters by the exponential of its rise over its base; and the logits."""
-        settings = self.settings
+        config = self.config
         logits = self.teacher(images)
         authenticity = F.cross_entropy(logits, logits.argmax(1))
         losses = torch.stack([authenticity, information_entropy(logits)])
         rise = (losses - self.base).exp()
-        if self.stages.step % settings.refresh_every == 0:
+        if self.stages.step % config.refresh_every == 0:
             self.base = losses.detach()
         loss = (
-            settings.one_hot * rise[0]
-            + settings.information_entropy * rise[1]
-            + settings.diversity * sample_diversity(images, logits.softmax(1))
+            config.one_hot * rise[0]
+            + config.information_entropy * rise[1]
+            + config.diversity * sample_diversity(images, logits.softmax(1))
         )
         return loss, logits
 

@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dreamstill.config import at_least, settings_class
+from dreamstill.config import at_least, config_class
 from dreamstill.data.batch import Batch
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.nn.hooks import eval_mode
 from dreamstill.synthesis.class_balance import ClassMemory, balanced, rank_in_class
-from dreamstill.synthesis.random_shapes import Drawing, structured_images
+from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
 from dreamstill.teacher import Teacher
 
-__all__ = ["StructuredNoise", "StructuredNoiseSettings"]
+__all__ = ["StructuredNoise", "StructuredNoiseConfig"]
 
 MEMORY_BYTES = 2**26
 """Checkpoints hold what is remembered three times over."""
 
 
-@settings_class
-class StructuredNoiseSettings:
+@config_class
+class StructuredNoiseConfig:
     """Settings of structured noise."""
 
     batch_size: int = 256
@@ -39,7 +39,7 @@ class StructuredNoiseSettings:
     large images no more than 64 MiB."""
     mine: bool = False
     """Of a draw prefer what the live student gets most wrong, by KL: adversarial without a step."""
-    drawing: Drawing = field(default_factory=Drawing)
+    shapes: RandomShapes = field(default_factory=RandomShapes)
     """What the shapes look like."""
 
     def __post_init__(self) -> None:
@@ -72,28 +72,26 @@ class StructuredNoise:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, teacher: Teacher, settings: StructuredNoiseSettings, *, rng: torch.Generator
+        self, teacher: Teacher, config: StructuredNoiseConfig, *, rng: torch.Generator
     ) -> None:
-        self.teacher, self.settings, self.rng = teacher, settings, rng
-        most = min(settings.memory, MEMORY_BYTES // math.prod(teacher.spec.shape))
+        self.teacher, self.config, self.rng = teacher, config, rng
+        most = min(config.memory, MEMORY_BYTES // math.prod(teacher.spec.shape))
         self.memory = ClassMemory(most, teacher.num_classes, teacher.spec.shape, rng.device)
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W) images of even classes, as far as every class was ever seen."""
-        settings, teacher = self.settings, self.teacher
-        if settings.mine and student is None:
-            raise SettingsError(
-                "structured_noise mines a student's mistakes: hand one to next_batch"
-            )
-        num = settings.batch_size * settings.oversample
+        config, teacher = self.config, self.teacher
+        if config.mine and student is None:
+            raise ConfigError("structured_noise mines a student's mistakes: hand one to next_batch")
+        num = config.batch_size * config.oversample
         images = teacher.spec.normalize(
-            structured_images(num, teacher.spec, settings.drawing, self.rng)
+            structured_images(num, teacher.spec, config.shapes, self.rng)
         )
         drawn = Batch(images, teacher(images))
-        if settings.mine and student is not None:
+        if config.mine and student is not None:
             drawn = hardest_first(drawn, teacher, student)
-        share = -(-settings.batch_size // teacher.num_classes)
+        share = -(-config.batch_size // teacher.num_classes)
         rank = rank_in_class(drawn.logits.argmax(1), teacher.num_classes)
         fresh, beyond = (
             Batch(drawn.images[of], drawn.logits[of]) for of in (rank < share, rank >= share)
@@ -103,7 +101,7 @@ class StructuredNoise:
         # fresh images come first, then remembered ones, then what the draw has beyond its share
         parts = (fresh, Batch(teacher.spec.encode(recalled.images), recalled.logits), beyond)
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
-        kept = balanced(logits.argmax(1), settings.batch_size, teacher.num_classes)
+        kept = balanced(logits.argmax(1), config.batch_size, teacher.num_classes)
         return Batch(images[kept], logits[kept])
 
     def state_dict(self) -> dict[str, Any]:

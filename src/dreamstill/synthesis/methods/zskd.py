@@ -13,20 +13,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, settings_class
+from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch, answered
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
-from dreamstill.synthesis.random_shapes import Drawing
+from dreamstill.synthesis.random_shapes import RandomShapes
 from dreamstill.teacher import Teacher
 
-__all__ = ["Zskd", "ZskdSettings", "class_similarity", "concentration"]
+__all__ = ["Zskd", "ZskdConfig", "class_similarity", "concentration"]
 
 
-@settings_class
-class ZskdSettings:
+@config_class
+class ZskdConfig:
     """Settings of ZSKD."""
 
     batch_size: int = 500
@@ -44,14 +44,14 @@ class ZskdSettings:
     leaves targets more mixed, and the recipe's student has 94.8 % in place of 90.8."""
     start: Start = Start.UNIFORM
     """Pixels before the first step: uniform (the paper's), gaussian or structured."""
-    drawing: Drawing = field(default_factory=Drawing)
+    shapes: RandomShapes = field(default_factory=RandomShapes)
     """Of a structured start."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "steps")
         above(self, 0, "lr", "temperature", "betas")
         if not self.betas:
-            raise SettingsError("betas must not be empty; got ()")
+            raise ConfigError("betas must not be empty; got ()")
         self.start.check(self)
 
 
@@ -97,17 +97,17 @@ class Zskd:
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
 
-    def __init__(self, teacher: Teacher, settings: ZskdSettings, *, rng: torch.Generator) -> None:
-        self.teacher, self.settings, self.rng = teacher, settings, rng
+    def __init__(self, teacher: Teacher, config: ZskdConfig, *, rng: torch.Generator) -> None:
+        self.teacher, self.config, self.rng = teacher, config, rng
         similarity = class_similarity(teacher.last_linear.weight.detach())
-        self.similarity = by_row(similarity) if settings.rescale_rows else similarity
+        self.similarity = by_row(similarity) if config.rescale_rows else similarity
         self.drawn = 0
 
     def draw_targets(self, num: int) -> Tensor:
         """(num, K) soft targets: class 0 of every beta, then class 1, and so on."""
         index = torch.arange(self.drawn, self.drawn + num)
         self.drawn += num
-        betas = self.settings.betas
+        betas = self.config.betas
         alphas = torch.stack([concentration(self.similarity.cpu(), beta) for beta in betas])
         alpha = alphas[index % len(betas), index // len(betas) % self.teacher.num_classes]
         with seeded(self.rng):
@@ -115,20 +115,20 @@ class Zskd:
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize one batch of Data Impressions: (batch_size, C, H, W)."""
-        settings, teacher = self.settings, self.teacher
-        targets = self.draw_targets(settings.batch_size)
+        config, teacher = self.config, self.teacher
+        targets = self.draw_targets(config.batch_size)
 
         def objective(images: Tensor) -> Tensor:
-            loss = soft_cross_entropy(teacher(images), targets, settings.temperature)
+            loss = soft_cross_entropy(teacher(images), targets, config.temperature)
             # the sum over the batch: an image's steps must not depend on how many go beside it
             return loss * len(images)
 
         images = optimize_pixels(
-            start_images(targets.argmax(1), teacher, settings.start, settings.drawing, self.rng),
+            start_images(targets.argmax(1), teacher, config.start, config.shapes, self.rng),
             objective,
             spec=teacher.spec,
-            steps=settings.steps,
-            lr=settings.lr,
+            steps=config.steps,
+            lr=config.lr,
         )
         return answered(teacher, images)
 

@@ -15,19 +15,19 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from dreamstill.config import above, at_least, settings_class
+from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch, answered
-from dreamstill.errors import SettingsError
+from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.hooks import eval_mode
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
 
-__all__ = ["Zskt", "ZsktSettings"]
+__all__ = ["Zskt", "ZsktConfig"]
 
 
-@settings_class
-class ZsktSettings:
+@config_class
+class ZsktConfig:
     """Settings of ZSKT; the defaults are the paper's."""
 
     batch_size: int = 128
@@ -63,32 +63,32 @@ class Zskt:
     warm_up: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ("gradient",)
 
-    def __init__(self, teacher: Teacher, settings: ZsktSettings, *, rng: torch.Generator) -> None:
-        self.teacher, self.settings = teacher, settings
-        self.batch_size, self.repeat = settings.batch_size, settings.student_steps
+    def __init__(self, teacher: Teacher, config: ZsktConfig, *, rng: torch.Generator) -> None:
+        self.teacher, self.config = teacher, config
+        self.batch_size, self.repeat = config.batch_size, config.student_steps
         self.generator = LatentGenerator(
-            teacher, settings.latent, settings.widths, settings.lr, rng, bounded=False
+            teacher, config.latent, config.widths, config.lr, rng, bounded=False
         )
-        self.cosine_batches = settings.cosine_batches or 0
+        self.cosine_batches = config.cosine_batches or 0
         self.batches = 0
 
     def anneal_over(self, batches: int) -> None:
         """Let the generator's learning rate fall to 0 over so many batches."""
-        if self.settings.cosine_batches is None:
+        if self.config.cosine_batches is None:
             self.cosine_batches = batches
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W) of the z that the generator just learned on."""
         if student is None:
-            raise SettingsError("zskt plays against a student: hand one to next_batch")
-        settings, generator = self.settings, self.generator
+            raise ConfigError("zskt plays against a student: hand one to next_batch")
+        config, generator = self.config, self.generator
         self._anneal()
-        z = generator.draw(settings.batch_size)
+        z = generator.draw(config.batch_size)
         images = generator.images(z)
         with eval_mode(student):
             rival = self.teacher.run(student, images)
         kl = kl_divergence(rival, self.teacher(images)) / self.teacher.num_classes
-        generator.step(-kl, clip=settings.clip)
+        generator.step(-kl, clip=config.clip)
         self.batches += 1
         with torch.no_grad():
             return answered(self.teacher, generator.images(z))
@@ -96,7 +96,7 @@ class Zskt:
     def _anneal(self) -> None:
         if self.cosine_batches:
             share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.batches / self.cosine_batches)))
-            self.generator.optimizer.param_groups[0]["lr"] = self.settings.lr * share
+            self.generator.optimizer.param_groups[0]["lr"] = self.config.lr * share
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, optimizer and how far it is."""
