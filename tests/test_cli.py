@@ -97,7 +97,7 @@ def test_a_users_own_network_from_file_to_device(
 
     run = tmp_path / "run"
     settings = tmp_path / "settings.toml"
-    settings.write_text("[distill]\nsteps = 999\nheld_out = 64\npool = 100\n")
+    settings.write_text("[distill]\nsteps = 999\nnum_validation = 64\nbuffer_size = 100\n")
     arguments = ["--student", "own_network:small", "--out", str(run), "--config", str(settings)]
     arguments += ["--distill.steps", "30", "--synthesis.batch_size", "32"]
     assert cli.main(["distill", *options, *arguments]) == 0

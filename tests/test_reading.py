@@ -418,7 +418,7 @@ def test_a_settings_file_may_hold_every_option_and_flags_win(
             "--synthesis.batch_size=8",
             "synthesis must be a table of settings; got 3",
         ),
-        ("[synthesis]\ndrawing = 3\n", "--synthesis.shapes.cells=4", "drawing must be a table"),
+        ("[synthesis]\nshapes = 3\n", "--synthesis.shapes.cells=4", "shapes must be a table"),
         ("teacher = 'x'\n", "--teacher.num_classes=4", "teacher must be a table of settings"),
         ("imagse = 'x'\n", "--seed=3", "unknown setting settings.imagse"),
     ],

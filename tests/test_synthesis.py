@@ -212,7 +212,7 @@ def test_empty_slots_of_a_memory_are_not_saved() -> None:
 
 
 def test_a_drawing_needs_a_structured_start() -> None:
-    with pytest.raises(ConfigError, match=r"drawing .* has no effect with start uniform"):
+    with pytest.raises(ConfigError, match=r"shapes .* has no effect with start uniform"):
         ZskdConfig(shapes=CLOTHES)
     with pytest.raises(ConfigError, match=r"prior 9\.0 has no effect with scheme bns"):
         KnowledgeWithinConfig(scheme=Scheme.BNS, prior=9.0)
