@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamstill.cli import main as cli
+from dreamstill.compression.config import PackConfig
 from dreamstill.compression.deep_compression.file_format import load_packed, save_packed
-from dreamstill.compression.deep_compression.pack import PackConfig, pack
+from dreamstill.compression.deep_compression.pack import pack
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.exporters.formats import load_exported
@@ -148,7 +149,7 @@ def make_good(folder: Path, *, exports: bool = True) -> Good:
     if exports:
         command("export", str(folder / "run"))
         command("quantize", *good.options, *images, "--out", str(folder / "chain"))
-        new = ["--new", str(folder / "new.npz"), *images, "--continual.steps", "2"]
+        new = ["--new", str(folder / "new.npz"), *images, "--learn_classes.steps", "2"]
         command("continual", *good.options, *new, "--out", str(folder / "continual"))
     config = PackConfig(rounds=1, finetune=DistillConfig(steps=1, num_validation=8))
     packed = pack(good.teacher, torch.from_numpy(x), config, rng=torch.Generator())
@@ -164,7 +165,7 @@ def file_cases(good: Good) -> Iterator[Case]:
         for wrong, put in (NODES | junk()).items():
             if wrong == "folder" and place.startswith("images"):
                 continue  # an empty folder, which has its own cases
-            if wrong == "no bytes" and place in ("settings", "chain", "TOML card"):
+            if wrong == "no bytes" and place in ("settings", "compress", "TOML card"):
                 continue  # an empty table
             yield Case(f"{wrong} for {place}", partial(_in_place, place, put, run), "damaged_")
 
@@ -212,7 +213,7 @@ def places(good: Good) -> dict[str, Callable[[Path, Path], What]]:
         return ["evaluate", str(good.folder / "run"), "--images", str(path)]
 
     def chain(folder: Path, path: Path) -> What:
-        return ["chain", str(path), "--out", str(folder / "out")]
+        return ["compress", str(path), "--out", str(folder / "out")]
 
     new = ["--new", str(good.folder / "new.npz"), "--images"]
     method = ["--method", "metadata", "--synthesis.file"]
@@ -308,7 +309,7 @@ def record_cases(good: Good) -> Iterator[Case]:
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, "run", name, put, verb)
                 yield Case(f"{verb}: {wrong} for {name}", prepare, name)
-    for folder in (name for name in ("chain", "continual") if (good.folder / name).is_dir()):
+    for folder in (name for name in ("compress", "continual") if (good.folder / name).is_dir()):
         for name in ("config.json", "summary.json"):
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, folder, name, put, "report")

@@ -45,8 +45,9 @@ from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import DreamstillError
 from dreamstill.exporters.formats import load_exported
 from dreamstill.loaders.card import read_card
+from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.state_dict import load_module
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.synthesis.activation_statistics import load_metadata
 
 LONGEST, SECONDS, PROCESSES = 400, 10.0, 10

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.bad_cases import CARD, FACTORY, Case, Good, Put, What, net
-from dreamstill.continual.learning import ContinualConfig
+from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.loaders.teacher_file import TeacherFile
+from dreamstill.loaders.config import TeacherFile
 from dreamstill.pipelines.stages import STAGES
 from dreamstill.synthesis.registry import METHODS
 
@@ -46,7 +46,7 @@ def number_cases(good: Good) -> Iterator[Case]:
     commands: list[tuple[str, str, type]] = [
         *((f"synthesize --method {name}", "synthesis", m.config) for name, m in METHODS.items()),
         ("distill --student " + FACTORY, "distill", DistillConfig),
-        ("continual --new x.npz", "continual", ContinualConfig),
+        ("continual --new x.npz", "continual", LearnClassesConfig),
         *((task, task, kind) for task, (kind, _) in STAGES.items() if task != "distill"),
     ]
     for command, table, kind in commands:
@@ -106,10 +106,10 @@ def path_cases(good: Good) -> Iterator[Case]:
         "weights": ["inspect", "--teacher.weights", "{path}"],
         "card": ["inspect", *of, "--teacher.card", "{path}"],
         "settings": ["synthesize", *of, *out, "--config", "{path}"],
-        "chain": ["chain", "{path}", *out],
+        "chain": ["compress", "{path}", *out],
         "images": ["quantize", *of, *out, "--images", "{path}"],
         "real": ["merge", *of, *out, *images, "--real", "{path}"],
-        "new": ["continual", *of, *out, *images, "--new", "{path}"],
+        "new": ["learn_classes", *of, *out, *images, "--new", "{path}"],
         "resume": ["distill", "--resume", "{path}"],
         "report": ["report", "{path}"],
         "export": ["export", "{path}"],
@@ -118,7 +118,7 @@ def path_cases(good: Good) -> Iterator[Case]:
         "out of synthesize": ["synthesize", *of, "--num-images", "9", "--out", "{path}"],
         "out of distill": ["distill", *of, "--student", FACTORY, "--out", "{path}"],
         "out of a task": ["quantize", *of, *images, "--out", "{path}"],
-        "out of continual": ["continual", *of, *new, "--out", "{path}"],
+        "out of continual": ["learn_classes", *of, *new, "--out", "{path}"],
         "out of metadata": ["metadata", *of, *images, "--out", "{path}"],
     }
     for place, command in commands.items():
@@ -198,7 +198,7 @@ def _toml_case(good: Good, text: str, says: str) -> Case:
 def _chain(good: Good, text: str, folder: Path) -> What:
     path = folder / "damaged.toml"
     path.write_text(text + f"\n[teacher]\nweights = {str(good.folder / 'teacher.safetensors')!r}\n")
-    return ["chain", str(path), *([] if "out =" in text else ["--out", str(folder / "out")])]
+    return ["compress", str(path), *([] if "out =" in text else ["--out", str(folder / "out")])]
 
 
 WRONG: dict[str, tuple[object, ...]] = {

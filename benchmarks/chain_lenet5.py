@@ -19,8 +19,10 @@ from benchmarks.compress import source_images
 from benchmarks.protocol import made_rows, mean_and_std
 from dreamstill.files.reading import read_toml
 from dreamstill.files.writing import save_arrays
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 
@@ -75,7 +77,7 @@ def run(source: str, data: Path, seed: int) -> list[dict[str, Any]]:
             num = plain.pop("num_images")
             save_arrays(images, x=source_images(source, teacher, data, num, seed).numpy())
             plain["images"] = str(images)
-        made = run_chain(Path(folder) / "run", read_chain(plain), real=data)
+        made = run_compression(Path(folder) / "run", read_job(CompressJob, plain), real=data)
     return [made["teacher"] | {"task": "teacher"}, *made["stages"]]
 
 

@@ -29,16 +29,22 @@ from dreamstill.config import to_plain
 from dreamstill.data.images import load_images
 from dreamstill.evaluation import accuracy, answers
 from dreamstill.exporters.formats import RUNTIMES, export, load_exported
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.profiling import measure_latency, measure_size
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinConfig, Scheme
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.random_shapes import CLOTHES, RandomShapes
+from dreamstill.synthesis.config import (
+    CLOTHES,
+    KnowledgeWithinConfig,
+    NoiseConfig,
+    RandomShapes,
+    Scheme,
+    StructuredNoiseConfig,
+)
 from dreamstill.teacher import Teacher
 
 DATA = {
@@ -171,7 +177,7 @@ def run(
         "seed": seed,
     }
     with tempfile.TemporaryDirectory() as folder:
-        summary = run_chain(Path(folder) / "run", read_chain(plain), real=data)
+        summary = run_compression(Path(folder) / "run", read_job(CompressJob, plain), real=data)
     record = summary["stages"][0]
     latency = {}
     if "latency_ms" in record:  # of simulated quantization there is none

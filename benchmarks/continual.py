@@ -31,7 +31,8 @@ from benchmarks.compress import synthesizers
 from benchmarks.protocol import made_rows, mean_and_std
 from benchmarks.resnets import SPEC, THINGS
 from dreamstill.config import to_plain
-from dreamstill.continual.learning import ContinualConfig, Recipe, average_and_forgetting, learn
+from dreamstill.continual.config import LearnClassesConfig, Recipe
+from dreamstill.continual.learning import average_and_forgetting, learn
 from dreamstill.data.images import load_images
 from dreamstill.evaluation import accuracy, predict
 from dreamstill.input_spec import InputSpec
@@ -41,10 +42,7 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
-from dreamstill.synthesis.methods.abd import AbdConfig
-from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
-from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.synthesis.random_shapes import CLOTHES, RandomShapes
+from dreamstill.synthesis.config import CLOTHES, AbdConfig, DeepInversionConfig, RandomShapes, Start
 from dreamstill.teacher import Teacher, open_teacher
 
 SPECS = {
@@ -53,7 +51,7 @@ SPECS = {
     "cifar10": SPEC,
 }
 DRAWINGS = {"mnist": RandomShapes(), "fashion_mnist": CLOTHES, "cifar10": THINGS}
-SETTINGS = ContinualConfig(steps=600, batch_size=64, lr=1e-3)
+SETTINGS = LearnClassesConfig(steps=600, batch_size=64, lr=1e-3)
 NUM_DREAMS = 6000
 ROWS = {
     "inversion": (Recipe.INVERSION, "ours"),

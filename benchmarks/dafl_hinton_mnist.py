@@ -10,10 +10,10 @@ of 5,000 training images, in place of 69.
 from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig
+from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.methods.dafl import MNIST
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 
 SCHEDULE = DistillConfig(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.1, rotate=15, scale=0.15, noise=0.2, mix=True)

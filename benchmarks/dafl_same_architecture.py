@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks import dafl_ablation
 from benchmarks.protocol import Row, main
 from benchmarks.studies import SCHEDULE, study
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import StructuredNoiseConfig
 
 DAFL = Row(method="dafl", synthesis=dafl_ablation.SETTINGS, distill=dafl_ablation.TRAINING)
 MINED = StructuredNoiseConfig(batch_size=SCHEDULE.batch_size, oversample=3, mine=True)

@@ -31,15 +31,17 @@ import torch
 from safetensors.numpy import load_file
 
 import dreamstill
-from dreamstill.continual.learning import ContinualConfig
+from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import DreamstillError
 from dreamstill.files.writing import write_json
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.pipelines.chain import read_chain, run_chain
-from dreamstill.pipelines.continual import ContinualJob, learn_classes
-from dreamstill.pipelines.distill import Job, distill
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, DistillJob, LearnClassesJob, read_job
+from dreamstill.pipelines.distill import distill
+from dreamstill.pipelines.learn_classes import learn_classes
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import synthesize
@@ -103,7 +105,7 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
     teacher = TeacherFile(weights=str(weights))
     found: dict[str, Case] = {}
     for method in METHODS:
-        job = Job(
+        job = DistillJob(
             teacher=teacher,
             student="dreamstill.nn.lenet:lenet5_half_bn",
             method=method,
@@ -121,16 +123,18 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
                 arrays_of,
             )
     plain = {"teacher": {"weights": str(weights)}, "num_images": 128, "stage": STAGE_TABLES}
-    chain = read_chain(plain | {"synthesis": {"batch_size": 16}})
-    found["chain"] = Case(lambda at, resume: run_chain(at, chain, resume=resume), stages_of)
-    learning = ContinualJob(
+    chain = read_job(CompressJob, plain | {"synthesis": {"batch_size": 16}})
+    found["compress"] = Case(
+        lambda at, resume: run_compression(at, chain, resume=resume), stages_of
+    )
+    learning = LearnClassesJob(
         teacher=teacher,
         new=str(folder / "new.npz"),
         num_images=128,
         synthesis=small("structured_noise"),
-        continual=ContinualConfig(steps=40, batch_size=16),
+        continual=LearnClassesConfig(steps=40, batch_size=16),
     )
-    found["continual"] = Case(
+    found["learn_classes"] = Case(
         lambda at, resume: learn_classes(at, learning, resume=resume),
         lambda at: tensors_of(at / "network.safetensors") | arrays_of(at),
     )
@@ -317,7 +321,7 @@ def main() -> None:
                 continue
             folder = Path(temporary) / name
             folder.mkdir()
-            kills = args.kills * (2 if name in ("chain", "continual") else 1)
+            kills = args.kills * (2 if name in ("compress", "continual") else 1)
             rows[name] = row_of(name, case, folder, rng, kills)
             print(name, rows[name], flush=True)
             shutil.rmtree(folder)

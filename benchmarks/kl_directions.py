@@ -24,12 +24,13 @@ from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.distillation.finetune import finetune
 from dreamstill.evaluation import accuracy, agreement, predict
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.losses import logits as losses
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
 
 NAMES = {

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.protocol import mean_and_std, training_images
-from dreamstill.compression.merge import MergeConfig, merge
+from dreamstill.compression.config import MergeConfig
+from dreamstill.compression.merge import merge
 from dreamstill.data.images import load_images
 from dreamstill.evaluation import accuracy, predict
 from dreamstill.input_spec import InputSpec
@@ -29,8 +30,7 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import NoiseConfig, StructuredNoiseConfig
 from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.1306,), std=(0.3081,))

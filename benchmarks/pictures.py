@@ -25,7 +25,8 @@ from benchmarks.reference_mnist import BENCHMARK as MNIST
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.evaluation import predict
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.report.figures import class_rows

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dreamstill.config import Precision
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.data.stored_images import StoredImages
 from dreamstill.distillation.config import DistillConfig
@@ -27,8 +28,9 @@ from dreamstill.nn.resnet_cifar import resnet20, resnet56
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
-from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
-from dreamstill.teacher import Precision, open_teacher
+from dreamstill.synthesis.config import RandomShapes
+from dreamstill.synthesis.random_shapes import structured_images
+from dreamstill.teacher import open_teacher
 
 PAIRS = {
     "LeNet-5-BN to its half": (lenet5_bn, "dreamstill.nn.lenet:lenet5_half_bn", (1, 28, 28)),

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dreamstill.config import to_plain
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.config import Precision, to_plain
+from dreamstill.data.config import Augmentation
 from dreamstill.data.images import load_images
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.data.stored_images import StoredImages
@@ -32,15 +32,15 @@ from dreamstill.distillation.trainer import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.evaluation import accuracy, agreement, predict
 from dreamstill.input_spec import InputSpec
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import NoiseConfig, StructuredNoiseConfig
 from dreamstill.synthesis.registry import Synthesizer, open_synthesizer
-from dreamstill.teacher import Precision, Teacher
+from dreamstill.teacher import Teacher
 
 __all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "mean_and_std", "training_images"]
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
-from dreamstill.compression.prune import PruneConfig, prune
-from dreamstill.config import to_plain
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.compression.config import PruneConfig
+from dreamstill.compression.prune import prune
+from dreamstill.config import Precision, to_plain
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.evaluation import predict
-from dreamstill.teacher import Precision
 
 TUNE = DistillConfig(
     steps=400,

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.resnets import BY_LOGITS, SPEC, open_study, source_images
-from dreamstill.compression.quantization.quantize import (
-    QuantizeConfig,
-    quantize,
-    quantize_without_inputs,
-)
+from dreamstill.compression.config import QuantizeConfig
+from dreamstill.compression.quantization.quantize import quantize, quantize_without_inputs
 from dreamstill.config import to_plain
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.evaluation import predict
 

@@ -21,21 +21,24 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.synthesis.activation_statistics import Kind
-from dreamstill.synthesis.methods.abd import AbdConfig
-from dreamstill.synthesis.methods.dafl import DaflConfig
-from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
-from dreamstill.synthesis.methods.dfad import DfadConfig
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinConfig, Scheme
-from dreamstill.synthesis.methods.metadata import MetadataConfig
-from dreamstill.synthesis.methods.rdskd import RdskdConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import ZskdConfig
-from dreamstill.synthesis.methods.zskt import ZsktConfig
-from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.config import (
+    AbdConfig,
+    DaflConfig,
+    DeepInversionConfig,
+    DfadConfig,
+    KnowledgeWithinConfig,
+    MetadataConfig,
+    RandomShapes,
+    RdskdConfig,
+    Scheme,
+    Start,
+    StructuredNoiseConfig,
+    ZskdConfig,
+    ZsktConfig,
+)
 
 __all__ = ["reference"]
 

@@ -16,17 +16,19 @@ from typing import Any
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 from benchmarks.resnets import THINGS
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.config import Precision
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.synthesis.activation_statistics import Kind
+from dreamstill.synthesis.config import (
+    AbdConfig,
+    KnowledgeWithinConfig,
+    MetadataConfig,
+    Start,
+    StructuredNoiseConfig,
+    ZskdConfig,
+)
 from dreamstill.synthesis.methods import dafl, deepinversion, dfad, rdskd, zskt
-from dreamstill.synthesis.methods.abd import AbdConfig
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinConfig
-from dreamstill.synthesis.methods.metadata import MetadataConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import ZskdConfig
-from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.teacher import Precision
 
 SCHEDULE = DistillConfig(steps=1000, batch_size=64, lr=3e-3, validate_every=250, num_validation=512)
 WIDTHS = (32, 16)

@@ -2,7 +2,7 @@
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.random_shapes import CLOTHES
+from dreamstill.synthesis.config import CLOTHES
 
 BENCHMARK = reference(
     "reference_fashion_mnist",

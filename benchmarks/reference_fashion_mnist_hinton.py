@@ -10,7 +10,7 @@ The teacher has 2.4 M parameters and is not in the repository.
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.random_shapes import CLOTHES
+from dreamstill.synthesis.config import CLOTHES
 
 BENCHMARK = reference(
     "reference_fashion_mnist_hinton",

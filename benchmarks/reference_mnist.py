@@ -2,7 +2,7 @@
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.config import RandomShapes
 
 BENCHMARK = reference(
     "reference_mnist",

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from benchmarks.protocol import main
 from benchmarks.reference import reference
-from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.config import RandomShapes
 
 RANDOM = reference(
     "reference_mnist_hinton",

@@ -28,11 +28,14 @@ from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
+from dreamstill.synthesis.config import (
+    SCENES,
+    NoiseConfig,
+    RandomShapes,
+    Start,
+    StructuredNoiseConfig,
+)
 from dreamstill.synthesis.methods.deepinversion import CIFAR10
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.synthesis.random_shapes import SCENES, RandomShapes
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dreamstill.data.images import load_images
 from dreamstill.evaluation import accuracy
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.teacher import Teacher

@@ -1,9 +1,9 @@
 """What the studies of single methods share: LeNet-5 as the teacher on MNIST, 1,500 steps."""
 
 from benchmarks.protocol import Benchmark, Row, floors
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import StructuredNoiseConfig
 
 __all__ = ["SCHEDULE", "SHAKE", "WIDTHS", "study"]
 

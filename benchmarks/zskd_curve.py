@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.protocol import Row, main
 from benchmarks.studies import SCHEDULE, study
-from dreamstill.data.augmentation import Augmentation
-from dreamstill.synthesis.methods.zskd import ZskdConfig
+from dreamstill.data.config import Augmentation
+from dreamstill.synthesis.config import ZskdConfig
 
 SIZES = (500, 1000, 2000, 4000, 8000, 16000)
 IMPRESSIONS = ZskdConfig(rescale_rows=False, steps=60, batch_size=500)

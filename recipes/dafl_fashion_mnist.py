@@ -10,11 +10,10 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig
+from dreamstill.synthesis.config import CLOTHES, StructuredNoiseConfig
 from dreamstill.synthesis.methods.dafl import MNIST
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.random_shapes import CLOTHES
 
 SCHEDULE = DistillConfig(steps=6000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.1, rotate=15, scale=0.15, mix=True)

@@ -8,8 +8,7 @@ it: `clothes` is drawn as clothes are, `clothes, mined` also prefers what the st
 
 from benchmarks.protocol import Benchmark, floors, main
 
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.random_shapes import CLOTHES
+from dreamstill.synthesis.config import CLOTHES, StructuredNoiseConfig
 from recipes import zskd_fashion_mnist
 from recipes.inherit_mnist import SCHEDULE, drawn, inheriting, with_inherited
 

@@ -16,8 +16,7 @@ from dataclasses import replace
 from benchmarks.protocol import Benchmark, Row, floors, main
 
 from dreamstill.distillation.config import DistillConfig, LossName
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.random_shapes import CLOTHES
+from dreamstill.synthesis.config import CLOTHES, StructuredNoiseConfig
 from recipes import dafl_mnist, zskd_mnist
 
 SCHEDULE = DistillConfig(steps=2000, batch_size=64, lr=3e-3, validate_every=500)

@@ -10,12 +10,9 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import ZskdConfig
-from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.synthesis.random_shapes import CLOTHES
+from dreamstill.synthesis.config import CLOTHES, Start, StructuredNoiseConfig, ZskdConfig
 
 SCHEDULE = DistillConfig(steps=6000, batch_size=64, lr=3e-3)
 

@@ -16,11 +16,9 @@ from dataclasses import replace
 
 from benchmarks.protocol import Benchmark, Row, floors, main
 
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.config import Augmentation
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import ZskdConfig
-from dreamstill.synthesis.pixel_optimization import Start
+from dreamstill.synthesis.config import Start, StructuredNoiseConfig, ZskdConfig
 
 SCHEDULE = DistillConfig(steps=8000, batch_size=64, lr=3e-3)
 REPLAY = Augmentation(shift=0.15, rotate=20, scale=0.2, noise=0.2, mix=True)

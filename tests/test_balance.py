@@ -6,11 +6,8 @@ import torch
 
 import toys
 from dreamstill.synthesis.class_balance import ClassMemory
-from dreamstill.synthesis.methods.structured_noise import (
-    StructuredNoise,
-    StructuredNoiseConfig,
-    hardest_first,
-)
+from dreamstill.synthesis.config import StructuredNoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise, hardest_first
 from dreamstill.synthesis.registry import Batch
 
 

@@ -16,8 +16,8 @@ from benchmarks.table import NOTES, lines_of, mean_and_spread, page, plain_lines
 
 from dreamstill.config import from_plain, to_plain
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.synthesis.random_shapes import RandomShapes
-from dreamstill.synthesis.registry import method_config, student_config
+from dreamstill.synthesis.config import RandomShapes
+from dreamstill.synthesis.presets import method_config, student_config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*_*mnist.py"))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import toys
 from dreamstill.cli import main as cli
-from dreamstill.cli.terminal import print_chain
+from dreamstill.cli.terminal import print_compression
 from dreamstill.compression.deep_compression.file_format import load_packed
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
 from dreamstill.config import to_plain
@@ -26,12 +26,11 @@ from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.factory import build
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.seeded import seeded
-from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.stages import STAGES
 from dreamstill.report.chain import largest, layer_figures, write_chain_report
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import ZskdConfig
-from dreamstill.synthesis.random_shapes import CLOTHES
+from dreamstill.synthesis.config import CLOTHES, StructuredNoiseConfig, ZskdConfig
 
 TUNE = {"steps": 4, "batch_size": 16, "num_validation": 8, "validate_every": 4}
 STAGE_TABLES: list[dict[str, Any]] = [
@@ -56,18 +55,20 @@ def test_what_a_later_link_lacks_is_said_before_any_image_is_made(
 ) -> None:
     by_scale = {"task": "prune", "importance": "batch-norm"}
     with pytest.raises(ConfigError, match="batch-norm cannot follow merge"):
-        read_chain(plain | {"stage": [{"task": "merge", "remove": 0.1}, by_scale]})
+        read_job(CompressJob, plain | {"stage": [{"task": "merge", "remove": 0.1}, by_scale]})
     weights = tmp_path / "lenet5.safetensors"
     save_file(build("dreamstill.nn.lenet:lenet5").state_dict(), weights)
     spec = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]}
     lenet = {"weights": str(weights), "factory": "dreamstill.nn.lenet:lenet5"} | spec
     stages = [{"task": "factorize"}, by_scale]
     with pytest.raises(ConfigError, match=r"LeNet5 has none: take magnitude or taylor"):
-        run_chain(tmp_path / "run", read_chain(plain | {"teacher": lenet, "stage": stages}))
+        run_compression(
+            tmp_path / "run", read_job(CompressJob, plain | {"teacher": lenet, "stage": stages})
+        )
     assert not (tmp_path / "run").exists()
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ConfigError, match=r"pip install 'dreamstill\[prune\]'"):
-        read_chain(plain)
+        read_job(CompressJob, plain)
 
 
 def test_from_a_teacher_to_an_int8_and_a_packed_file(
@@ -77,7 +78,7 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
     rng = np.random.default_rng(0)
     np.savez(real, x=rng.integers(0, 256, (40, 1, 8, 8), np.uint8), y=np.arange(40) % 4)
     folder = tmp_path / "run"
-    summary = run_chain(folder, read_chain(plain), real=real)
+    summary = run_compression(folder, read_job(CompressJob, plain), real=real)
     assert [stage["task"] for stage in summary["stages"]] == ["prune", "int8", "pack"]
     assert all(0 <= stage["accuracy"] <= 1 for stage in summary["stages"])
     assert summary["stages"][0]["macs"] <= 0.7 * summary["teacher"]["macs"]
@@ -97,7 +98,7 @@ def test_from_a_teacher_to_a_student_pruned_quantized_and_packed(
     distill = {"task": "distill", "student": "toys:student", "training": TUNE}
     quantize = {"task": "quantize", "weight_bits": 4, "finetune": TUNE}
     chain = plain | {"stage": [distill, STAGE_TABLES[0], quantize, STAGE_TABLES[2]]}
-    summary = run_chain(tmp_path / "run", read_chain(chain))
+    summary = run_compression(tmp_path / "run", read_job(CompressJob, chain))
     student, pruned, quantized, packed = summary["stages"]
     assert summary["teacher"]["macs"] > student["macs"] > pruned["macs"] == quantized["macs"]
     assert pruned["bytes"] < student["bytes"] < summary["teacher"]["bytes"]
@@ -114,7 +115,7 @@ def test_the_page_shows_what_each_link_did_to_the_layers(
         {"task": "factorize"},
         {"task": "quantize", "weight_bits": 3},
     ]
-    run_chain(tmp_path / "run", read_chain(plain))
+    run_compression(tmp_path / "run", read_job(CompressJob, plain))
     page = write_chain_report(tmp_path / "run").read_text()
     titles = ("channels and neurons kept", "bits of weights", "values of the weights")
     for title in (*titles, "range of what enters, seen (grey) and kept", "values that enter"):
@@ -134,7 +135,7 @@ def test_a_page_of_merging_shows_the_curve_of_linear_layers(
         **{"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]},
     }
     merge = {"task": "merge", "layers": ["classifier.0" if linear else "features.0"]}
-    run_chain(tmp_path / "run", read_chain(plain | {"stage": [merge]}))
+    run_compression(tmp_path / "run", read_job(CompressJob, plain | {"stage": [merge]}))
     page = write_chain_report(tmp_path / "run").read_text()
     assert "1. merge: neurons kept" in page
     assert ("1. merge: what each removal costs" in page) is linear
@@ -142,12 +143,14 @@ def test_a_page_of_merging_shows_the_curve_of_linear_layers(
 
 def test_none_is_a_word_in_a_file_too(plain: dict[str, object]) -> None:
     plain["stage"] = [{"task": "quantize", "first_last_bits": "none"}]
-    assert read_chain(plain).stages[0].config.first_last_bits is None
+    assert read_job(CompressJob, plain).stages[0].config.first_last_bits is None
 
 
 def test_a_quantized_network_goes_on_to_its_files(plain: dict[str, object], tmp_path: Path) -> None:
     tasks = [{"task": "quantize"}, {"task": "int8"}, STAGE_TABLES[-1]]
-    stages = run_chain(tmp_path / "run", read_chain(plain | {"stage": tasks}))["stages"]
+    stages = run_compression(tmp_path / "run", read_job(CompressJob, plain | {"stage": tasks}))[
+        "stages"
+    ]
     assert [stage["task"] for stage in stages] == ["quantize", "int8", "pack"]
     assert min(stage["agreement"] for stage in stages[:2]) > 0.9
     graph = onnx.load(stages[1]["files"][0]["path"]).graph  # the runtime quantizes, not the graph
@@ -211,8 +214,8 @@ def test_a_page_says_which_layers_it_leaves_out() -> None:
 def test_a_chain_resumes_after_its_last_finished_link(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chain = read_chain(plain)
-    wanted = run_chain(tmp_path / "whole", chain)
+    chain = read_job(CompressJob, plain)
+    wanted = run_compression(tmp_path / "whole", chain)
     done: list[str] = []
 
     def counting(task: str):  # type: ignore[no-untyped-def]
@@ -227,10 +230,10 @@ def test_a_chain_resumes_after_its_last_finished_link(
         return kind, counted
 
     counted = {task: counting(task) for task in STAGES}
-    monkeypatch.setattr("dreamstill.pipelines.chain.STAGES", counted)
+    monkeypatch.setattr("dreamstill.pipelines.compress.STAGES", counted)
     with pytest.raises(KeyboardInterrupt):
-        run_chain(tmp_path / "cut", chain)
-    result = run_chain(tmp_path / "cut", chain, resume=True)
+        run_compression(tmp_path / "cut", chain)
+    result = run_compression(tmp_path / "cut", chain, resume=True)
     assert done == ["prune", "int8", "pack", "pack"]
     packed = [Path(s["stages"][2]["files"][0]["path"]).read_bytes() for s in (wanted, result)]
     assert packed[0] == packed[1]
@@ -242,38 +245,42 @@ def test_links_that_are_not_finished_may_be_others_on_resuming(
     impossible = {"task": "factorize", "parameters": 1e-3}
     folder = tmp_path / "run"
     with pytest.raises(ConfigError):
-        run_chain(folder, read_chain(plain | {"stage": [STAGE_TABLES[0], impossible]}))
+        run_compression(
+            folder, read_job(CompressJob, plain | {"stage": [STAGE_TABLES[0], impossible]})
+        )
     pruned = (folder / "stages" / "1-prune.pt").read_bytes()
     corrected = [STAGE_TABLES[0], STAGE_TABLES[2]]
-    run_chain(folder, read_chain(plain | {"stage": corrected}), resume=True)
-    longer = read_chain(plain | {"stage": [*corrected, STAGE_TABLES[1]]})
-    summary = run_chain(folder, longer, resume=True)
+    run_compression(folder, read_job(CompressJob, plain | {"stage": corrected}), resume=True)
+    longer = read_job(CompressJob, plain | {"stage": [*corrected, STAGE_TABLES[1]]})
+    summary = run_compression(folder, longer, resume=True)
     assert [stage["task"] for stage in summary["stages"]] == ["prune", "pack", "int8"]
     assert (folder / "stages" / "1-prune.pt").read_bytes() == pruned
     assert json.loads((folder / "config.json").read_text()) == to_plain(longer)
     with pytest.raises(RunError, match="started with another stages"):
-        run_chain(folder, read_chain(plain | {"stage": STAGE_TABLES[:1]}), resume=True)
+        run_compression(
+            folder, read_job(CompressJob, plain | {"stage": STAGE_TABLES[:1]}), resume=True
+        )
     other = [STAGE_TABLES[0] | {"keep": 0.6}, *corrected[1:]]
     with pytest.raises(RunError, match="started with another stages"):
-        run_chain(folder, read_chain(plain | {"stage": other}), resume=True)
+        run_compression(folder, read_job(CompressJob, plain | {"stage": other}), resume=True)
 
 
 def test_a_folder_is_of_one_chain(plain: dict[str, object], tmp_path: Path) -> None:
     plain["stage"] = STAGE_TABLES[:1]
     folder = tmp_path / "run"
-    run_chain(folder, read_chain(plain))
+    run_compression(folder, read_job(CompressJob, plain))
     again = r"started with another num_images; .* used again: --images .*images\.npz"
     with pytest.raises(RunError, match=again):
-        run_chain(folder, read_chain(plain | {"num_images": 65}), resume=True)
+        run_compression(folder, read_job(CompressJob, plain | {"num_images": 65}), resume=True)
     with pytest.raises(RunError, match="is not empty"):
-        run_chain(folder, read_chain(plain))
+        run_compression(folder, read_job(CompressJob, plain))
 
 
 def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
     plain: dict[str, object],
 ) -> None:
     plain["stage"] = [{"task": "prune", "finetune": {"steps": 7}}]
-    (stage,) = read_chain(plain).stages
+    (stage,) = read_job(CompressJob, plain).stages
     default = stage.config.__class__().finetune
     assert stage.config.finetune == replace(default, steps=7)
 
@@ -319,7 +326,7 @@ def test_wrong_chains_are_named(
     plain: dict[str, object], changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_chain(plain | changes)
+        read_job(CompressJob, plain | changes)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +371,7 @@ def test_a_task_takes_a_method_with_its_settings(plain: dict[str, object], tmp_p
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == "zskd"
     assert config["synthesis"] == to_plain(ZskdConfig(steps=2))
-    chain = read_chain(plain | {"preset": "clothes", "synthesis": {"oversample": 2}})
+    chain = read_job(CompressJob, plain | {"preset": "clothes", "synthesis": {"oversample": 2}})
     assert chain.synthesis == StructuredNoiseConfig(shapes=CLOTHES, oversample=2)
 
 
@@ -391,9 +398,9 @@ def test_new_classes_by_command(
     np.savez(tmp_path / "new.npz", x=x, y=4 + np.arange(40) % 2)
     np.savez(tmp_path / "real.npz", x=x, y=np.arange(40) % 6)
     out = tmp_path / "run"
-    arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+    arguments = ["learn_classes", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
     arguments += ["--new", str(tmp_path / "new.npz"), "--num-images", "64", "--json"]
-    arguments += ["--continual.steps", "3", "--out", str(out)]
+    arguments += ["--learn_classes.steps", "3", "--out", str(out)]
     assert cli.main([*arguments, "--real", str(tmp_path / "real.npz")]) == 0
     summary = json.loads(capsys.readouterr().out)
     images = (out / "images.npz").stat().st_mtime_ns
@@ -428,7 +435,7 @@ def test_a_mistake_in_learning_new_classes_leaves_no_folder(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toys, "small_cnn", lambda: flat)
         np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.full(8, 4))
-        arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+        arguments = ["learn_classes", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
         arguments += ["--new", str(tmp_path / "new.npz"), "--out", str(tmp_path / "run")]
         assert cli.main([*arguments, "--method", "abd"]) == 2
     assert not (tmp_path / "run").exists()
@@ -442,21 +449,21 @@ def test_what_was_learned_is_not_learned_again(
 ) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "new.npz", x=rng.integers(0, 256, (8, 1, 8, 8), np.uint8), y=np.full(8, 4))
-    arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+    arguments = ["learn_classes", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
     arguments += ["--new", str(tmp_path / "new.npz"), "--out", str(tmp_path / "run")]
-    arguments += ["--continual.steps", "3", "--num-images", "64"]
+    arguments += ["--learn_classes.steps", "3", "--num-images", "64"]
 
     def refuse(*_: object) -> None:
         raise ExportError("no such format")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dreamstill.pipelines.continual.export", refuse)
+        patch.setattr("dreamstill.pipelines.learn_classes.export", refuse)
         assert cli.main(arguments) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["not_exported"] == "no such format"
     assert "Not exported: no such format" in (tmp_path / "run" / "report.html").read_text()
     learned = (tmp_path / "run" / "network.safetensors").read_bytes()
-    monkeypatch.setattr("dreamstill.pipelines.continual.learn", refuse)
+    monkeypatch.setattr("dreamstill.pipelines.learn_classes.learn", refuse)
     assert cli.main([*arguments, "--resume"]) == 0
     assert (tmp_path / "run" / "network.safetensors").read_bytes() == learned
     given = torch.randn(3, 1, 8, 8)
@@ -480,8 +487,8 @@ def test_new_classes_from_pictures_become_what_an_archive_of_them_does(
         folder = tmp_path / "new" / ("cat" if y[i] == 4 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(x[i, 0]).save(folder / f"{i:02}.png")
-    arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
-    arguments += ["--continual.steps", "3", "--num-images", "64"]
+    arguments = ["learn_classes", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+    arguments += ["--learn_classes.steps", "3", "--num-images", "64"]
     weights = []
     for new in ("new", "new.npz"):
         out = tmp_path / f"from {new}"
@@ -498,7 +505,7 @@ def test_new_classes_need_a_head_before_any_image_is_made(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toys, "small_cnn", lambda: headless)
         np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.full(8, 4))
-        arguments = ["continual", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
+        arguments = ["learn_classes", "--teacher.weights", str(tmp_path / "teacher.safetensors")]
         arguments += ["--new", str(tmp_path / "new.npz"), "--out", str(tmp_path / "run")]
         assert cli.main(arguments) == 2
     assert "needs a last linear layer" in capsys.readouterr().err
@@ -512,19 +519,19 @@ def test_a_network_that_no_file_can_keep_is_named_at_once(
     network.shrink = lambda x: x[:, :, ::2]  # type: ignore[assignment]
     monkeypatch.setattr(toys, "small_cnn", lambda: network)
     with pytest.raises(TeacherError, match="cannot be kept between stages"):
-        run_chain(tmp_path / "run", read_chain(plain))
+        run_compression(tmp_path / "run", read_job(CompressJob, plain))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_chain_is_measured_where_its_folder_was_moved(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_chain(plain | {"stage": [{"task": "int8"}]})
-    run_chain(tmp_path / "run", chain)
+    chain = read_job(CompressJob, plain | {"stage": [{"task": "int8"}]})
+    run_compression(tmp_path / "run", chain)
     (tmp_path / "run").rename(tmp_path / "moved")
     real = tmp_path / "real.npz"
     np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
-    summary = run_chain(tmp_path / "moved", chain, resume=True, real=real)
+    summary = run_compression(tmp_path / "moved", chain, resume=True, real=real)
     assert 0 <= summary["stages"][0]["accuracy"] <= 1
 
 
@@ -538,7 +545,7 @@ def test_a_mistake_in_the_first_link_leaves_nothing_but_images(
         plain = {k: v for k, v in plain.items() if k != "num_images"} | {"images": str(images)}
     stage = {"task": "prune", "target": "latency", "keep": 1e-5}  # which only measuring can tell
     with pytest.raises(DreamstillError):
-        run_chain(tmp_path / "run", read_chain(plain | {"stage": [stage]}))
+        run_compression(tmp_path / "run", read_job(CompressJob, plain | {"stage": [stage]}))
     assert (tmp_path / "run" / "images.npz").exists() != given
 
 
@@ -546,8 +553,8 @@ def test_an_int8_file_is_compared_with_the_teacher(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
     cut = {"task": "prune", "keep": 0.4, "rounds": 1, "finetune": TUNE | {"steps": 0}}
-    chain = read_chain(plain | {"stage": [cut, {"task": "int8"}]})
-    pruned, int8 = run_chain(tmp_path / "run", chain)["stages"]
+    chain = read_job(CompressJob, plain | {"stage": [cut, {"task": "int8"}]})
+    pruned, int8 = run_compression(tmp_path / "run", chain)["stages"]
     assert pruned["agreement"] < 0.9
     assert int8["agreement"] == pytest.approx(pruned["agreement"], abs=0.1)
 
@@ -555,13 +562,13 @@ def test_an_int8_file_is_compared_with_the_teacher(
 def test_a_chain_says_when_its_teacher_or_images_have_changed(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_chain(plain | {"stage": [{"task": "merge"}]})
-    run_chain(tmp_path / "run", chain)
+    chain = read_job(CompressJob, plain | {"stage": [{"task": "merge"}]})
+    run_compression(tmp_path / "run", chain)
     weights = Path(chain.teacher.weights)
     state = load_file(weights)
     save_file({name: value + 1 for name, value in state.items()}, weights)
     with pytest.raises(RunError, match="was started with another teacher"):
-        run_chain(tmp_path / "run", chain, resume=True)
+        run_compression(tmp_path / "run", chain, resume=True)
 
 
 def test_rows_are_compared_in_one_runtime_and_file_beside_file(
@@ -570,7 +577,7 @@ def test_rows_are_compared_in_one_runtime_and_file_beside_file(
     cut = STAGE_TABLES[0] | {"finetune": TUNE | {"steps": 0}}
     quantize = {"task": "quantize", "weight_bits": 4}
     plain["stage"] = [cut, quantize, {"task": "int8"}, STAGE_TABLES[2]]
-    summary = run_chain(tmp_path / "run", read_chain(plain))
+    summary = run_compression(tmp_path / "run", read_job(CompressJob, plain))
     whole, (pruned, quantized, int8, packed) = summary["teacher"], summary["stages"]
     assert summary["runtime"] == "onnxruntime"
     for record in (whole, pruned, int8, packed):
@@ -584,7 +591,7 @@ def test_rows_are_compared_in_one_runtime_and_file_beside_file(
     assert quantized["smaller"] == whole["weight_bytes"] / quantized["weight_bytes"]
     page = write_chain_report(tmp_path / "run").read_text()
     assert "latency in onnxruntime, ms" in page
-    print_chain(summary, tmp_path / "run")
+    print_compression(summary, tmp_path / "run")
     shown = " ".join(capsys.readouterr().out.split())
     assert "onnxruntime" in shown
     assert "* of the weights: there is no file" in shown
@@ -593,8 +600,8 @@ def test_rows_are_compared_in_one_runtime_and_file_beside_file(
 def test_floats_are_timed_in_the_format_of_the_int8_file(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_chain(plain | {"stage": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
-    summary = run_chain(tmp_path / "run", chain)
+    chain = read_job(CompressJob, plain | {"stage": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
+    summary = run_compression(tmp_path / "run", chain)
     assert summary["runtime"] == "PyTorch's torch.export"
     for record in (summary["teacher"], summary["stages"][0]):
         assert record["latency_ms"]["runtime"] == summary["runtime"]
@@ -615,7 +622,14 @@ def test_a_chain_says_which_classes_no_image_has(
         (["merge", *few], "none of the 64 synthetic images classes 0, 3: nothing here teaches"),
         (["merge", "--images", str(tmp_path / "mine.npz")], "100.0% of the 16 images class"),
         (
-            ["continual", "--new", str(tmp_path / "new.npz"), "--continual.steps", "1", *few],
+            [
+                "learn_classes",
+                "--new",
+                str(tmp_path / "new.npz"),
+                "--learn_classes.steps",
+                "1",
+                *few,
+            ],
             "none of the 64 synthetic images classes 0, 3: nothing here teaches",
         ),
     ):
@@ -633,12 +647,12 @@ def test_a_link_that_was_trained_in_vain_says_so(
     plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain["stage"] = [{"task": "merge", "remove": 0.0, "finetune": TUNE | {"lr": 50.0}}]
-    summary = run_chain(tmp_path / "run", read_chain(plain))
+    summary = run_compression(tmp_path / "run", read_job(CompressJob, plain))
     (text,) = summary["stages"][0]["warnings"]
     assert text.startswith("none of the 4 steps improved on the start, which was kept")
     assert summary["stages"][0]["agreement"] == 1
     assert f"1. merge: {text}" in write_chain_report(tmp_path / "run").read_text()
-    print_chain(summary, tmp_path / "run")
+    print_compression(summary, tmp_path / "run")
     assert f"merge: {text}" in capsys.readouterr().out
 
 
@@ -655,12 +669,12 @@ def test_a_chain_that_cannot_be_exported_keeps_its_summary(
 ) -> None:
     monkeypatch.setattr(toys, "small_cnn", Moody)
     stage = {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE}
-    summary = run_chain(tmp_path / "run", read_chain(plain | {"stage": [stage]}))
+    summary = run_compression(tmp_path / "run", read_job(CompressJob, plain | {"stage": [stage]}))
     assert "cannot export to .onnx" in summary["not_exported"]
     assert summary["runtime"] == "PyTorch"
     for record in (summary["teacher"], *summary["stages"]):
         assert record["latency_ms"]["runtime"] == "PyTorch"
     assert summary["stages"][0]["smaller"] is None  # a file beside weights
     write_chain_report(tmp_path / "run")
-    print_chain(summary, tmp_path / "run")
+    print_compression(summary, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

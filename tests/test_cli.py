@@ -14,18 +14,19 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from dreamstill.cli.arguments import parse
 from safetensors.torch import save_file
 
 import toys
 from dreamstill.cli import main as cli
-from dreamstill.cli.arguments import parse
 from dreamstill.distillation.config import DistillConfig, LossName
-from dreamstill.loaders.teacher_file import TeacherFile
+from dreamstill.loaders.config import TeacherFile
 from dreamstill.pipelines import synthesize as synthesizing
-from dreamstill.pipelines.distill import Job
+from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.synthesize import synthesize
 from dreamstill.progress import Progress
-from dreamstill.synthesis.registry import METHODS, PRESETS
+from dreamstill.synthesis.presets import PRESETS
+from dreamstill.synthesis.registry import METHODS
 
 OWN_NETWORK = """
 import torch
@@ -161,7 +162,7 @@ def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
     assert settings["synthesis"]["lr"] == 1e-3
 
 
-def job_of(*options: str) -> Job:
+def job_of(*options: str) -> DistillJob:
     known = ["--teacher.weights", "net.safetensors", "--student", "toys:student"]
     return cli._job(parse(["distill", *known, *options], cli.COMMANDS))
 
@@ -263,7 +264,7 @@ def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> No
     sizes = {"batch_size": 16, "steps": 3, "generator_steps": 5, "widths": (8, 4), "memory": 40}
     kind = METHODS[method].config
     known = {field.name for field in dataclasses.fields(kind)}
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights=str(teacher)),
         student="none:none",
         method=method,
@@ -380,9 +381,7 @@ def test_unknown_formats_are_met_before_a_file_is_written(
     assert not list(folder.glob("student.onnx"))
 
 
-@pytest.mark.parametrize(
-    "name", ["config", "result", "summary", "student", "replay_buffer/buffer"]
-)
+@pytest.mark.parametrize("name", ["config", "result", "summary", "student", "replay_buffer/buffer"])
 @pytest.mark.parametrize("damage", ["{", "[]"])
 def test_a_damaged_file_of_a_run_is_named(
     name: str, damage: str, teacher: Path, capsys: pytest.CaptureFixture[str]
@@ -628,7 +627,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "images for a recipe that looks at none": (
         lambda t: [
             *("continual", *distill(t)[1:3], "--out", f"{t}.d", "--new", "x.npz"),
-            *("--continual.recipe", "lwf", "--images", "x.npz"),
+            *("--learn_classes.recipe", "lwf", "--images", "x.npz"),
         ],
         "images x.npz has no effect on lwf, which looks at none",
     ),

@@ -15,26 +15,31 @@ from torch import Tensor, nn
 
 import dreamstill
 import toys
+from dreamstill.compression.config import (
+    FactorizeConfig,
+    Importance,
+    MergeConfig,
+    PackConfig,
+    PruneConfig,
+    QuantizeConfig,
+    Target,
+)
 from dreamstill.compression.deep_compression.file_format import (
     from_gaps,
     gaps_of,
     load_packed,
     save_packed,
 )
-from dreamstill.compression.deep_compression.pack import PackConfig, codebook_of, lamp_masks, pack
-from dreamstill.compression.factorization.factorize import FactorizeConfig, factorize
+from dreamstill.compression.deep_compression.pack import codebook_of, lamp_masks, pack
+from dreamstill.compression.factorization.factorize import factorize
 from dreamstill.compression.factorization.factors import (
     modes_by_responses,
     modes_of,
     split_convolution,
 )
-from dreamstill.compression.merge import MergeConfig, filter_partners, merge, merge_order
-from dreamstill.compression.prune import Importance, PruneConfig, Target, importance_of, prune
-from dreamstill.compression.quantization.quantize import (
-    QuantizeConfig,
-    quantize,
-    quantize_without_inputs,
-)
+from dreamstill.compression.merge import filter_partners, merge, merge_order
+from dreamstill.compression.prune import importance_of, prune
+from dreamstill.compression.quantization.quantize import quantize, quantize_without_inputs
 from dreamstill.data.batch import Batch
 from dreamstill.data.images import load_images
 from dreamstill.data.replay_buffer import ReplayBuffer
@@ -46,7 +51,8 @@ from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.layer_pairs import pairs
 from dreamstill.graph.tracing import trace
 from dreamstill.input_spec import InputSpec
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.lenet import lenet5, lenet5_bn
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.resnet_cifar import resnet20

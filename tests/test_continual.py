@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import toys
+from dreamstill.continual.config import LearnClassesConfig, Recipe
 from dreamstill.continual.learning import (
-    ContinualConfig,
-    Recipe,
     _abd_loss,
     _class_weights,
     _feature_distillation,
@@ -57,7 +56,7 @@ def accuracy(network: Teacher, classes: Tensor) -> float:
 
 @pytest.mark.parametrize("recipe", Recipe)
 def test_new_classes_are_learned_and_old_ones_kept_by_dreams(recipe: Recipe, old: Teacher) -> None:
-    config = ContinualConfig(recipe=recipe, steps=150, batch_size=32, lr=5e-3)
+    config = LearnClassesConfig(recipe=recipe, steps=150, batch_size=32, lr=5e-3)
     new = 3 + torch.arange(200) % 2
     before = old.fingerprint
     dreams = bars(torch.arange(300) % 3)
@@ -76,7 +75,7 @@ def trained(old: Teacher, **config: object) -> Teacher:
     new = 3 + torch.arange(200) % 2
     given: dict[str, object] = {"steps": 100, "batch_size": 32, "lr": 5e-3}
     dreams = bars(torch.arange(300) % 3)
-    made = ContinualConfig(**given | config)  # type: ignore[arg-type]
+    made = LearnClassesConfig(**given | config)  # type: ignore[arg-type]
     return learn(old, dreams, bars(new), new, made, rng=rng())
 
 
@@ -145,7 +144,7 @@ def test_growing_keeps_the_old_answers(old: Teacher) -> None:
 
 def test_wrong_data_is_named(old: Teacher) -> None:
     new = 3 + torch.arange(20) % 2
-    config = ContinualConfig(steps=1)
+    config = LearnClassesConfig(steps=1)
     with pytest.raises(DataError, match="labels of new classes must be 3 or more; got 2"):
         learn(old, bars(new), bars(new), new - 1, config, rng=rng())
     with pytest.raises(DataError, match="needs synthetic images of the old classes; got 0"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import toys
+from dreamstill.config import Precision
 from dreamstill.errors import ConfigError, NonFiniteError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.losses.diversity import sample_diversity
@@ -21,13 +22,17 @@ from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.activation_statistics import load_metadata, record_metadata
 from dreamstill.synthesis.base import Annealed
+from dreamstill.synthesis.config import (
+    CLOTHES,
+    DeepInversionConfig,
+    RandomShapes,
+    Scheme,
+    Start,
+    StructuredNoiseConfig,
+)
 from dreamstill.synthesis.generator import LatentGenerator
-from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
-from dreamstill.synthesis.methods.knowledge_within import Scheme
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.pixel_optimization import Start
 from dreamstill.synthesis.presets import PRESETS
-from dreamstill.synthesis.random_shapes import CLOTHES, RandomShapes, structured_images
+from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.synthesis.registry import (
     METHODS,
     Batch,
@@ -35,7 +40,7 @@ from dreamstill.synthesis.registry import (
     needs_student,
     open_synthesizer,
 )
-from dreamstill.teacher import Precision, Teacher, open_teacher
+from dreamstill.teacher import Teacher, open_teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {

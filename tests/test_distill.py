@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import toys
-from dreamstill.config import from_plain, to_plain
-from dreamstill.data.augmentation import Augmentation, augment
+from dreamstill.config import Precision, from_plain, to_plain
+from dreamstill.data.augmentation import augment
+from dreamstill.data.config import Augmentation
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
 from dreamstill.distillation.model_selection import ModelSelector
@@ -28,17 +29,25 @@ from dreamstill.distillation.optimizers import optimizer_of
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.errors import ConfigError, NonFiniteError
 from dreamstill.input_spec import InputSpec
-from dreamstill.loaders.teacher_file import TeacherFile
-from dreamstill.pipelines.distill import Job, _distillation, distill
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.distill import _distillation, distill
 from dreamstill.pipelines.run_directory import environment
-from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
-from dreamstill.synthesis.methods.dfad import Dfad, DfadConfig
-from dreamstill.synthesis.methods.noise import Noise, NoiseConfig
-from dreamstill.synthesis.methods.rdskd import Rdskd, RdskdConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskt import Zskt, ZsktConfig
+from dreamstill.synthesis.config import (
+    DeepInversionConfig,
+    DfadConfig,
+    NoiseConfig,
+    RdskdConfig,
+    StructuredNoiseConfig,
+    ZsktConfig,
+)
+from dreamstill.synthesis.methods.dfad import Dfad
+from dreamstill.synthesis.methods.noise import Noise
+from dreamstill.synthesis.methods.rdskd import Rdskd
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise
+from dreamstill.synthesis.methods.zskt import Zskt
 from dreamstill.synthesis.registry import Batch, Synthesizer
-from dreamstill.teacher import Precision, Teacher
+from dreamstill.teacher import Teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -246,7 +255,7 @@ def test_a_student_learns_the_quadrants(
 
 
 def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="noise",
@@ -259,7 +268,7 @@ def test_a_job_and_its_teacher_are_of_one_precision(tmp_path: Path) -> None:
 
 
 def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) -> None:
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="deepinversion",
@@ -302,7 +311,7 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
 
     monkeypatch.setattr(owner, "next_batch", counted)
     monkeypatch.setattr(owner, "anneal_over", lambda self, batches: told.append(batches))
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method=owner.__name__.lower(),
@@ -318,7 +327,7 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
 
 def test_a_collapse_at_the_first_sitting_keeps_what_was_learned_before(tmp_path: Path) -> None:
     config = RdskdConfig(batch_size=64, latent=8, widths=(4, 4), generator_steps=3)
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="rdskd",
@@ -488,7 +497,7 @@ def test_a_start_is_judged_once_however_often_a_run_is_taken_up(tmp_path: Path, 
 
 @pytest.mark.parametrize("reconstruct", [0, 64])
 def test_a_student_that_inherits_is_judged_at_its_start(tmp_path: Path, reconstruct: int) -> None:
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="structured_noise",
@@ -535,7 +544,7 @@ def test_a_class_that_no_image_has_is_said_once(
 
 
 def test_a_run_keeps_what_it_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
         method="structured_noise",

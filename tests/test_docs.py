@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from dreamstill.cli.arguments import parse
 
 from dreamstill.cli import main as cli
-from dreamstill.cli.arguments import parse
 from dreamstill.evaluation import agreement, predict
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines import chain
@@ -51,7 +51,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_the_chain_in_its_page_is_a_chain() -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "chain.md").read_text(), re.DOTALL)
-    assert len(chain.read_chain(tomllib.loads(text)).stages) == 3
+    assert len(chain.read_job(CompressJob, tomllib.loads(text)).stages) == 3
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p != PYTHON], ids=lambda p: p.stem)

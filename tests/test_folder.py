@@ -30,18 +30,17 @@ from dreamstill.errors import ConfigError, DataError, ExportError, NonFiniteErro
 from dreamstill.exporters.int8 import export_int8
 from dreamstill.files import image_store as store
 from dreamstill.files.writing import write_atomically
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.pipelines.chain import read_chain, run_chain
-from dreamstill.pipelines.distill import Job, distill
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, DistillJob, read_job
+from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.run_directory import check_empty, is_vacant, locked
-from dreamstill.pipelines.summary import read_job
 from dreamstill.pipelines.synthesize import draw_images, synthesize
 from dreamstill.progress import Progress
 from dreamstill.synthesis.activation_statistics import record_metadata
+from dreamstill.synthesis.config import DaflConfig, NoiseConfig, StructuredNoiseConfig
 from dreamstill.synthesis.methods import dafl
-from dreamstill.synthesis.methods.dafl import DaflConfig
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
 from dreamstill.synthesis.registry import Batch
 
 SHORT = DistillConfig(
@@ -64,8 +63,8 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def job_of(weights: Path, **changes: Any) -> Job:
-    job = Job(
+def job_of(weights: Path, **changes: Any) -> DistillJob:
+    job = DistillJob(
         teacher=TeacherFile(weights=str(weights)),
         student="toys:seeded_student",
         method="structured_noise",
@@ -76,7 +75,9 @@ def job_of(weights: Path, **changes: Any) -> Job:
     return replace(job, **changes)
 
 
-def run(folder: Path, job: Job, *, resume: bool = False, stop_after: int | None = None) -> None:
+def run(
+    folder: Path, job: DistillJob, *, resume: bool = False, stop_after: int | None = None
+) -> None:
     """A distillation, stopped after so many batches and steps."""
     done = 0
 
@@ -257,10 +258,10 @@ def test_a_card_that_has_changed_is_noticed_wherever_a_run_is_read(
     commands = {
         "distill": ["distill", *of, "--student", "toys:student", *small],
         "merge": ["quantize", *of, "--num-images", "64"],
-        "new": ["continual", *of, "--new", str(tmp_path / "new.npz"), "--num-images", "64"],
+        "new": ["learn_classes", *of, "--new", str(tmp_path / "new.npz"), "--num-images", "64"],
         "images": ["synthesize", *of, "--num-images", "64"],
     }
-    commands["new"] += ["--continual.steps", "2"]
+    commands["new"] += ["--learn_classes.steps", "2"]
     for name, command in commands.items():
         assert cli.main([*command, *out[name]]) == 0
     with_card(weights, **CARDS[card])
@@ -318,11 +319,11 @@ def test_settings_of_a_chain_that_were_edited_are_noticed(weights: Path, tmp_pat
         "stage": [{"task": "quantize"}],
     }
     folder = tmp_path / "run"
-    run_chain(folder, read_chain(plain))
+    run_compression(folder, read_job(CompressJob, plain))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"seed": 7}))
     with pytest.raises(RunError, match="was edited"):
-        run_chain(folder, read_chain(plain | {"seed": 7}), resume=True)
+        run_compression(folder, read_job(CompressJob, plain | {"seed": 7}), resume=True)
 
 
 # ---- one process
@@ -656,16 +657,16 @@ def cases(weights: Path, tmp_path: Path) -> dict[str, Case]:
         "--distill.num_validation",
         "16",
     ]
-    new = ["--new", str(tmp_path / "new.npz"), "--continual.steps", "2"]
+    new = ["--new", str(tmp_path / "new.npz"), "--learn_classes.steps", "2"]
     return {
         "distill": Case(["distill", *of, *student, *method], wrong, right),
         "synthesize": Case(["synthesize", *of, *images], wrong, right),
-        "continual": Case(["continual", *of, *new, *images], wrong, right),
+        "continual": Case(["learn_classes", *of, *new, *images], wrong, right),
         "chain": Case(["quantize", *of, *images], wrong, right),
     }
 
 
-@pytest.mark.parametrize("name", ["distill", "synthesize", "continual", "chain"])
+@pytest.mark.parametrize("name", ["distill", "synthesize", "continual", "compress"])
 @pytest.mark.parametrize("given", ["nothing", "a folder"])
 def test_the_corrected_command_works_in_the_same_folder(
     name: str,

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.front import FRONT, README, Front, default_of, page, read_record
 
 from dreamstill.config import to_plain
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import StructuredNoiseConfig
 
 
 def made_with(front: Front) -> Any:

@@ -18,14 +18,16 @@ from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
 from dreamstill.nn.resnet_cifar import resnet20, resnet20_half
-from dreamstill.pipelines.chain import read_chain, run_chain
-from dreamstill.pipelines.distill import Job, distill
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseConfig
-from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, DistillJob, read_job
+from dreamstill.pipelines.distill import distill
+from dreamstill.synthesis.config import NoiseConfig, RandomShapes, StructuredNoiseConfig
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise
+from dreamstill.synthesis.random_shapes import structured_images
 
 
 def cut(teacher: nn.Module, student: nn.Module) -> nn.Module:
@@ -328,11 +330,13 @@ def test_a_chain_asks_before_any_image_is_made(
         "range": [0, 1],
     }
     stage = {"task": "distill", "student": "toys:small_student", "inherit": True}
-    monkeypatch.setattr("dreamstill.pipelines.chain.own_images", None)  # nothing is to ask it
+    monkeypatch.setattr("dreamstill.pipelines.compress.own_images", None)  # nothing is to ask it
     with pytest.raises(ConfigError, match="first is normalized in 4 groups of 3"):
-        run_chain(tmp_path / "run", read_chain({"teacher": teacher, "stage": [stage]}))
+        run_compression(
+            tmp_path / "run", read_job(CompressJob, {"teacher": teacher, "stage": [stage]})
+        )
     assert not (tmp_path / "run").exists()
-    job = Job(
+    job = DistillJob(
         teacher=from_plain(TeacherFile, teacher),
         student="toys:small_student",
         method="noise",
@@ -397,12 +401,12 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
         batch_size = 16
         num_validation = 16
     """)
-    assert cli.main(["chain", str(toml), *common]) == 0
+    assert cli.main(["compress", str(toml), *common]) == 0
     network = torch.load(run / "stages" / "1-distill.pt", weights_only=False)
     return dict(network.state_dict())
 
 
-@pytest.mark.parametrize("command", ["distill", "chain"])
+@pytest.mark.parametrize("command", ["distill", "compress"])
 def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Path) -> None:
     weights = Path(dreamstill.__file__).parent / "assets" / "lenet5_mnist.safetensors"
     teacher = open_from(TeacherFile(weights=str(weights)))

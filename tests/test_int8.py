@@ -14,13 +14,15 @@ import toys
 from dreamstill.data.images import load_images
 from dreamstill.errors import ExportError
 from dreamstill.evaluation import accuracy
+from dreamstill.exporters.config import Backend, Int8Config
 from dreamstill.exporters.formats import export, load_exported
-from dreamstill.exporters.int8 import Backend, Method, export_int8, range_of
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.exporters.int8 import Method, export_int8, range_of
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.seeded import seeded
-from dreamstill.pipelines.chain import Stage
-from dreamstill.pipelines.stages import Int8Stage, check_stages
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.pipelines.config import StageConfig
+from dreamstill.pipelines.stages import check_stages
+from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 
@@ -162,7 +164,7 @@ def test_a_layer_without_int8_kernels_is_named_before_any_work(tmp_path: Path) -
     with pytest.raises(ExportError, match="conv is a Conv3d, which ExecuTorch's int8 kernels lack"):
         export_int8(Volume(), toys.SPEC, images, tmp_path / "m.pte")
     teacher = open_teacher(Volume(), toys.SPEC)
-    stage = Stage(task="int8", config=Int8Stage(formats=("onnx", "pte")))
+    stage = StageConfig(task="int8", config=Int8Config(formats=("onnx", "pte")))
     with pytest.raises(ExportError, match="conv is a Conv3d"):
         check_stages([stage], teacher.module, teacher)
     assert not list(tmp_path.iterdir())

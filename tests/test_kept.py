@@ -26,7 +26,8 @@ from dreamstill.cli import main as cli
 from dreamstill.errors import ExportError, RunError, TeacherError
 from dreamstill.exporters.formats import export, load_exported
 from dreamstill.loaders.factory import build
-from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
 
 CALLED: list[object] = []
@@ -337,26 +338,26 @@ def plain(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_link_is_the_file_that_was_written(plain: dict[str, Any], tmp_path: Path) -> None:
-    folder, chain = tmp_path / "run", read_chain(plain)
-    run_chain(folder, chain)
+    folder, chain = tmp_path / "run", read_job(CompressJob, plain)
+    run_compression(folder, chain)
     (network,) = folder.glob("stages/*.pt")
     (file,) = folder.glob("stages/*.int8.pt2")
     for path in (network, file):
         kept = path.read_bytes()
         path.write_bytes(saved(Calls(called, 1)))
         with pytest.raises(RunError, match="is another file than was written"):
-            run_chain(folder, chain, resume=True)
+            run_compression(folder, chain, resume=True)
         path.unlink()
         with pytest.raises(RunError, match="is gone"):
-            run_chain(folder, chain, resume=True)
+            run_compression(folder, chain, resume=True)
         path.write_bytes(kept)
     assert not CALLED
-    run_chain(folder, chain, resume=True)
+    run_compression(folder, chain, resume=True)
 
 
 def test_a_link_whose_record_was_forged_runs_no_code(plain: dict[str, Any], tmp_path: Path) -> None:
-    folder, chain = tmp_path / "run", read_chain(plain)
-    run_chain(folder, chain)
+    folder, chain = tmp_path / "run", read_job(CompressJob, plain)
+    run_compression(folder, chain)
     (network,) = folder.glob("stages/*.pt")
     (file,) = folder.glob("stages/*.int8.pt2")
     (record,) = folder.glob("stages/*.json")
@@ -374,16 +375,16 @@ def test_a_link_whose_record_was_forged_runs_no_code(plain: dict[str, Any], tmp_
         told["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         record.write_text(json.dumps(told))
         with pytest.raises((RunError, ExportError)):
-            run_chain(folder, chain, resume=True, real=real)
+            run_compression(folder, chain, resume=True, real=real)
         assert not CALLED
 
 
 def test_a_link_is_of_the_images_in_its_folder(plain: dict[str, Any], tmp_path: Path) -> None:
-    folder, chain = tmp_path / "run", read_chain(plain)
-    run_chain(folder, chain)
+    folder, chain = tmp_path / "run", read_job(CompressJob, plain)
+    run_compression(folder, chain)
     np.savez(folder / "images.npz", x=np.zeros((64, 1, 8, 8), np.uint8))
     with pytest.raises(RunError, match="was made on other images"):
-        run_chain(folder, chain, resume=True)
+        run_compression(folder, chain, resume=True)
 
 
 @pytest.mark.parametrize("name", ["vit", "encoder"])
@@ -405,7 +406,7 @@ def test_transformers_pass_every_task(name: str, tmp_path: Path) -> None:
     teacher = {"weights": str(weights), "factory": f"toys:{name}"} | spec
     plain = {"teacher": teacher, "images": str(images)}
     folder = tmp_path / "run"
-    made = run_chain(folder, read_chain(plain | {"stage": stages}))
+    made = run_compression(folder, read_job(CompressJob, plain | {"stage": stages}))
     assert "not_exported" not in made
     files = sorted((folder / "stages").glob("*.pt"))
     network = build(f"toys:{name}")

@@ -10,15 +10,15 @@ import torch
 import toys
 from dreamstill.data.images import load_images
 from dreamstill.errors import TeacherError
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
-from dreamstill.synthesis.methods.knowledge_within import (
-    KnowledgeWithin,
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.synthesis.config import (
+    DeepInversionConfig,
     KnowledgeWithinConfig,
+    NoiseConfig,
     Scheme,
-    data_similarity,
 )
-from dreamstill.synthesis.methods.noise import NoiseConfig
+from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithin, data_similarity
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import toys
 from dreamstill.data.images import load_images
 from dreamstill.errors import ConfigError, DataError, RunError, TeacherError
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.activation_statistics import (
     Kind,
@@ -23,7 +24,7 @@ from dreamstill.synthesis.activation_statistics import (
     load_metadata,
     record_metadata,
 )
-from dreamstill.synthesis.methods.metadata import MetadataConfig
+from dreamstill.synthesis.config import MetadataConfig
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 

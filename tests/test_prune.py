@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 import toys
 from dreamstill.compression.channel_removal import Cut, difference
-from dreamstill.compression.merge import MergeConfig, merge
-from dreamstill.compression.prune import PruneConfig, RoundRecord, Target, prune
+from dreamstill.compression.config import MergeConfig, PruneConfig, Target
+from dreamstill.compression.merge import merge
+from dreamstill.compression.prune import RoundRecord, prune
 from dreamstill.errors import ConfigError, DreamstillError, TeacherError
 from dreamstill.evaluation import predict
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5_bn
 from dreamstill.nn.seeded import seeded
-from dreamstill.pipelines.chain import read_chain, run_chain
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
 from dreamstill.profiling import count_macs
 from dreamstill.teacher import Teacher, open_teacher
@@ -331,16 +333,16 @@ def test_a_chain_says_so_before_any_image_is_made(
     save_file(Written().state_dict(), tmp_path / "teacher.safetensors")
     card = {"factory": "toys:small_cnn", "shape": [1, 28, 28], "mean": [0.13], "std": [0.31]}
     (tmp_path / "teacher.json").write_text(json.dumps(card))
-    monkeypatch.setattr("dreamstill.pipelines.chain.own_images", None)  # nothing is to ask it
+    monkeypatch.setattr("dreamstill.pipelines.compress.own_images", None)  # nothing is to ask it
     plain = {"teacher": {"weights": str(tmp_path / "teacher.safetensors")}, "stage": [stage]}
     with pytest.raises(DreamstillError, match=message):
-        run_chain(tmp_path / "run", read_chain(plain))
+        run_compression(tmp_path / "run", read_job(CompressJob, plain))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_chain_names_what_was_left_whole(tmp_path: Path) -> None:
     teacher = net(lambda x: x.flip(1))
-    stage = read_chain({"teacher": {"weights": ""}, "stage": [PRUNE]}).stages[0]
+    stage = read_job(CompressJob, {"teacher": {"weights": ""}, "stage": [PRUNE]}).stages[0]
     work = StageContext(teacher, images(), rng(), lambda progress: None, tmp_path / "1-prune")
     check_stages([stage], teacher.module, teacher)
     _, record = STAGES["prune"][1](teacher.module, stage.config, work)

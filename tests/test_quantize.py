@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
+from dreamstill.compression.config import QuantizeConfig
 from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.compression.quantization.histograms import entering_quantized
 from dreamstill.compression.quantization.moments import Moments, relu_moments, window_sizes
 from dreamstill.compression.quantization.quantize import (
-    Calibration,
-    QuantizeConfig,
     check_plain,
     observed_ranges,
     quantize,
@@ -27,10 +26,12 @@ from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.evaluation import agreement, predict
+from dreamstill.exporters.config import Calibration
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import replace_module
 from dreamstill.input_spec import InputSpec
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.hooks import Probe
 from dreamstill.nn.lenet import lenet5, lenet5_bn
 from dreamstill.nn.quantized import QuantizedLayer, best_step, fake_quantize, quantized_bytes

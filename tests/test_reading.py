@@ -20,10 +20,10 @@ from torch import nn
 import dreamstill
 import toys
 from dreamstill.cli import main as cli
+from dreamstill.compression.config import FactorizeConfig, Importance, PruneConfig
 from dreamstill.compression.deep_compression.file_format import MAGIC, load_packed
-from dreamstill.compression.factorization.factorize import FactorizeConfig, factorize
-from dreamstill.compression.prune import Importance, PruneConfig
-from dreamstill.config import read_plain
+from dreamstill.compression.factorization.factorize import factorize
+from dreamstill.config import Precision, read_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
 from dreamstill.errors import (
@@ -40,14 +40,13 @@ from dreamstill.exporters import formats as export_module
 from dreamstill.exporters.formats import export, load_exported
 from dreamstill.files.reading import check_file, read_json, read_toml, reading
 from dreamstill.loaders.card import read_card
+from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.state_dict import load_module, load_weights
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.pipelines.distill import Job
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.config import DistillJob
 from dreamstill.synthesis.activation_statistics import FORMAT, load_metadata, record_metadata
-from dreamstill.synthesis.methods.deepinversion import DeepInversionConfig
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.pixel_optimization import Start
-from dreamstill.teacher import Precision, open_teacher
+from dreamstill.synthesis.config import DeepInversionConfig, NoiseConfig, Start
+from dreamstill.teacher import open_teacher
 
 RAISED = [
     ValueError("a"),
@@ -257,7 +256,7 @@ def test_floats_have_an_upper_end(value: float) -> None:
         with pytest.raises(ConfigError, match=name):
             DistillConfig(**given)
     with pytest.raises(ConfigError, match="checkpoint_every"):
-        Job(
+        DistillJob(
             teacher=TeacherFile(weights="x"),
             student="a:b",
             method="noise",
@@ -572,7 +571,7 @@ def test_no_socket_is_opened_and_nothing_is_written_elsewhere(teacher: Path) -> 
     commands = [
         ["distill", "--teacher.weights", str(teacher), *made],
         ["export", "out_run"],
-        ["chain", "chain.toml", "--out", "out_chain"],
+        ["compress", "chain.toml", "--out", "out_chain"],
     ]
     for arguments in commands:
         ran = run_command(arguments, folder=folder, **environment)
@@ -652,7 +651,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 4))
 
 
-@pytest.mark.parametrize("command", ["chain", "quantize", "continual"])
+@pytest.mark.parametrize("command", ["compress", "quantize", "continual"])
 def test_chains_and_continual_take_device_and_precision(
     command: str, teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -664,11 +663,11 @@ def test_chains_and_continual_take_device_and_precision(
         '[[stage]]\ntask = "distill"\nstudent = "toys:student"\ntraining = {steps = 2}\n'
     )
     start = {
-        "chain": ["chain", str(folder / "chain.toml")],
+        "chain": ["compress", str(folder / "chain.toml")],
         "quantize": ["quantize", "--teacher.weights", str(teacher), "--num-images", "16"],
         "continual": [
             *("continual", "--teacher.weights", str(teacher), "--num-images", "16"),
-            *("--new", str(folder / "new.npz"), "--continual.steps", "2"),
+            *("--new", str(folder / "new.npz"), "--learn_classes.steps", "2"),
         ],
     }[command]
     for flag, message in ((["--device", "abacus"], "abacus"), (["--precision", "half"], "'half'")):

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.compression.prune import PruneConfig, prune
+from dreamstill.compression.config import PruneConfig
+from dreamstill.compression.prune import prune
 from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import DataError, NonFiniteError
 from dreamstill.input_spec import InputSpec

@@ -15,33 +15,28 @@ from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.nn.generators import Generator
-from dreamstill.synthesis.methods.abd import AbdConfig
-from dreamstill.synthesis.methods.dafl import MNIST, Dafl, DaflConfig, dafl_loss
-from dreamstill.synthesis.methods.deepinversion import (
-    IMAGENET,
-    DeepInversion,
-    DeepInversionConfig,
-    inversion_loss,
-)
-from dreamstill.synthesis.methods.dfad import Dfad, DfadConfig
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithinConfig, Scheme
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import (
-    Zskd,
-    ZskdConfig,
-    by_row,
-    class_similarity,
-    concentration,
-)
-from dreamstill.synthesis.methods.zskt import Zskt, ZsktConfig
-from dreamstill.synthesis.pixel_optimization import Start, halved, start_images
-from dreamstill.synthesis.random_shapes import (
+from dreamstill.synthesis.config import (
     CLOTHES,
+    AbdConfig,
+    DaflConfig,
+    DeepInversionConfig,
+    DfadConfig,
+    KnowledgeWithinConfig,
     RandomShapes,
-    interpolation,
-    random_fields,
-    structured_images,
+    Scheme,
+    Start,
+    StructuredNoiseConfig,
+    ZskdConfig,
+    ZsktConfig,
 )
+from dreamstill.synthesis.methods.dafl import MNIST, Dafl, dafl_loss
+from dreamstill.synthesis.methods.deepinversion import IMAGENET, DeepInversion, inversion_loss
+from dreamstill.synthesis.methods.dfad import Dfad
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise
+from dreamstill.synthesis.methods.zskd import Zskd, by_row, class_similarity, concentration
+from dreamstill.synthesis.methods.zskt import Zskt
+from dreamstill.synthesis.pixel_optimization import halved, start_images
+from dreamstill.synthesis.random_shapes import interpolation, random_fields, structured_images
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import open_teacher
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import toys
 from dreamstill.cli import main as cli
-from dreamstill.cli.terminal import Bars, print_continual, print_rows, print_summary
+from dreamstill.cli.terminal import Bars, print_learned, print_rows, print_summary
 from dreamstill.progress import Progress
 
 LATENCY = {"median": 0.51234, "low": 0.5, "high": 0.6, "runtime": "PyTorch"}
@@ -78,7 +78,7 @@ def test_a_warning_is_one_line_also_above_a_bar(
     text = "the teacher gives none of the [64] images classes 1, 3: " + 200 * "x"
     with Bars(quiet=False) as bars:
         bars(Progress("synthesize", 1, 8, {}))
-        logging.getLogger("dreamstill.pipelines.chain").warning("%s", text)
+        logging.getLogger("dreamstill.pipelines.compress").warning("%s", text)
     assert f"dreamstill: warning: {text}" in capsys.readouterr().err
     assert bars not in logging.getLogger("dreamstill").handlers
 
@@ -92,7 +92,7 @@ def test_numbers_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert not {"{", "[", "'", "None"} & set(shown.split())
     assert "8949544" not in shown
     known = {"accuracy_old_before": 0.98765432, "accuracy_old": 0.5, "accuracy_new": 1.0}
-    print_continual({"old_classes": 4, "classes": 6, "files": files} | known, Path("run"))
+    print_learned({"old_classes": 4, "classes": 6, "files": files} | known, Path("run"))
     shown = capsys.readouterr().out
     assert "98.77 %" in shown
     assert "network.onnx, 252,493 bytes" in shown

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.seeded import seeded
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))

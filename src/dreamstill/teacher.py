@@ -6,14 +6,13 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 
 import hashlib
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import from_plain
+from dreamstill.config import Precision, from_plain
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.checks import (
@@ -43,13 +42,6 @@ class Capabilities:
     """Size of the penultimate feature."""
     obstacle: str | None = None
     """Why a copy of the network cannot be trained as it is; None: it can."""
-
-
-class Precision(StrEnum):
-    """Of the numbers inside networks while they run; weights and losses are float32."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
 
 
 @dataclass(eq=False)

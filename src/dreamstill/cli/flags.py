@@ -1,4 +1,4 @@
-"""Flags from settings: every field of a dataclass is one, its docstring is its help."""
+"""Flags from configuration classes: every field is one, and its docstring is the help."""
 
 import argparse
 import ast
@@ -8,19 +8,21 @@ import inspect
 import textwrap
 import types
 import typing
+from collections.abc import Collection
 from enum import Enum
 from typing import Any
 
-from dreamstill.errors import ConfigError, shown
+from dreamstill.config import nested_config, to_plain
 
-__all__ = ["PREFIX", "add_flags", "given_flags"]
+__all__ = ["PREFIX", "Flags", "given_flags"]
 
-PREFIX = "settings:"
+PREFIX = "config:"
+"""Begins the name, in argparse's namespace, of every flag that is a field."""
 
 
 @functools.cache
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass."""
+    """Return the docstring under each field of a configuration class, its bases' among them."""
     docs: dict[str, str] = {}
     for base in kind.__bases__:
         if dataclasses.is_dataclass(base):
@@ -34,8 +36,8 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
-class _Typed(argparse.Action):
-    """Convert here: as `type=` argparse would hide our errors behind its own."""
+class _Given(argparse.Action):
+    """Store what was typed as the plain value that a file would have."""
 
     def __call__(
         self,
@@ -44,51 +46,135 @@ class _Typed(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        value = from_text(self.const, values, self.dest.removeprefix(PREFIX))
-        setattr(namespace, self.dest, value)
+        setattr(namespace, self.dest, _plain(values, self.const))
 
 
-def add_flags(
-    parser: argparse.ArgumentParser,
-    kind: type,
-    name: str,
-    default: Any = None,
-    *,
-    short: tuple[str, ...] = (),
-) -> None:
-    """Add --NAME.FIELD for every field of the dataclass `kind`, nested ones too.
+def _plain(text: str, hint: Any) -> Any:
+    """Return the plain value of a typed text: lists are written 1,2,3; "none" is None.
 
-    The defaults shown are those of `default`, an instance of it, where there is one; a field in
-    `short` is also --FIELD.
+    >>> _plain("0.5,1", tuple[float, ...]), _plain("true", bool), _plain("007", str)
+    ([0.5, 1], True, '007')
     """
-    group = parser.add_argument_group(name, (kind.__doc__ or "").splitlines()[0])
-    docs, hints = field_docs(kind), typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        flag = f"{name}.{field.name}"
-        parts = [p for p in typing.get_args(hint) if p is not type(None)]
-        nested = parts[0] if isinstance(hint, types.UnionType) else hint
-        if dataclasses.is_dataclass(nested):  # where it may be none, any of its flags makes it
-            assert isinstance(nested, type)
-            add_flags(parser, nested, flag, _default(field, default))
-            continue
-        text, value = docs.get(field.name, ""), _default(field, default)
-        if value is not dataclasses.MISSING:
-            text += f" [{show(value)}]"
-        group.add_argument(
-            *([f"--{field.name}"] if field.name in short else []),
-            f"--{flag}",
-            dest=PREFIX + flag,
-            metavar=field.name.upper(),
-            default=argparse.SUPPRESS,
-            help=text.replace("%", "%%"),
-            action=_Typed,
-            const=hint,
-        )
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _plain(text, parts[0])
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() == "none":
+            return None
+        return _plain(text, next(part for part in parts if part is not types.NoneType))
+    if origin is tuple:
+        inside = text.strip("[]")
+        return [_plain(part, parts[0]) for part in inside.split(",")] if inside else []
+    if hint is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):  # an integer counts as a float, and a number beyond all of ours stays
+        if hint in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text
+
+
+class Flags:
+    """Adds flags to a parser, and shows the help of those that matter, or of all.
+
+    Args:
+        parser: of the command.
+        main: dotted names of the fields whose help is shown.
+        whole: show the help of all.
+
+    """
+
+    def __init__(
+        self, parser: argparse.ArgumentParser, main: Collection[str], *, whole: bool
+    ) -> None:
+        self.parser, self.main, self.whole = parser, main, whole
+
+    def add(
+        self,
+        kind: Any,
+        prefix: str = "",
+        *,
+        default: Any = None,
+        short: str = "",
+        special: dict[str, Any] | None = None,
+    ) -> None:
+        """Add a flag for every field of a configuration class, nested ones too.
+
+        Args:
+            kind: the class.
+            prefix: begins their dotted names.
+            default: an instance whose values are shown as the defaults.
+            short: of this prefix the fields may be written without it.
+            special: classes, by name, of nested fields whose type does not say which.
+
+        """
+        group, docs = self.parser.add_argument_group(prefix.rstrip(".") or None), field_docs(kind)
+        for field in dataclasses.fields(kind):
+            hint = typing.get_type_hints(kind, include_extras=True)[field.name]
+            name, value = prefix + field.name, _default(field, default)
+            if field.name == "stages":  # a table of its own for each, in a file
+                continue
+            nested = (special or {}).get(field.name) or nested_config(hint)
+            if nested is not None:  # where it may be None, any of its flags makes it
+                self.add(nested, f"{name}.", default=value, short=short)
+                continue
+            names = [f"--{name}"]
+            if prefix == short and prefix:
+                names.insert(0, f"--{field.name}")
+            text = docs.get(field.name, "")
+            if value is not dataclasses.MISSING:
+                text += f" [{_typed(value)}]"
+            group.add_argument(
+                *names,
+                dest=PREFIX + name,
+                metavar=_metavar(hint),
+                nargs="?" if _is_bool(hint) else None,
+                default=argparse.SUPPRESS,
+                const=hint if not _is_bool(hint) else None,
+                help=text.replace("%", "%%") if self.shows(name) else argparse.SUPPRESS,
+                action=_Switch if _is_bool(hint) else _Given,
+            )
+
+    def shows(self, name: str) -> bool:
+        """Tell whether the help of a flag is shown."""
+        return self.whole or name in self.main
+
+
+class _Switch(_Given):
+    """A flag of true and false; alone it is true."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, True if values is None else _plain(values, bool))
+
+
+def _is_bool(hint: Any) -> bool:
+    return hint is bool or (typing.get_origin(hint) is typing.Annotated and hint.__origin__ is bool)
+
+
+def _metavar(hint: Any) -> str:
+    """Return what a flag's help calls its value, such as INT or A,B."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _metavar(parts[0])
+    if origin in (types.UnionType, typing.Union):
+        return _metavar(parts[0])
+    if origin is tuple:
+        return f"{_metavar(parts[0])},..."
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "NAME"
+    return {int: "INT", float: "NUMBER", bool: "true|false"}.get(hint, "TEXT")
 
 
 def _default(field: Any, of: Any) -> Any:
-    """A field's default: that of the instance `of`, else the field's own; MISSING: none."""
+    """Return a field's default: that of the instance `of`, or the field's own, or MISSING."""
     if dataclasses.is_dataclass(of) and hasattr(of, field.name):
         return getattr(of, field.name)
     if field.default_factory is not dataclasses.MISSING:
@@ -96,39 +182,16 @@ def _default(field: Any, of: Any) -> Any:
     return field.default
 
 
-def show(value: Any) -> str:
-    """A default as one would type it."""
-    if isinstance(value, tuple):
-        return ",".join(show(v) for v in value)
-    return str(value.value if isinstance(value, Enum) else value)
-
-
-def from_text(hint: Any, text: str, flag: str) -> Any:
-    """What was typed -> a plain value for `from_plain`; lists are written 1,2,3."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if text.lower() == "none":
-            return None
-        return from_text(next(p for p in parts if p is not type(None)), text, flag)
-    if origin is tuple:
-        inside = text.strip("[]")
-        return [from_text(parts[0], part, flag) for part in inside.split(",")] if inside else []
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{flag} must be true or false; got {shown(text)}")
-        return text.lower() == "true"
-    if hint in (int, float):
-        try:
-            return hint(text)
-        except ValueError:
-            raise ConfigError(
-                f"{flag} must be a number ({hint.__name__}); got {shown(text)}"
-            ) from None
-    return text
+def _typed(value: Any) -> str:
+    """Return a default as one would type it."""
+    plain = to_plain(value)
+    if isinstance(plain, list):
+        return ",".join(map(str, plain))
+    return str(plain).lower() if plain is None or isinstance(plain, bool) else str(plain)
 
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Nested dict of the settings that were typed."""
+    """Return the fields that were typed, as nested plain values."""
     nested: dict[str, Any] = {}
     for name, value in vars(arguments).items():
         if name.startswith(PREFIX):

@@ -23,7 +23,14 @@ from dreamstill.formatting import duration, percent, shown
 from dreamstill.progress import Progress as Step
 from dreamstill.progress import start_kept
 
-__all__ = ["Bars", "print_chain", "print_continual", "print_rows", "print_summary"]
+__all__ = [
+    "Bars",
+    "print_compression",
+    "print_learned",
+    "print_next",
+    "print_rows",
+    "print_summary",
+]
 
 WHEN = ("before", "after")
 CONTINUAL_ROWS = {
@@ -123,6 +130,12 @@ class Bars(logging.Handler):
         print(line, file=sys.stderr, flush=True)
 
 
+def print_next(*commands: str) -> None:
+    """Print the commands that a user may want next."""
+    for word, command in zip(("next:", *("or:",) * len(commands)), commands, strict=False):
+        print(f"{word} {command}")
+
+
 def print_rows(title: str, rows: dict[str, Any]) -> None:
     """Names and values."""
     table = Table(title=title, show_header=False)
@@ -178,7 +191,7 @@ def _chosen(step: int, steps: int) -> str:
     return start_kept(steps) if steps else "no step was taken"
 
 
-def print_chain(summary: dict[str, Any], folder: Path) -> None:
+def print_compression(summary: dict[str, Any], folder: Path) -> None:
     """A chain's summary.json: a row for each stage, and the files."""
     columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", "accuracy")
     table = _table(f"chain: bytes of files, ms in {summary['runtime']}", *columns)
@@ -209,7 +222,7 @@ def print_chain(summary: dict[str, Any], folder: Path) -> None:
     print(folder / "report.html")
 
 
-def print_continual(summary: dict[str, Any], folder: Path) -> None:
+def print_learned(summary: dict[str, Any], folder: Path) -> None:
     """The summary.json of a network that learned new classes: what it knows, and the files."""
     old = summary["old_classes"]
     table = _table(f"{summary['classes'] - old} new classes beside {old} old ones", *WHEN)

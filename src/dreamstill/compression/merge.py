@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import config_class, no_effect, none_or_at_least, within
+from dreamstill.compression.config import MergeConfig
 from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.graph.batch_norm_folding import batch_norms, fold_batch_norm
@@ -35,38 +35,6 @@ __all__ = [
     "merge",
     "merge_order",
 ]
-
-
-@config_class
-class MergeConfig:
-    """Settings of merging."""
-
-    remove: float | None = None
-    """Share of the neurons of every layer to remove, in [0, 1). Default: where the curve of
-    saliencies turns, for linear layers; half, for convolutions."""
-    layers: tuple[str, ...] = ()
-    """Names of the layers to make narrower; default: all that feed one other layer alone."""
-    compensate: bool = True
-    """Off: cut neurons and give nothing to those that stay; what merging is measured against."""
-    threshold: float = 0.1
-    """Cosine of a filter and the kept one it would go into below which it goes nowhere, as in Kim
-    et al., whose linear layers, at 0.45, are not these; in [-1, 1]; -1: every filter is merged."""
-    cosine_share: float = 0.85
-    """Share of the cosine in the choice of that kept one behind BatchNorm, as in Kim et al.; the
-    rest is that of their biases; in [0, 1]."""
-    reconstruct: int = 2048
-    """Images on which layers are solved, by least squares, for what they made before; at least 2,
-    or 0: the papers' method, the weights alone."""
-
-    def __post_init__(self) -> None:
-        none_or_at_least(self, 2, "reconstruct")
-        within(self, 0, 0.999, "remove")
-        within(self, -1, 1, "threshold")
-        within(self, 0, 1, "cosine_share")
-        if not self.compensate:
-            no_effect(self, "with compensate off", "threshold", "cosine_share")
-        if len(set(self.layers)) < len(self.layers):
-            raise ConfigError(f"layers names one twice: {', '.join(self.layers)}")
 
 
 @dataclass(frozen=True)
@@ -171,13 +139,13 @@ def filter_partners(
     return list(zip(kept[partners].tolist(), gone.tolist(), factors.tolist(), strict=True))
 
 
-def _count(share: float, width: int) -> int:
-    """How many a share is, at most.
+def _count(keep: float, width: int) -> int:
+    """Return how many of `width` neurons go so that at least the share `keep` stays.
 
-    >>> _count(0.29, 100)
+    >>> _count(0.71, 100)
     29
     """
-    return int(share * width + 1e-9)
+    return min(int((1 - keep) * width + 1e-9), width - 1)
 
 
 def _narrow(
@@ -195,11 +163,11 @@ def _narrow(
     if isinstance(first, nn.Linear):
         flat = outgoing.transpose(1, 2).reshape(-1, width)
         order, saliencies = merge_order(first.weight.detach(), bias, flat)
-        share = config.remove
-        remove = turning_point(saliencies) if share is None else _count(share, width)
+        keep = config.keep
+        remove = turning_point(saliencies) if keep is None else _count(keep, width)
         removals = [(kept, removed, 1.0) for kept, removed in order[:remove]]
     else:
-        count = _count(0.5 if config.remove is None else config.remove, width)
+        count = _count(0.5 if config.keep is None else config.keep, width)
         removals = filter_partners(
             first.weight.detach(), bias, count, config, batch_norm=batch_norm
         )

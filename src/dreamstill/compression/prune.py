@@ -13,8 +13,7 @@ the network's time, per channel, makes slow layers go first.
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.compression.channel_removal import Cut, Group, followed, library
-from dreamstill.config import at_least, config_class, none_or_at_least, within
-from dreamstill.distillation.config import DistillConfig
+from dreamstill.compression.config import Importance, PruneConfig, Target
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import ConfigError, DreamstillError, TeacherError, first_line
@@ -44,55 +42,6 @@ __all__ = [
     "check_prunable",
     "prune",
 ]
-
-
-class Importance(StrEnum):
-    """What makes a channel worth keeping."""
-
-    MAGNITUDE = "magnitude"
-    BATCH_NORM = "batch-norm"
-    TAYLOR = "taylor"
-
-
-class Target(StrEnum):
-    """What is brought down."""
-
-    PARAMETERS = "parameters"
-    MACS = "macs"
-    LATENCY = "latency"
-
-
-@config_class
-class PruneConfig:
-    """Settings of pruning."""
-
-    keep: float = 0.5
-    """Share of the target to keep, at most; in (0, 1)."""
-    target: Target = Target.MACS
-    """parameters, macs, or the measured latency of one image."""
-    keep_layer: float = 0.25
-    """Least share of its channels that every layer keeps, so that none becomes a bottleneck; in
-    (0, 1)."""
-    importance: Importance = Importance.MAGNITUDE
-    """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images (DeepInversion)."""
-    latency: float = 0.0
-    """Weight of the latency term: at 1 a channel of average time has the mean importance taken off,
-    one of a slow layer more. At least 0."""
-    rounds: int = 4
-    """Prune and fine-tune so many times; at least 1."""
-    reconstruct: int = 2048
-    """Images on which layers are solved, by least squares, for what they made before the cut;
-    at least 2, or 0: they stay as they were cut."""
-    finetune: DistillConfig | None = field(
-        default_factory=lambda: DistillConfig(steps=500, batch_size=64, lr=1e-3, num_validation=256)
-    )
-    """The fine-tuning after each round; None: no step is taken."""
-
-    def __post_init__(self) -> None:
-        within(self, 1e-6, 1 - 1e-6, "keep", "keep_layer")
-        at_least(self, 0, "latency")
-        none_or_at_least(self, 2, "reconstruct")
-        at_least(self, 1, "rounds")
 
 
 @dataclass(frozen=True)

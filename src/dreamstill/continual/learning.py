@@ -14,13 +14,12 @@ of SGD at 0.1 with three drops.
 """
 
 from collections.abc import Callable
-from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class, no_effect
+from dreamstill.continual.config import LearnClassesConfig, Recipe
 from dreamstill.errors import DataError, NonFiniteError, TeacherError
 from dreamstill.graph.modules import replace_module
 from dreamstill.losses.logits import kl_divergence
@@ -30,56 +29,12 @@ from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = [
-    "ContinualConfig",
     "Recipe",
     "average_and_forgetting",
     "check_new_classes",
     "grow",
     "learn",
 ]
-
-
-class Recipe(StrEnum):
-    """How the old classes are kept."""
-
-    INVERSION = "inversion"
-    ABD = "abd"
-    LWF = "lwf"
-    FINETUNE = "finetune"
-
-
-@config_class
-class ContinualConfig:
-    """Settings of learning new classes."""
-
-    recipe: Recipe = Recipe.ABD
-    """abd, inversion, lwf (no synthetic images) or finetune (nothing is kept)."""
-    steps: int = 1000
-    """Training steps; at least 1."""
-    batch_size: int = 64
-    """New images a step, and as many synthetic ones; at least 2."""
-    lr: float = 1e-3
-    """Learning rate of Adam, brought to 0 by a cosine; above 0."""
-    keep: float = 1.0
-    """Weight of what keeps the old classes; at least 0."""
-    temperature: float = 2.0
-    """Of the distillation of inversion and lwf; above 0."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps")
-        at_least(self, 2, "batch_size")
-        above(self, 0, "lr", "temperature")
-        at_least(self, 0, "keep")
-        where = f"on {self.recipe.value}"
-        if self.recipe is Recipe.FINETUNE:
-            no_effect(self, where, "keep")
-        if self.recipe in (Recipe.FINETUNE, Recipe.ABD):
-            no_effect(self, where, "temperature")
-
-    @property
-    def dreaming(self) -> bool:
-        """Synthetic images stand in for the old classes."""
-        return self.recipe in (Recipe.INVERSION, Recipe.ABD)
 
 
 def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
@@ -127,7 +82,7 @@ def learn(
     dreams: Tensor,
     images: Tensor,
     labels: Tensor,
-    config: ContinualConfig,
+    config: LearnClassesConfig,
     *,
     rng: torch.Generator,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -156,7 +111,7 @@ def learn(
     model = student.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    if config.dreaming and len(dreams) == 0:
+    if config.reads_images and len(dreams) == 0:
         raise DataError(f"{config.recipe.value} needs synthetic images of the old classes; got 0")
 
     def draw(num: int) -> Tensor:
@@ -167,7 +122,7 @@ def learn(
         new = teacher.spec.encode(images[index].to(teacher.device))
         target = labels[index].to(teacher.device)
         dreamt = new[:0]
-        if config.dreaming:
+        if config.reads_images:
             index = draw(len(dreams))
             dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
         model.train()
@@ -190,11 +145,11 @@ def _loss(
     new: Tensor,
     target: Tensor,
     dreamt: Tensor,
-    config: ContinualConfig,
+    config: LearnClassesConfig,
 ) -> Tensor:
     both, old = torch.cat([new, dreamt]), teacher.num_classes
     if config.recipe is Recipe.ABD:
-        return _abd_loss(student, teacher, both, target, config.keep)
+        return _abd_loss(student, teacher, both, target, config.old_weight)
     logits = student(both)
     loss = F.cross_entropy(logits[: len(new)], target)
     if config.recipe is Recipe.FINETUNE:
@@ -206,7 +161,7 @@ def _loss(
     if len(dreamt):  # a dream is of no new class
         padded = F.pad(wanted[num_new:], (0, logits.shape[1] - old), value=-1e4)
         kept = kept + kl_divergence(logits[num_new:], padded, config.temperature)
-    return loss + config.keep * kept
+    return loss + config.old_weight * kept
 
 
 def _abd_loss(

@@ -4,34 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamstill.config import config_class
-from dreamstill.errors import ConfigError
+from dreamstill.data.config import Augmentation
 from dreamstill.input_spec import InputSpec
 
 __all__ = ["Augmentation", "augment"]
-
-
-@config_class
-class Augmentation:
-    """Random changes of replayed images; the teacher answers anew for what comes out."""
-
-    shift: float = 0.0
-    """Largest shift as a fraction of the side; 0 to 1."""
-    rotate: float = 0.0
-    """Largest rotation in degrees; 0 to 180."""
-    scale: float = 0.0
-    """Largest relative change of size; 0 to below 1."""
-    noise: float = 0.0
-    """Largest standard deviation of Gaussian noise on pixels in [0, 1]; 0 to 1."""
-    flip: bool = False
-    """Mirror half of the images left to right: off for digits and text."""
-    mix: bool = False
-    """Mix pairs of images with weights drawn evenly from [0, 1]."""
-
-    def __post_init__(self) -> None:
-        for name, top in (("shift", 1), ("rotate", 180), ("scale", 0.99), ("noise", 1)):
-            if not 0 <= getattr(self, name) <= top:
-                raise ConfigError(f"{name} must be in [0, {top}]; got {getattr(self, name)}")
 
 
 def augment(images: Tensor, spec: InputSpec, config: Augmentation, rng: torch.Generator) -> Tensor:

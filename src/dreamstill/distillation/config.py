@@ -1,24 +1,35 @@
-"""Configuration of distillation."""
+"""Configuration of distillation and fine-tuning."""
 
 from dataclasses import field
 from enum import StrEnum
+from typing import Annotated
 
-from dreamstill.config import above, at_least, config_class, no_effect, within
-from dreamstill.data.augmentation import Augmentation
+from dreamstill.config import (
+    Bool,
+    Float,
+    Int,
+    above,
+    at_least,
+    config_class,
+    no_effect,
+    within,
+    zero_or_at_least,
+)
+from dreamstill.data.config import Augmentation
 from dreamstill.errors import ConfigError
 
-__all__ = ["DistillConfig", "Optimizer", "LossName"]
+__all__ = ["DistillConfig", "FinetuneConfig", "LossName", "Optimizer"]
 
 
 class Optimizer(StrEnum):
-    """What changes the student's weights."""
+    """The optimizer of the student."""
 
     ADAM = "adam"
     SGD = "sgd"
 
 
 class LossName(StrEnum):
-    """Losses that may be summed; see `dreamstill.losses.logits` and `features`."""
+    """Names of the distillation losses; see `dreamstill.distillation.distillation_losses`."""
 
     KL = "kl"
     REVERSE_KL = "reverse-kl"
@@ -34,75 +45,52 @@ class LossName(StrEnum):
 
 
 @config_class
-class DistillConfig:
-    """Settings of distillation."""
+class FinetuneConfig:
+    """Configuration of training a network toward its teacher on a set of images."""
 
-    steps: int = 2000
-    """Student steps; at least 0: the student stays as it starts."""
-    batch_size: int = 256
-    """Images of a replayed batch; fresh ones have synthesis.batch_size. At least 2."""
-    prefill: int | None = None
-    """Images put into the replay buffer before the first step. Default: 0 for methods that stream,
-    else buffer_size."""
-    fresh_every: int | None = None
-    """A fresh batch every so many steps, replay in between; 0: never. Default: 1 for methods that
-    stream, else 0."""
-    buffer_size: int = 20_000
-    """Capacity of the replay buffer in images; at least 1."""
+    steps: Annotated[Int, at_least(0)] = 2000
+    """Optimizer steps; at least 0. 0 leaves the student as it starts."""
+    batch_size: Annotated[Int, at_least(2)] = 256
+    """Images per step; at least 2. A batch that a method just made has synthesis.batch_size."""
     augment: Augmentation = field(default_factory=Augmentation)
-    """Changes of replayed images."""
+    """Random changes of the images."""
     losses: tuple[LossName, ...] = (LossName.KL, LossName.L1)
-    """Losses, summed. On logits: kl (Hinton's), reverse-kl, js, mse, l1; on feature maps: mimic,
-    attention, boundary (a first stage that initializes the student); on the penultimate features:
-    relational, similarity; on all layers of a student that was made from its teacher: layers."""
-    loss_weights: tuple[float, ...] | None = None
-    """A weight for each loss; at least 0. Default: 1 on logits, the papers' on features."""
-    boundary_share: float = 0.25
-    """Share of the steps that a boundary stage takes, where there is one. 0 to 1."""
-    temperature: float = 4.0
-    """Of kl, reverse-kl and js; above 0. At 1 they are the plain divergences."""
+    """Distillation losses, summed. On logits: kl, reverse-kl, js, mse, l1. On feature maps: mimic,
+    attention, boundary (a first phase that initializes the student). On penultimate features:
+    relational, similarity. On all layers of a student made from its teacher: layers."""
+    loss_weights: tuple[Annotated[Float, at_least(0)], ...] | None = None
+    """One weight per loss, at least 0. Default: 1 on logits, the papers' weights on features."""
+    boundary_share: Annotated[Float, within(0, 1)] = 0.25
+    """Share of the steps that the boundary phase takes; 0 to 1."""
+    temperature: Annotated[Float, above(0)] = 4.0
+    """Temperature of kl, reverse-kl and js; above 0. At 1 they are the plain divergences."""
     optimizer: Optimizer = Optimizer.ADAM
-    """adam or sgd, of the student."""
-    lr: float = 2e-3
+    """adam or sgd."""
+    lr: Annotated[Float, above(0)] = 2e-3
     """Learning rate; above 0."""
-    momentum: float = 0.9
-    """Of sgd; in [0, 1]."""
-    weight_decay: float = 0.0
-    """At least 0."""
-    anneal: bool = True
-    """Bring the learning rate to 0 by a cosine over the steps."""
-    drops: tuple[float, ...] = ()
-    """Shares of the steps after which the learning rate falls to a tenth, in place of the cosine.
-    In [0, 1]."""
-    validate_every: int = 100
-    """Steps between the judge's sittings; at least 1. The last step always has one."""
-    num_validation: int = 2048
-    """Synthetic images held out for the judge; at least 2."""
-    freeze_batch_norm: bool = False
-    """Leave the student's BatchNorm running statistics as they are: for fine-tuning on images that
-    would spoil them."""
-    clip_gradient: float = 0.0
-    """Largest norm of the student's gradient; 0: none."""
-
-    def fresh_period(self, *, streams: bool) -> int:
-        """Steps from one fresh batch to the next, where a method streams or not; 0: none."""
-        default = 1 if streams else 0
-        return default if self.fresh_every is None else self.fresh_every
+    momentum: Annotated[Float, within(0, 1)] = 0.9
+    """Momentum of sgd; 0 to 1."""
+    weight_decay: Annotated[Float, at_least(0)] = 0.0
+    """Weight decay; at least 0."""
+    anneal: Bool = True
+    """Anneal the learning rate to 0 by a cosine over the steps."""
+    drops: tuple[Annotated[Float, within(0, 1)], ...] = ()
+    """Shares of the steps, 0 to 1, after which the learning rate falls to a tenth, in place of the
+    cosine."""
+    validate_every: Annotated[Int, at_least(1)] = 100
+    """Steps between validations; at least 1. The last step is always followed by one."""
+    num_validation: Annotated[Int, at_least(2)] = 2048
+    """Synthetic images held out for model selection; at least 2."""
+    freeze_batch_norm: Bool = False
+    """Leave the student's BatchNorm statistics as they are, for images that would spoil them."""
+    clip_gradient: Annotated[Float, at_least(0)] = 0.0
+    """Largest norm of the student's gradient; 0 for no limit."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "steps")
-        at_least(self, 1, "buffer_size", "validate_every")
-        at_least(self, 2, "batch_size", "num_validation")
-        above(self, 0, "temperature", "lr")
-        at_least(self, 0, "prefill", "fresh_every", "clip_gradient", "loss_weights")
-        at_least(self, 0, "weight_decay")
-        within(self, 0, 1, "boundary_share", "momentum", "drops")
         if self.optimizer is not Optimizer.SGD:
             no_effect(self, "without sgd", "momentum")
         if self.drops:
             no_effect(self, "beside drops", "anneal")
-        if self.prefill == 0 and self.fresh_every == 0:
-            raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
         if not self.losses:
             raise ConfigError(f"losses must name at least one of {', '.join(LossName)}")
         if len(set(self.losses)) < len(self.losses):
@@ -116,3 +104,43 @@ class DistillConfig:
         weights = self.loss_weights
         if weights is not None and len(weights) != len(self.losses):
             raise ConfigError(f"loss_weights must have {len(self.losses)} values; got {weights}")
+
+
+@config_class
+class DistillConfig(FinetuneConfig):
+    """Configuration of distilling a student, on images made before or while it learns."""
+
+    inherit: Bool = False
+    """Start the student, a narrower copy of the teacher, from the teacher's channels."""
+    reconstruct: Annotated[Int, zero_or_at_least(2)] = 2048
+    """Images on which the layers of a student that inherits are solved, by least squares, for the
+    teacher's outputs before the first step; at least 2, or 0 to skip this."""
+    prefill: Annotated[Int, at_least(0)] | None = None
+    """Images put into the replay buffer before the first step. Default: 0 for methods that make
+    each batch quickly, else buffer_size."""
+    fresh_every: Annotated[Int, at_least(0)] | None = None
+    """Train on a fresh batch every so many steps and on replayed ones in between; 0 for never.
+    Default: 1 for methods that make each batch quickly, else 0."""
+    buffer_size: Annotated[Int, at_least(1)] = 20_000
+    """Capacity of the replay buffer in images; at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prefill == 0 and self.fresh_every == 0:
+            raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
+        if not self.inherit:
+            no_effect(self, "without inherit", "reconstruct")
+            if self.steps == 0:
+                raise ConfigError(
+                    "0 steps leave a student at its random start: take steps, or let it inherit"
+                )
+
+    def fresh_period(self, *, streams: bool) -> int:
+        """Return the steps from one fresh batch to the next; 0 for none.
+
+        Args:
+            streams: whether the method makes each batch about as fast as a training step takes.
+
+        """
+        default = 1 if streams else 0
+        return default if self.fresh_every is None else self.fresh_every

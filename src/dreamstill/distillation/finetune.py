@@ -1,7 +1,7 @@
 """Fine-tune a changed network on a set of images, towards the network it was made from."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -9,29 +9,21 @@ from torch import Tensor, nn
 from dreamstill.data.batch import Batch, answered
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.data.stored_images import StoredImages
-from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.config import DistillConfig, FinetuneConfig
 from dreamstill.distillation.trainer import Distillation
-from dreamstill.errors import ConfigError, DataError
+from dreamstill.errors import DataError
 from dreamstill.nn.hooks import shown_at_once
 from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher, check_trainable
 
-__all__ = ["check_finetuning", "finetune"]
-
-
-def check_finetuning(config: DistillConfig) -> None:
-    """ConfigError for settings that ask for images to be synthesized."""
-    if config.prefill is not None or config.fresh_every is not None:
-        raise ConfigError(
-            "fine-tuning has the images that it is given: leave prefill and fresh_every alone"
-        )
+__all__ = ["finetune"]
 
 
 def finetune(
     teacher: Teacher,
     student: nn.Module,
     images: Tensor,
-    config: DistillConfig,
+    config: FinetuneConfig,
     *,
     rng: torch.Generator,
     inherited: Mapping[str, Tensor] | None = None,
@@ -59,20 +51,19 @@ def finetune(
         TeacherError: the student cannot be trained.
 
     """
-    check_finetuning(config)
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     check_trainable(student, teacher.spec)
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     num_validation = min(config.num_validation, len(images) // 4)
     training, kept = (
-        images[order[:-num_validation][: config.buffer_size]],
+        images[order[:-num_validation]],
         images[order[-num_validation:]],
     )
     num = len(training)
-    config = replace(
-        config, prefill=num, fresh_every=0, num_validation=num_validation, buffer_size=num
-    )
+    given = {part.name: getattr(config, part.name) for part in fields(FinetuneConfig)}
+    given |= {"prefill": num, "fresh_every": 0, "num_validation": num_validation}
+    config = DistillConfig(**given, buffer_size=num, inherit=True)
     buffer = ReplayBuffer(None, teacher.spec, num)
     for part in training.split(500):
         buffer.add(Batch(teacher.spec.encode(part), torch.empty(0)))

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreamstill.data.augmentation import Augmentation, augment
+from dreamstill.data.augmentation import augment
 from dreamstill.data.batch import Batch
 from dreamstill.data.class_coverage import class_counts, missing_classes
+from dreamstill.data.config import Augmentation
 from dreamstill.data.replay_buffer import Replay
 from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.distillation.distillation_losses import DistillationLoss

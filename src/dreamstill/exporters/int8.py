@@ -12,7 +12,6 @@ import importlib.util
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from dreamstill.config import from_plain
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluation import agreement, answers, evaluating, predict
+from dreamstill.exporters.config import Backend, Calibration
 from dreamstill.exporters.formats import (
     check_formats,
     export,
@@ -43,29 +43,14 @@ from dreamstill.nn.seeded import rng_kept
 __all__ = [
     "Backend",
     "Int8Record",
-    "Method",
+    "Calibration",
     "check_int8_formats",
     "check_int8_layers",
     "export_int8",
 ]
 
 
-class Backend(StrEnum):
-    """For which kernels a .pt2 is quantized; a .pte is for XNNPACK's."""
-
-    X86 = "x86"
-    XNNPACK = "xnnpack"
-
-
-class Method(StrEnum):
-    """How the range of an activation is read off the images."""
-
-    MIN_MAX = "MinMax"
-    PERCENTILE = "Percentile"
-    ENTROPY = "Entropy"
-
-
-BINS = {Method.PERCENTILE: 2048, Method.ENTROPY: 1024}
+BINS = {Calibration.PERCENTILE: 2048, Calibration.ENTROPY: 1024}
 """Of a histogram of an activation's values; entropy takes time by their square."""
 STEPS = 256
 """Of int8."""
@@ -109,7 +94,7 @@ def export_int8(
     images: Tensor,
     path: StrPath,
     *,
-    method: Method | str | None = None,
+    calibration: Calibration | str | None = None,
     backend: Backend | str = Backend.X86,
 ) -> Int8Record:
     """Write a static int8 file by the suffix of `path`, .onnx, .pt2 or .pte, and run it.
@@ -119,8 +104,8 @@ def export_int8(
         spec: its input.
         images: uint8 (N, C, H, W) to calibrate on; the last half only compares.
         path: to write.
-        method: of calibration; None: the library's own, which is min-max in onnxruntime, and in
-            torchao the range of the least squared error.
+        calibration: min-max, percentile or entropy; None: the library's own, which is min-max in
+            onnxruntime, and in torchao the range of the least squared error.
         backend: of .pt2.
 
     Raises:
@@ -129,13 +114,13 @@ def export_int8(
 
     """
     path, model = Path(path), on_cpu(model)
-    chosen: Method | None = from_plain(Method | None, method, "method")
+    chosen: Calibration | None = from_plain(Calibration | None, calibration, "calibration")
     kernels: Backend = from_plain(Backend, backend, "backend")
     check_int8_formats([path.suffix[1:]])
     check_int8_layers(model, [path.suffix[1:]])
     images = some_of(images, 1024)
     half = max(1, len(images) // 2)
-    calibration, compared = images[:half], images[-half:]
+    seen, compared = images[:half], images[-half:]
     agreements = []
 
     def compare(temporary: Path) -> None:
@@ -149,13 +134,13 @@ def export_int8(
     try:
         with evaluating(model), quiet():
             if path.suffix == ".onnx":
-                data = _to_onnx(model, spec, calibration, chosen)
+                data = _to_onnx(model, spec, seen, chosen)
             elif path.suffix == ".pt2":
                 quantizer = _quantizer(kernels, chosen)
-                data = to_pt2(_quantized(model, spec, calibration, quantizer), spec)
+                data = to_pt2(_quantized(model, spec, seen, quantizer), spec)
             else:
                 quantizer = _executorch(chosen)
-                data = to_pte(_quantized(model, spec, calibration, quantizer), spec)
+                data = to_pte(_quantized(model, spec, seen, quantizer), spec)
             write_atomically(path, data, check=compare, error=ExportError)
     except DreamstillError as error:
         raise ExportError(str(error)) from error
@@ -178,7 +163,9 @@ class _Reader:
         return None if batch is None else {"input": batch}
 
 
-def _to_onnx(model: nn.Module, spec: InputSpec, images: Tensor, method: Method | None) -> bytes:
+def _to_onnx(
+    model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration | None
+) -> bytes:
     quantization = onnxruntime("quantization")
     quant_pre_process = onnxruntime("quantization.shape_inference").quant_pre_process
 
@@ -188,19 +175,19 @@ def _to_onnx(model: nn.Module, spec: InputSpec, images: Tensor, method: Method |
         export(model, spec, whole)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         overrides = {}
-        if method is Method.ENTROPY:  # quantize_static takes no number of bins
+        if calibration is Calibration.ENTROPY:  # quantize_static takes no number of bins
             calibrator = quantization.create_calibrator(
                 ready,
                 augmented_model_path=str(Path(folder) / "observed.onnx"),
                 calibrate_method=methods.Entropy,
-                extra_options={"num_bins": BINS[method], "num_quantized_bins": STEPS},
+                extra_options={"num_bins": BINS[calibration], "num_quantized_bins": STEPS},
             )
             calibrator.collect_data(_Reader(spec, images))
             overrides = {
                 name: [dict(zip(("rmin", "rmax"), found.range_value, strict=True))]
                 for name, found in calibrator.compute_data().items()
             }
-        percentile = method is Method.PERCENTILE
+        percentile = calibration is Calibration.PERCENTILE
         quantization.quantize_static(
             ready,
             done,
@@ -213,55 +200,61 @@ def _to_onnx(model: nn.Module, spec: InputSpec, images: Tensor, method: Method |
         return done.read_bytes()
 
 
-def _quantizer(backend: Backend, method: Method | None) -> Any:
+def _quantizer(backend: Backend, calibration: Calibration | None) -> Any:
     if backend is Backend.XNNPACK:
-        return _xnnpack("torchao.testing.pt2e._xnnpack_quantizer", method)  # without ExecuTorch
+        return _xnnpack(
+            "torchao.testing.pt2e._xnnpack_quantizer", calibration
+        )  # without ExecuTorch
     x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     config = x86.get_default_x86_inductor_quantization_config()
-    return x86.X86InductorQuantizer().set_global(_observed_by(method, config))
+    return x86.X86InductorQuantizer().set_global(_observed_by(calibration, config))
 
 
-def _executorch(method: Method | None) -> Any:
-    return _xnnpack("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", method)
+def _executorch(calibration: Calibration | None) -> Any:
+    return _xnnpack("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", calibration)
 
 
-def _xnnpack(module: str, method: Method | None) -> Any:
+def _xnnpack(module: str, calibration: Calibration | None) -> Any:
     xnnpack = importlib.import_module(module)
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-    return xnnpack.XNNPACKQuantizer().set_global(_observed_by(method, config))
+    return xnnpack.XNNPACKQuantizer().set_global(_observed_by(calibration, config))
 
 
-def _observed_by(method: Method | None, config: Any) -> Any:
-    """A quantizer's configuration, in which activations are observed by a method."""
-    if method is None:
+def _observed_by(calibration: Calibration | None, config: Any) -> Any:
+    """A quantizer's configuration, in which activations are observed by a calibration."""
+    if calibration is None:
         return config
     observers = importlib.import_module("torchao.quantization.pt2e.observer")
-    observer = observers.MinMaxObserver if method is Method.MIN_MAX else _choosing(method)
+    observer = (
+        observers.MinMaxObserver if calibration is Calibration.MIN_MAX else _choosing(calibration)
+    )
     activation = replace(
         config.input_activation, observer_or_fake_quant_ctr=observer.with_args(eps=2**-12)
     )
     return replace(config, input_activation=activation, output_activation=activation)
 
 
-def _choosing(method: Method) -> Any:
+def _choosing(calibration: Calibration) -> Any:
     """A class of torchao's observers whose range `range_of` chooses."""
     observers: Any = importlib.import_module("torchao.quantization.pt2e.observer")
 
     class Choosing(observers.HistogramObserver):  # type: ignore[misc]
         def calculate_qparams(self) -> Any:
             low, high = range_of(
-                method, self.histogram.numpy(), self.min_val.item(), self.max_val.item()
+                calibration, self.histogram.numpy(), self.min_val.item(), self.max_val.item()
             )
             return self._calculate_qparams(torch.tensor(low), torch.tensor(high))
 
     return Choosing
 
 
-def range_of(method: Method, counts: NDArray[Any], low: float, high: float) -> tuple[float, float]:
+def range_of(
+    calibration: Calibration, counts: NDArray[Any], low: float, high: float
+) -> tuple[float, float]:
     """The range that onnxruntime chooses by percentile or entropy.
 
     Args:
-        method: not min-max, which asks for no histogram.
+        calibration: not min-max, which asks for no histogram.
         counts: of the values in equal bins of [low, high].
         low, high: the least and the largest value.
 
@@ -269,13 +262,13 @@ def range_of(method: Method, counts: NDArray[Any], low: float, high: float) -> t
     values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
     limit = max(abs(low), abs(high))
     ends = (-limit, limit)
-    if method is Method.PERCENTILE:  # of magnitudes
+    if calibration is Calibration.PERCENTILE:  # of magnitudes
         values, ends = abs(values), (0.0, limit)
-    found, edges = np.histogram(values, BINS[method], ends, weights=counts)
+    found, edges = np.histogram(values, BINS[calibration], ends, weights=counts)
     collector = onnxruntime("quantization.calibrate").HistogramCollector(
-        method=method.value.lower(),
+        method=calibration.value,
         symmetric=True,
-        num_bins=BINS[method],
+        num_bins=BINS[calibration],
         num_quantized_bins=STEPS,
         percentile=PERCENTILE,
         scenario="same",

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import DecompressionBombWarning
-
 from dreamstill.errors import ConfigError, DreamstillError, first_line
 
 __all__ = ["StrPath", "check_file", "read_json", "read_toml", "reading", "understood"]
@@ -67,7 +65,6 @@ def understood(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # readers warn of oddities that they get over
-            warnings.simplefilter("error", DecompressionBombWarning)
             yield
     except (DreamstillError, BrokenPipeError):
         raise

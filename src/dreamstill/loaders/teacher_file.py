@@ -4,38 +4,15 @@ from pathlib import Path
 
 import torch
 
-from dreamstill.config import config_class
+from dreamstill.config import Precision
 from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.files.reading import check_file
 from dreamstill.loaders.card import CARD, read_card, spec_from_card
+from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.state_dict import load_module
-from dreamstill.teacher import Precision, Teacher, open_teacher
+from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = ["TeacherFile", "open_from"]
-
-
-@config_class
-class TeacherFile:
-    """Where the teacher is; what is None is read from the card beside the weights."""
-
-    weights: str
-    """Path of a .safetensors file or a weights-only torch state dict."""
-    card: str | None = None
-    """Path of the card; default: the weights' name with .json or .toml."""
-    factory: str | None = None
-    """module:function that builds the network."""
-    shape: tuple[int, int, int] | None = None
-    """C H W of the input."""
-    mean: tuple[float, ...] | None = None
-    """Per channel, of pixels in [0, 1]."""
-    std: tuple[float, ...] | None = None
-    """Per channel, of pixels in [0, 1]."""
-    range: tuple[float, float] | None = None
-    """Lowest and highest input value, instead of mean and std."""
-    num_classes: int | None = None
-    """Checked against the network."""
-    allow_pickle: bool = False
-    """Consent to run the code in a full pickle. Never for a file you do not trust."""
 
 
 def open_from(

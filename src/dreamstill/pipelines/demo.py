@@ -8,29 +8,29 @@ from typing import Any
 from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.files.reading import StrPath
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.pipelines.distill import Job, distill
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.jobs import OnProgress
 from dreamstill.pipelines.summary import export_run, summarize
 from dreamstill.report import write_report
-from dreamstill.synthesis.methods.noise import NoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
+from dreamstill.synthesis.config import NoiseConfig, StructuredNoiseConfig
 
 __all__ = ["demo"]
 
 
-def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[Job, Job]:
+def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[DistillJob, DistillJob]:
     """The demo's job and its noise baseline: the same student, start, steps and schedule."""
     # small batches: on a network this small the number of steps decides, not their size
     distillation = DistillConfig(
-        steps=steps, batch_size=64, lr=1e-3, validate_every=500, buffer_size=5000
+        steps=steps, batch_size=64, lr=1e-3, validate_every=500, buffer_size=5000, inherit=True
     )
-    job = Job(
+    job = DistillJob(
         teacher=TeacherFile(weights=str(weights)),
         student="dreamstill.nn.lenet:lenet5_half",
         method="structured_noise",
         synthesis=StructuredNoiseConfig(batch_size=64),
-        inherit=True,
         distill=distillation,
         seed=seed,
     )

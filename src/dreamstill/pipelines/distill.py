@@ -6,17 +6,16 @@ The one place that owns seeds and devices.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from dreamstill.config import at_least, config_class, no_effect, none_or_at_least, to_plain
+from dreamstill.config import (
+    to_plain,
+)
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.trainer import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError, RunError, TeacherError
@@ -24,72 +23,16 @@ from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoin
 from dreamstill.files.reading import StrPath, reading, understood
 from dreamstill.files.writing import write_atomically, write_json
 from dreamstill.loaders.factory import build
-from dreamstill.loaders.teacher_file import TeacherFile
 from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.process import _process_rng, _set_process_rng, seeded_process
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.progress import Progress
-from dreamstill.synthesis.registry import METHODS, needs_student, open_synthesizer
-from dreamstill.teacher import Precision, Teacher, open_teacher
+from dreamstill.synthesis.registry import METHODS, open_synthesizer
+from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["Job", "RANDOM_START", "distill", "open_student"]
-
-RANDOM_START = "0 steps leave a student at its random start: take steps, or let it inherit"
-
-
-@config_class
-class Job:
-    """All that decides a run's result."""
-
-    teacher: TeacherFile
-    student: str
-    """module:function that builds the student."""
-    method: str
-    """A synthesizer's name in the table of methods."""
-    synthesis: Any
-    """The method's settings."""
-    inherit: bool = False
-    """Start the student, a narrower copy of the teacher, from the teacher's channels."""
-    reconstruct: int = 2048
-    """Images, at most the buffer's, on which the layers of a student that inherits are solved, by
-    least squares, for what they make in the teacher, before the first step; at least 2, or 0:
-    it starts as it was cut."""
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    seed: int = 0
-    device: str = "cpu"
-    precision: Precision = Precision.FLOAT32
-    """float32, or bfloat16: faster for all but the smallest networks, where the device has it."""
-    checkpoint_every: float = 20.0
-    """Seconds between checkpoints; at least 0. No effect on the result."""
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be in [0, 2^63); got {self.seed}")
-        none_or_at_least(self, 2, "reconstruct")
-        if not self.inherit:
-            no_effect(self, "without inherit", "reconstruct")
-        self._check_batch_size()
-        if self.distill.steps == 0 and not self.inherit:
-            raise ConfigError(RANDOM_START)
-        at_least(self, 0, "checkpoint_every")
-
-    def _check_batch_size(self) -> None:
-        """Refuse the size of replayed batches, or a prefill, where nothing is replayed."""
-        period = self.distill.fresh_period(streams=METHODS[self.method].synthesizer.streams)
-        asked, fresh = self.distill.batch_size, self.synthesis.batch_size
-        if period == 1 and asked not in (DistillConfig().batch_size, fresh):
-            raise ConfigError(
-                f"distill.batch_size {asked} is of replayed images, and with a fresh batch of "
-                f"{fresh} at every step none is: set synthesis.batch_size, or distill.fresh_every"
-            )
-        if period == 1 and self.distill.prefill:
-            raise ConfigError(
-                f"distill.prefill {self.distill.prefill} makes images to replay, and with a fresh "
-                "batch at every step none is: set distill.fresh_every too"
-            )
+__all__ = ["distill", "open_student"]
 
 
 def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:
@@ -118,7 +61,7 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
 
 def distill(
     folder: StrPath,
-    job: Job,
+    job: DistillJob,
     teacher: Teacher,
     *,
     resume: bool = False,
@@ -165,21 +108,21 @@ def distill(
         return _follow(folder, job, work, on_progress)
 
 
-def _check_competition(job: Job) -> None:
+def _check_competition(job: DistillJob) -> None:
     """What plays against the student is made while it learns, not all against its random start."""
     streams = METHODS[job.method].synthesizer.streams
-    if not job.distill.fresh_period(streams=streams) and needs_student(job.method, job.synthesis):
+    if not job.distill.fresh_period(streams=streams) and job.needs_student:
         raise ConfigError(
             f"{job.method} plays against the student, and all its images would be made before its "
             "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper"
         )
 
 
-def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
+def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillation:
     """A job's distillation before its first step."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
-    kept = inherit(teacher.module, student) if job.inherit else None
+    kept = inherit(teacher.module, student) if job.distill.inherit else None
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     fresh = job.distill.fresh_period(streams=method.streams)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
@@ -199,12 +142,12 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
         job.distill,
         rng=rng,
         inherited=kept,
-        reconstruct=job.reconstruct,
+        reconstruct=job.distill.reconstruct,
     )
 
 
 def _follow(
-    folder: Path, job: Job, work: Distillation, on_progress: Callable[[Progress], None]
+    folder: Path, job: DistillJob, work: Distillation, on_progress: Callable[[Progress], None]
 ) -> nn.Module:
     """Take a distillation from its checkpoint, if there is one, to its end."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
@@ -248,12 +191,12 @@ def _follow(
     return work.chosen
 
 
-def _origin_of_checkpoint(job: Job, teacher: Teacher) -> dict[str, str]:
+def _origin_of_checkpoint(job: DistillJob, teacher: Teacher) -> dict[str, str]:
     """What a checkpoint is of."""
     return {"teacher": teacher.fingerprint, "settings": digest(to_plain(job))}
 
 
-def _take_up(checkpoint: Path, job: Job, work: Distillation) -> float:
+def _take_up(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
     """Go on from a checkpoint; the seconds that were spent before it.
 
     Raises:

@@ -6,7 +6,8 @@ from typing import Any
 from dreamstill.data.images import load_unlabelled
 from dreamstill.files.reading import StrPath
 from dreamstill.loaders.teacher_file import open_from
-from dreamstill.pipelines.distill import Job, distill
+from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.summary import summarize
 from dreamstill.progress import Progress
 from dreamstill.report import write_report
@@ -45,7 +46,7 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
 
 
 def distill_and_report(
-    folder: StrPath, job: Job, *, resume: bool = False, on_progress: OnProgress
+    folder: StrPath, job: DistillJob, *, resume: bool = False, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Distill, measure without real data, and write the report."""
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dreamstill.config import from_plain, read_plain, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.errors import ConfigError, RunError, shown
+from dreamstill.errors import ConfigError, RunError
 from dreamstill.evaluation import (
     accuracy,
     agreement,
@@ -27,13 +27,12 @@ from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
-from dreamstill.pipelines.distill import Job
+from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.run_directory import check_origin, locked, read_settings
 from dreamstill.profiling import measure_profile
-from dreamstill.synthesis.registry import METHODS
 from dreamstill.teacher import Teacher
 
-__all__ = ["MOST_SHOWN", "export_run", "open_run", "read_job", "summarize"]
+__all__ = ["MOST_SHOWN", "export_run", "open_run", "read_run", "summarize"]
 
 MOST_SHOWN = 2000
 """Synthetic images that a report's pictures are of."""
@@ -46,29 +45,25 @@ OF_IMAGES = (
 """Settings of a distillation that its noise baseline may have of its own."""
 
 
-def read_job(folder: StrPath) -> Job:
+def read_run(folder: StrPath) -> DistillJob:
     """The job of a run's folder; RunError where there is none."""
     folder = Path(folder)
     plain = read_settings(folder)
     if not {"method", "student", "synthesis"} <= plain.keys():
         raise RunError(f"{folder} holds no run of distill")
-    method = plain["method"]
-    if not isinstance(method, str) or method not in METHODS:
-        raise RunError(f"{folder} names the method {shown(method)}; known: {', '.join(METHODS)}")
     try:
-        plain["synthesis"] = from_plain(METHODS[method].config, plain["synthesis"], "synthesis")
-        job: Job = from_plain(Job, plain)
+        job: DistillJob = from_plain(DistillJob, plain)
     except ConfigError as error:
         raise RunError(f"{folder / 'config.json'} is damaged: {error}") from error
     return job
 
 
-def open_run(folder: StrPath) -> tuple[Job, Teacher, nn.Module]:
+def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
     """Job, teacher and chosen student of a finished run.
 
     RunError if it is not finished, or the teacher's file or card has changed since.
     """
-    job, folder = read_job(folder), Path(folder)
+    job, folder = read_run(folder), Path(folder)
     if not (folder / "result.json").is_file():  # the last file that a run writes
         raise RunError(f"{folder} has no student yet: resume the run first")
     if read_plain(folder / "student.json").get("factory") != job.student:
@@ -79,7 +74,7 @@ def open_run(folder: StrPath) -> tuple[Job, Teacher, nn.Module]:
     return job, teacher, student.requires_grad_(False)
 
 
-def open_baseline(folder: StrPath, job: Job, teacher: Teacher) -> nn.Module:
+def open_baseline(folder: StrPath, job: DistillJob, teacher: Teacher) -> nn.Module:
     """The student of a job's noise baseline; RunError if it is not the same job on noise."""
     baseline, its_teacher, student = open_run(folder)
     if baseline.method != "noise":
@@ -90,9 +85,9 @@ def open_baseline(folder: StrPath, job: Job, teacher: Teacher) -> nn.Module:
     return student
 
 
-def _training_of(job: Job, teacher: Teacher) -> dict[str, Any]:
+def _training_of(job: DistillJob, teacher: Teacher) -> dict[str, Any]:
     """What a job and its noise baseline share: all but the images and when they come."""
-    names = ("student", "inherit", "reconstruct", "precision")
+    names = ("student", "precision")
     course = to_plain(job.distill)
     return (
         {"teacher": teacher.fingerprint}

@@ -12,32 +12,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dreamstill.config import at_least, config_class, no_effect, read_plain, to_plain
+from dreamstill.config import read_plain, to_plain
 from dreamstill.data.class_coverage import class_counts, warn_of_classes
 from dreamstill.data.images import load_unlabelled
-from dreamstill.errors import ConfigError, RunError, shown
+from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint
 from dreamstill.files.image_store import check_room, checksums, let_go, make_images, map_images
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_atomically, write_json
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
-from dreamstill.pipelines.distill import Job
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.config import ImagesJob, SynthesizeJob
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.progress import Progress
 from dreamstill.report import MOST_CLASSES
 from dreamstill.report.figures import class_rows
-from dreamstill.synthesis.registry import (
-    METHODS,
-    Synthesizer,
-    method_config,
-    needs_student,
-    open_synthesizer,
-)
-from dreamstill.teacher import Precision, Teacher
+from dreamstill.synthesis.base import Synthesizer
+from dreamstill.synthesis.registry import needs_student, open_synthesizer
+from dreamstill.teacher import Teacher
 
 __all__ = [
-    "Images",
-    "MOST_IMAGES",
     "OnProgress",
     "draw_beside",
     "draw_images",
@@ -45,55 +38,10 @@ __all__ = [
     "images_beside",
     "origin_of",
     "own_images",
-    "read_synthesis",
     "synthesize",
 ]
 
 OnProgress = Callable[[Progress], None]
-MOST_IMAGES = 10**15
-"""How many there is room for is another question; see `check_room`."""
-
-
-@config_class
-class Images:
-    """A teacher and the images to work with."""
-
-    teacher: TeacherFile
-    images: str | None = None
-    """.npz with x, uint8 (N, C, H, W); default: synthesize them."""
-    method: str = "structured_noise"
-    """What synthesizes them."""
-    synthesis: Any = None
-    """The method's settings; default: its own."""
-    num_images: int | None = None
-    """How many to synthesize; at least 8. Default: 4000, or none where no task looks at any."""
-    seed: int = 0
-    device: str = "cpu"
-    """Where images are synthesized and networks trained; files for devices are made on the CPU."""
-    precision: Precision = Precision.FLOAT32
-    """float32, or bfloat16: of the networks while they run."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be in [0, 2^63); got {self.seed}")
-        at_least(self, 8, "num_images", most=MOST_IMAGES)
-        able = [name for name, m in METHODS.items() if not m.synthesizer.adversarial]
-        if self.method not in able:
-            raise ConfigError(f"method must be one of {', '.join(able)}; got {self.method!r}")
-        if self.images is not None:
-            no_effect(self, "beside images", "method", "synthesis", "num_images")
-        if needs_student(self.method, self.synthesis):
-            raise ConfigError(f"there is no student for {self.method} to play against here")
-
-
-def read_synthesis(plain: dict[str, Any]) -> None:
-    """In place, a job's `synthesis` and `preset` become the settings of its `method`."""
-    method = plain.get("method", "structured_noise")
-    given, preset = plain.pop("synthesis", None), plain.pop("preset", None)
-    if not isinstance(method, str) or method not in METHODS:
-        return  # which is said of the job as a whole
-    if given is not None or preset is not None:
-        plain["synthesis"] = method_config(method, given, preset)
 
 
 def draw_images(
@@ -267,22 +215,21 @@ class _Drawn:
         self.saved = time.monotonic()
 
 
-def own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> Tensor:
+def own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProgress) -> Tensor:
     """A job's own images, uint8 (N, C, H, W), kept in `path`, so that a resume has the same."""
     if not path.is_file():
         write_own_images(path, job, teacher, on_progress)
     return load_unlabelled(path, teacher.spec)
 
 
-def write_own_images(path: Path, job: Images, teacher: Teacher, on_progress: OnProgress) -> None:
+def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProgress) -> None:
     """Synthesize them."""
-    config = METHODS[job.method].config() if job.synthesis is None else job.synthesis
     checkpoint = path.with_suffix(".pt")
     images, _ = draw_beside(
         checkpoint,
         teacher,
         job.method,
-        config,
+        job.synthesis,
         4000 if job.num_images is None else job.num_images,
         seed=job.seed,
         on_progress=on_progress,
@@ -302,34 +249,28 @@ def origin_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
 
 def synthesize(
     folder: StrPath,
-    job: Job,
-    num_images: int,
+    job: SynthesizeJob,
     *,
     resume: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
-    """Make `num_images` images: folder/images.npz with x, y, logits, and images.png.
+    """Make images: folder/images.npz with x, y and logits, and a picture, images.png.
 
-    With `resume` what is finished in the folder is taken up: the settings must be the same.
+    With `resume` it goes on with what is finished in the folder, which must be of the same job.
 
     Raises:
-        ConfigError: no image is asked for, there is no room for so many, or the method plays
-            against a student.
+        ConfigError: there is no room for so many images, or the method plays against a student.
         TeacherError: the teacher does not open, or lacks what the method needs.
         RunError: the folder is not empty, holds nothing to resume, or other images, or cannot be
             written.
         NonFiniteError: the loss of the images is not finite; before the update.
 
     """
-    if not 1 <= num_images <= MOST_IMAGES:
-        bound = "at least 1" if num_images < 1 else f"at most {MOST_IMAGES:,}"
-        raise ConfigError(f"num_images must be {bound}; got {shown(num_images)}")
     folder = Path(folder)
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    names = ("teacher", "method", "synthesis", "seed", "device", "precision")
     with claimed(
         folder,
-        {name: to_plain(getattr(job, name)) for name in names} | {"num_images": num_images},
+        {name: value for name, value in to_plain(job).items() if name != "checkpoint_every"},
         {"teacher": teacher.fingerprint},
         device=job.device,
         resume=resume,
@@ -337,14 +278,14 @@ def synthesize(
         makes=("images.npy",),
     ):
         if not (folder / "summary.json").is_file():  # the last file that is written
-            _write_images(folder, job, teacher, num_images, on_progress)
+            _write_images(folder, job, teacher, on_progress)
         summary = read_plain(folder / "summary.json")
     files = {"images": str(folder / "images.npz"), "picture": str(folder / "images.png")}
     return files | summary
 
 
 def _write_images(
-    folder: Path, job: Job, teacher: Teacher, num_images: int, on_progress: OnProgress
+    folder: Path, job: SynthesizeJob, teacher: Teacher, on_progress: OnProgress
 ) -> None:
     """Make images and all that is told of them."""
     checkpoint = folder / "images.pt"
@@ -353,7 +294,7 @@ def _write_images(
         teacher,
         job.method,
         job.synthesis,
-        num_images,
+        job.num_images,
         seed=job.seed,
         checkpoint_every=job.checkpoint_every,
         on_progress=on_progress,
@@ -363,7 +304,7 @@ def _write_images(
     save_arrays(folder / "images.npz", **arrays)
     write_atomically(folder / "images.png", draw_classes(torch.from_numpy(x), classes))
     summary = {
-        "num_images": num_images,
+        "num_images": job.num_images,
         "images_per_class": class_counts(logits).tolist(),
         "queries": teacher.queries,
         "warnings": warn_of_classes(logits),

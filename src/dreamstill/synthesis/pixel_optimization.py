@@ -2,34 +2,20 @@
 
 import math
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dreamstill.config import from_plain, no_effect
+from dreamstill.config import from_plain
 from dreamstill.errors import NonFiniteError
 from dreamstill.input_spec import InputSpec
 from dreamstill.synthesis.class_balance import matched
-from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
+from dreamstill.synthesis.config import RandomShapes, Start
+from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["Start", "halved", "jittered", "lr_share", "optimize_pixels", "start_images"]
-
-
-class Start(StrEnum):
-    """What pixels are before the first step."""
-
-    UNIFORM = "uniform"
-    GAUSSIAN = "gaussian"
-    STRUCTURED = "structured"
-
-    def check(self, config: Any) -> None:
-        """ConfigError for settings with a drawing that another start has no use for."""
-        if self is not Start.STRUCTURED:
-            no_effect(config, f"with start {self.value}", "shapes")
 
 
 @torch.no_grad()

@@ -7,18 +7,26 @@ that the authors optimize in [0, 1] are optimized in the teacher's input space h
 learning rates are divided by the standard deviation of the data set.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-from dreamstill.synthesis.methods import dafl, deepinversion, dfad, rdskd
-from dreamstill.synthesis.methods.abd import AbdConfig
-from dreamstill.synthesis.methods.metadata import MetadataConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import ZskdConfig
-from dreamstill.synthesis.methods.zskt import ZsktConfig
-from dreamstill.synthesis.random_shapes import CLOTHES, SCENES
+from dreamstill.config import from_plain, merge, to_plain
+from dreamstill.errors import ConfigError, shown
+from dreamstill.synthesis.config import (
+    CLOTHES,
+    SCENES,
+    AbdConfig,
+    DaflConfig,
+    DeepInversionConfig,
+    DfadConfig,
+    MetadataConfig,
+    RdskdConfig,
+    StructuredNoiseConfig,
+    ZskdConfig,
+    ZsktConfig,
+)
+from dreamstill.synthesis.registry import METHODS
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = ["PRESETS", "Preset", "method_config", "student_config"]
 
 
 class Preset(NamedTuple):
@@ -59,11 +67,19 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "scenes": Preset(StructuredNoiseConfig(shapes=SCENES)),
     },
     "dafl": {
-        "mnist": Preset(dafl.MNIST, DAFL | {"steps": 24_000, "lr": 2e-3, "anneal": False}),
-        "cifar10": Preset(dafl.CIFAR10, DAFL | DAFL_CIFAR),
-        "cifar100": Preset(dafl.CIFAR100, DAFL | DAFL_CIFAR),
+        "mnist": Preset(DaflConfig(), DAFL | {"steps": 24_000, "lr": 2e-3, "anneal": False}),
+        "cifar10": Preset(
+            DaflConfig(batch_size=1024, latent=1000, lr=0.02, one_hot=0.05, activation=0.01),
+            DAFL | DAFL_CIFAR,
+        ),
+        "cifar100": Preset(
+            DaflConfig(
+                batch_size=1024, latent=1000, lr=0.02, one_hot=0.5, information_entropy=20.0
+            ),
+            DAFL | DAFL_CIFAR,
+        ),
         "ours": Preset(
-            replace(dafl.MNIST, batch_size=128, widths=(32, 16), lr=0.02),
+            DaflConfig(batch_size=128, widths=(32, 16), lr=0.02),
             {
                 "steps": 8000,
                 "batch_size": 64,
@@ -74,12 +90,27 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "deepinversion": {
-        "cifar10": Preset(deepinversion.CIFAR10, DEEPINVERSION),
+        "cifar10": Preset(DeepInversionConfig(), DEEPINVERSION),
         "adaptive": Preset(
-            replace(deepinversion.CIFAR10, competition=10.0),
+            DeepInversionConfig(competition=10.0),
             DEEPINVERSION | {"prefill": 0, "fresh_every": 50},
         ),
-        "imagenet": Preset(deepinversion.IMAGENET),
+        "imagenet": Preset(
+            DeepInversionConfig(
+                batch_size=84,
+                steps=3000,
+                low_resolution_steps=2000,
+                lr=0.25,
+                betas=(0.5, 0.9),
+                lr_warm_up=100,
+                cosine=True,
+                batch_norm=0.01,
+                first_batch_norm=10.0,
+                total_variation=1e-4,
+                l2=1e-5,
+                jitter=30,
+            )
+        ),
     },
     "zskd": {
         "cifar10": Preset(
@@ -101,17 +132,18 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "dfad": {
         "mnist": Preset(
-            dfad.MNIST, DFAD | {"steps": 10_000, "lr": 0.01, "weight_decay": 1e-4, "anneal": False}
+            DfadConfig(),
+            DFAD | {"steps": 10_000, "lr": 0.01, "weight_decay": 1e-4, "anneal": False},
         ),
         "cifar10": Preset(
-            dfad.CIFAR10,
+            DfadConfig(batch_size=256, latent=256, drops=(0.2, 0.4)),
             DFAD | {"steps": 125_000, "lr": 0.1, "weight_decay": 5e-4, "drops": [0.2, 0.4]},
         ),
     },
     "rdskd": {
-        "mnist": Preset(rdskd.MNIST, RDSKD | {"anneal": False}),
-        "svhn": Preset(rdskd.COLOR, RDSKD | {"anneal": False}),
-        "cifar10": Preset(rdskd.COLOR, RDSKD | {"drops": [0.8]}),
+        "mnist": Preset(RdskdConfig(), RDSKD | {"anneal": False}),
+        "svhn": Preset(RdskdConfig(latent=1000), RDSKD | {"anneal": False}),
+        "cifar10": Preset(RdskdConfig(latent=1000), RDSKD | {"drops": [0.8]}),
     },
     "abd": {"cifar100": Preset(AbdConfig())},
     "metadata": {
@@ -122,3 +154,58 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
 }
+GO_WITH = {
+    "losses": ("loss_weights", "temperature"),
+    "optimizer": ("lr", "momentum", "weight_decay"),
+    "anneal": ("drops",),
+    "drops": ("anneal",),
+}
+"""Values of a preset's student that mean nothing beside another choice of the first."""
+
+
+def method_config(name: str, plain: Any = None, preset: Any = None) -> Any:
+    """Return a method's configuration: plain values laid upon a preset's, or the defaults.
+
+    Args:
+        name: of the method, in METHODS.
+        plain: a configuration of the method, a dict of its fields, or None.
+        preset: name of a preset of the method, or None.
+
+    Raises:
+        ConfigError: the method has no such preset or field.
+
+    """
+    kind, given = METHODS[name].config, {} if plain is None else plain
+    if isinstance(given, kind) and preset is None:
+        return given
+    if not isinstance(given, dict):
+        raise ConfigError(f"synthesis must be a table of settings; got {shown(given)}")
+    if preset is not None:
+        given = merge(to_plain(_preset(name, preset).synthesis), given)
+    return from_plain(kind, given, "synthesis")
+
+
+def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
+    """Return the plain values of a distillation, laid upon those of a method's preset.
+
+    Whoever names the losses, the optimizer or the schedule of its learning rate no longer has the
+    values that belong to the preset's choice; see GO_WITH.
+
+    Raises:
+        ConfigError: the method has no such preset.
+
+    """
+    given = {} if plain is None else plain
+    if preset is None or not isinstance(given, dict):  # the latter is refused with the whole job
+        return given
+    whole = _preset(name, preset).distill
+    gone = {name for chosen in given for name in GO_WITH.get(chosen, ())}
+    return merge({name: value for name, value in whole.items() if name not in gone}, given)
+
+
+def _preset(name: str, preset: Any) -> Preset:
+    presets = PRESETS.get(name, {})
+    if not isinstance(preset, str) or preset not in presets:
+        known = ", ".join(presets) or "none"
+        raise ConfigError(f"{name} has no preset {shown(preset)}; known: {known}")
+    return presets[preset]

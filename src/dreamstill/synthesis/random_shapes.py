@@ -12,52 +12,12 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dreamstill.config import at_least, config_class, within
-from dreamstill.errors import ConfigError
 from dreamstill.input_spec import InputSpec
+from dreamstill.synthesis.config import CLOTHES, SCENES, RandomShapes
 
 __all__ = ["CLOTHES", "RandomShapes", "SCENES", "structured_images"]
 
 MOST_BLOBS = 5
-
-
-@config_class
-class RandomShapes:
-    """What random shapes look like; the defaults serve images of 28 to 64 pixels."""
-
-    cells: tuple[int, ...] = (2, 4, 8, 16, 32)
-    """Grid cells along the longer side of each random field, coarse to fine; at least 2 each."""
-    shape_cells: tuple[int, ...] = (3, 5, 8)
-    """Grid cells along the longer side of the fields whose level lines are shapes; as `cells`."""
-    stroke_share: float = 0.9
-    """Share of masks that are strokes (along a level line); the rest are blobs. 0 to 1."""
-    texture_share: float = 0.3
-    """Share of images that are one rough texture behind the mask; the rest are a smooth figure on
-    a smooth ground. 0 to 1."""
-    symmetry_share: float = 0.0
-    """Share of images that are mirror images of themselves, left to right. 0 to 1."""
-    centered_share: float = 0.0
-    """Share of masks drawn to the middle of the image, as an object on a ground is. 0 to 1."""
-    channel_correlation: float = 0.9
-    """Correlation of the color channels. 0 to 1."""
-    scene_share: float | None = None
-    """Share of images that are a scene, as photographs are: two to five blobs, one over another,
-    each of a middling shade with a gradient and a texture; the shares above are of the rest. 0 to
-    1. Default: half of color images, 0 for one channel."""
-    scene_contrast: float = 0.3
-    """Standard deviation of a scene's shades around the middle, of pixels in [0, 1]; at least 0."""
-
-    def __post_init__(self) -> None:
-        within(self, 0, 1, "stroke_share", "texture_share", "symmetry_share", "centered_share")
-        within(self, 0, 1, "channel_correlation", "scene_share")
-        at_least(self, 0, "scene_contrast")
-        if not self.cells or not self.shape_cells:
-            raise ConfigError(f"cells must not be empty; got {self.cells}, {self.shape_cells}")
-        at_least(self, 2, "cells", "shape_cells")
-
-
-CLOTHES = RandomShapes(stroke_share=0.2, texture_share=0.6, symmetry_share=0.6, centered_share=0.7)
-SCENES = RandomShapes(scene_share=1.0, scene_contrast=0.2)
 
 
 def interpolation(cells: int, size: int) -> Tensor:

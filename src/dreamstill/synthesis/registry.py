@@ -1,138 +1,103 @@
-"""Synthesizers, one method a file; this is the table of methods."""
+"""The table of methods: one file in `methods/` and one line here for each."""
 
-from typing import Any, NamedTuple
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from dreamstill.config import from_plain, merge, to_plain
-from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError, TeacherError
-from dreamstill.synthesis.base import Synthesizer
-from dreamstill.synthesis.methods.abd import Abd, AbdConfig
-from dreamstill.synthesis.methods.dafl import Dafl, DaflConfig
-from dreamstill.synthesis.methods.deepinversion import DeepInversion, DeepInversionConfig
-from dreamstill.synthesis.methods.dfad import Dfad, DfadConfig
-from dreamstill.synthesis.methods.knowledge_within import KnowledgeWithin, KnowledgeWithinConfig
-from dreamstill.synthesis.methods.metadata import MetadataConfig, MetadataImages
-from dreamstill.synthesis.methods.noise import Noise, NoiseConfig
-from dreamstill.synthesis.methods.rdskd import Rdskd, RdskdConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, StructuredNoiseConfig
-from dreamstill.synthesis.methods.zskd import Zskd, ZskdConfig
-from dreamstill.synthesis.methods.zskt import Zskt, ZsktConfig
-from dreamstill.synthesis.presets import PRESETS, Preset
-from dreamstill.teacher import Teacher
+from dreamstill.synthesis import config
+
+if TYPE_CHECKING:
+    import torch
+
+    from dreamstill.synthesis.base import Synthesizer
+    from dreamstill.teacher import Teacher
 
 __all__ = [
-    "Batch",
     "METHODS",
-    "Method",
-    "PRESETS",
-    "Synthesizer",
-    "method_config",
+    "MethodEntry",
     "missing_capabilities",
     "needs_student",
     "open_synthesizer",
-    "student_config",
+    "register_method",
 ]
 
 
-class Method(NamedTuple):
-    """A synthesizer's class and that of its settings."""
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method's configuration class and its class, which is imported when it is needed."""
 
-    synthesizer: Any
     config: Any
+    implementation: Any
+    """The class, or its module and name as "module:Class"."""
+
+    @property
+    def synthesizer(self) -> Any:
+        """The class that makes images; importing it imports torch."""
+        if not isinstance(self.implementation, str):
+            return self.implementation
+        module, name = self.implementation.split(":")
+        return getattr(importlib.import_module(f"dreamstill.synthesis.methods.{module}"), name)
 
 
-METHODS: dict[str, Method] = {
-    "noise": Method(Noise, NoiseConfig),
-    "structured_noise": Method(StructuredNoise, StructuredNoiseConfig),
-    "dafl": Method(Dafl, DaflConfig),
-    "deepinversion": Method(DeepInversion, DeepInversionConfig),
-    "zskd": Method(Zskd, ZskdConfig),
-    "zskt": Method(Zskt, ZsktConfig),
-    "dfad": Method(Dfad, DfadConfig),
-    "rdskd": Method(Rdskd, RdskdConfig),
-    "abd": Method(Abd, AbdConfig),
-    "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinConfig),
-    "metadata": Method(MetadataImages, MetadataConfig),
+METHODS: dict[str, MethodEntry] = {
+    "noise": MethodEntry(config.NoiseConfig, "noise:Noise"),
+    "structured_noise": MethodEntry(
+        config.StructuredNoiseConfig, "structured_noise:StructuredNoise"
+    ),
+    "dafl": MethodEntry(config.DaflConfig, "dafl:Dafl"),
+    "deepinversion": MethodEntry(config.DeepInversionConfig, "deepinversion:DeepInversion"),
+    "zskd": MethodEntry(config.ZskdConfig, "zskd:Zskd"),
+    "zskt": MethodEntry(config.ZsktConfig, "zskt:Zskt"),
+    "dfad": MethodEntry(config.DfadConfig, "dfad:Dfad"),
+    "rdskd": MethodEntry(config.RdskdConfig, "rdskd:Rdskd"),
+    "abd": MethodEntry(config.AbdConfig, "abd:Abd"),
+    "knowledge_within": MethodEntry(
+        config.KnowledgeWithinConfig, "knowledge_within:KnowledgeWithin"
+    ),
+    "metadata": MethodEntry(config.MetadataConfig, "metadata:MetadataImages"),
 }
-GO_WITH = {
-    "losses": ("loss_weights", "temperature"),
-    "optimizer": ("lr", "momentum", "weight_decay"),
-    "anneal": ("drops",),
-    "drops": ("anneal",),
-}
-"""Settings of a student in a preset that mean nothing beside another choice of the first."""
 
 
-def missing_capabilities(name: str, teacher: Teacher) -> list[str]:
-    """What the method needs and the teacher does not offer, as names of `Capabilities`."""
-    return [
-        need for need in METHODS[name].synthesizer.needs if not getattr(teacher.capabilities, need)
-    ]
+def register_method(name: str, config: Any, synthesizer: Any) -> None:
+    """Add a method of your own to the table, for `synthesize`, `distill` and the command line.
+
+    Args:
+        name: what it is called; not in the table yet.
+        config: its configuration class, made with `dreamstill.config.config_class`; with a field
+            `batch_size`.
+        synthesizer: its class, a subclass of `dreamstill.synthesis.base.Method`.
+
+    Raises:
+        ConfigError: the name is taken.
+
+    """
+    if name in METHODS:
+        raise ConfigError(f"there is a method {name!r} already: choose another name")
+    METHODS[name] = MethodEntry(config, synthesizer)
+
+
+def missing_capabilities(name: str, teacher: "Teacher") -> list[str]:
+    """Return the names of the `Capabilities` that a method needs and a teacher lacks."""
+    needs = METHODS[name].synthesizer.needs
+    return [need for need in needs if not getattr(teacher.capabilities, need)]
 
 
 def needs_student(name: str, config: Any) -> bool:
-    """The method, or what its settings ask of it, plays against a live student."""
+    """Tell whether a method, with its configuration, makes its images against a live student."""
     return METHODS[name].synthesizer.adversarial or getattr(config, "adversarial", False)
 
 
-def method_config(name: str, plain: Any = None, preset: Any = None) -> Any:
-    """Settings of a method from plain values, laid upon those of a preset or the defaults.
-
-    Raises:
-        ConfigError: the method has no such preset or setting.
-
-    """
-    kind, given = METHODS[name].config, {} if plain is None else plain
-    if isinstance(given, kind) and preset is None:
-        return given
-    if not isinstance(given, dict):
-        raise ConfigError(f"synthesis must be a table of settings; got {given!r}")
-    if preset is not None:
-        given = merge(to_plain(_preset(name, preset).synthesis), given)
-    return from_plain(kind, given, "synthesis")
-
-
-def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
-    """Plain values of distillation, laid upon those of a method's preset.
-
-    Whoever names the transfer losses, the optimizer or the course of its learning rate no longer
-    has what the preset says beside them: see GO_WITH.
-
-    Raises:
-        ConfigError: the method has no such preset.
-
-    """
-    given = {} if plain is None else plain
-    if preset is None or not isinstance(given, dict):  # the latter is said of the job as a whole
-        return given
-    whole = _preset(name, preset).distill
-    gone = {name for chosen in given for name in GO_WITH.get(chosen, ())}
-    return merge({name: value for name, value in whole.items() if name not in gone}, given)
-
-
-def _preset(name: str, preset: Any) -> Preset:
-    presets = PRESETS.get(name, {})
-    if not isinstance(preset, str) or preset not in presets:
-        known = ", ".join(presets) or "none"
-        raise ConfigError(f"{name} has no preset {preset!r}; known: {known}")
-    return presets[preset]
-
-
 def open_synthesizer(
-    name: str,
-    teacher: Teacher,
-    config: Any,
-    *,
-    rng: torch.Generator,
-) -> Synthesizer:
+    name: str, teacher: "Teacher", config: Any, *, rng: "torch.Generator"
+) -> "Synthesizer":
     """Make a method for a teacher.
 
     Args:
-        name, settings: of the method.
+        name: of the method, in METHODS.
         teacher: whose inputs it makes.
-        rng: of all that it draws.
+        config: an instance of the method's configuration class.
+        rng: source of everything random in it.
 
     Raises:
         TeacherError: the teacher lacks what the method needs.

@@ -7,15 +7,13 @@ densities are chosen over all layers together by LAMP (Lee et al. 2021), not by 
 """
 
 from collections.abc import Callable
-from dataclasses import field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from dreamstill.config import at_least, config_class, within
-from dreamstill.distillation.config import DistillConfig
+from dreamstill.compression.config import PackConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import TeacherError
 from dreamstill.graph.modules import shared_weights
@@ -24,31 +22,6 @@ from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher
 
 __all__ = ["PackConfig", "pack", "weights_of"]
-
-
-@config_class
-class PackConfig:
-    """Settings of packing."""
-
-    density: float = 0.1
-    """Share of the weights to keep, over all layers; in (0, 1]."""
-    rounds: int = 4
-    """Prune and fine-tune so many times, each to a lower density; at least 1."""
-    convolution_bits: int = 5
-    """Codebooks of convolutions have 2 to this power entries; 1 to 8."""
-    linear_bits: int = 4
-    """Codebooks of linear layers have 2 to this power entries; 1 to 8."""
-    finetune: DistillConfig = field(
-        default_factory=lambda: DistillConfig(
-            steps=1000, batch_size=64, lr=2e-3, num_validation=256
-        )
-    )
-    """The fine-tuning after each round and after sharing; 0 rounds of it: give `steps` 0."""
-
-    def __post_init__(self) -> None:
-        within(self, 1e-4, 1, "density")
-        at_least(self, 1, "rounds")
-        within(self, 1, 8, "convolution_bits", "linear_bits")
 
 
 class Mask(nn.Module):
@@ -163,11 +136,13 @@ def pack(
         raise TeacherError("there is no convolution or linear layer that can be packed")
 
     def tune(model: nn.Module) -> nn.Module:
+        if config.finetune is None:
+            return model
         return finetune(teacher, model, images, config.finetune, rng=rng, on_progress=on_progress)
 
     for step in range(1, config.rounds + 1):
         done = step / config.rounds
-        density = config.density + (1 - config.density) * (1 - done) ** 3
+        density = config.keep + (1 - config.keep) * (1 - done) ** 3
         weights = {name: layer.weight.detach() for name, layer in weights_of(model).items()}
         masks = lamp_masks(weights, density)
         for name, layer in weights_of(model).items():

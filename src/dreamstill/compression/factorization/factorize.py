@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dreamstill.compression.config import FactorizeConfig
 from dreamstill.compression.factorization.factors import modes_by_responses, modes_of, with_factors
 from dreamstill.compression.factorization.rank_selection import (
     Choices,
@@ -26,7 +27,6 @@ from dreamstill.compression.factorization.rank_selection import (
     ranks_by_energy,
     ranks_by_price,
 )
-from dreamstill.config import at_least, config_class, no_effect, none_or_at_least, within
 from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import ConfigError
 from dreamstill.graph.modules import plain_layers, shared_weights
@@ -36,38 +36,6 @@ from dreamstill.nn.seeded import rng_kept
 from dreamstill.profiling import count_macs
 
 __all__ = ["FactorizeConfig", "RankRecord", "factorize"]
-
-
-@config_class
-class FactorizeConfig:
-    """Settings of factorization."""
-
-    energy: float = 0.99
-    """Share of the squares of a layer's responses (`responses` 0: of its weights) to keep in every
-    mode, on average; in (0, 1]. In place of a target."""
-    macs: float | None = None
-    """Target: this share of the multiply-accumulates, at most; in (0, 1]."""
-    parameters: float | None = None
-    """Target: this share of the parameters, at most; in (0, 1]."""
-    first_layer: bool = False
-    """Factorize the first layer too: it is small and its errors reach all others."""
-    responses: int = 2048
-    """Images whose responses say what to keep of a layer; at least 0: its weights alone say it."""
-    reconstruct: int = 2048
-    """Images on which the factors are solved, and the layers that stay; at least 2, or 0: they
-    are left as they are cut."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "responses")
-        none_or_at_least(self, 2, "reconstruct")
-        given = [n for n in ("macs", "parameters") if getattr(self, n) is not None]
-        within(self, 1e-6, 1, "energy", *given)
-        if len(given) > 1:
-            raise ConfigError(
-                f"give one target, macs or parameters; got {self.macs} and {self.parameters}"
-            )
-        if given:
-            no_effect(self, "beside a target", "energy")
 
 
 @dataclass(frozen=True)
@@ -83,8 +51,7 @@ def ranks_of(
     layers: dict[str, Choices], config: FactorizeConfig, model: nn.Module, spec: InputSpec
 ) -> dict[str, tuple[int, ...]]:
     """Of the layers that are not left whole. ConfigError: no ranks meet the target."""
-    target = "macs" if config.macs is not None else "parameters"
-    share = getattr(config, target)
+    target, share = config.target.value, config.keep
     if share is None:
         found = {name: ranks_by_energy(choices, config.energy) for name, choices in layers.items()}
         taken = {name: index for name, index in found.items() if index is not None}

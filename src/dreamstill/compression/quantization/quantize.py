@@ -10,21 +10,21 @@ from the network itself.
 import copy
 import math
 from collections.abc import Callable
-from enum import StrEnum
+from dataclasses import replace
 from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dreamstill.compression.config import QuantizeConfig
 from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.compression.quantization.moments import Moments
 from dreamstill.compression.quantization.sensitivity import mixed_bits, sensitivities
-from dreamstill.config import config_class, no_effect, within
-from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.finetune import finetune
-from dreamstill.errors import ConfigError, TeacherError
+from dreamstill.errors import TeacherError
 from dreamstill.evaluation import check_same_function
+from dreamstill.exporters.config import Calibration
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import map_modules, plain_layers
 from dreamstill.input_spec import InputSpec
@@ -38,44 +38,9 @@ __all__ = [
     "Calibration",
     "QuantizeConfig",
     "check_plain",
-    "check_without_inputs",
     "quantize",
     "quantize_without_inputs",
 ]
-
-
-class Calibration(StrEnum):
-    """How the range of an activation is read off the images."""
-
-    MIN_MAX = "min-max"
-    PERCENTILE = "percentile"
-
-
-@config_class
-class QuantizeConfig:
-    """Settings of quantization."""
-
-    weight_bits: int = 8
-    """Of weights; 2 to 8."""
-    activation_bits: int = 8
-    """Of what enters each layer; 2 to 8."""
-    first_last_bits: int | None = 8
-    """Of the first and last layer, weights and inputs; none: as the others. 2 to 8."""
-    per_channel: bool = True
-    """A step size for each output channel of a weight; else one for all."""
-    calibration: Calibration = Calibration.PERCENTILE
-    """Of activations, on images: min-max, or percentile (99.99 %)."""
-    size: float | None = None
-    """Mixed precision: bring the weights to this share of their size at 8 bits, at most, layer by
-    layer, the least sensitive first; in (0.25, 1]. In place of `weight_bits`."""
-    finetune: DistillConfig | None = None
-    """Fine-tuning of weights and step sizes on the images; none: calibration alone."""
-
-    def __post_init__(self) -> None:
-        within(self, 2, 8, "weight_bits", "activation_bits", "first_last_bits")
-        within(self, 0.25, 1, "size")
-        if self.size is not None:
-            no_effect(self, "beside size", "weight_bits")
 
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -137,14 +102,6 @@ def _with_bits(
     return map_modules(copy_network(model), change)
 
 
-def check_without_inputs(config: QuantizeConfig) -> None:
-    """ConfigError for settings that need images."""
-    if config.size is not None or config.finetune is not None:
-        raise ConfigError("size and finetune need images: use quantize")
-    if config.calibration is not Calibration.PERCENTILE:
-        raise ConfigError("calibration reads images: without inputs there is none")
-
-
 def check_layers(ranges: dict[str, tuple[float, float]]) -> None:
     """TeacherError where no layer's input has a range: nothing would be quantized."""
     if not ranges:
@@ -159,7 +116,7 @@ def quantize_without_inputs(
 
     Args:
         teacher: left as it was; traceable, on the CPU.
-        config: bits; `calibration`, `size` and `finetune` need images and must be left alone.
+        config: the bits; `calibration`, `keep` and `finetune` need images and must be left out.
         correct: the bias correction.
 
     Returns:
@@ -173,7 +130,7 @@ def quantize_without_inputs(
             be quantized.
 
     """
-    check_without_inputs(config)
+    config = replace(config, without_inputs=True)  # which refuses what needs images
     equalized = equalize(teacher.module, teacher.spec)
     layers = plain_layers(equalized.model, KINDS)
     expected = {
@@ -234,13 +191,13 @@ def quantize(
     ranges = observed_ranges(model, teacher.spec, shown, config.calibration)
     check_layers(ranges)
     bits = None
-    if config.size is not None:
+    if config.keep is not None:
         names, layers = list(ranges), plain_layers(model, KINDS)
         table = sensitivities(model, teacher.spec, images, names, per_channel=config.per_channel)
         if fixed := config.first_last_bits:  # they count in the size and have no choice
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layers[name].weight.numel() for name in names}
-        bits = mixed_bits(table, sizes, config.size)
+        bits = mixed_bits(table, sizes, config.keep)
     model = _with_bits(model, config, ranges, bits)
     if config.finetune is not None:
         for layer, name in _steps(model):

@@ -14,48 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch
 from dreamstill.errors import TeacherError
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.priors import gaussian_smoothness
 from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
+from dreamstill.synthesis.config import AbdConfig
 from dreamstill.synthesis.generator import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
 
 __all__ = ["Abd", "AbdConfig"]
-
-
-@config_class
-class AbdConfig:
-    """Settings of Always Be Dreaming's generator; the defaults are the authors' for CIFAR-100."""
-
-    batch_size: int = 128
-    """Images a batch; at least 2 (BatchNorm)."""
-    latent: int = 1000
-    """Length of the generator's input; at least 1."""
-    widths: tuple[int, int] = (128, 64)
-    """Channels of the generator's two inner convolutions."""
-    lr: float = 1e-3
-    """Learning rate of the generator's Adam; above 0."""
-    generator_steps: int = 10_000
-    """Steps of the first stage; at least 1."""
-    content: float = 1.0
-    """Weight of how sure the teacher is of each image; at least 0."""
-    temperature: float = 1e3
-    """Of the teacher's logits there; above 0."""
-    information_entropy: float = 1.0
-    """Weight of class balance; at least 0."""
-    batch_norm: float = 50.0
-    """Weight of the distance from the running statistics; at least 0."""
-    prior: float = 1e-3
-    """Weight of smoothness; at least 0."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "batch_size")
-        at_least(self, 1, "latent", "widths", "generator_steps")
-        above(self, 0, "lr", "temperature")
-        at_least(self, 0, "content", "information_entropy", "batch_norm", "prior")
 
 
 class Abd:

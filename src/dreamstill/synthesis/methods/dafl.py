@@ -13,49 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.features import activation
+from dreamstill.synthesis.config import DaflConfig
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "CIFAR100", "Dafl", "DaflConfig", "MNIST", "dafl_loss"]
-
-
-@config_class
-class DaflConfig:
-    """Settings of DAFL; the defaults are the paper's for MNIST."""
-
-    batch_size: int = 512
-    """Images a batch; at least 2 (BatchNorm)."""
-    latent: int = 100
-    """Length of the generator's input; at least 1."""
-    widths: tuple[int, int] = (128, 64)
-    """Channels of the generator's two inner convolutions."""
-    lr: float = 0.2
-    """Learning rate of the generator's Adam; above 0."""
-    one_hot: float = 1.0
-    """Weight of the one-hot loss; at least 0."""
-    information_entropy: float = 5.0
-    """Weight of the information entropy loss; at least 0."""
-    activation: float = 0.1
-    """Weight of the activation loss; at least 0."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "batch_size")
-        at_least(self, 1, "latent", "widths")
-        above(self, 0, "lr")
-        at_least(self, 0, "one_hot", "information_entropy", "activation")
-
-
-MNIST = DaflConfig()
-CIFAR10 = DaflConfig(
-    batch_size=1024, latent=1000, lr=0.02, one_hot=0.05, information_entropy=5.0, activation=0.01
-)
-CIFAR100 = DaflConfig(
-    batch_size=1024, latent=1000, lr=0.02, one_hot=0.5, information_entropy=20.0, activation=0.1
-)
+__all__ = ["Dafl", "DaflConfig", "dafl_loss"]
 
 
 def dafl_loss(logits: Tensor, features: Tensor, config: DaflConfig) -> Tensor:

@@ -10,7 +10,6 @@ paper (in the code the other way round); half of the steps flip, which the CIFAR
 """
 
 from collections.abc import Mapping
-from dataclasses import field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class, within
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import js_divergence
@@ -27,89 +25,11 @@ from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.nn.hooks import Probe, eval_mode
 from dreamstill.synthesis.batch_norm_statistics import norms_of
 from dreamstill.synthesis.class_balance import Turns
-from dreamstill.synthesis.pixel_optimization import (
-    Start,
-    halved,
-    jittered,
-    optimize_pixels,
-    start_images,
-)
-from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.config import DeepInversionConfig
+from dreamstill.synthesis.pixel_optimization import halved, jittered, optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "DeepInversion", "DeepInversionConfig", "IMAGENET", "inversion_loss"]
-
-
-@config_class
-class DeepInversionConfig:
-    """Settings of DeepInversion; the defaults are the authors' for CIFAR-10."""
-
-    batch_size: int = 256
-    """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
-    steps: int = 2000
-    """Adam steps a batch; at least 1."""
-    low_resolution_steps: int = 0
-    """The first of `steps`, done at half resolution; then Adam and its schedule begin again. 0 to
-    `steps`."""
-    lr: float = 0.05
-    """Learning rate of Adam, in the teacher's input space; above 0."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of Adam's two averages; each in [0, 0.9999]."""
-    lr_warm_up: int = 0
-    """Steps over which the learning rate climbs to `lr` at each resolution; at least 0."""
-    cosine: bool = False
-    """After them the learning rate falls to 0 by a cosine."""
-    batch_norm: float = 10.0
-    """Weight of the BatchNorm-statistics distance; at least 0."""
-    first_batch_norm: float = 1.0
-    """Extra factor of the first BatchNorm layer; at least 0. The authors' ImageNet code has 10."""
-    total_variation: float = 2.5e-5
-    """Weight of total variation, summed over the batch; at least 0."""
-    l2: float = 0.0
-    """Weight of the images' mean l2 norm; at least 0."""
-    jitter: int = 2
-    """Largest random shift in pixels of full resolution, rolled around the edges; at least 0."""
-    flip: bool = True
-    """Flip half of the steps left to right: off for digits and text."""
-    competition: float = 0.0
-    """Weight of the competition against the live student; at least 0. Adaptive DeepInversion: 10
-    on CIFAR-10, 0.2 in the authors' ImageNet code. It asks for `distill.fresh_every`."""
-    start: Start = Start.GAUSSIAN
-    """Pixels before the first step: gaussian (the paper's), uniform or structured."""
-    shapes: RandomShapes = field(default_factory=RandomShapes)
-    """Of a structured start."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "batch_size")
-        at_least(self, 1, "steps")
-        within(self, 0, self.steps, "low_resolution_steps")
-        above(self, 0, "lr")
-        within(self, 0, 0.9999, "betas")
-        at_least(self, 0, "lr_warm_up", "batch_norm", "first_batch_norm", "total_variation", "l2")
-        at_least(self, 0, "jitter", "competition")
-        self.start.check(self)
-
-    @property
-    def adversarial(self) -> bool:
-        """The competition cannot do without a student."""
-        return self.competition > 0
-
-
-CIFAR10 = DeepInversionConfig()
-IMAGENET = DeepInversionConfig(
-    batch_size=84,
-    steps=3000,
-    low_resolution_steps=2000,
-    lr=0.25,
-    betas=(0.5, 0.9),
-    lr_warm_up=100,
-    cosine=True,
-    batch_norm=0.01,
-    first_batch_norm=10.0,
-    total_variation=1e-4,
-    l2=1e-5,
-    jitter=30,
-)
+__all__ = ["DeepInversion", "DeepInversionConfig", "inversion_loss"]
 
 
 def inversion_loss(

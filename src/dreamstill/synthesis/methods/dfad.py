@@ -10,47 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class, within
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import l1
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.config import DfadConfig
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
 
-__all__ = ["CIFAR10", "Dfad", "DfadConfig", "MNIST", "dfad_loss"]
-
-
-@config_class
-class DfadConfig:
-    """Settings of DFAD; the defaults are the paper's for MNIST."""
-
-    batch_size: int = 512
-    """Images a batch; at least 2 (BatchNorm)."""
-    latent: int = 100
-    """Length of the generator's input; at least 1."""
-    widths: tuple[int, int] = (128, 64)
-    """Channels of the generator's two inner convolutions."""
-    lr: float = 1e-3
-    """Learning rate of the generator's Adam; above 0."""
-    student_steps: int = 5
-    """Batches for the student after each generator step; at least 1."""
-    drops: tuple[float, ...] = ()
-    """Shares of a distillation's batches after which the generator's learning rate falls to a
-    tenth; in [0, 1]."""
-    log_loss: bool = False
-    """-log(1 + L1) in place of -L1: a gradient that shrinks where the two differ most, which the
-    paper takes for segmentation."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "batch_size")
-        at_least(self, 1, "latent", "widths", "student_steps")
-        above(self, 0, "lr")
-        within(self, 0, 1, "drops")
-
-
-MNIST = DfadConfig()
-CIFAR10 = DfadConfig(batch_size=256, latent=256, drops=(0.2, 0.4))
+__all__ = ["Dfad", "DfadConfig", "dfad_loss"]
 
 
 def dfad_loss(student: Tensor, teacher: Tensor, *, log_loss: bool) -> Tensor:

@@ -7,14 +7,11 @@ Where this differs: pixels are clipped to the valid range at each step; the Gaus
 method `noise` with `distill.freeze_batch_norm`, not repeated here.
 """
 
-from dataclasses import field
-from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class, no_effect
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
@@ -26,51 +23,11 @@ from dreamstill.synthesis.batch_norm_statistics import (
     norms_of,
 )
 from dreamstill.synthesis.class_balance import Turns
-from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
-from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.config import KnowledgeWithinConfig, Scheme
+from dreamstill.synthesis.pixel_optimization import optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["KnowledgeWithin", "KnowledgeWithinConfig", "Scheme", "data_similarity"]
-
-
-class Scheme(StrEnum):
-    """What is optimized."""
-
-    INCEPTION = "inception"
-    BNS = "bns"
-    BNS_INCEPTION = "bns+i"
-
-
-@config_class
-class KnowledgeWithinConfig:
-    """Settings of The Knowledge Within; the numbers are ours."""
-
-    batch_size: int = 256
-    """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
-    steps: int = 500
-    """Adam steps a batch; at least 1."""
-    lr: float = 0.1
-    """Learning rate of Adam, in the teacher's input space; above 0."""
-    scheme: Scheme = Scheme.BNS_INCEPTION
-    """inception: the class's logit and the image prior; bns: BatchNorm statistics, of a teacher
-    that has them; bns+i: both."""
-    inception: float = 0.01
-    """Weight of the logit; at least 0."""
-    prior: float = 0.1
-    """Weight of the image prior, the squared distance to a blurred copy; at least 0."""
-    start: Start = Start.GAUSSIAN
-    """Pixels before the first step: gaussian (the paper's), uniform or structured."""
-    shapes: RandomShapes = field(default_factory=RandomShapes)
-    """Of a structured start."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "batch_size")
-        at_least(self, 1, "steps")
-        above(self, 0, "lr")
-        at_least(self, 0, "inception", "prior")
-        self.start.check(self)
-        if self.scheme is Scheme.BNS:
-            no_effect(self, "with scheme bns", "inception", "prior")
 
 
 @torch.no_grad()

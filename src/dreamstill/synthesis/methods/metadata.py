@@ -9,7 +9,6 @@ differs. Where this differs: pixels start from N(0, 1) of the input space (the a
 is made for MNIST) and are clipped to the valid range at each step.
 """
 
-from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,42 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.synthesis.activation_statistics import activations, load_metadata
 from dreamstill.synthesis.class_balance import Turns
-from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
-from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.config import MetadataConfig
+from dreamstill.synthesis.pixel_optimization import optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["MetadataImages", "MetadataConfig"]
-
-
-@config_class
-class MetadataConfig:
-    """Settings of metadata distillation; the defaults, but for the start, are the authors' numbers.
-
-    Their learning rate is of pixels in [0, 1]: the preset has it in the input space.
-    """
-
-    file: str = ""
-    """Path of the statistics that the teacher's owner recorded (`dreamstill metadata`)."""
-    batch_size: int = 64
-    """Images optimized together; each is on its own, so this is a matter of speed. At least 1."""
-    steps: int = 1000
-    """Adam steps a batch; at least 1."""
-    lr: float = 0.07
-    """Learning rate of Adam, in the teacher's input space; above 0."""
-    start: Start = Start.GAUSSIAN
-    """Pixels before the first step: gaussian, uniform or structured."""
-    shapes: RandomShapes = field(default_factory=RandomShapes)
-    """Of a structured start."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "steps")
-        above(self, 0, "lr")
-        self.start.check(self)
 
 
 class MetadataImages:

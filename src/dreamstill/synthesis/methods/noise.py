@@ -8,22 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import at_least, config_class
 from dreamstill.data.batch import Batch, answered
+from dreamstill.synthesis.config import NoiseConfig
 from dreamstill.teacher import Teacher
 
 __all__ = ["Noise", "NoiseConfig"]
-
-
-@config_class
-class NoiseConfig:
-    """Settings of Gaussian noise."""
-
-    batch_size: int = 256
-    """Images a batch; at least 1."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size")
 
 
 class Noise:

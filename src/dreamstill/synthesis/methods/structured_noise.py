@@ -5,50 +5,24 @@ kept alike for every class the teacher names. It is a strong floor and a good st
 """
 
 import math
-from dataclasses import field
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dreamstill.config import at_least, config_class
 from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
 from dreamstill.nn.hooks import eval_mode
 from dreamstill.synthesis.class_balance import ClassMemory, balanced, rank_in_class
-from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
+from dreamstill.synthesis.config import StructuredNoiseConfig
+from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["StructuredNoise", "StructuredNoiseConfig"]
 
 MEMORY_BYTES = 2**26
 """Checkpoints hold what is remembered three times over."""
-
-
-@config_class
-class StructuredNoiseConfig:
-    """Settings of structured noise."""
-
-    batch_size: int = 256
-    """Images a batch; at least 1."""
-    oversample: int = 2
-    """Images drawn for each one kept, to balance the classes; at least 1."""
-    memory: int = 5000
-    """Images remembered, evenly over the classes, to fill up classes rare in a draw; at least 1. Of
-    large images no more than 64 MiB."""
-    mine: bool = False
-    """Of a draw prefer what the live student gets most wrong, by KL: adversarial without a step."""
-    shapes: RandomShapes = field(default_factory=RandomShapes)
-    """What the shapes look like."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "oversample", "memory")
-
-    @property
-    def adversarial(self) -> bool:
-        """Mining cannot do without a student."""
-        return self.mine
 
 
 def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:

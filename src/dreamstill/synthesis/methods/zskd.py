@@ -7,52 +7,19 @@ than the authors', which the preset has. A structured start is ours: from a rand
 teacher already takes for the target's class.
 """
 
-from dataclasses import field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch, answered
-from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nn.seeded import seeded
-from dreamstill.synthesis.pixel_optimization import Start, optimize_pixels, start_images
-from dreamstill.synthesis.random_shapes import RandomShapes
+from dreamstill.synthesis.config import ZskdConfig
+from dreamstill.synthesis.pixel_optimization import optimize_pixels, start_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["Zskd", "ZskdConfig", "class_similarity", "concentration"]
-
-
-@config_class
-class ZskdConfig:
-    """Settings of ZSKD."""
-
-    batch_size: int = 500
-    """Data Impressions optimized together; each is on its own, so this is a matter of speed."""
-    steps: int = 150
-    """Adam steps a batch; at least 1. The authors' code has 1500 at 1e-3, of pixels in [0, 1]."""
-    lr: float = 0.15
-    """Learning rate of Adam, in the teacher's input space; above 0."""
-    temperature: float = 20.0
-    """Of the teacher's softmax while optimizing; above 0."""
-    betas: tuple[float, ...] = (1.0, 0.1)
-    """Scales of the Dirichlet concentration, in equal shares: near 1 spread, near 0 peaked."""
-    rescale_rows: bool = True
-    """Rescale each class's similarities to [0, 1], as in the paper; else over all classes alone: it
-    leaves targets more mixed, and the recipe's student has 94.8 % in place of 90.8."""
-    start: Start = Start.UNIFORM
-    """Pixels before the first step: uniform (the paper's), gaussian or structured."""
-    shapes: RandomShapes = field(default_factory=RandomShapes)
-    """Of a structured start."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "steps")
-        above(self, 0, "lr", "temperature", "betas")
-        if not self.betas:
-            raise ConfigError("betas must not be empty; got ()")
-        self.start.check(self)
 
 
 def class_similarity(weight: Tensor) -> Tensor:

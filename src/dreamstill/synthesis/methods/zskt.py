@@ -15,43 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from dreamstill.config import above, at_least, config_class
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.config import ZsktConfig
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
 
 __all__ = ["Zskt", "ZsktConfig"]
-
-
-@config_class
-class ZsktConfig:
-    """Settings of ZSKT; the defaults are the paper's."""
-
-    batch_size: int = 128
-    """Images a batch; at least 2 (BatchNorm)."""
-    latent: int = 100
-    """Length of the generator's input; at least 1."""
-    widths: tuple[int, int] = (128, 64)
-    """Channels of the generator's two inner convolutions."""
-    lr: float = 1e-3
-    """Learning rate of the generator's Adam; above 0."""
-    clip: float = 5.0
-    """Largest norm of the gradient of the generator's KL, a mean over batch and classes; at least
-    0, 0: none."""
-    student_steps: int = 10
-    """Student steps on the same z after each generator step; at least 1."""
-    cosine_batches: int | None = None
-    """Batches over which the generator's learning rate falls to 0 by a cosine; 0: it stays.
-    Default: all those of a distillation, the judge's among them."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "batch_size")
-        at_least(self, 1, "latent", "widths", "student_steps")
-        at_least(self, 0, "clip", "cosine_batches")
-        above(self, 0, "lr")
 
 
 class Zskt:

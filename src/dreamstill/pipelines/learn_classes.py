@@ -1,6 +1,6 @@
 """Teach a network new classes, from their file to the device's: no old data."""
 
-from dataclasses import asdict, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreamstill.config import config_class, no_effect
-from dreamstill.continual.learning import (
-    ContinualConfig,
-    average_and_forgetting,
-    check_new_classes,
-    grow,
-    learn,
-)
+from dreamstill.continual.learning import average_and_forgetting, check_new_classes, grow, learn
 from dreamstill.data.class_coverage import warn_of_classes
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import ExportError
@@ -26,35 +19,20 @@ from dreamstill.files.reading import StrPath
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.loaders.state_dict import load_weights
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.config import LearnClassesJob
 from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import claimed
-from dreamstill.pipelines.synthesize import Images, OnProgress, origin_of, own_images
+from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
 from dreamstill.teacher import Teacher, open_teacher
 
-__all__ = ["LEARNED", "ContinualJob", "learn_classes"]
+__all__ = ["LEARNED", "learn_classes"]
 
 LEARNED = "network.safetensors"
 
 
-@config_class
-class ContinualJob(Images):
-    """All that decides what a network that learns new classes becomes."""
-
-    new: str
-    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
-    pictures for each class, named by its number or numbered in the order of their names."""
-    continual: ContinualConfig = field(default_factory=ContinualConfig)
-
-    def __post_init__(self) -> None:
-        Images.__post_init__(self)  # slots and super() do not go together
-        if not self.continual.dreaming:
-            where = f"on {self.continual.recipe.value}, which looks at none"
-            no_effect(self, where, "images", "method", "synthesis", "num_images")
-
-
 def learn_classes(
     folder: StrPath,
-    job: ContinualJob,
+    job: LearnClassesJob,
     *,
     resume: bool = False,
     real: StrPath | None = None,
@@ -99,7 +77,7 @@ def learn_classes(
         makes=("images.npy",),
     ):
         dreams = new[:0] if given is None else given
-        if given is None and job.continual.dreaming:
+        if given is None and job.learn_classes.reads_images:
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
         warnings, named = list[str](), labels[:0]
         if len(dreams):
@@ -146,7 +124,7 @@ def _summarize(
 
 def _learned(
     path: Path,
-    job: ContinualJob,
+    job: LearnClassesJob,
     teacher: Teacher,
     dreams: Tensor,
     new: Tensor,
@@ -161,7 +139,7 @@ def _learned(
         return open_teacher(model, teacher.spec, device=job.device, precision=job.precision)
     with seeded_process(job.seed, job.device):
         network = learn(
-            teacher, dreams, new, labels, job.continual, rng=rng, on_progress=on_progress
+            teacher, dreams, new, labels, job.learn_classes, rng=rng, on_progress=on_progress
         )
     save_weights(path, network.module)
     return network

@@ -1,6 +1,6 @@
-"""Chain tasks on one set of images: distill, prune, merge, factorize, quantize, int8, pack.
+"""Compress a network in stages, on one set of images: distill, prune, merge, factorize, ...
 
-A chain's directory holds config.json, environment.json, fingerprints.json (digests of the
+A run's directory holds config.json, environment.json, fingerprints.json (digests of the
 configuration, the teacher and the given images), images.npz, weights.json, and for every stage its
 network (stages/N-TASK.pt), its record (stages/N-TASK.json) and its files; a resume does not repeat
 finished stages. The record has digests of the stage's configuration and files and of the images: a
@@ -9,21 +9,18 @@ file that does not match is not opened. `saved_networks` reads networks back wit
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.compression.prune import Importance
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
-from dreamstill.config import config_class, from_plain, no_effect, read_plain, to_plain
+from dreamstill.config import read_plain, to_plain
 from dreamstill.data.class_coverage import warn_of_classes
 from dreamstill.data.images import load_images, load_unlabelled
-from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.finetune import check_finetuning
-from dreamstill.errors import ConfigError, ExportError, RunError
+from dreamstill.errors import ExportError, RunError
 from dreamstill.evaluation import accuracy, agreement, answers, device_of, evaluating, predict
 from dreamstill.exporters.formats import export, load_exported
 from dreamstill.files.checkpoints import digest
@@ -31,113 +28,35 @@ from dreamstill.files.reading import StrPath, check_file, understood
 from dreamstill.files.writing import write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.config import CompressJob, StageConfig
 from dreamstill.pipelines.deployment import compare_delivered
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
-from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, looks_at_images
-from dreamstill.pipelines.synthesize import (
-    Images,
-    OnProgress,
-    origin_of,
-    own_images,
-    read_synthesis,
-)
+from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
+from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
 from dreamstill.profiling import measure_size
 from dreamstill.teacher import Teacher
 
-__all__ = ["Chain", "Stage", "read_chain", "run_chain"]
+__all__ = ["run_compression"]
 
 NUM_SHOWN = 1000
 """The last images, on which agreement is measured and ranges are shown."""
 
 
-@config_class
-class Stage:
-    """One task of a chain."""
-
-    task: str
-    config: Any
-
-    def __post_init__(self) -> None:
-        if self.task not in STAGES:
-            raise ConfigError(f"unknown task {self.task!r}; known: {', '.join(STAGES)}")
-        for part in fields(self.config):
-            if isinstance(training := getattr(self.config, part.name), DistillConfig):
-                check_finetuning(training)
-
-
-@config_class
-class Chain(Images):
-    """All that decides a chain's result."""
-
-    stages: tuple[Stage, ...]
-
-    def __post_init__(self) -> None:
-        Images.__post_init__(self)  # slots and super() do not go together
-        if not self.stages:
-            raise ConfigError("a chain needs at least one stage")
-        if not self.looks_at_images and self.num_images is None:
-            where = "on tasks that look at no image, unless num_images says how many to make"
-            no_effect(self, where, "method", "synthesis")
-        if any(stage.task == "distill" for stage in self.stages[1:]):
-            raise ConfigError("distill starts a student afresh: it can only be the first stage")
-        tasks = [stage.task for stage in self.stages]
-        after = tasks[tasks.index("quantize") + 1 :] if "quantize" in tasks else []
-        if odd := [task for task in after if task not in ("int8", "pack")]:
-            raise ConfigError(f"only int8 and pack can follow quantize; got {odd[0]}")
-        merged = self.stages[tasks.index("merge") + 1 :] if "merge" in tasks else ()
-        for stage in merged:
-            if stage.task == "prune" and stage.config.importance is Importance.BATCH_NORM:
-                raise ConfigError("importance batch-norm cannot follow merge, which folds it")
-
-    @property
-    def looks_at_images(self) -> bool:
-        """A task does, or agreement is to be measured on so many."""
-        asked = self.num_images is not None
-        return asked or any(looks_at_images(stage.task, stage.config) for stage in self.stages)
-
-
-def read_chain(plain: dict[str, Any]) -> Chain:
-    """A chain from plain values: [teacher], images or method, and [[stage]] tables with a task.
-
-    Raises:
-        ConfigError: there is no teacher or no stage, or a task or setting is unknown, of another
-            type, outside its range or without effect, or pruning's library is absent.
-        ExportError: an int8 format is unknown, or its libraries are absent.
-
-    """
-    plain = dict(plain)
-    stages = []
-    entries = plain.pop("stage", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigError("every stage is a table of its own: write [[stage]]")
-    for entry in entries:
-        config = dict(entry)
-        task = config.pop("task", "")
-        if not isinstance(task, str) or task not in STAGES:
-            raise ConfigError(f"unknown task {task!r}; known: {', '.join(STAGES)}")
-        stages.append(Stage(task=task, config=from_plain(STAGES[task][0], config, task)))
-    read_synthesis(plain)
-    if "teacher" not in plain:
-        raise ConfigError("no teacher: give weights in a table [teacher]")
-    chain: Chain = from_plain(Chain, plain | {"stages": stages}, "chain")
-    return chain
-
-
-def run_chain(
+def run_compression(
     folder: StrPath,
-    chain: Chain,
+    job: CompressJob,
     *,
     resume: bool = False,
     real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
-    """Run a chain in a folder, or take it up after its last finished stage.
+    """Run a compression pipeline in a directory, or resume it after its last finished stage.
 
     Args:
-        folder: new, or with `resume` one that holds the same chain, as far as it was finished.
+        folder: new, or with `resume` one that holds the same job, as far as it was finished.
         chain: what to do.
         resume: finished stages are read back, not done again.
         real: .npz with x, y: every network is measured on it, once, after the last stage.
@@ -152,7 +71,7 @@ def run_chain(
     Raises:
         TeacherError: a network cannot be opened, built, kept between stages, or changed by a task.
         DataError: images that are given are wrong, or too few.
-        RunError: the folder holds something else, or with `resume` another chain, one of another
+        RunError: the folder holds something else, or with `resume` another job, one of another
             teacher or other images, or a damaged file.
         ConfigError: what a task is asked for does not go with its network, or a library that the
             task needs is absent.
@@ -161,57 +80,59 @@ def run_chain(
 
     """
     folder, real = Path(folder), Path(real) if real else None
-    teacher = open_from(chain.teacher, device=chain.device, precision=chain.precision)
-    rng = torch.Generator(chain.device).manual_seed(chain.seed)
-    students = [stage.config.student for stage in chain.stages if stage.task == "distill"]
+    teacher = open_from(job.teacher, device=job.device, precision=job.precision)
+    rng = torch.Generator(job.device).manual_seed(job.seed)
+    students = [stage.config.student for stage in job.stages if stage.task == "distill"]
     kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
     check_keepable(kin)
-    check_stages(chain.stages, kin[-1], teacher)
+    check_stages(job.stages, kin[-1], teacher)
     test = load_images(real, teacher.spec, teacher.num_classes) if real else None
-    images = load_unlabelled(Path(chain.images), teacher.spec) if chain.images else None
+    images = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
     with claimed(
         folder,
-        chain,
+        job,
         origin_of(teacher, images=images),
         resume=resume,
         worth=("images.npz", "images.pt", "stages/*.json"),
         makes=("images.npy", "stages"),
         free=("stages",),
     ):
-        check_finished(folder, chain)
-        write_json(folder / "config.json", to_plain(chain))
+        check_finished(folder, job)
+        write_json(folder / "config.json", to_plain(job))
         if images is None:
-            images = _own_images(folder, chain, teacher, on_progress)
+            images = _own_images(folder, job, teacher, on_progress)
         wanted, warnings = images[:0], list[str]()
         if len(images):
             wanted = predict(teacher.module, teacher.spec, images)
-            warnings = warn_of_classes(wanted, given=chain.images is not None)
-        made = _make_links(folder / "stages", chain, teacher, images, wanted, kin, on_progress)
+            warnings = warn_of_classes(wanted, given=job.images is not None)
+        made = _run_stages(folder / "stages", job, teacher, images, wanted, kin, on_progress)
         summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
         write_json(folder / "summary.json", summary | {"warnings": warnings})
         return summary | {"warnings": warnings}
 
 
-def _own_images(folder: Path, chain: Chain, teacher: Teacher, on_progress: OnProgress) -> Tensor:
+def _own_images(
+    folder: Path, job: CompressJob, teacher: Teacher, on_progress: OnProgress
+) -> Tensor:
     """A chain's own images, uint8 (N, C, H, W); none where it looks at none."""
-    if not chain.looks_at_images:
+    if not job.looks_at_images:
         return torch.empty(0, *teacher.spec.shape, dtype=torch.uint8)
-    return own_images(folder / "images.npz", chain, teacher, on_progress)
+    return own_images(folder / "images.npz", job, teacher, on_progress)
 
 
-def _stem(folder: Path, index: int, stage: Stage) -> Path:
+def _stem(folder: Path, index: int, stage: StageConfig) -> Path:
     """Where a stage's files go, less their suffix."""
     return folder / f"{index + 1}-{stage.task}"
 
 
-def check_finished(folder: Path, chain: Chain) -> None:
-    """RunError unless the finished stages of a run's folder are the first ones of a chain."""
-    names = {_stem(folder / "stages", i, stage).name: stage for i, stage in enumerate(chain.stages)}
+def check_finished(folder: Path, job: CompressJob) -> None:
+    """RunError unless the finished stages of a run's folder are the first ones of a job."""
+    names = {_stem(folder / "stages", i, stage).name: stage for i, stage in enumerate(job.stages)}
     for path in (folder / "stages").glob("*.json"):
         stage = names.get(path.stem)
-        if stage is None or read_plain(path).get("settings") != digest(to_plain(stage)):
+        if stage is None or read_plain(path).get("config") != digest(to_plain(stage)):
             raise RunError(
-                f"{folder} was started with another stages; it cannot be resumed: its "
+                f"{folder} was started with other stages; it cannot be resumed: its "
                 f"{path.stem} is finished, and was made with other settings"
             )
 
@@ -224,9 +145,9 @@ class Made(NamedTuple):
     record: dict[str, Any]
 
 
-def _make_links(
+def _run_stages(
     folder: Path,
-    chain: Chain,
+    job: CompressJob,
     teacher: Teacher,
     images: Tensor,
     wanted: Tensor,
@@ -239,22 +160,22 @@ def _make_links(
     record = _measured(teacher.module, {}, folder, teacher.spec, shown, wanted)
     made = [Made("teacher", teacher.module, record)]
     shown_of = digest(images.numpy().reshape(-1).data)
-    for index, stage in enumerate(chain.stages):
+    for index, stage in enumerate(job.stages):
         stem = _stem(folder, index, stage)
         if stem.with_suffix(".json").is_file():
-            network, record = _read_link(stem, shown_of, kin)
+            network, record = _read_stage(stem, shown_of, kin)
             network = network.to(teacher.device)
         else:
-            rng = torch.Generator(chain.device).manual_seed(chain.seed + index)
+            rng = torch.Generator(job.device).manual_seed(job.seed + index)
             work = StageContext(teacher, images, rng, on_progress, stem)
-            with seeded_process(chain.seed + index, chain.device):
-                network, record = STAGES[stage.task][1](made[-1].network, stage.config, work)
+            with seeded_process(job.seed + index, job.device):
+                network, record = STAGES[stage.task].run(made[-1].network, stage.config, work)
             record = {"task": stage.task} | record
             if work.warnings:
                 record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.spec, shown, wanted)
             save_network(network, stem.with_suffix(".pt"))
-            origin = {"settings": digest(to_plain(stage)), "images": shown_of}
+            origin = {"config": digest(to_plain(stage)), "images": shown_of}
             write_json(stem.with_suffix(".json"), record | origin | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
     return made
@@ -268,7 +189,7 @@ def _hashes(stem: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _read_link(
+def _read_stage(
     stem: Path, images: str, kin: Sequence[nn.Module]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A finished stage's network and record.
@@ -281,7 +202,7 @@ def _read_link(
     written = record.pop("sha256", None)
     if record.pop("images", None) != images:
         raise RunError(f"{stem} was made on other images than those in the run's folder now")
-    record.pop("settings", None)
+    record.pop("config", None)
     if not isinstance(written, dict) or f"{stem.name}.pt" not in written:
         raise RunError(f"{stem}.json is damaged: it does not say which files were written")
     found = _hashes(stem)

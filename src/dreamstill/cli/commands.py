@@ -1,0 +1,216 @@
+"""What each command does, once its flags are read."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dreamstill.cli.terminal import (
+    print_compression,
+    print_learned,
+    print_next,
+    print_rows,
+    print_summary,
+)
+from dreamstill.config import from_plain
+from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.errors import ConfigError, RunError
+from dreamstill.files.reading import understood
+from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.demo import demo
+from dreamstill.pipelines.jobs import distill_and_report, inspect
+from dreamstill.pipelines.learn_classes import LEARNED, learn_classes
+from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
+from dreamstill.pipelines.synthesize import synthesize
+from dreamstill.report import write_chain_report, write_continual_report, write_report
+from dreamstill.synthesis.activation_statistics import Kind, record_metadata
+
+__all__ = ["RUN"]
+
+
+def _inspect(arguments: argparse.Namespace) -> Any:
+    plain = arguments.plain
+    known = ("teacher", "device", "images")
+    if unknown := [name for name in plain if name not in known]:
+        raise ConfigError(f"unknown setting {unknown[0]}; known: {', '.join(known)}")
+    device = _option(arguments, "device", str) or "cpu"
+    images = _option(arguments, "images", str)
+    teacher = open_from(_teacher_file(plain), device=device)
+    result = inspect(teacher, images)
+    if not arguments.json:
+        print_rows("teacher", result)
+        print_next("dreamstill distill ... --student module:function --out DIR")
+    return result
+
+
+def _metadata(arguments: argparse.Namespace) -> Any:
+    kinds = [kind for kind in Kind if kind.value == arguments.kind]
+    if not kinds:
+        raise ConfigError(f"unknown kind {arguments.kind!r}; known: {', '.join(Kind)}")
+    path = _out(arguments)
+    if path.exists():
+        raise RunError(f"{path} exists: choose another name")
+    teacher = open_from(_teacher_file(arguments.plain))
+    images = load_unlabelled(arguments.images, teacher.spec)
+    record_metadata(teacher, images, path, kind=kinds[0])
+    result = {"file": str(path), "kind": arguments.kind, "bytes": path.stat().st_size}
+    if not arguments.json:
+        print_rows("metadata", result)
+        print_next(f"dreamstill distill ... --method metadata --synthesis.file {path}")
+    return result
+
+
+def _synthesize(arguments: argparse.Namespace) -> Any:
+    folder = _out(arguments)
+    result = synthesize(folder, arguments.job, resume=arguments.resume, on_progress=arguments.bars)
+    if not arguments.json:
+        print_rows("synthetic images", result)
+        print_next(f"dreamstill prune ... --images {folder / 'images.npz'} --out DIR")
+    return result
+
+
+def _distill(arguments: argparse.Namespace) -> Any:
+    if arguments.resume:
+        if arguments.plain or arguments.config or arguments.out:
+            given = next(iter(arguments.plain), "config" if arguments.config else "out")
+            raise ConfigError(f"--resume continues the run as it began: leave --{given} out")
+        folder = Path(arguments.resume)
+        job = read_run(folder)
+    else:
+        folder = _out(arguments)
+        job = arguments.job
+    result = distill_and_report(
+        folder, job, resume=bool(arguments.resume), on_progress=arguments.bars
+    )
+    if not arguments.json:
+        _show(print_summary, result, folder)
+        print_next(
+            f"dreamstill evaluate {folder} --images real.npz",
+            f"dreamstill export {folder} --formats onnx,pt2,pte",
+        )
+    return result
+
+
+def _compress(arguments: argparse.Namespace) -> Any:
+    folder, real = _out(arguments), _option(arguments, "real", str)
+    result = run_compression(
+        folder,
+        arguments.job,
+        resume=arguments.resume,
+        real=real,
+        on_progress=arguments.bars,
+    )
+    page = write_chain_report(folder)
+    if not arguments.json:
+        _show(print_compression, result, folder)
+        print_next(f"open {page}")
+    return result
+
+
+def _learn_classes(arguments: argparse.Namespace) -> Any:
+    folder, real = _out(arguments), _option(arguments, "real", str)
+    result = learn_classes(
+        folder,
+        arguments.job,
+        resume=arguments.resume,
+        real=real,
+        on_progress=arguments.bars,
+    )
+    page = write_continual_report(folder)
+    if not arguments.json:
+        print_learned(result, folder)
+        print_next(f"open {page}")
+    return result
+
+
+def _evaluate(arguments: argparse.Namespace) -> Any:
+    folder = Path(arguments.folder)
+    _, teacher, _ = open_run(folder)
+    real = load_images(arguments.images, teacher.spec, teacher.num_classes)
+    source = Path(arguments.images).name
+    result = summarize(folder, real=real, source=source, baseline=arguments.baseline or None)
+    page = write_report(folder)
+    if not arguments.json:
+        _show(print_summary, result, folder)
+        print_next(f"open {page}")
+    return result
+
+
+def _export(arguments: argparse.Namespace) -> Any:
+    folder = Path(arguments.folder)
+    formats = tuple(dict.fromkeys(name.strip() for name in arguments.formats.split(",")))
+    records = export_run(folder, formats=formats)
+    page = write_report(folder)
+    if not arguments.json:
+        for record in records:
+            print_rows(record.format, asdict(record))
+        print_next(f"open {page}")
+    return [asdict(record) for record in records]
+
+
+def _report(arguments: argparse.Namespace) -> Any:
+    folder = Path(arguments.folder)
+    if (folder / "stages").is_dir():
+        page = write_chain_report(folder)
+    elif (folder / LEARNED).is_file():
+        page = write_continual_report(folder)
+    else:
+        page = write_report(folder)
+    if not arguments.json:
+        print(page)
+    return {"report": str(page)}
+
+
+def _demo(arguments: argparse.Namespace) -> Any:
+    folder = Path(arguments.out)
+    result = demo(folder, seed=arguments.seed, resume=arguments.resume, on_progress=arguments.bars)
+    if not arguments.json:
+        _show(print_summary, result, folder)
+        print_next(f"open {folder / 'report.html'}")
+    return result
+
+
+def _show(
+    show: Callable[[dict[str, Any], Path], None], result: dict[str, Any], folder: Path
+) -> None:
+    """Print a summary, part of which may have been read from a run's directory."""
+    with understood(folder, RunError, "holds a record that no run writes"):
+        show(result, folder)
+
+
+def _option(arguments: argparse.Namespace, name: str, kind: Any) -> Any:
+    """Return an option that is no field of a job: as typed, else as the file has it, else None."""
+    stated, typed = arguments.plain.get(name), getattr(arguments, name, None)
+    return from_plain(kind | None, stated if typed is None else typed, name)
+
+
+def _out(arguments: argparse.Namespace) -> Path:
+    out = _option(arguments, "out", str)
+    if not out:
+        raise ConfigError("nowhere to write to: give --out DIR")
+    return Path(out)
+
+
+def _teacher_file(plain: dict[str, Any]) -> TeacherFile:
+    table = plain.get("teacher", {})
+    if isinstance(table, dict) and "weights" not in table:
+        raise ConfigError("no teacher: give --teacher.weights FILE, or weights in [teacher]")
+    file: TeacherFile = from_plain(TeacherFile, table, "teacher")
+    return file
+
+
+RUN: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "inspect": _inspect,
+    "synthesize": _synthesize,
+    "distill": _distill,
+    "compress": _compress,
+    "learn_classes": _learn_classes,
+    "evaluate": _evaluate,
+    "export": _export,
+    "report": _report,
+    "metadata": _metadata,
+    "demo": _demo,
+}
+"""By command; a task alone is a compression of one stage."""

@@ -1,0 +1,327 @@
+"""The commands and their flags. Nothing here imports torch: mistakes are answered at once."""
+
+import argparse
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dreamstill.cli.flags import PREFIX, Flags, given_flags
+from dreamstill.config import did_you_mean, merge
+from dreamstill.errors import ConfigError, shown
+from dreamstill.files.reading import read_toml
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.pipelines.config import (
+    STAGE_CONFIGS,
+    CompressJob,
+    DistillJob,
+    ImagesJob,
+    LearnClassesJob,
+    SynthesizeJob,
+    read_job,
+)
+from dreamstill.synthesis.presets import PRESETS
+from dreamstill.synthesis.registry import METHODS
+
+__all__ = ["COMMANDS", "parse"]
+
+TEACHER = tuple(f"teacher.{name}" for name in ("weights", "factory", "shape", "mean", "std"))
+IMAGES = ("images", "method", "num_images")
+OUT = "directory to write"
+REAL = "images to measure every network on at the end: .npz with x and y, or a folder per class"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its sentence, its flags, and the configuration that they make."""
+
+    summary: str
+    job: Any = None
+    """Configuration class whose fields are flags."""
+    main: tuple[str, ...] = ()
+    """Fields that `--help` shows; `--help-all` shows every one."""
+    part: str = ""
+    """Field of the job whose own fields may be written without it."""
+    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()
+    """Other arguments, as for argparse."""
+
+
+def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    return names, options
+
+
+CONFIG = _argument("--config", metavar="FILE", help="TOML file with these settings; flags win")
+DIRECTORY = _argument("--out", metavar="DIR", help=OUT)
+RESUME = _argument("--resume", action="store_true", help="continue the run in --out")
+MEASURE = _argument("--real", metavar="PATH", help=REAL)
+RUN = _argument("folder", metavar="RUN", help="directory of a finished run")
+FINETUNE = ("finetune.steps", "finetune.lr")
+COMMANDS: dict[str, Command] = {
+    "inspect": Command(
+        "Check that a network opens, and list the methods that can use it.",
+        main=TEACHER,
+        arguments=(
+            CONFIG,
+            _argument("--device", help="cpu, cuda or cuda:1 [cpu]"),
+            _argument("--images", metavar="PATH", help="compare these with the training images"),
+        ),
+    ),
+    "synthesize": Command(
+        "Make synthetic images from a network alone.",
+        SynthesizeJob,
+        (*TEACHER, "method", "num_images", "seed"),
+        arguments=(CONFIG, DIRECTORY, RESUME),
+    ),
+    "distill": Command(
+        "Train a small student from a network and no data.",
+        DistillJob,
+        (*TEACHER, "student", "method", "distill.inherit", "distill.steps", "distill.losses"),
+        part="distill",
+        arguments=(
+            CONFIG,
+            DIRECTORY,
+            _argument("--resume", metavar="RUN", help="continue the run in this directory"),
+        ),
+    ),
+    "prune": Command(
+        "Remove the least important channels, then fine-tune.",
+        ImagesJob,
+        (*TEACHER, *IMAGES, "prune.keep", "prune.target", "prune.importance", "prune.rounds"),
+    ),
+    "merge": Command(
+        "Merge neurons and filters that do nearly the same.",
+        ImagesJob,
+        (*TEACHER, *IMAGES, "merge.keep", "merge.reconstruct", "merge.finetune.steps"),
+    ),
+    "factorize": Command(
+        "Split layers into products of smaller ones.",
+        ImagesJob,
+        (*TEACHER, *IMAGES, "factorize.keep", "factorize.target", "factorize.finetune.steps"),
+    ),
+    "quantize": Command(
+        "Simulate weights and activations of 2 to 8 bits.",
+        ImagesJob,
+        (*TEACHER, *IMAGES, "quantize.weight_bits", "quantize.activation_bits"),
+    ),
+    "int8": Command(
+        "Write int8 files for onnxruntime, PyTorch or ExecuTorch.",
+        ImagesJob,
+        (*TEACHER, *IMAGES, "int8.formats", "int8.calibration"),
+    ),
+    "pack": Command(
+        "Prune, share and Huffman-code the weights in one small file.",
+        ImagesJob,
+        (*TEACHER, *IMAGES, "pack.keep", "pack.rounds", "pack.finetune.steps"),
+    ),
+    "compress": Command(
+        "Run several of these tasks, one after the other, from a TOML file.",
+        CompressJob,
+        ("images", "num_images", "seed", "device"),
+        arguments=(
+            _argument("config", metavar="FILE", help="TOML file: [teacher] and [[stage]] tables"),
+            DIRECTORY,
+            RESUME,
+            MEASURE,
+        ),
+    ),
+    "learn_classes": Command(
+        "Teach a network new classes without the data of the old ones.",
+        LearnClassesJob,
+        (*TEACHER, *IMAGES, "new", "learn_classes.recipe", "learn_classes.steps"),
+        part="learn_classes",
+        arguments=(CONFIG, DIRECTORY, RESUME, MEASURE),
+    ),
+    "evaluate": Command(
+        "Measure a finished run on real images, once.",
+        arguments=(
+            RUN,
+            _argument(
+                "--images",
+                required=True,
+                metavar="PATH",
+                help=".npz with x and y (or x_test and y_test), or a folder per class",
+            ),
+            _argument("--baseline", metavar="RUN", help="run of the same student on noise"),
+        ),
+    ),
+    "export": Command(
+        "Write a run's student as ONNX, .pt2 or .pte, run each file, and compare.",
+        arguments=(
+            RUN,
+            _argument("--formats", default="onnx,pt2", help="onnx, pt2, pte [onnx,pt2]"),
+        ),
+    ),
+    "report": Command("Write the report page of a run.", arguments=(RUN,)),
+    "metadata": Command(
+        "Record statistics of a network's training images, for its owner to hand out.",
+        main=TEACHER,
+        arguments=(
+            _argument("--images", required=True, metavar="PATH", help=".npz with x, or pictures"),
+            _argument("--kind", default="all", help="all, top, spectral or spectral-pairs [all]"),
+            _argument("--out", metavar="FILE", help=".safetensors file to write"),
+        ),
+    ),
+    "demo": Command(
+        "Run the whole of it on an embedded network, in a minute.",
+        arguments=(
+            _argument("--out", default="runs/demo", metavar="DIR", help=f"{OUT} [runs/demo]"),
+            _argument("--seed", type=int, default=0, help="seed of everything random [0]"),
+            RESUME,
+        ),
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake as the typed error that the command line prints in a line."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(message)
+
+    def unknown(self, typed: Sequence[str]) -> ConfigError:
+        """Return the error of arguments that are not known."""
+        name = typed[0].split("=")[0]
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        return ConfigError(f"unknown argument {shown(name)[1:-1]}{did_you_mean(name, known)}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read a command line.
+
+    Returns:
+        `command`, its other arguments, and, where the command has a job, `plain`: the file and the
+        flags as nested plain values, and `job`: the configuration that they make.
+
+    Raises:
+        ConfigError: a command, flag or value is unknown or wrong.
+
+    """
+    argv = _normalized(argv)
+    name = next((word for word in argv if not word.startswith("-")), "")
+    if not name or argv[0].startswith("-"):
+        _top().parse_args(argv or ["--help"])  # which ends here
+        raise _top().unknown(argv)
+    if name not in COMMANDS:
+        known = f"{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {shown(name)[1:-1]}{known}")
+    command, rest = COMMANDS[name], argv[1:]
+    early = {flag: _early(rest, f"--{flag}") for flag in ("config", "method")}
+    table = read_toml(early["config"]) if early["config"] else {}
+    if name == "compress" and (files := [word for word in rest if word.endswith(".toml")]):
+        table = read_toml(files[0])
+    method = early["method"] or table.get("method") or "structured_noise"
+    if not isinstance(method, str) or method not in METHODS:
+        close = did_you_mean(method, METHODS) if isinstance(method, str) else ""
+        raise ConfigError(f"unknown method {shown(method)}{close}; known: {', '.join(METHODS)}")
+    parser = _parser(name, command, method, whole="--help-all" in rest)
+    arguments, more = parser.parse_known_args(rest)
+    if more:
+        raise parser.unknown(more)
+    arguments.command, arguments.plain = name, merge(table, given_flags(arguments))
+    going_on = name == "distill" and arguments.resume
+    arguments.job = None if going_on else _job(name, arguments.plain)
+    return arguments
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from importlib.metadata import version  # takes a tenth of a second
+
+        print(f"dreamstill {version('dreamstill')}")
+        parser.exit()
+
+
+def _top() -> _Parser:
+    """Return the parser of the command line without a command."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
+    parser = _Parser(
+        prog="dreamstill",
+        usage="dreamstill COMMAND [options]",
+        description="Make a trained network small without its data.\n\ncommands:\n"
+        + "\n".join(lines),
+        epilog="dreamstill COMMAND --help shows the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    return parser
+
+
+def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser:
+    """Return the parser of a command, with the flags of a method where it makes images."""
+    parser = _Parser(
+        prog=f"dreamstill {name}",
+        usage=f"dreamstill {name} [options]" + (" RUN" if RUN in command.arguments else ""),
+        description=command.summary,
+        epilog=None if whole else "--help-all shows every option.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON alone")
+    task = name in STAGE_CONFIGS and name != "distill"
+    for names, options in command.arguments or (CONFIG, DIRECTORY, RESUME, MEASURE):
+        parser.add_argument(*names, **options)
+    flags = Flags(parser, command.main, whole=whole)
+    if task:
+        flags.add(STAGE_CONFIGS[name], f"{name}.", short=f"{name}.")
+    if command.job is not None:
+        flags.add(
+            command.job,
+            short=f"{command.part}." if command.part else "",
+            special={"synthesis": METHODS[method].config},
+        )
+        presets = ", ".join(PRESETS.get(method, ())) or "this method has none"
+        parser.add_argument(
+            "--preset",
+            dest=f"{PREFIX}preset",
+            metavar="NAME",
+            default=argparse.SUPPRESS,
+            help=f"settings of the paper, or ours, for a data set; flags win: {presets}",
+        )
+    elif "teacher.weights" in command.main:
+        flags.add(TeacherFile, "teacher.")
+    return parser
+
+
+def _normalized(argv: Sequence[str]) -> list[str]:
+    """Return the words with _ for - inside of flags and commands, and lists joined to their flags.
+
+    argparse takes a list that starts with a minus, as in `--range -1,1`, for a flag.
+    """
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1].startswith("--") and re.match(r"-[\d.]+(e[+-]?\d+)?,", word):
+            words[-1] += "=" + word
+            continue
+        if word.startswith("--") and word not in ("--help-all", "--"):
+            flag, *value = word.split("=", 1)
+            word = "=".join(["--" + flag[2:].replace("-", "_"), *value])
+        words.append(word)
+    if words and words[0].replace("-", "_") in COMMANDS:
+        words[0] = words[0].replace("-", "_")
+    return words
+
+
+def _early(argv: Sequence[str], flag: str) -> str | None:
+    """Return a flag's last value before the parser is built: it decides which flags there are."""
+    found = None
+    for this, following in itertools.zip_longest(argv, argv[1:]):
+        if this == flag:
+            found = following
+        elif this.startswith(flag + "="):
+            found = this.removeprefix(flag + "=")
+    return found
+
+
+def _job(name: str, plain: dict[str, Any]) -> Any:
+    """Return the configuration of a command's job, or None where it has none; see `parse`."""
+    plain = {key: value for key, value in plain.items() if key not in ("out", "real")}
+    if name in STAGE_CONFIGS and name != "distill":
+        stage = {"task": name, **plain.pop(name, {})}
+        return read_job(CompressJob, plain | {"stage": [stage]})
+    job = COMMANDS[name].job
+    return None if job is None else read_job(job, plain)

@@ -1,0 +1,44 @@
+"""Configuration of int8 files."""
+
+from enum import StrEnum
+
+from dreamstill.config import Text, config_class, no_effect
+from dreamstill.errors import ConfigError
+
+__all__ = ["Backend", "Calibration", "Int8Config"]
+
+
+class Backend(StrEnum):
+    """The kernels for which a .pt2 file is quantized; a .pte file is for XNNPACK's."""
+
+    X86 = "x86"
+    XNNPACK = "xnnpack"
+
+
+class Calibration(StrEnum):
+    """How the range of an activation is read from its values on the images."""
+
+    MIN_MAX = "min-max"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+
+
+@config_class
+class Int8Config:
+    """Configuration of static int8 files."""
+
+    formats: tuple[Text, ...] = ("onnx",)
+    """onnx, for onnxruntime; pt2, by torchao; pte, for ExecuTorch."""
+    calibration: Calibration | None = None
+    """min-max, percentile (99.999 %), or entropy (least divergence from the rounded values).
+    Default: the library's own, min-max in onnxruntime and the least squared error in torchao."""
+    backend: Backend = Backend.X86
+    """The kernels for which a pt2 file is quantized: x86 or xnnpack."""
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise ConfigError("formats must name at least one of onnx, pt2, pte; got none")
+        if len(set(self.formats)) < len(self.formats):
+            raise ConfigError(f"formats names one twice: {', '.join(self.formats)}")
+        if "pt2" not in self.formats:
+            no_effect(self, "on formats without pt2", "backend")

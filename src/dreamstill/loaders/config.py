@@ -1,0 +1,29 @@
+"""Configuration of the file that a teacher comes from."""
+
+from dreamstill.config import Bool, Float, Int, Text, config_class
+
+__all__ = ["TeacherFile"]
+
+
+@config_class
+class TeacherFile:
+    """Where the teacher is. Whatever is None is read from the card beside the weights."""
+
+    weights: Text
+    """Path of a .safetensors file or of a torch state dict."""
+    card: Text | None = None
+    """Path of the card. Default: the name of the weights with .json or .toml."""
+    factory: Text | None = None
+    """module:function that builds the network."""
+    shape: tuple[Int, Int, Int] | None = None
+    """Shape C,H,W of an input."""
+    mean: tuple[Float, ...] | None = None
+    """Mean that is subtracted from each channel, of pixels in [0, 1]."""
+    std: tuple[Float, ...] | None = None
+    """Standard deviation by which each channel is divided, of pixels in [0, 1]."""
+    range: tuple[Float, Float] | None = None
+    """Lowest and highest input value, in place of mean and std."""
+    num_classes: Int | None = None
+    """Number of classes, checked against the network."""
+    allow_pickle: Bool = False
+    """Consent to run the code in a full pickle. Never for a file that you do not trust."""

@@ -1,0 +1,283 @@
+"""Configuration of whole jobs: a teacher, where the images come from, and what is made of them."""
+
+from dataclasses import field, fields
+from typing import Annotated, Any, ClassVar
+
+from dreamstill.compression.config import (
+    FactorizeConfig,
+    Importance,
+    MergeConfig,
+    PackConfig,
+    PruneConfig,
+    QuantizeConfig,
+)
+from dreamstill.config import (
+    Float,
+    Int,
+    Precision,
+    Seed,
+    Text,
+    at_least,
+    config_class,
+    did_you_mean,
+    from_plain,
+    no_effect,
+)
+from dreamstill.continual.config import LearnClassesConfig
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.errors import ConfigError, shown
+from dreamstill.exporters.config import Int8Config
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.synthesis.presets import method_config, student_config
+from dreamstill.synthesis.registry import METHODS, needs_student
+
+__all__ = [
+    "CompressJob",
+    "DistillJob",
+    "DistillStage",
+    "ImagesJob",
+    "JobConfig",
+    "LearnClassesJob",
+    "STAGE_CONFIGS",
+    "StageConfig",
+    "SynthesizeJob",
+    "looks_at_images",
+    "read_job",
+]
+
+MOST_IMAGES = 10**15
+"""Upper bound of a number of images; `check_room` asks whether there is room for them."""
+
+
+@config_class
+class JobConfig:
+    """Configuration that all jobs share."""
+
+    teacher: TeacherFile
+    method: Text = "structured_noise"
+    """The method that synthesizes images; see `list_methods`."""
+    synthesis: Any = None
+    """Configuration of the method. Default: the method's own."""
+    seed: Seed = 0
+    """Seed of everything random; in [0, 2^63)."""
+    device: Text = "cpu"
+    """Device on which images are synthesized and networks trained, such as cpu or cuda."""
+    precision: Precision = Precision.FLOAT32
+    """float32, or bfloat16: faster for all but the smallest networks, where the device has it."""
+    checkpoint_every: Annotated[Float, at_least(0)] = 20.0
+    """Seconds between checkpoints; at least 0. It does not change the result."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}; known: "
+                f"{', '.join(METHODS)}"
+            )
+        object.__setattr__(self, "synthesis", method_config(self.method, self.synthesis))
+
+    @property
+    def needs_student(self) -> bool:
+        """Tell whether the method depends on a live student, with its configuration."""
+        return needs_student(self.method, self.synthesis)
+
+
+@config_class
+class DistillJob(JobConfig):
+    """Configuration of a student's distillation while a method makes its images."""
+
+    student: Text
+    """module:function that builds the student."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Configuration of the training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        period = self.distill.fresh_period(streams=METHODS[self.method].synthesizer.streams)
+        asked, fresh = self.distill.batch_size, self.synthesis.batch_size
+        if period == 1 and asked not in (DistillConfig().batch_size, fresh):
+            raise ConfigError(
+                f"distill.batch_size {asked} is of replayed images, and with a fresh batch of "
+                f"{fresh} at every step none is: set synthesis.batch_size, or distill.fresh_every"
+            )
+        if period == 1 and self.distill.prefill:
+            raise ConfigError(
+                f"distill.prefill {self.distill.prefill} makes images to replay, and with a fresh "
+                "batch at every step none is: set distill.fresh_every too"
+            )
+
+
+@config_class
+class SynthesizeJob(JobConfig):
+    """Configuration of making images alone."""
+
+    num_images: Annotated[Int, at_least(1, most=MOST_IMAGES)] = 1000
+    """Number of images to make; at least 1."""
+
+
+@config_class
+class ImagesJob(JobConfig):
+    """Configuration of a job on a set of images that is given, or made first."""
+
+    images: Text | None = None
+    """.npz with x, uint8 (N, C, H, W). Default: synthesize them."""
+    num_images: Annotated[Int, at_least(8, most=MOST_IMAGES)] | None = None
+    """Number of images to synthesize; at least 8. Default: 4000, or none where no stage looks at
+    images."""
+
+    def __post_init__(self) -> None:
+        if self.images is not None:
+            self._refuse_synthesis("beside images", "num_images")
+        super().__post_init__()
+        if self.needs_student:
+            raise ConfigError(f"there is no student for {self.method} to play against here")
+
+    def _refuse_synthesis(self, where: str, *names: str) -> None:
+        """Raise ConfigError if a method was chosen, or one of the named fields given."""
+        no_effect(self, where, "method", *names)
+        if self.synthesis not in (None, METHODS[self.method].config()):
+            raise ConfigError(f"synthesis has no effect {where}: leave it out")
+
+
+@config_class
+class LearnClassesJob(ImagesJob):
+    """Configuration of teaching new classes to a network."""
+
+    new: Text
+    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
+    pictures for each class, named by its number or numbered in the order of their names."""
+    learn_classes: LearnClassesConfig = field(default_factory=LearnClassesConfig)
+    """Configuration of the training."""
+
+    def __post_init__(self) -> None:
+        if not self.learn_classes.reads_images:
+            where = f"on {self.learn_classes.recipe.value}, which looks at none"
+            self._refuse_synthesis(where, "images", "num_images")
+        super().__post_init__()
+
+
+@config_class
+class DistillStage(DistillConfig):
+    """Configuration of a distillation on the images of a pipeline."""
+
+    student: Text
+    """module:function that builds the student."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        no_effect(self, "on images that are there", "prefill", "fresh_every", "buffer_size")
+
+
+STAGE_CONFIGS: dict[str, Any] = {
+    "distill": DistillStage,
+    "prune": PruneConfig,
+    "merge": MergeConfig,
+    "factorize": FactorizeConfig,
+    "quantize": QuantizeConfig,
+    "int8": Int8Config,
+    "pack": PackConfig,
+}
+"""The configuration class of each task of a compression pipeline."""
+
+
+@config_class
+class StageConfig:
+    """A task of a compression pipeline, and its configuration."""
+
+    task: Text
+    config: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", from_plain(_stage(self.task), self.config, self.task))
+
+
+def _stage(task: Any) -> Any:
+    """Return the configuration class of a task; ConfigError for an unknown one."""
+    if not isinstance(task, str) or task not in STAGE_CONFIGS:
+        close = did_you_mean(task, STAGE_CONFIGS) if isinstance(task, str) else ""
+        raise ConfigError(f"unknown task {shown(task)}{close}; known: {', '.join(STAGE_CONFIGS)}")
+    return STAGE_CONFIGS[task]
+
+
+def looks_at_images(stage: StageConfig) -> bool:
+    """Tell whether a stage reads images, or works from the weights alone."""
+    if stage.task == "quantize":
+        return not stage.config.without_inputs
+    if stage.task in ("merge", "factorize"):
+        config = stage.config
+        return any((config.reconstruct, getattr(config, "responses", 0), config.finetune))
+    return True
+
+
+@config_class
+class CompressJob(ImagesJob):
+    """Configuration of a compression pipeline."""
+
+    FOLLOW_QUANTIZE: ClassVar[tuple[str, ...]] = ("int8", "pack")
+
+    stages: tuple[StageConfig, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("a pipeline needs at least one [[stage]]")
+        if not self.looks_at_images and self.num_images is None:
+            where = "on tasks that look at no image, unless num_images says how many to make"
+            self._refuse_synthesis(where)
+        super().__post_init__()
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Raise ConfigError for stages that cannot follow one another."""
+        tasks = [stage.task for stage in self.stages]
+        if "distill" in tasks[1:]:
+            raise ConfigError("distill starts a student afresh: it can only be the first stage")
+        after = tasks[tasks.index("quantize") + 1 :] if "quantize" in tasks else []
+        if odd := [task for task in after if task not in self.FOLLOW_QUANTIZE]:
+            raise ConfigError(f"only int8 and pack can follow quantize; got {odd[0]}")
+        merged = self.stages[tasks.index("merge") + 1 :] if "merge" in tasks else ()
+        for stage in merged:
+            if stage.task == "prune" and stage.config.importance is Importance.BATCH_NORM:
+                raise ConfigError("importance batch-norm cannot follow merge, which folds it")
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Tell whether a stage reads images, or agreement is to be measured on some."""
+        return self.num_images is not None or any(looks_at_images(stage) for stage in self.stages)
+
+
+def read_job(kind: Any, plain: dict[str, Any]) -> Any:
+    """Build a job from plain values, as a TOML file and flags have them.
+
+    Args:
+        kind: the class of the job.
+        plain: its fields; `preset` names values of the method and the student to start from;
+            `stage` lists the stages of a pipeline, each with its `task`.
+
+    Raises:
+        ConfigError: a name is unknown, or a value of another type, outside its range or without
+            effect.
+
+    """
+    plain = dict(plain)
+    table = plain.get("teacher", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"teacher must be a table of settings; got {shown(table)}")
+    if "weights" not in table:
+        raise ConfigError("no teacher: give --teacher.weights FILE, or weights in [teacher]")
+    names = [part.name for part in fields(kind)]
+    method, preset = plain.get("method", "structured_noise"), plain.pop("preset", None)
+    if isinstance(method, str) and method in METHODS:
+        if preset is not None or "synthesis" in plain:
+            plain["synthesis"] = method_config(method, plain.get("synthesis"), preset)
+        if "distill" in names:
+            plain["distill"] = student_config(method, plain.get("distill"), preset)
+    if "stage" in plain:
+        stages = plain.pop("stage")
+        if not isinstance(stages, list) or not all(isinstance(one, dict) for one in stages):
+            raise ConfigError("every stage is a table of its own: write [[stage]]")
+        plain["stages"] = [
+            {"task": one.get("task", ""), "config": {k: v for k, v in one.items() if k != "task"}}
+            for one in stages
+        ]
+    if "student" in names and "student" not in plain:
+        raise ConfigError("no student: give --student module:function")
+    return from_plain(kind, plain)
