@@ -46,7 +46,7 @@ from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import synthesize
 from dreamstill.synthesis.activation_statistics import record_metadata
-from dreamstill.synthesis.registry import METHODS, needs_student
+from dreamstill.synthesis.registry import (METHODS, needs_student)
 
 __all__ = ["Case", "cases", "killed", "killed_and_resumed", "two_at_once"]
 

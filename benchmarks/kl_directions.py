@@ -31,7 +31,7 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.config import StructuredNoiseConfig
-from dreamstill.synthesis.registry import open_synthesizer
+from dreamstill.synthesis.registry import (open_synthesizer)
 
 NAMES = {
     LossName.KL: "forward KL",

@@ -39,7 +39,8 @@ from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 from dreamstill.synthesis.config import NoiseConfig, StructuredNoiseConfig
-from dreamstill.synthesis.registry import Synthesizer, open_synthesizer
+from dreamstill.synthesis.base import (Synthesizer)
+from dreamstill.synthesis.registry import (open_synthesizer)
 from dreamstill.teacher import Teacher
 
 __all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "mean_and_std", "training_images"]

@@ -36,7 +36,7 @@ from dreamstill.synthesis.config import (
     StructuredNoiseConfig,
 )
 from dreamstill.synthesis.methods.deepinversion import CIFAR10
-from dreamstill.synthesis.registry import open_synthesizer
+from dreamstill.synthesis.registry import (open_synthesizer)
 from dreamstill.teacher import Teacher, open_teacher
 
 __all__ = [

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 
 import toys
+from dreamstill.data.batch import Batch
 from dreamstill.synthesis.class_balance import ClassMemory
 from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.methods.structured_noise import StructuredNoise, hardest_first
-from dreamstill.synthesis.registry import Batch
 
 
 def rng(seed: int = 0) -> torch.Generator:

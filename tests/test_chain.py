@@ -36,7 +36,7 @@ TUNE = {"steps": 4, "batch_size": 16, "num_validation": 8, "validate_every": 4}
 STAGE_TABLES: list[dict[str, Any]] = [
     {"task": "prune", "keep": 0.7, "rounds": 1, "finetune": TUNE},
     {"task": "int8", "formats": ["onnx", "pt2"]},
-    {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE},
+    {"task": "pack", "keep": 0.5, "rounds": 1, "finetune": TUNE},
 ]
 
 
@@ -55,7 +55,7 @@ def test_what_a_later_link_lacks_is_said_before_any_image_is_made(
 ) -> None:
     by_scale = {"task": "prune", "importance": "batch-norm"}
     with pytest.raises(ConfigError, match="batch-norm cannot follow merge"):
-        read_job(CompressJob, plain | {"stage": [{"task": "merge", "remove": 0.1}, by_scale]})
+        read_job(CompressJob, plain | {"stage": [{"task": "merge", "keep": 0.9}, by_scale]})
     weights = tmp_path / "lenet5.safetensors"
     save_file(build("dreamstill.nn.lenet:lenet5").state_dict(), weights)
     spec = {"shape": [1, 28, 28], "mean": [0.5], "std": [0.5]}
@@ -95,7 +95,7 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
 def test_from_a_teacher_to_a_student_pruned_quantized_and_packed(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    distill = {"task": "distill", "student": "toys:student", "training": TUNE}
+    distill = {"task": "distill", "student": "toys:student", **TUNE}
     quantize = {"task": "quantize", "weight_bits": 4, "finetune": TUNE}
     chain = plain | {"stage": [distill, STAGE_TABLES[0], quantize, STAGE_TABLES[2]]}
     summary = run_compression(tmp_path / "run", read_job(CompressJob, chain))
@@ -219,15 +219,15 @@ def test_a_chain_resumes_after_its_last_finished_link(
     done: list[str] = []
 
     def counting(task: str):  # type: ignore[no-untyped-def]
-        kind, run = STAGES[task]
+        stage = STAGES[task]
 
         def counted(*arguments):  # type: ignore[no-untyped-def]
             done.append(task)
             if task == "pack" and done.count("pack") == 1:
                 raise KeyboardInterrupt
-            return run(*arguments)
+            return stage.run(*arguments)
 
-        return kind, counted
+        return stage._replace(run=counted)
 
     counted = {task: counting(task) for task in STAGES}
     monkeypatch.setattr("dreamstill.pipelines.compress.STAGES", counted)
@@ -315,7 +315,7 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
             "reconstruct 9 has no effect without inherit",
         ),
         (
-            {"stage": [{"task": "quantize", "size": 0.5, "weight_bits": 4}]},
+            {"stage": [{"task": "quantize", "keep": 0.5, "weight_bits": 4}]},
             "4 has no effect beside",
         ),
         ({"stage": [{"task": "int8", "backend": "xnnpack"}]}, "no effect on formats without pt2"),
@@ -332,7 +332,7 @@ def test_wrong_chains_are_named(
 @pytest.mark.parametrize(
     ("task", "options"),
     [
-        ("merge", ["--merge.remove", "0.5"]),
+        ("merge", ["--merge.keep", "0.5"]),
         ("factorize", ["--factorize.energy", "0.5", "--factorize.finetune.steps", "3"]),
         ("quantize", ["--quantize.weight_bits", "4"]),
         ("quantize", ["--quantize.without_inputs", "true"]),
@@ -646,7 +646,7 @@ def test_a_chain_says_which_classes_no_image_has(
 def test_a_link_that_was_trained_in_vain_says_so(
     plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain["stage"] = [{"task": "merge", "remove": 0.0, "finetune": TUNE | {"lr": 50.0}}]
+    plain["stage"] = [{"task": "merge", "keep": 1.0, "finetune": TUNE | {"lr": 50.0}}]
     summary = run_compression(tmp_path / "run", read_job(CompressJob, plain))
     (text,) = summary["stages"][0]["warnings"]
     assert text.startswith("none of the 4 steps improved on the start, which was kept")
@@ -668,7 +668,7 @@ def test_a_chain_that_cannot_be_exported_keeps_its_summary(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toys, "small_cnn", Moody)
-    stage = {"task": "pack", "density": 0.5, "rounds": 1, "finetune": TUNE}
+    stage = {"task": "pack", "keep": 0.5, "rounds": 1, "finetune": TUNE}
     summary = run_compression(tmp_path / "run", read_job(CompressJob, plain | {"stage": [stage]}))
     assert "cannot export to .onnx" in summary["not_exported"]
     assert summary["runtime"] == "PyTorch"

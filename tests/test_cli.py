@@ -14,11 +14,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from dreamstill.cli.arguments import parse
 from safetensors.torch import save_file
 
 import toys
 from dreamstill.cli import main as cli
+from dreamstill.cli.parser import parse
 from dreamstill.distillation.config import DistillConfig, LossName
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.pipelines import synthesize as synthesizing
@@ -164,7 +164,8 @@ def test_a_preset_is_the_papers_settings_and_flags_win(teacher: Path) -> None:
 
 def job_of(*options: str) -> DistillJob:
     known = ["--teacher.weights", "net.safetensors", "--student", "toys:student"]
-    return cli._job(parse(["distill", *known, *options], cli.COMMANDS))
+    job: DistillJob = parse(["distill", *known, *options]).job
+    return job
 
 
 def test_images_that_are_written_stay_when_their_picture_fails(
@@ -272,7 +273,7 @@ def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> No
         checkpoint_every=0.0,
     )
     whole, stopped = teacher.parent / "whole", teacher.parent / "stopped"
-    synthesize(whole, job, 60)
+    synthesize(whole, toys.images_job(job, 60))
     done = 0
 
     def stop(progress: Progress) -> None:
@@ -283,10 +284,10 @@ def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> No
 
     for resume in (False, True):
         with contextlib.suppress(KeyboardInterrupt):
-            synthesize(stopped, job, 60, resume=resume, on_progress=stop)
+            synthesize(stopped, toys.images_job(job, 60), resume=resume, on_progress=stop)
     assert done == 7 or method != "rdskd"
     if not (stopped / "images.npz").is_file():
-        synthesize(stopped, job, 60, resume=True)
+        synthesize(stopped, toys.images_job(job, 60), resume=True)
     arrays = [np.load(folder / "images.npz") for folder in (whole, stopped)]
     for name in ("x", "y", "logits"):
         assert np.array_equal(arrays[0][name], arrays[1][name])

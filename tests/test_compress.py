@@ -161,14 +161,14 @@ def test_merging_copies_of_a_neuron_changes_nothing() -> None:
     whole.weight = nn.Parameter(half.weight.repeat(2, 1))
     whole.bias = nn.Parameter(half.bias.repeat(2))
     model = nn.Sequential(whole, nn.ReLU(), head)
-    merged, (record,) = merge(model, SPEC, MergeConfig(remove=0.5))
+    merged, (record,) = merge(model, SPEC, MergeConfig(keep=0.5))
     x = torch.randn(8, 6, generator=rng())
     torch.testing.assert_close(merged(x), model(x), atol=1e-5, rtol=1e-5)
     assert (record.layer, record.before, record.after) == ("0", 10, 5)
     assert record.saliency[:5] == pytest.approx([0] * 5, abs=1e-9)
     _, (record,) = merge(model, SPEC, MergeConfig())
     assert record.after == 5
-    cut, _ = merge(model, SPEC, MergeConfig(remove=0.5, compensate=False))
+    cut, _ = merge(model, SPEC, MergeConfig(keep=0.5, compensate=False))
     assert not torch.allclose(cut(x), model(x), atol=0.05)
     assert len(weight(model, "0")) == 10
 
@@ -198,12 +198,12 @@ def test_opposite_filters_are_cut_not_merged(*, batch_norm: bool) -> None:
         first.weight[2:] = -0.9 * first.weight[:2]
         first.bias[2:] = -0.9 * first.bias[:2]
     model = nn.Sequential(first, norm, nn.ReLU(), last)
-    merged, (record,) = merge(model, SPEC, MergeConfig(remove=0.5))
-    cut, _ = merge(model, SPEC, MergeConfig(remove=0.5, compensate=False))
+    merged, (record,) = merge(model, SPEC, MergeConfig(keep=0.5))
+    cut, _ = merge(model, SPEC, MergeConfig(keep=0.5, compensate=False))
     assert record.after == 2
     for mine, other in zip(merged.parameters(), cut.parameters(), strict=True):
         assert torch.equal(mine, other)
-    forced, _ = merge(model, SPEC, MergeConfig(remove=0.5, threshold=-1))
+    forced, _ = merge(model, SPEC, MergeConfig(keep=0.5, threshold=-1))
     assert not torch.allclose(weight(forced, "3"), weight(cut, "3"))
 
 
@@ -255,11 +255,11 @@ def test_merged_layers_are_solved_for_what_they_made(*, batch_norm: bool) -> Non
     unseen = SPEC.encode(drawn[-100:])
     errors = []
     for given in (None, drawn[:400]):
-        small, _ = merge(model, SPEC, MergeConfig(remove=0.5), given)
+        small, _ = merge(model, SPEC, MergeConfig(keep=0.5), given)
         errors.append((small(unseen) - model(unseen)).square().mean())
     assert errors[1] < 0.5 * errors[0]
-    as_merged, _ = merge(model, SPEC, MergeConfig(remove=0.5))
-    left, _ = merge(model, SPEC, MergeConfig(remove=0.5, reconstruct=0), drawn)
+    as_merged, _ = merge(model, SPEC, MergeConfig(keep=0.5))
+    left, _ = merge(model, SPEC, MergeConfig(keep=0.5, reconstruct=0), drawn)
     for mine, papers in zip(left.parameters(), as_merged.parameters(), strict=True):
         assert torch.equal(mine, papers)
 
@@ -273,7 +273,7 @@ def test_what_cannot_be_merged_is_named() -> None:
     with pytest.raises(ConfigError, match=r"cannot make 'classifier.2' narrower"):
         merge(lenet(), SPEC, MergeConfig(layers=("classifier.2",)))
     with pytest.raises(ConfigError, match=r"remove must be in \[0, 0.999\]; got 1.5"):
-        MergeConfig(remove=1.5)
+        MergeConfig(keep=-0.5)
 
 
 def test_full_rank_keeps_the_function_and_low_rank_the_best_error() -> None:
@@ -349,7 +349,7 @@ def half_silent(layer: nn.Conv2d | nn.Linear) -> nn.Module:
 def test_responses_say_what_to_keep(make: Callable[[], nn.Conv2d | nn.Linear]) -> None:
     with seeded(rng()):
         model = half_silent(make()).eval()
-    target = FactorizeConfig(parameters=0.9)
+    target = FactorizeConfig(target=Target.PARAMETERS, keep=0.9)
     missed = []
     for config in (target, replace(target, responses=0)):
         small, _ = factorize(model, SPEC, config, images(64))
@@ -407,11 +407,11 @@ def test_a_target_is_met_where_it_costs_least() -> None:
     with torch.no_grad():
         layers[1].weight.copy_(torch.outer(layers[1].weight[0], layers[1].weight[1]))
     model = nn.Sequential(*layers)
-    small, records = factorize(model, row, FactorizeConfig(parameters=0.7))
+    small, records = factorize(model, row, FactorizeConfig(target=Target.PARAMETERS, keep=0.7))
     assert [(record.layer, record.ranks) for record in records] == [("1", (1,))]
     x = torch.randn(8, 40, generator=rng())
     torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-4)
-    small, records = factorize(model, row, FactorizeConfig(parameters=0.5))
+    small, records = factorize(model, row, FactorizeConfig(target=Target.PARAMETERS, keep=0.5))
     assert [record.layer for record in records] == ["1", "2"]
     left = sum(p.numel() for p in small.parameters()) / (3 * 1600)
     assert 0.5 - 80 / 4800 < left <= 0.5  # no further rank would fit
@@ -526,7 +526,7 @@ def test_a_target_of_macs_is_met_with_convolutions_of_1x1() -> None:
         model = nn.Sequential(nn.Conv2d(1, 16, 3), wide, nn.ReLU(), narrow)
     whole = count_macs(model, SPEC)
     for share in (0.9, 0.7, 0.5):
-        config = FactorizeConfig(macs=share)
+        config = FactorizeConfig(keep=share)
         small, records = factorize(model, SPEC, config, images(64), rng=rng())
         assert share - 0.05 < count_macs(small, SPEC) / whole <= share
         assert all(len(record.ranks) == 1 for record in records)
@@ -534,11 +534,11 @@ def test_a_target_of_macs_is_met_with_convolutions_of_1x1() -> None:
 
 def test_a_target_of_macs_is_met_and_an_absurd_one_refused() -> None:
     model = lenet()
-    small, _ = factorize(model, SPEC, FactorizeConfig(macs=0.5))
+    small, _ = factorize(model, SPEC, FactorizeConfig(keep=0.5))
     macs = [count_macs(network, SPEC) for network in (small, model)]
     assert 0.48 < macs[0] / macs[1] <= 0.5
     with pytest.raises(ConfigError, match=r"no rank brings macs to 0\.001"):
-        factorize(model, SPEC, FactorizeConfig(macs=0.001))
+        factorize(model, SPEC, FactorizeConfig(keep=0.001))
 
 
 class Again(nn.Module):
@@ -562,7 +562,7 @@ def test_every_call_of_a_layer_counts_towards_a_target_of_macs() -> None:
         model = Again()
     whole = count_macs(model, SPEC)
     for share in (0.9, 0.7, 0.5):
-        small, _ = factorize(model, SPEC, FactorizeConfig(macs=share))
+        small, _ = factorize(model, SPEC, FactorizeConfig(keep=share))
         assert share - 0.1 < count_macs(small, SPEC) / whole <= share
 
 
@@ -586,11 +586,13 @@ def test_a_weight_of_two_layers_stays_one(tmp_path: Path) -> None:
     with seeded(rng()):
         teacher = open_teacher(Tied(), SPEC)
     model = teacher.module
-    small, records = factorize(model, SPEC, FactorizeConfig(parameters=0.7))
+    small, records = factorize(model, SPEC, FactorizeConfig(target=Target.PARAMETERS, keep=0.7))
     assert {record.layer for record in records} <= {"wide", "head"}
     counts = [sum(p.numel() for p in network.parameters()) for network in (small, model)]
     assert counts[0] <= 0.7 * counts[1]
-    solved, _ = factorize(model, SPEC, FactorizeConfig(parameters=0.7), images(64), rng=rng())
+    solved, _ = factorize(
+        model, SPEC, FactorizeConfig(target=Target.PARAMETERS, keep=0.7), images(64), rng=rng()
+    )
     assert torch.equal(weight(solved, "one"), weight(model, "one"))  # no solution suits both
     assert [(p.first, p.second) for p in pairs(trace(model))] == [("wide", "head")]
     packed_model, path = packed(teacher), tmp_path / "tied.packed"
@@ -610,7 +612,7 @@ def test_a_weight_of_two_layers_stays_one(tmp_path: Path) -> None:
 def test_a_network_without_layers_to_factorize_is_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
     with pytest.raises(ConfigError, match=r"no rank brings macs to 0\.5"):
-        factorize(model, SPEC, FactorizeConfig(macs=0.5))
+        factorize(model, SPEC, FactorizeConfig(keep=0.5))
 
 
 def test_layers_called_by_keyword_are_factorized() -> None:
@@ -626,7 +628,7 @@ def test_layers_called_by_keyword_are_factorized() -> None:
 
     with seeded(rng()):
         model = Keywords()
-    config = FactorizeConfig(macs=0.7)
+    config = FactorizeConfig(keep=0.7)
     small, records = factorize(model, SPEC, config, images(64), rng=rng())
     assert records
     assert small(shown(4)).shape == (4, 4)
@@ -637,7 +639,7 @@ def test_factors_are_solved_for_what_the_layers_made(*, batch_norm: bool) -> Non
     model = lenet(batch_norm=batch_norm)
     errors = []
     for reconstructed in (0, 256):
-        config = FactorizeConfig(macs=0.5, reconstruct=reconstructed)
+        config = FactorizeConfig(keep=0.5, reconstruct=reconstructed)
         small, _ = factorize(model, SPEC, config, images(256), rng=rng())
         errors.append((small(shown(400)[-100:]) - model(shown(400)[-100:])).square().mean())
     assert errors[1] < errors[0]
@@ -932,7 +934,7 @@ def test_gaps_survive_runs_longer_than_a_byte() -> None:
 
 
 def packed(teacher: Teacher, **changes: Any) -> nn.Module:
-    config: dict[str, Any] = {"density": 0.1, "rounds": 2, "finetune": quick()}
+    config: dict[str, Any] = {"keep": 0.1, "rounds": 2, "finetune": quick()}
     return pack(teacher, images(64), PackConfig(**(config | changes)), rng=rng())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import toys
 from dreamstill.config import Precision
+from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError, NonFiniteError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.losses.diversity import sample_diversity
@@ -21,7 +22,7 @@ from dreamstill.losses.priors import gaussian_smoothness
 from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.activation_statistics import load_metadata, record_metadata
-from dreamstill.synthesis.base import Annealed
+from dreamstill.synthesis.base import Annealed, Synthesizer
 from dreamstill.synthesis.config import (
     CLOTHES,
     DeepInversionConfig,
@@ -33,13 +34,7 @@ from dreamstill.synthesis.config import (
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.random_shapes import structured_images
-from dreamstill.synthesis.registry import (
-    METHODS,
-    Batch,
-    Synthesizer,
-    needs_student,
-    open_synthesizer,
-)
+from dreamstill.synthesis.registry import METHODS, needs_student, open_synthesizer
 from dreamstill.teacher import Teacher, open_teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
@@ -294,9 +289,9 @@ def objective(name: str, batch: Batch, teacher: Teacher) -> float:
     if name in ("dfad", "zskt"):
         with torch.no_grad():
             rival: Tensor = toys.seeded_student().eval()(batch.images)
-            return -(rival - logits).abs().mean().item()
+            return float(-(rival - logits).abs().mean().item())
     if name == "zskd":  # peaked targets: the mean confidence
-        return -logits.softmax(1).amax(1).mean().item()
+        return float(-logits.softmax(1).amax(1).mean().item())
     metadata = load_metadata(Path(FAST["metadata"]["file"]), teacher)
     view = next(v for v in metadata.views if v.layers == ("logits",))
     means = view.mean[torch.arange(len(logits)) % teacher.num_classes]

@@ -21,6 +21,7 @@ from torch import nn
 import toys
 from dreamstill.config import Precision, from_plain, to_plain
 from dreamstill.data.augmentation import augment
+from dreamstill.data.batch import Batch
 from dreamstill.data.config import Augmentation
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
@@ -33,6 +34,7 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import _distillation, distill
 from dreamstill.pipelines.run_directory import environment
+from dreamstill.synthesis.base import Synthesizer
 from dreamstill.synthesis.config import (
     DeepInversionConfig,
     DfadConfig,
@@ -46,7 +48,6 @@ from dreamstill.synthesis.methods.noise import Noise
 from dreamstill.synthesis.methods.rdskd import Rdskd
 from dreamstill.synthesis.methods.structured_noise import StructuredNoise
 from dreamstill.synthesis.methods.zskt import Zskt
-from dreamstill.synthesis.registry import Batch, Synthesizer
 from dreamstill.teacher import Teacher
 
 
@@ -293,7 +294,7 @@ def test_what_competes_with_a_student_is_made_while_it_learns(tmp_path: Path) ->
         {"validate_every": 7},
         {"fresh_every": 3},
         {"fresh_every": 15, "prefill": 10},
-        {"steps": 0, "prefill": 10, "fresh_every": 2},
+        {"steps": 0, "prefill": 10, "fresh_every": 2, "inherit": True},
     ],
 )
 def test_a_generator_is_told_how_many_batches_a_run_has(
@@ -316,7 +317,6 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
         student="toys:student",
         method=owner.__name__.lower(),
         synthesis=kind(batch_size=4, widths=(4, 4), student_steps=10),
-        inherit=config.steps == 0,
         distill=config,
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())
@@ -502,10 +502,14 @@ def test_a_student_that_inherits_is_judged_at_its_start(tmp_path: Path, reconstr
         student="toys:student",
         method="structured_noise",
         synthesis=StructuredNoiseConfig(batch_size=64),
-        inherit=True,
-        reconstruct=reconstruct,
         distill=DistillConfig(
-            steps=4, validate_every=2, num_validation=64, buffer_size=64, lr=50.0
+            steps=4,
+            validate_every=2,
+            num_validation=64,
+            buffer_size=64,
+            lr=50.0,
+            inherit=True,
+            reconstruct=reconstruct,
         ),
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 import dreamstill
 import toys
 from dreamstill.cli import main as cli
+from dreamstill.data.batch import Batch
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, DataError, ExportError, NonFiniteError, RunError
@@ -36,12 +37,12 @@ from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.config import CompressJob, DistillJob, read_job
 from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.run_directory import check_empty, is_vacant, locked
+from dreamstill.pipelines.summary import read_run
 from dreamstill.pipelines.synthesize import draw_images, synthesize
 from dreamstill.progress import Progress
 from dreamstill.synthesis.activation_statistics import record_metadata
 from dreamstill.synthesis.config import DaflConfig, NoiseConfig, StructuredNoiseConfig
 from dreamstill.synthesis.methods import dafl
-from dreamstill.synthesis.registry import Batch
 
 SHORT = DistillConfig(
     steps=12,
@@ -608,10 +609,10 @@ def test_images_on_the_way_are_those_that_were_written(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesize(tmp_path / "run", job, 60, on_progress=stop)
+        synthesize(tmp_path / "run", toys.images_job(job, 60), on_progress=stop)
     DAMAGED_IMAGES[damage](tmp_path / "run" / "images.npy")
     with pytest.raises(RunError):
-        synthesize(tmp_path / "run", job, 60, resume=True)
+        synthesize(tmp_path / "run", toys.images_job(job, 60), resume=True)
     assert not (tmp_path / "run" / "images.npz").exists()
 
 
@@ -728,7 +729,7 @@ def test_nothing_stays_of_what_fails_before_it_is_worth_anything(
     with pytest.raises(error):
         distill(tmp_path / "a" / "run", job, open_from(job.teacher), on_progress=fail)
     with pytest.raises(error):
-        synthesize(tmp_path / "a" / "images", job, 64, on_progress=fail)
+        synthesize(tmp_path / "a" / "images", toys.images_job(job, 64), on_progress=fail)
     assert not (tmp_path / "a").exists()
 
 
@@ -743,13 +744,13 @@ def test_a_run_that_was_killed_at_its_start_is_taken_up(weights: Path, tmp_path:
                 "from dreamstill.pipelines import run_directory\n"
                 "from dreamstill.pipelines.distill import distill\n"
                 "from dreamstill.pipelines.synthesize import synthesize\n"
-                "from dreamstill.loaders.teacher_file import open_from\n"
+                "from dreamstill.loaders.teacher_file import open_from\nimport toys\n"
                 "job, path, whole, make = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
                 "die = lambda *_, **__: os._exit(9)\n"
                 "if not whole: run_directory.environment = die\n"
                 "if make == 'distill':\n"
                 "    distill(path, job, open_from(job.teacher), on_progress=die)\n"
-                "synthesize(path, job, 40, on_progress=die)"
+                "synthesize(path, toys.images_job(job, 40), on_progress=die)"
             )
             data = pickle.dumps((replace(job, checkpoint_every=100.0), folder, whole, make)).hex()
             process = start("-c", script, data)
@@ -760,16 +761,16 @@ def test_a_run_that_was_killed_at_its_start_is_taken_up(weights: Path, tmp_path:
             if make == "distill":
                 run(folder, job_again, resume=True)
             else:
-                synthesize(folder, job_again, 40, resume=True)
+                synthesize(folder, toys.images_job(job_again, 40), resume=True)
             assert (folder / "environment.json").is_file()
             assert not list(folder.glob(".*"))
 
 
 def test_a_finished_set_of_images_is_told_of_again(weights: Path, tmp_path: Path) -> None:
     job = job_of(weights)
-    made = synthesize(tmp_path / "run", job, 40)
-    assert synthesize(tmp_path / "run", job, 40, resume=True) == made
+    made = synthesize(tmp_path / "run", toys.images_job(job, 40))
+    assert synthesize(tmp_path / "run", toys.images_job(job, 40), resume=True) == made
     with pytest.raises(RunError, match="another num_images"):
-        synthesize(tmp_path / "run", job, 41, resume=True)
+        synthesize(tmp_path / "run", toys.images_job(job, 41), resume=True)
     with pytest.raises(RunError, match="holds no run of distill"):
-        read_job(tmp_path / "run")
+        read_run(tmp_path / "run")

@@ -341,7 +341,7 @@ def test_a_chain_asks_before_any_image_is_made(
         student="toys:small_student",
         method="noise",
         synthesis=NoiseConfig(),
-        inherit=True,
+        distill=DistillConfig(inherit=True),
     )
     monkeypatch.setattr("dreamstill.pipelines.distill.open_synthesizer", None)
     with pytest.raises(ConfigError, match="first is normalized in 4 groups of 3"):
@@ -396,7 +396,6 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
         student = "{small}"
         inherit = true
         reconstruct = {images}
-        [stage.training]
         steps = 0
         batch_size = 16
         num_validation = 16

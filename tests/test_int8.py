@@ -14,9 +14,9 @@ import toys
 from dreamstill.data.images import load_images
 from dreamstill.errors import ExportError
 from dreamstill.evaluation import accuracy
-from dreamstill.exporters.config import Backend, Int8Config
+from dreamstill.exporters.config import Backend, Calibration, Int8Config
 from dreamstill.exporters.formats import export, load_exported
-from dreamstill.exporters.int8 import Method, export_int8, range_of
+from dreamstill.exporters.int8 import export_int8, range_of
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.seeded import seeded
@@ -37,13 +37,13 @@ def lenet() -> tuple[Teacher, torch.Tensor]:
     return teacher, teacher.spec.decode(noise.next_batch().images)
 
 
-@pytest.mark.parametrize("method", [None, Method.PERCENTILE])
+@pytest.mark.parametrize("calibration", [None, Calibration.PERCENTILE])
 def test_an_int8_onnx_keeps_the_accuracy_in_onnxruntime(
-    method: Method | None, lenet: tuple[Teacher, torch.Tensor], tmp_path: Path
+    calibration: Calibration | None, lenet: tuple[Teacher, torch.Tensor], tmp_path: Path
 ) -> None:
     teacher, images = lenet
     path = tmp_path / "net.onnx"
-    record = export_int8(teacher.module, teacher.spec, images, path, method=method)
+    record = export_int8(teacher.module, teacher.spec, images, path, calibration=calibration)
     assert record.bytes == path.stat().st_size < 0.6 * 4 * 61_706
     assert record.agreement > 0.9
     with as_file(files("dreamstill") / "assets" / "digits.npz") as digits:
@@ -51,13 +51,15 @@ def test_an_int8_onnx_keeps_the_accuracy_in_onnxruntime(
     assert accuracy(load_exported(path)(teacher.spec.encode(x)), y) > 0.98
 
 
-@pytest.mark.parametrize("method", Method)
-def test_any_number_of_images_calibrates(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibration", Calibration)
+def test_any_number_of_images_calibrates(calibration: Calibration, tmp_path: Path) -> None:
     teacher = toys.cnn_teacher()
     rng = torch.Generator().manual_seed(0)
     shape = (140, *teacher.spec.shape)
     images = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
-    record = export_int8(teacher.module, teacher.spec, images, tmp_path / "net.onnx", method=method)
+    record = export_int8(
+        teacher.module, teacher.spec, images, tmp_path / "net.onnx", calibration=calibration
+    )
     assert record.agreement > 0.5
 
 
@@ -87,32 +89,32 @@ def test_a_method_of_calibration_is_the_same_in_every_format(tmp_path: Path) -> 
     spec = toys.SPEC
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (128, *spec.shape), generator=rng, dtype=torch.uint8)
-    steps: dict[Method | None, list[float]] = {}
-    for method in (*Method, None):
+    steps: dict[Calibration | None, list[float]] = {}
+    for calibration in (*Calibration, None):
         for name in ("net.onnx", "net.pt2"):
             path = tmp_path / name
-            export_int8(model, spec, images, path, method=method, backend=Backend.XNNPACK)
-            steps.setdefault(method, []).append(first_step(path))
-    for method in Method:
-        assert steps[method][0] == pytest.approx(steps[method][1], rel=0.01), method
-    assert max(steps[Method.ENTROPY]) < 0.9 * min(steps[Method.MIN_MAX])
-    assert steps[None][0] == steps[Method.MIN_MAX][0]
-    assert steps[None][1] < steps[Method.MIN_MAX][1]
+            export_int8(model, spec, images, path, calibration=calibration, backend=Backend.XNNPACK)
+            steps.setdefault(calibration, []).append(first_step(path))
+    for calibration in Calibration:
+        assert steps[calibration][0] == pytest.approx(steps[calibration][1], rel=0.01), calibration
+    assert max(steps[Calibration.ENTROPY]) < 0.9 * min(steps[Calibration.MIN_MAX])
+    assert steps[None][0] == steps[Calibration.MIN_MAX][0]
+    assert steps[None][1] < steps[Calibration.MIN_MAX][1]
 
 
 def test_ranges_of_a_histogram_by_hand() -> None:
     counts = np.zeros(2048)
     counts[:1024] = 1000  # evenly in [0, 0.5), and one value of 1
     counts[-1] = 1
-    assert range_of(Method.PERCENTILE, counts, 0.0, 1.0) == pytest.approx((0, 0.5), abs=1e-3)
+    assert range_of(Calibration.PERCENTILE, counts, 0.0, 1.0) == pytest.approx((0, 0.5), abs=1e-3)
     counts[-1] = 100  # more than 0.001 % of the values
-    assert range_of(Method.PERCENTILE, counts, 0.0, 1.0) == pytest.approx((0, 1), abs=1e-3)
+    assert range_of(Calibration.PERCENTILE, counts, 0.0, 1.0) == pytest.approx((0, 1), abs=1e-3)
     # few values in the upper half cost less where they are than the steps that they take
     falling = 1e6 * np.exp(-np.linspace(0, 20, 2048))
-    low, high = range_of(Method.ENTROPY, falling, 0.0, 1.0)
+    low, high = range_of(Calibration.ENTROPY, falling, 0.0, 1.0)
     assert low == 0
     assert 0.3 < high < 0.9
-    assert range_of(Method.ENTROPY, np.array([5.0]), 0.0, 0.0) == (0, 0)
+    assert range_of(Calibration.ENTROPY, np.array([5.0]), 0.0, 0.0) == (0, 0)
 
 
 @pytest.mark.parametrize("backend", Backend)

@@ -396,7 +396,7 @@ def test_transformers_pass_every_task(name: str, tmp_path: Path) -> None:
     spec = {"shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
     tune = {"steps": 3, "batch_size": 16, "num_validation": 8}
     stages = [
-        {"task": "distill", "student": f"toys:{name}", "training": tune},
+        {"task": "distill", "student": f"toys:{name}", **tune},
         {"task": "prune", "keep": 0.8, "rounds": 1, "finetune": tune},
         {"task": "factorize", "finetune": tune},
         {"task": "quantize", "finetune": tune},

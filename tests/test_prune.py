@@ -318,7 +318,7 @@ def test_a_size_written_into_the_code_is_named_with_what_to_write() -> None:
         pruned(teacher, keep=0.1)
     assert len(str(said.value)) < 400
     with pytest.raises(TeacherError, match=f"second cannot be made narrower: {FLATTEN}"):
-        merge(teacher.module, DIGITS, MergeConfig(remove=0.2), images(16, DIGITS))
+        merge(teacher.module, DIGITS, MergeConfig(keep=0.8), images(16, DIGITS))
     merge(teacher.module, DIGITS, MergeConfig(layers=("first", "hidden")), images(16, DIGITS))
 
 
@@ -345,7 +345,7 @@ def test_a_chain_names_what_was_left_whole(tmp_path: Path) -> None:
     stage = read_job(CompressJob, {"teacher": {"weights": ""}, "stage": [PRUNE]}).stages[0]
     work = StageContext(teacher, images(), rng(), lambda progress: None, tmp_path / "1-prune")
     check_stages([stage], teacher.module, teacher)
-    _, record = STAGES["prune"][1](teacher.module, stage.config, work)
+    _, record = STAGES["prune"].run(teacher.module, stage.config, work)
     assert record["left_whole"] == ["maker"]
 
 

@@ -635,7 +635,7 @@ def test_what_the_last_layer_saved_beyond_the_size_is_given_back() -> None:
 def test_mixed_precision_meets_its_size() -> None:
     teacher = lenet()
     for fixed in (None, 8):  # at 8 bits the first and last layer count in the size
-        config = QuantizeConfig(size=0.38, first_last_bits=fixed)
+        config = QuantizeConfig(keep=0.38, first_last_bits=fixed)
         model = quantize(teacher, images(teacher), config, rng=rng())
         layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
         weights = sum(m.layer.weight.numel() for m in layers)
@@ -647,7 +647,7 @@ def test_mixed_precision_meets_its_size() -> None:
 
 def test_what_needs_images_says_so() -> None:
     with pytest.raises(ConfigError, match="need images"):
-        quantize_without_inputs(lenet(), QuantizeConfig(size=0.5))
+        quantize_without_inputs(lenet(), QuantizeConfig(keep=0.5))
     with pytest.raises(ConfigError, match="calibration reads images"):
         quantize_without_inputs(lenet(), QuantizeConfig(calibration=Calibration.MIN_MAX))
     with pytest.raises(ConfigError, match=r"weight_bits must be in \[2, 8\]; got 1"):

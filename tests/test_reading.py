@@ -660,7 +660,7 @@ def test_chains_and_continual_take_device_and_precision(
     np.savez(folder / "new.npz", x=x, y=4 + np.arange(16) % 2)
     (folder / "chain.toml").write_text(
         f'num_images = 16\ndevice = "cpu"\n[teacher]\nweights = "{teacher}"\n'
-        '[[stage]]\ntask = "distill"\nstudent = "toys:student"\ntraining = {steps = 2}\n'
+        '[[stage]]\ntask = "distill"\nstudent = "toys:student"\nsteps = 2\n'
     )
     start = {
         "chain": ["compress", str(folder / "chain.toml")],

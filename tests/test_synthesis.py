@@ -29,16 +29,19 @@ from dreamstill.synthesis.config import (
     ZskdConfig,
     ZsktConfig,
 )
-from dreamstill.synthesis.methods.dafl import MNIST, Dafl, dafl_loss
-from dreamstill.synthesis.methods.deepinversion import IMAGENET, DeepInversion, inversion_loss
+from dreamstill.synthesis.methods.dafl import Dafl, dafl_loss
+from dreamstill.synthesis.methods.deepinversion import DeepInversion, inversion_loss
 from dreamstill.synthesis.methods.dfad import Dfad
 from dreamstill.synthesis.methods.structured_noise import StructuredNoise
 from dreamstill.synthesis.methods.zskd import Zskd, by_row, class_similarity, concentration
 from dreamstill.synthesis.methods.zskt import Zskt
 from dreamstill.synthesis.pixel_optimization import halved, start_images
+from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.random_shapes import interpolation, random_fields, structured_images
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import open_teacher
+
+IMAGENET = PRESETS["deepinversion"]["imagenet"].synthesis
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -93,8 +96,17 @@ def test_zskd_image_does_not_depend_on_its_company() -> None:
 
 
 def test_dafl_presets_are_the_papers() -> None:
-    assert (MNIST.one_hot, MNIST.information_entropy, MNIST.activation) == (1.0, 5.0, 0.1)
-    assert (MNIST.batch_size, MNIST.latent, MNIST.lr, MNIST.widths) == (512, 100, 0.2, (128, 64))
+    assert (DaflConfig().one_hot, DaflConfig().information_entropy, DaflConfig().activation) == (
+        1.0,
+        5.0,
+        0.1,
+    )
+    assert (DaflConfig().batch_size, DaflConfig().latent, DaflConfig().lr, DaflConfig().widths) == (
+        512,
+        100,
+        0.2,
+        (128, 64),
+    )
 
 
 def test_dafl_loss_is_the_weighted_sum() -> None:

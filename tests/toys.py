@@ -1,6 +1,7 @@
 """Networks whose right answers are known by hand, and a factory for each."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,19 @@ from torch import Tensor, nn
 
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.config import DistillJob, JobConfig, SynthesizeJob
 from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.teacher import Teacher, open_teacher
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
 SIGNAL = InputSpec(shape=(1, 1, 64), mean=(0.5,), std=(0.25,))
 """Input space [-2, 2]."""
+
+
+def images_job(job: DistillJob, num_images: int) -> SynthesizeJob:
+    """Return the job of the images alone that a distillation would learn from."""
+    shared = {field.name: getattr(job, field.name) for field in fields(JobConfig)}
+    return SynthesizeJob(**shared, num_images=num_images)
 
 
 class Quadrants(nn.Module):
