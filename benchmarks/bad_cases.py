@@ -35,7 +35,7 @@ from dreamstill.loaders.card import read_card
 from dreamstill.loaders.state_dict import load_weights
 from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.activation_statistics import load_metadata
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 __all__ = [
     "CARD",
@@ -119,7 +119,7 @@ def make_good(folder: Path, *, exports: bool = True) -> Good:
     save_file(net().state_dict(), folder / "teacher.safetensors")
     torch.save(net().state_dict(), folder / "teacher.pt")
     (folder / "teacher.json").write_text(json.dumps(CARD))
-    good = Good(folder, open_teacher(net(), INPUT))
+    good = Good(folder, Teacher(net(), INPUT))
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (64, 1, 8, 8), np.uint8)
     named = good.teacher(INPUT.encode(torch.from_numpy(x))).argmax(1).numpy()

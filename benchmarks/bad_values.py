@@ -20,7 +20,7 @@ from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.pipelines.stages import STAGES
-from dreamstill.synthesis.registry import (METHODS)
+from dreamstill.synthesis.registry import METHODS
 
 __all__ = ["card_cases", "number_cases", "path_cases", "toml_cases", "weight_cases"]
 

@@ -133,7 +133,7 @@ ROWS: dict[str, dict[str, Any]] = {
 def source_images(source: str, teacher: Teacher, data: Path, num: int, seed: int) -> torch.Tensor:
     """uint8 (num, C, H, W) of a source: real, noise or synthesized."""
     if source == "real":
-        images = training_images(data, teacher.spec)
+        images = training_images(data, teacher.input_spec)
         rng = torch.Generator().manual_seed(seed)
         return images[torch.randperm(len(images), generator=rng)[:num]]
     method, config = (DEFAULT | synthesizers(drawing_of(data)))[source]
@@ -193,14 +193,14 @@ def run(
 
 def run_whole(teacher: Teacher, data: Path, kind: str) -> dict[str, Any]:
     """The network as it is, as a file in its runtime; a record as of `run`."""
-    x, y = load_images(data, teacher.spec, teacher.num_classes)
+    x, y = load_images(data, teacher.input_spec, teacher.num_classes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"whole.{kind}"
-        size = export(teacher.module, teacher.spec, path).bytes
+        size = export(teacher.module, path, teacher.input_spec).bytes
         runtime = load_exported(path)
-        logits = answers(runtime, teacher.spec, x)
-        whole = measure_size(teacher.module, teacher.spec)
-        latency = measure_latency(runtime, teacher.spec, runtime=RUNTIMES[kind])
+        logits = answers(runtime, teacher.input_spec, x)
+        whole = measure_size(teacher.module, teacher.input_spec)
+        latency = measure_latency(runtime, teacher.input_spec, runtime=RUNTIMES[kind])
     return {
         "accuracy": round(100 * accuracy(logits, y), 2),
         "bytes": size,

@@ -43,7 +43,7 @@ from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.synthesis.config import CLOTHES, AbdConfig, DeepInversionConfig, RandomShapes, Start
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 SPECS = {
     "mnist": InputSpec(shape=(1, 28, 28), mean=(0.1306,), std=(0.3081,)),
@@ -99,7 +99,7 @@ def fit(
         torch.nn.functional.cross_entropy(logits, y[index]).backward()
         optimizer.step()
         schedule.step()
-    return open_teacher(model, spec)
+    return Teacher(model, spec)
 
 
 def dreams_of(

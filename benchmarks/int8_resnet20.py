@@ -35,7 +35,7 @@ def main() -> None:
         for kind, runtime in FP32:
             path = Path(folder) / f"whole.{kind}"
             if study.lacks(row := f"FP32, {runtime}"):
-                export(teacher.module, SPEC, path)
+                export(teacher.module, path, SPEC)
                 measured(row, path)
         for seed, source in product(range(study.seeds), study.sources):
             rows = {f"int8, {runtime}, {source}": kind for kind, runtime in INT8}

@@ -46,7 +46,7 @@ from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import synthesize
 from dreamstill.synthesis.activation_statistics import record_metadata
-from dreamstill.synthesis.registry import (METHODS, needs_student)
+from dreamstill.synthesis.registry import METHODS, needs_student
 
 __all__ = ["Case", "cases", "killed", "killed_and_resumed", "two_at_once"]
 
@@ -148,7 +148,7 @@ def prepare(weights: Path, folder: Path) -> None:
     np.savez(folder / "new.npz", x=x, y=np.arange(64) % 2 + 10)
     teacher = open_from(TeacherFile(weights=str(weights)))
     digits = Path(dreamstill.__file__).parent / "assets" / "digits.npz"
-    images, _ = load_images(digits, teacher.spec, teacher.num_classes)
+    images, _ = load_images(digits, teacher.input_spec, teacher.num_classes)
     record_metadata(teacher, images, folder / "metadata.safetensors")
 
 

@@ -31,7 +31,7 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.config import StructuredNoiseConfig
-from dreamstill.synthesis.registry import (open_synthesizer)
+from dreamstill.synthesis.registry import open_synthesizer
 
 NAMES = {
     LossName.KL: "forward KL",
@@ -104,11 +104,11 @@ def main() -> None:
         StructuredNoiseConfig(batch_size=500, oversample=3),
         rng=torch.Generator().manual_seed(0),
     )
-    images = torch.cat([teacher.spec.decode(source.next_batch().images) for _ in range(16)])
-    wanted = predict(teacher.module, teacher.spec, images)
+    images = torch.cat([teacher.input_spec.decode(source.next_batch().images) for _ in range(16)])
+    wanted = predict(teacher.module, teacher.input_spec, images)
     second = wanted.topk(2).indices[:, 1]
-    x, y = load_images(args.data / "mnist.npz", teacher.spec, 10)
-    answers = predict(teacher.module, teacher.spec, x)
+    x, y = load_images(args.data / "mnist.npz", teacher.input_spec, 10)
+    answers = predict(teacher.module, teacher.input_spec, x)
 
     def entropy(logits: Tensor) -> float:
         return float((-logits.softmax(1) * logits.log_softmax(1)).sum(1).mean())
@@ -123,7 +123,7 @@ def main() -> None:
             rng = torch.Generator().manual_seed(seed)
             student = open_student("dreamstill.nn.lenet:lenet5_half", teacher, rng)
             student = finetune(teacher, student, images, config, rng=rng, pretrained=False)
-            real, dreamt = (predict(student, teacher.spec, shown) for shown in (x, images))
+            real, dreamt = (predict(student, teacher.input_spec, shown) for shown in (x, images))
             runs.append(
                 {
                     "accuracy": round(100 * accuracy(real, y), 2),

@@ -31,7 +31,7 @@ from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.synthesis.config import NoiseConfig, StructuredNoiseConfig
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.1306,), std=(0.3081,))
 REMOVED = (0.0, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -89,7 +89,7 @@ def main() -> None:
     model = trained(args.data / "mnist.npz", args.epochs)
     x, y = load_images(args.data / "mnist.npz", SPEC, 10)
     whole = sum(p.numel() for p in model.parameters())
-    drawn = draws(open_teacher(model, SPEC), args.data / "mnist.npz", args.seeds)
+    drawn = draws(Teacher(model, SPEC), args.data / "mnist.npz", args.seeds)
 
     def percent(small: nn.Module) -> float:
         return round(100 * accuracy(predict(small, SPEC, x), y), 2)

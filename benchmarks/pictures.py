@@ -65,11 +65,13 @@ def drawn(row: Row, teacher: Teacher, student: str, data: Path) -> tuple[Tensor,
         source = open_row(row, teacher, data, Path(folder), rng)
         if source.streams:
             distill = replace(row.distill, steps=300)
-            buffer = ReplayBuffer(Path(folder) / "replay_buffer", teacher.spec, distill.buffer_size)
+            buffer = ReplayBuffer(
+                Path(folder) / "replay_buffer", teacher.input_spec, distill.buffer_size
+            )
             for _ in Distillation(teacher, network, source, buffer, distill, rng=rng).run():
                 pass
         batches = [source.next_batch(network) for _ in range(2)]
-    images = torch.cat([teacher.spec.decode(batch.images) for batch in batches])
+    images = torch.cat([teacher.input_spec.decode(batch.images) for batch in batches])
     return images, torch.cat([batch.logits for batch in batches]).argmax(1)
 
 
@@ -88,9 +90,9 @@ def grid(images: Tensor, classes: Tensor, real: Tensor) -> bytes:
 
 def class_means(teacher: Teacher, data: Path) -> Tensor:
     """(K, C, H, W) in [0, 1]: of 2,000 real images, by the teacher's answer."""
-    images = training_images(data, teacher.spec)
+    images = training_images(data, teacher.input_spec)
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]]
-    classes = predict(teacher.module, teacher.spec, images).argmax(1)
+    classes = predict(teacher.module, teacher.input_spec, images).argmax(1)
     return torch.stack(
         [images[classes == k].float().mean(0) / 255 for k in range(teacher.num_classes)]
     )

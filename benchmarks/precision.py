@@ -30,7 +30,7 @@ from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.config import RandomShapes
 from dreamstill.synthesis.random_shapes import structured_images
-from dreamstill.teacher import open_teacher
+from dreamstill.teacher import Teacher
 
 PAIRS = {
     "LeNet-5-BN to its half": (lenet5_bn, "dreamstill.nn.lenet:lenet5_half_bn", (1, 28, 28)),
@@ -45,7 +45,7 @@ def opened(pair: str, folder: Path, precision: Precision) -> Distillation:
     build, student, shape = PAIRS[pair]
     rng = torch.Generator().manual_seed(0)
     spec = InputSpec(shape=shape, mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
-    teacher = open_teacher(build(), spec, precision=precision)
+    teacher = Teacher(build(), spec, precision=precision)
     images = spec.decode(spec.normalize(structured_images(256, spec, RandomShapes(), rng)))
     source = StoredImages(teacher, images, 64, rng=rng)
     buffer = ReplayBuffer(folder / precision, spec, 64)

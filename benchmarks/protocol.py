@@ -38,9 +38,9 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
+from dreamstill.synthesis.base import Synthesizer
 from dreamstill.synthesis.config import NoiseConfig, StructuredNoiseConfig
-from dreamstill.synthesis.base import (Synthesizer)
-from dreamstill.synthesis.registry import (open_synthesizer)
+from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher
 
 __all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "mean_and_std", "training_images"]
@@ -107,12 +107,12 @@ def open_row(
     """The synthesizer of a row; `data` is what real, unrelated and metadata may look at."""
     if row.method in ("real", "unrelated"):
         path = data if row.method == "real" else data.with_name(f"{row.synthesis}.npz")
-        images = training_images(path, teacher.spec)
+        images = training_images(path, teacher.input_spec)
         return StoredImages(teacher, images, row.distill.batch_size, rng=rng)
     config = row.synthesis
     if row.method == "metadata":  # the owner's side: settings.file names the kind to record
         file = folder / "metadata.safetensors"
-        images = training_images(data, teacher.spec)
+        images = training_images(data, teacher.input_spec)
         images = images[:: max(1, len(images) // 10_000)]  # they may be sorted by class
         record_metadata(teacher, images, file, kind=Kind(config.file))
         config = replace(config, file=str(file))
@@ -137,13 +137,13 @@ def train(
             )
             warm = replace(benchmark.rows["structured_noise"], distill=first)
             structured = open_row(warm, teacher, data, folder, rng)
-            buffer = ReplayBuffer(folder / "warm", teacher.spec, row.distill.batch_size)
+            buffer = ReplayBuffer(folder / "warm", teacher.input_spec, row.distill.batch_size)
             for _ in Distillation(
                 teacher, student, structured, buffer, warm.distill, rng=rng
             ).run():
                 pass
         distill = replace(row.distill, steps=row.distill.steps - row.after)
-        buffer = ReplayBuffer(folder / "replay_buffer", teacher.spec, distill.buffer_size)
+        buffer = ReplayBuffer(folder / "replay_buffer", teacher.input_spec, distill.buffer_size)
         work = Distillation(
             teacher,
             student,
@@ -172,12 +172,12 @@ def measure(
     """Train one student and read the test set once, or the first `num_test` images of it."""
     teacher = open_from(TeacherFile(weights=str(weights)), precision=benchmark.precision)
     student, record = train(benchmark, name, teacher, data, seed)
-    x, y = (part[:num_test] for part in load_images(data, teacher.spec, teacher.num_classes))
-    logits = predict(student, teacher.spec, x)
+    x, y = (part[:num_test] for part in load_images(data, teacher.input_spec, teacher.num_classes))
+    logits = predict(student, teacher.input_spec, x)
     record["commit"] = environment("cpu")["commit"]  # runs of one record may be of different days
     record["accuracy"] = round(100 * accuracy(logits, y), 2)
     record["agreement"] = round(
-        100 * agreement(logits, predict(teacher.module, teacher.spec, x)), 2
+        100 * agreement(logits, predict(teacher.module, teacher.input_spec, x)), 2
     )
     return record
 

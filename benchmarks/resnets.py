@@ -36,8 +36,8 @@ from dreamstill.synthesis.config import (
     StructuredNoiseConfig,
 )
 from dreamstill.synthesis.methods.deepinversion import CIFAR10
-from dreamstill.synthesis.registry import (open_synthesizer)
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.synthesis.registry import open_synthesizer
+from dreamstill.teacher import Teacher
 
 __all__ = [
     "BY_LOGITS",
@@ -73,7 +73,7 @@ SOURCES: dict[str, tuple[str, Any]] = {
 
 def open_resnet(path: Path, depth: int) -> Teacher:
     """The independent weights of a ResNet of 20 or 56 layers."""
-    return open_teacher(load_module(f"dreamstill.nn.resnet_cifar:resnet{depth}", path), SPEC)
+    return Teacher(load_module(f"dreamstill.nn.resnet_cifar:resnet{depth}", path), SPEC)
 
 
 def source_images(source: str, teacher: Teacher, data: Path, num_images: int, seed: int) -> Tensor:

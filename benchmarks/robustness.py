@@ -57,7 +57,7 @@ def attacked(teacher: Teacher, inputs: Tensor, labels: Tensor, radius: float) ->
         (gradient,) = torch.autograd.grad(loss, found)
         moved = found.detach() + 4 * radius / STEPS * gradient / norms(gradient).clamp_min(1e-12)
         away = moved - inputs
-        found = teacher.spec.clip(inputs + away * (radius / norms(away).clamp_min(radius)))
+        found = teacher.input_spec.clip(inputs + away * (radius / norms(away).clamp_min(radius)))
     return found.detach()
 
 
@@ -69,7 +69,9 @@ def measured(teacher: Teacher, inputs: Tensor, labels: Tensor) -> dict[str, floa
     shown |= {
         f"attacked within {radius:g}": attacked(teacher, inputs, labels, radius) for radius in RADII
     }
-    shown |= {f"noise of {std:g}": teacher.spec.clip(inputs + std * noise) for std in DEVIATIONS}
+    shown |= {
+        f"noise of {std:g}": teacher.input_spec.clip(inputs + std * noise) for std in DEVIATIONS
+    }
     row = {name: round(100 * accuracy(teacher(x), labels), 2) for name, x in shown.items()}
     return row | {"distance": round(distance(teacher, inputs, labels), 2)}
 
@@ -93,8 +95,8 @@ def main() -> None:
         for network in ("lenet5", "lenet5_bn"):
             name = f"{network}_{data}"
             teacher = open_from(TeacherFile(weights=str(args.teachers / f"{name}.safetensors")))
-            x, y = load_images(args.data / f"{data}.npz", teacher.spec, teacher.num_classes)
-            inputs = teacher.spec.encode(x[:NUM_IMAGES])
+            x, y = load_images(args.data / f"{data}.npz", teacher.input_spec, teacher.num_classes)
+            inputs = teacher.input_spec.encode(x[:NUM_IMAGES])
             record["rows"][name] = measured(teacher, inputs, y[:NUM_IMAGES])
             print(name, record["rows"][name], flush=True)
     Path("benchmarks/records/robustness.json").write_text(json.dumps(record, indent=2) + "\n")

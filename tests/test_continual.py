@@ -17,7 +17,7 @@ from dreamstill.continual.learning import (
 from dreamstill.errors import DataError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.seeded import seeded
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 SPEC = toys.SPEC
 
@@ -46,7 +46,7 @@ def old() -> Teacher:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(SPEC.encode(bars(classes))), classes).backward()
         optimizer.step()
-    return open_teacher(model, SPEC)
+    return Teacher(model, SPEC)
 
 
 def accuracy(network: Teacher, classes: Tensor) -> float:
@@ -123,7 +123,7 @@ def test_abd_weighs_old_and_new_classes_as_their_shares_whatever_is_drawn(
     old: Teacher, shown: list[int]
 ) -> None:
     torch.testing.assert_close(_class_weights(3, 5), torch.tensor([0.6, 0.6, 0.6, 0.4, 0.4]))
-    student = open_teacher(grow(old, 5, rng()), SPEC)
+    student = Teacher(grow(old, 5, rng()), SPEC)
     dreams = bars(torch.tensor(shown))
     both = SPEC.encode(torch.cat([bars(3 + torch.arange(5) % 2), dreams]))
     new, logits = 3 + torch.arange(5) % 2, student(both)
@@ -139,7 +139,7 @@ def test_growing_keeps_the_old_answers(old: Teacher) -> None:
     torch.testing.assert_close(grow(old, 7, rng())(images)[:, :3], old(images))
     no_head = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten())
     with pytest.raises(TeacherError, match="needs a last linear layer"):
-        grow(open_teacher(no_head, InputSpec(shape=(1, 8, 8), mean=(0.0,), std=(1.0,))), 7, rng())
+        grow(Teacher(no_head, InputSpec(shape=(1, 8, 8), mean=(0.0,), std=(1.0,))), 7, rng())
 
 
 def test_wrong_data_is_named(old: Teacher) -> None:

@@ -35,7 +35,7 @@ from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.synthesis.registry import METHODS, needs_student, open_synthesizer
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def statistics(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def record(teacher: Teacher, path: Path) -> None:
     images = make("structured_noise", teacher, batch_size=400, oversample=10).next_batch().images
-    record_metadata(teacher, teacher.spec.decode(images), path)
+    record_metadata(teacher, teacher.input_spec.decode(images), path)
 
 
 def make(name: str, teacher: Teacher, seed: int = 0, **changes: Any) -> Synthesizer:
@@ -113,7 +113,7 @@ def test_in_bfloat16_networks_may_view_too() -> None:
     spec = InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
     with seeded(torch.Generator().manual_seed(3)):
         networks = [Turning(channels=3), toys.SmallCnn(channels=3)]
-    teacher = open_teacher(networks[0], spec, precision=Precision.BFLOAT16)
+    teacher = Teacher(networks[0], spec, precision=Precision.BFLOAT16)
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for network, layout in zip(networks, ("contiguous", "channels_last"), strict=True):
         answers = teacher.run(network.eval(), images)
@@ -147,7 +147,7 @@ class Viewing(toys.SmallCnn):
 def test_a_network_may_view_its_images(name: str, channels: int, tmp_path: Path) -> None:
     spec = InputSpec(shape=(channels, 8, 8), mean=(0.5,) * channels, std=(0.25,) * channels)
     with seeded(torch.Generator().manual_seed(3)):
-        teacher = open_teacher(toys.balanced(Viewing(channels=channels)), spec)
+        teacher = Teacher(toys.balanced(Viewing(channels=channels)), spec)
         rival = Viewing(channels=channels)
     changes: dict[str, Any] = {}
     if name == "metadata":
@@ -169,7 +169,7 @@ def test_a_teacher_that_is_given_by_its_range_is_shown_no_black(
     name: str, bounds: tuple[float, float]
 ) -> None:
     spec = InputSpec.from_range((1, 8, 8), *bounds)
-    images = draw(make(name, open_teacher(toys.small_cnn(), spec))).images
+    images = draw(make(name, Teacher(toys.small_cnn(), spec))).images
     pixels = spec.denormalize(images)
     assert 0.1 < pixels.mean() < 0.9
     assert pixels.std() > 0.1
@@ -401,7 +401,7 @@ class Slope(Exception):  # noqa: N818  (it is no error, it only ends the step)
 def first_slope(name: str, shift: float, monkeypatch: pytest.MonkeyPatch) -> Slope:
     """Of a method's first step, its pixels or its generator's weights moved by `shift`."""
     wide = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.05,))  # no pixel comes near its bounds
-    synthesizer = make(name, open_teacher(toys.small_cnn(), wide))
+    synthesizer = make(name, Teacher(toys.small_cnn(), wide))
     rng = torch.Generator().manual_seed(9)
 
     def pixels(images: Tensor, objective: Any, **config: Any) -> None:

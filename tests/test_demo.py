@@ -30,7 +30,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
 
     # what is on the device is what was measured
     _, teacher, _ = open_run(run)
-    images, labels = load_images(ASSETS / "digits.npz", teacher.spec, 10)
+    images, labels = load_images(ASSETS / "digits.npz", teacher.input_spec, 10)
     session = onnxruntime.InferenceSession(str(run / "student.onnx"))
-    (logits,) = session.run(None, {"input": teacher.spec.encode(images).numpy()})
+    (logits,) = session.run(None, {"input": teacher.input_spec.encode(images).numpy()})
     assert abs(accuracy(torch.from_numpy(logits), labels) - summary["student"]["accuracy"]) < 1e-6

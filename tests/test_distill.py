@@ -218,7 +218,7 @@ def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distilla
     if noise:  # no two images alike
         method = Noise(teacher, NoiseConfig(batch_size=64), rng=generator)
     config = DistillConfig(**({"num_validation": 128, "buffer_size": 500} | changes))  # type: ignore[arg-type]
-    buffer = ReplayBuffer(folder, teacher.spec, config.buffer_size)
+    buffer = ReplayBuffer(folder, teacher.input_spec, config.buffer_size)
     return Distillation(teacher, toys.student(), method, buffer, config, rng=generator)
 
 
@@ -453,7 +453,7 @@ def start_of(folder: Path, **changes: Any) -> Distillation:
     method = StructuredNoise(teacher, StructuredNoiseConfig(batch_size=32), rng=generator)
     config: dict[str, Any] = {"steps": 6, "validate_every": 2, "lr": 50.0, "num_validation": 64}
     distill = DistillConfig(**config | changes)
-    buffer = ReplayBuffer(folder, teacher.spec, 256)
+    buffer = ReplayBuffer(folder, teacher.input_spec, 256)
     return Distillation(teacher, student, method, buffer, distill, rng=generator, pretrained=True)
 
 
@@ -588,7 +588,7 @@ def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) ->
         boundary_share=0.5,
     )
     method = Noise(teacher, NoiseConfig(batch_size=16), rng=generator)
-    buffer = ReplayBuffer(tmp_path, teacher.spec, 64)
+    buffer = ReplayBuffer(tmp_path, teacher.input_spec, 64)
     work = Distillation(teacher, student, method, buffer, config, rng=generator)
     head, connectors = [], []
     for progress in work.run():

@@ -25,7 +25,7 @@ def test_an_export_computes_what_the_network_does_at_any_batch_size(
 ) -> None:
     model = toys.SmallCnn(channels=3).train()
     path = tmp_path / "new" / f"m{suffix}"
-    record = export(model, SPEC, path)
+    record = export(model, path, SPEC)
     assert model.training
     assert model.norm.training
     assert record.bytes == path.stat().st_size
@@ -39,7 +39,7 @@ def test_an_export_computes_what_the_network_does_at_any_batch_size(
 
 
 def test_onnx_carries_the_input_spec(tmp_path: Path) -> None:
-    export(toys.SmallCnn(channels=3), SPEC, tmp_path / "m.onnx")
+    export(toys.SmallCnn(channels=3), tmp_path / "m.onnx", SPEC)
     properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert json.loads(properties["shape"]) == [3, 12, 7]
     assert json.loads(properties["mean"]) == [0.4, 0.5, 0.6]
@@ -56,7 +56,7 @@ def test_a_file_that_computes_something_else_is_an_error_and_goes(
     opened = module_under_test.open_written
     monkeypatch.setattr(module_under_test, "open_written", dishonest)
     with pytest.raises(ExportError, match=r"differs from the network by 0.01"):
-        export(toys.small_cnn(), toys.SPEC, tmp_path / f"m{suffix}")
+        export(toys.small_cnn(), tmp_path / f"m{suffix}", toys.SPEC)
     assert not list(tmp_path.iterdir())
 
 
@@ -68,7 +68,7 @@ class Unexportable(nn.Module):
 @formats
 def test_a_network_that_cannot_be_exported_is_an_error(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot export to"):
-        export(Unexportable(), toys.SPEC, tmp_path / f"m{suffix}")
+        export(Unexportable(), tmp_path / f"m{suffix}", toys.SPEC)
     assert not list(tmp_path.iterdir())
 
 
@@ -80,27 +80,27 @@ class OneBatch(toys.SmallCnn):
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_code_that_fixes_the_batch_size_is_named(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"fixes the batch size: .* x.shape\[0\], not len"):
-        export(OneBatch(), toys.SPEC, tmp_path / f"m{suffix}")
+        export(OneBatch(), tmp_path / f"m{suffix}", toys.SPEC)
 
 
 def test_a_prelu_of_vectors_goes_to_a_phone_too(tmp_path: Path) -> None:
     layers = (nn.Conv2d(1, 4, 3), nn.PReLU(4), nn.Flatten(), nn.Linear(144, 8), nn.PReLU(8))
     model = nn.Sequential(*layers, nn.Linear(8, 4))
-    assert export(model, toys.SPEC, tmp_path / "m.pte").max_abs_difference < 1e-5
+    assert export(model, tmp_path / "m.pte", toys.SPEC).max_abs_difference < 1e-5
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"unknown format 'tflite'; known: onnx, pt2, pte"):
-        export(toys.small_cnn(), toys.SPEC, tmp_path / "m.tflite")
+        export(toys.small_cnn(), tmp_path / "m.tflite", toys.SPEC)
 
 
 def test_an_absent_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExportError, match="no executorch: pip install"):
-        export(toys.small_cnn(), toys.SPEC, tmp_path / "m.pte")
+        export(toys.small_cnn(), tmp_path / "m.pte", toys.SPEC)
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot write"):
-        export(toys.small_cnn(), toys.SPEC, tmp_path / "file" / "m.onnx")
+        export(toys.small_cnn(), tmp_path / "file" / "m.onnx", toys.SPEC)

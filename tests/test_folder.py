@@ -482,9 +482,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 WIDE = "toys.SmallCnn(width=999)"
 WRITERS = {
-    "onnx": f"export({WIDE}.eval(), toys.SPEC, out / 'n.onnx')",
-    "pt2": f"export({WIDE}.eval(), toys.SPEC, out / 'n.pt2')",
-    "pte": f"export({WIDE}.eval(), toys.SPEC, out / 'n.pte')",
+    "onnx": f"export({WIDE}.eval(), out / 'n.onnx', toys.SPEC)",
+    "pt2": f"export({WIDE}.eval(), out / 'n.pt2', toys.SPEC)",
+    "pte": f"export({WIDE}.eval(), out / 'n.pte', toys.SPEC)",
     "int8 onnx": f"export_int8({WIDE}.eval(), toys.SPEC, images, out / 'n.onnx')",
     "int8 pt2": f"export_int8({WIDE}.eval(), toys.SPEC, images, out / 'n.pt2')",
     "packed": f"save_packed({WIDE}, out / 'n.packed')",

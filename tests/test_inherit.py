@@ -413,7 +413,7 @@ def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Pat
     wanted = cut(teacher.module, lenet5_half())
     torch.testing.assert_close(states[0], dict(wanted.state_dict()))
 
-    spec = teacher.spec
+    spec = teacher.input_spec
     rng = torch.Generator().manual_seed(5)
     shown = spec.normalize(structured_images(256, spec, RandomShapes(), rng))
     errors = []
@@ -447,7 +447,7 @@ def work_in(folder: Path) -> Distillation:
     student = copy.deepcopy(teacher.module).requires_grad_()
     method = StructuredNoise(teacher, StructuredNoiseConfig(batch_size=32), rng=rng)
     config = DistillConfig(steps=2, num_validation=64, buffer_size=200)
-    buffer = ReplayBuffer(folder, teacher.spec, 200)
+    buffer = ReplayBuffer(folder, teacher.input_spec, 200)
     return Distillation(
         teacher, student, method, buffer, config, rng=rng, inherited={}, reconstruct=64
     )

@@ -24,7 +24,7 @@ from dreamstill.pipelines.config import StageConfig
 from dreamstill.pipelines.stages import check_stages
 from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def lenet() -> tuple[Teacher, torch.Tensor]:
     noise = open_synthesizer(
         "structured_noise", teacher, StructuredNoiseConfig(), rng=torch.Generator().manual_seed(0)
     )
-    return teacher, teacher.spec.decode(noise.next_batch().images)
+    return teacher, teacher.input_spec.decode(noise.next_batch().images)
 
 
 @pytest.mark.parametrize("calibration", [None, Calibration.PERCENTILE])
@@ -43,22 +43,22 @@ def test_an_int8_onnx_keeps_the_accuracy_in_onnxruntime(
 ) -> None:
     teacher, images = lenet
     path = tmp_path / "net.onnx"
-    record = export_int8(teacher.module, teacher.spec, images, path, calibration=calibration)
+    record = export_int8(teacher.module, teacher.input_spec, images, path, calibration=calibration)
     assert record.bytes == path.stat().st_size < 0.6 * 4 * 61_706
     assert record.agreement > 0.9
     with as_file(files("dreamstill") / "assets" / "digits.npz") as digits:
-        x, y = load_images(digits, teacher.spec, 10)
-    assert accuracy(load_exported(path)(teacher.spec.encode(x)), y) > 0.98
+        x, y = load_images(digits, teacher.input_spec, 10)
+    assert accuracy(load_exported(path)(teacher.input_spec.encode(x)), y) > 0.98
 
 
 @pytest.mark.parametrize("calibration", Calibration)
 def test_any_number_of_images_calibrates(calibration: Calibration, tmp_path: Path) -> None:
     teacher = toys.cnn_teacher()
     rng = torch.Generator().manual_seed(0)
-    shape = (140, *teacher.spec.shape)
+    shape = (140, *teacher.input_spec.shape)
     images = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
     record = export_int8(
-        teacher.module, teacher.spec, images, tmp_path / "net.onnx", calibration=calibration
+        teacher.module, teacher.input_spec, images, tmp_path / "net.onnx", calibration=calibration
     )
     assert record.agreement > 0.5
 
@@ -66,9 +66,9 @@ def test_any_number_of_images_calibrates(calibration: Calibration, tmp_path: Pat
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "pte"])
 def test_two_images_are_enough(kind: str, tmp_path: Path) -> None:
     teacher = toys.cnn_teacher()
-    image = torch.arange(0, 256, 4, dtype=torch.uint8).view(1, *teacher.spec.shape)
+    image = torch.arange(0, 256, 4, dtype=torch.uint8).view(1, *teacher.input_spec.shape)
     images = torch.cat([image, image])
-    record = export_int8(teacher.module, teacher.spec, images, tmp_path / f"net.{kind}")
+    record = export_int8(teacher.module, teacher.input_spec, images, tmp_path / f"net.{kind}")
     assert record.agreement == 1
 
 
@@ -123,10 +123,10 @@ def test_an_int8_pt2_agrees_and_is_smaller(
 ) -> None:
     teacher, images = lenet
     path = tmp_path / "net.pt2"
-    record = export_int8(teacher.module, teacher.spec, images, path, backend=backend)
+    record = export_int8(teacher.module, teacher.input_spec, images, path, backend=backend)
     assert record.agreement > 0.95
-    assert load_exported(path)(teacher.spec.encode(images[:3])).shape == (3, 10)
-    whole = export(teacher.module, teacher.spec, tmp_path / "whole.pt2")
+    assert load_exported(path)(teacher.input_spec.encode(images[:3])).shape == (3, 10)
+    whole = export(teacher.module, tmp_path / "whole.pt2", teacher.input_spec)
     assert record.bytes < 0.6 * whole.bytes
 
 
@@ -135,18 +135,18 @@ def test_an_int8_pte_keeps_the_accuracy_in_executorch(
 ) -> None:
     teacher, images = lenet
     path = tmp_path / "net.pte"
-    record = export_int8(teacher.module, teacher.spec, images, path)
+    record = export_int8(teacher.module, teacher.input_spec, images, path)
     assert record.bytes == path.stat().st_size < 0.4 * 4 * 61_706
     assert record.agreement > 0.95
     with as_file(files("dreamstill") / "assets" / "digits.npz") as digits:
-        x, y = load_images(digits, teacher.spec, 10)
-    assert accuracy(load_exported(path)(teacher.spec.encode(x)), y) > 0.98
+        x, y = load_images(digits, teacher.input_spec, 10)
+    assert accuracy(load_exported(path)(teacher.input_spec.encode(x)), y) > 0.98
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     teacher = toys.cnn_teacher()
     with pytest.raises(ExportError, match=r"unknown format 'tflite'"):
-        export_int8(teacher.module, teacher.spec, torch.zeros(2), tmp_path / "net.tflite")
+        export_int8(teacher.module, teacher.input_spec, torch.zeros(2), tmp_path / "net.tflite")
 
 
 class Volume(nn.Module):
@@ -165,7 +165,7 @@ def test_a_layer_without_int8_kernels_is_named_before_any_work(tmp_path: Path) -
     images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
     with pytest.raises(ExportError, match="conv is a Conv3d, which ExecuTorch's int8 kernels lack"):
         export_int8(Volume(), toys.SPEC, images, tmp_path / "m.pte")
-    teacher = open_teacher(Volume(), toys.SPEC)
+    teacher = Teacher(Volume(), toys.SPEC)
     stage = StageConfig(task="int8", config=Int8Config(formats=("onnx", "pte")))
     with pytest.raises(ExportError, match="conv is a Conv3d"):
         check_stages([stage], teacher.module, teacher)

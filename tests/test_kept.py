@@ -314,7 +314,7 @@ BAD_PT2: dict[str, tuple[Callable[[str, bytes], bytes], dict[str, bytes]]] = {
 @pytest.mark.parametrize("name", BAD_PT2)
 def test_a_pt2_that_may_hold_code_is_not_opened(name: str, tmp_path: Path) -> None:
     path = tmp_path / "n.pt2"
-    export(toys.small_cnn().eval(), toys.SPEC, path)
+    export(toys.small_cnn().eval(), path, toys.SPEC)
     before = path.read_bytes()
     change, more = BAD_PT2[name]
     changed_pt2(path, change, **more)

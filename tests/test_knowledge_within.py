@@ -38,7 +38,7 @@ def test_real_images_are_nearer_than_inverted_ones_and_those_nearer_than_noise(
     teacher: Teacher,
 ) -> None:
     with as_file(files("dreamstill") / "assets" / "digits.npz") as path:
-        real, _ = load_images(path, teacher.spec, 10)
+        real, _ = load_images(path, teacher.input_spec, 10)
     inverted = open_synthesizer(
         "deepinversion", teacher, DeepInversionConfig(batch_size=256, steps=40), rng=rng()
     )
@@ -46,7 +46,7 @@ def test_real_images_are_nearer_than_inverted_ones_and_those_nearer_than_noise(
     real_bns, inverted_bns, noise_bns = (
         data_similarity(teacher, images)
         for images in (
-            teacher.spec.encode(real[::7]),
+            teacher.input_spec.encode(real[::7]),
             inverted.next_batch().images,
             noise.next_batch().images,
         )

@@ -26,7 +26,7 @@ from dreamstill.synthesis.activation_statistics import (
 )
 from dreamstill.synthesis.config import MetadataConfig
 from dreamstill.synthesis.registry import open_synthesizer
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 
 def quadrant_images(num: int) -> torch.Tensor:
@@ -46,7 +46,7 @@ def structured_images(teacher: Teacher) -> torch.Tensor:
         toys.structured(batch_size=400, oversample=10),
         rng=torch.Generator().manual_seed(0),
     )
-    return teacher.spec.decode(synthesizer.next_batch().images)
+    return teacher.input_spec.decode(synthesizer.next_batch().images)
 
 
 def test_the_record_holds_each_classs_mean_and_covariance(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_record_holds_each_classs_mean_and_covariance(tmp_path: Path) -> Non
     metadata = record_metadata(teacher, images, tmp_path / "m.safetensors", kind=Kind.ALL)
     (view,) = metadata.views  # what leaves the head is the logits
     assert view.layers == ("logits",)
-    logits = teacher(teacher.spec.encode(images))
+    logits = teacher(teacher.input_spec.encode(images))
     ones = logits[torch.arange(200) % 4 == 1]
     torch.testing.assert_close(view.mean[1], ones.mean(0))
     assert view.root is not None
@@ -79,14 +79,14 @@ def lenet_and_digits() -> tuple[Teacher, Tensor]:
     """The embedded LeNet-5 and uint8 (2000, 1, 28, 28) digits."""
     with as_file(files("dreamstill") / "assets") as folder:
         teacher = open_from(TeacherFile(weights=str(folder / "lenet5_mnist.safetensors")))
-        return teacher, load_images(folder / "digits.npz", teacher.spec, 10)[0]
+        return teacher, load_images(folder / "digits.npz", teacher.input_spec, 10)[0]
 
 
 @pytest.mark.parametrize("kind", [Kind.ALL, Kind.SPECTRAL, Kind.SPECTRAL_PAIRS])
 def test_as_much_is_drawn_at_zero_as_the_relu_leaves_there(kind: Kind, tmp_path: Path) -> None:
     teacher, images = lenet_and_digits()
     views = record_metadata(teacher, images, tmp_path / "m.safetensors", kind=kind).views
-    recorded, _ = activations(teacher, teacher.spec.encode(images))
+    recorded, _ = activations(teacher, teacher.input_spec.encode(images))
     classes = recorded["logits"].argmax(1)
     for view in views:
         drawn = view.sample(classes, torch.Generator().manual_seed(0))[:, view.rectified]
@@ -118,7 +118,7 @@ class Unit(nn.Module):
 def test_a_unit_that_is_seldom_above_zero_is_drawn_as_seldom(
     largest_root: int, tmp_path: Path
 ) -> None:
-    teacher, path = open_teacher(Unit(), toys.SPEC), tmp_path / "m.safetensors"
+    teacher, path = Teacher(Unit(), toys.SPEC), tmp_path / "m.safetensors"
     noise = torch.rand(20_000, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
     images = (255 * (0.5 + 0.25 * 12**0.5 * noise)).round().to(torch.uint8)
     record_metadata(teacher, images, path, largest_root=largest_root)
@@ -130,7 +130,7 @@ def test_a_unit_that_is_seldom_above_zero_is_drawn_as_seldom(
 def test_the_top_is_the_logits(tmp_path: Path) -> None:
     teacher, images = toys.cnn_teacher(), structured_images(toys.cnn_teacher())
     (view,) = record_metadata(teacher, images, tmp_path / "m.safetensors", kind=Kind.TOP).views
-    logits = teacher(teacher.spec.encode(images))
+    logits = teacher(teacher.input_spec.encode(images))
     assert view.layers == ("logits",)
     torch.testing.assert_close(view.mean[1], logits[logits.argmax(1) == 1].mean(0))
     assert view.sample(torch.arange(4).repeat(500), torch.Generator()).min() < 0
@@ -169,7 +169,7 @@ def test_what_is_recorded_is_what_enters_the_relu_behind_a_layer() -> None:
     with seeded(torch.Generator().manual_seed(0)):
         module = Between().eval()
     images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    recorded, rectified = activations(open_teacher(module, toys.SPEC), images)
+    recorded, rectified = activations(Teacher(module, toys.SPEC), images)
     assert list(recorded) == ["pooled", "normed", "summed", "clamped", "leaky", "head", "logits"]
     assert rectified == {"pooled", "normed", "clamped"}
     pooled = F.max_pool2d(module.pooled(images), 2)
@@ -197,16 +197,14 @@ def deep_teacher() -> Teacher:
         hidden = [nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU()]
         module = nn.Sequential(*hidden, head := nn.Linear(8, 4))
         head.bias.sub_(module(torch.randn(256, 1, 8, 8)).mean(0))  # every class is named
-    return open_teacher(module, toys.SPEC)
+    return Teacher(module, toys.SPEC)
 
 
 def test_layers_of_signals_are_recorded() -> None:
-    seen, rectified = activations(
-        open_teacher(toys.Sensor(), toys.SIGNAL), torch.randn(2, 1, 1, 64)
-    )
+    seen, rectified = activations(Teacher(toys.Sensor(), toys.SIGNAL), torch.randn(2, 1, 1, 64))
     assert list(seen) == ["first", "second", "head", "logits"]
     assert rectified == {"first", "second"}
-    seen, _ = activations(open_teacher(toys.Recurrent(), toys.SIGNAL), torch.randn(2, 1, 1, 64))
+    seen, _ = activations(Teacher(toys.Recurrent(), toys.SIGNAL), torch.randn(2, 1, 1, 64))
     assert list(seen) == ["head", "logits"]
 
 

@@ -46,7 +46,7 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.synthesis.activation_statistics import FORMAT, load_metadata, record_metadata
 from dreamstill.synthesis.config import DeepInversionConfig, NoiseConfig, Start
-from dreamstill.teacher import open_teacher
+from dreamstill.teacher import Teacher
 
 RAISED = [
     ValueError("a"),
@@ -285,11 +285,11 @@ def test_paths_are_strings_and_enums_are_strings_in_python(tmp_path: Path) -> No
     path = str(tmp_path / "t.safetensors")
     save_file(toys.small_cnn().state_dict(), path)
     assert load_weights(path).keys() == toys.small_cnn().state_dict().keys()
-    teacher = open_teacher(load_module("toys:small_cnn", path), toys.SPEC, precision="bfloat16")  # type: ignore[arg-type]
+    teacher = Teacher(load_module("toys:small_cnn", path), toys.SPEC, precision="bfloat16")
     assert teacher.precision is Precision.BFLOAT16
     with pytest.raises(ConfigError, match="precision must be one of"):
-        open_teacher(toys.small_cnn(), toys.SPEC, precision="half")  # type: ignore[arg-type]
-    record = export(teacher.module, toys.SPEC, str(tmp_path / "n.onnx"))
+        Teacher(toys.small_cnn(), toys.SPEC, precision="half")
+    record = export(teacher.module, str(tmp_path / "n.onnx"), toys.SPEC)
     assert load_exported(record.path)(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
     np.savez(tmp_path / "d.npz", x=np.zeros((4, 1, 8, 8), np.uint8), y=np.arange(4))
     assert len(load_images(str(tmp_path / "d.npz"), toys.SPEC, 4)[0]) == 4
@@ -311,7 +311,7 @@ def test_the_global_generators_are_left_as_they_were(tmp_path: Path) -> None:
     factorize(model, toys.SPEC, FactorizeConfig(energy=0.5, first_layer=True))
     assert states() == before
     for kind in ("pt2", "onnx"):
-        export(model, toys.SPEC, tmp_path / f"n.{kind}")
+        export(model, tmp_path / f"n.{kind}", toys.SPEC)
         assert states() == before
     open_from(
         TeacherFile(weights=str(path), factory="toys:small_cnn", shape=(1, 8, 8), range=(0, 1))
@@ -337,7 +337,7 @@ def test_a_network_on_a_gpu_is_exported_from_a_copy(
         monkeypatch.setattr(export_module, "device_of", lambda module: torch.device("cuda"))
     model = model.to(device)
     assert export_module.on_cpu(model) is not model
-    assert export(model, toys.SPEC, tmp_path / "n.onnx").max_abs_difference < 1e-3
+    assert export(model, tmp_path / "n.onnx", toys.SPEC).max_abs_difference < 1e-3
     assert next(model.parameters()).device.type == device
 
 
@@ -353,7 +353,7 @@ def test_exported_files_that_are_damaged_are_named(kind: str, tmp_path: Path) ->
 def test_a_damaged_pte_does_not_end_the_process(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     path = tmp_path / "n.pte"
-    export(toys.small_cnn(), toys.SPEC, path)
+    export(toys.small_cnn(), path, toys.SPEC)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     for _ in range(20):
         damaged = bytearray(whole)

@@ -12,7 +12,7 @@ from dreamstill.errors import DataError, NonFiniteError
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5_bn
 from dreamstill.nn.seeded import seeded
-from dreamstill.teacher import open_teacher
+from dreamstill.teacher import Teacher
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -153,7 +153,7 @@ def test_a_pruned_network_stays_nearer_to_the_whole(rounds: int) -> None:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 2, generator=rng())
     spec = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
-    teacher = open_teacher(model, spec)
+    teacher = Teacher(model, spec)
     images = torch.randint(0, 256, (600, 1, 28, 28), generator=rng(), dtype=torch.uint8)
     shown = spec.encode(images[500:])
     errors = []

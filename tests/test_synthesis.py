@@ -39,7 +39,7 @@ from dreamstill.synthesis.pixel_optimization import halved, start_images
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.random_shapes import interpolation, random_fields, structured_images
 from dreamstill.synthesis.registry import open_synthesizer
-from dreamstill.teacher import open_teacher
+from dreamstill.teacher import Teacher
 
 IMAGENET = PRESETS["deepinversion"]["imagenet"].synthesis
 
@@ -226,7 +226,7 @@ def test_a_drawing_needs_a_structured_start() -> None:
 
 
 def test_abd_needs_pixels_to_smooth() -> None:
-    teacher = open_teacher(toys.Sensor(), toys.SIGNAL)
+    teacher = Teacher(toys.Sensor(), toys.SIGNAL)
     with pytest.raises(TeacherError, match="at least 3x3 pixels; the teacher's are 1x64"):
         open_synthesizer("abd", teacher, AbdConfig(), rng=rng())
 

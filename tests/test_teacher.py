@@ -25,13 +25,13 @@ from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import Probe
 from dreamstill.nn.lenet import lenet5, lenet5_bn
 from dreamstill.pipelines.saved_networks import check_keepable
-from dreamstill.teacher import check_trainable, open_teacher
+from dreamstill.teacher import Teacher, check_trainable
 
 MNIST = InputSpec(shape=(1, 28, 28), mean=(0.13,), std=(0.31,))
 
 
 def test_a_teacher_is_frozen_and_says_what_it_offers() -> None:
-    teacher = open_teacher(lenet5_bn(), MNIST)
+    teacher = Teacher(lenet5_bn(), MNIST)
     assert teacher.num_classes == 10
     assert teacher.capabilities.gradient
     assert teacher.capabilities.batch_norm == ("features.1", "features.5", "features.9")
@@ -42,7 +42,7 @@ def test_a_teacher_is_frozen_and_says_what_it_offers() -> None:
 
 
 def test_a_linear_layer_that_is_not_the_last_is_not_taken_for_it() -> None:
-    teacher = open_teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LeakyReLU()), toys.SPEC)
+    teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.LeakyReLU()), toys.SPEC)
     assert teacher.capabilities.last_linear is None
     with pytest.raises(TeacherError, match="last linear"):
         teacher.with_features(torch.zeros(1, 1, 8, 8))
@@ -114,14 +114,14 @@ class Returns(nn.Module):
 )
 def test_a_wrong_network_is_named(module: nn.Module, message: str) -> None:
     with pytest.raises(TeacherError, match=message):
-        open_teacher(module, toys.SPEC)
+        Teacher(module, toys.SPEC)
 
 
 def test_a_wrong_number_of_classes_is_named() -> None:
     with pytest.raises(TeacherError, match="has 4 classes, not 7"):
-        open_teacher(toys.small_cnn(), toys.SPEC, num_classes=7)
+        Teacher(toys.small_cnn(), toys.SPEC, num_classes=7)
     with pytest.raises(TeacherError, match="at least 2; got 0"):
-        open_teacher(toys.small_cnn(), toys.SPEC, num_classes=0)
+        Teacher(toys.small_cnn(), toys.SPEC, num_classes=0)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def by_data(layer: nn.Linear, args: object) -> None:
 @pytest.mark.parametrize("way", ["attribute", "data"])
 def test_weights_that_a_hook_sets_become_plain(way: str) -> None:
     module = Computed(way)
-    teacher = open_teacher(module, toys.SPEC)
+    teacher = Teacher(module, toys.SPEC)
     head = teacher.module.get_submodule("head")
     assert isinstance(head, nn.Linear)
     assert not head._forward_pre_hooks
@@ -362,7 +362,7 @@ def test_weights_that_a_hook_sets_become_plain(way: str) -> None:
 def test_masks_of_pruning_become_plain_weights() -> None:
     module = toys.SmallCnn().eval()
     masks.l1_unstructured(module.conv, "weight", 0.5)
-    teacher = open_teacher(module, toys.SPEC)
+    teacher = Teacher(module, toys.SPEC)
     conv = teacher.module.get_submodule("conv")
     assert set(dict(conv.named_parameters())) == {"weight", "bias"}
     assert (conv.get_parameter("weight") == 0).float().mean() == pytest.approx(0.5, abs=0.02)
@@ -378,7 +378,7 @@ def test_a_hook_that_sets_a_weight_and_changes_the_input_is_refused() -> None:
     module.head._forward_pre_hooks.clear()
     module.head.register_forward_pre_hook(doubling)
     with pytest.raises(TeacherError, match="head sets its weight and changes its input"):
-        open_teacher(module, toys.SPEC)
+        Teacher(module, toys.SPEC)
 
 
 class Ends(nn.Module):
@@ -423,14 +423,14 @@ def test_a_network_that_no_task_may_trust_is_refused_with_the_way_out(
 ) -> None:
     torch.manual_seed(0)
     with pytest.raises(TeacherError, match=message) as caught:
-        open_teacher(module, toys.SPEC)
+        Teacher(module, toys.SPEC)
     assert len(str(caught.value)) < 400
 
 
 def test_logits_that_happen_to_lie_in_the_unit_interval_are_logits() -> None:
     module = Ends(nn.Identity(), scale=1e-3)
     nn.init.constant_(module.head.bias, 500.0)
-    assert open_teacher(module, toys.SPEC).num_classes == 4
+    assert Teacher(module, toys.SPEC).num_classes == 4
 
 
 def test_a_batch_of_a_fixed_size_is_refused() -> None:
@@ -444,7 +444,7 @@ def test_a_batch_of_a_fixed_size_is_refused() -> None:
             return logits
 
     with pytest.raises(TeacherError, match="runs on 4 images and not on one"):
-        open_teacher(Fixed(), toys.SPEC)
+        Teacher(Fixed(), toys.SPEC)
 
 
 def test_a_network_that_changes_its_input_is_refused() -> None:
@@ -454,25 +454,25 @@ def test_a_network_that_changes_its_input_is_refused() -> None:
             return super().forward(x)
 
     with pytest.raises(TeacherError, match="changes its input in place"):
-        open_teacher(Subtracts(), toys.SPEC)
+        Teacher(Subtracts(), toys.SPEC)
 
 
 def test_the_users_network_and_the_global_rng_are_left_as_they_were() -> None:
     module = nn.Sequential(toys.SmallCnn(), nn.Sigmoid()).train()
     state = torch.get_rng_state()
     with pytest.raises(TeacherError):
-        open_teacher(module, toys.SPEC)
+        Teacher(module, toys.SPEC)
     opened = toys.SmallCnn().train()
-    open_teacher(opened, toys.SPEC)
+    Teacher(opened, toys.SPEC)
     for network in (module, opened):
         assert all(part.training for part in network.modules())
         assert all(p.requires_grad for p in network.parameters())
     torch.nn.Dropout()(torch.ones(4))  # draws; what was there before is what is compared
     torch.set_rng_state(state)
-    open_teacher(toys.SmallCnn(), toys.SPEC)
+    Teacher(toys.SmallCnn(), toys.SPEC)
     assert not torch.equal(state, torch.get_rng_state())  # SmallCnn() itself draws
     state = torch.get_rng_state()
-    open_teacher(opened, toys.SPEC)
+    Teacher(opened, toys.SPEC)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -501,7 +501,7 @@ class Several(toys.SmallCnn):
     [("first", None), ("named", None), ("last", "the first is not"), ("loss", "returns \\(\\)")],
 )
 def test_several_outputs_in_train_mode(kind: str, message: str | None) -> None:
-    teacher = open_teacher(Several(kind), toys.SPEC)
+    teacher = Teacher(Several(kind), toys.SPEC)
     if message is None:
         assert teacher.capabilities.obstacle is None
         training = copy_network(teacher.module).train()
@@ -517,7 +517,7 @@ def test_a_network_that_cannot_be_differentiated_can_be_asked_and_not_trained() 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x)
 
-    teacher = open_teacher(Closed(), toys.SPEC)
+    teacher = Teacher(Closed(), toys.SPEC)
     assert not teacher.capabilities.gradient
     assert "torch.no_grad" in (teacher.capabilities.obstacle or "")
     with pytest.raises(TeacherError, match=r"cannot be trained: .*no_grad"):
@@ -532,14 +532,14 @@ def test_a_network_that_keeps_its_activations_is_copied() -> None:
 
     module = Keeps()
     module(torch.rand(2, 1, 8, 8))
-    copied = copy_network(open_teacher(module, toys.SPEC).module)
+    copied = copy_network(Teacher(module, toys.SPEC).module)
     inputs = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(copied(inputs), module.eval()(inputs))
 
 
 def test_half_and_double_networks_open_as_floats() -> None:
     for module in (toys.SmallCnn().half(), toys.SmallCnn().double()):
-        teacher = open_teacher(module, toys.SPEC)
+        teacher = Teacher(module, toys.SPEC)
         assert teacher(torch.rand(2, 1, 8, 8)).dtype == torch.float32
 
 
@@ -630,11 +630,11 @@ def test_a_forward_caught_in_a_closure_is_refused() -> None:
     plain = module.conv.forward
     setattr(module.conv, "forward", lambda x: plain(x) + 1)  # noqa: B010
     with pytest.raises(TeacherError, match="conv has been given a forward"):
-        open_teacher(module, toys.SPEC)
+        Teacher(module, toys.SPEC)
 
 
 def test_what_cannot_be_copied_is_refused() -> None:
     module = toys.SmallCnn()
     setattr(module, "lock", threading.Lock())  # noqa: B010
     with pytest.raises(TeacherError, match=r"SmallCnn cannot be copied .*pickle"):
-        open_teacher(module, toys.SPEC)
+        Teacher(module, toys.SPEC)

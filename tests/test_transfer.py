@@ -22,7 +22,7 @@ from dreamstill.nn.lenet import LeNet5, lenet5, lenet5_half
 from dreamstill.nn.quantized import Logarithm, QuantizedLayer
 from dreamstill.nn.resnet_cifar import ResNetCifar
 from dreamstill.nn.seeded import seeded
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 SPEC = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
 CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -46,7 +46,7 @@ def loss_of(
 
 def lenets() -> tuple[Teacher, nn.Module, Tensor]:
     with seeded(rng()):
-        teacher, student = open_teacher(lenet5(), SPEC), lenet5_half()
+        teacher, student = Teacher(lenet5(), SPEC), lenet5_half()
     return teacher, student, torch.randn(8, 1, 28, 28, generator=rng())
 
 
@@ -64,7 +64,7 @@ def test_maps_are_paired_by_resolution_and_boundaries_before_the_relu() -> None:
 def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
     with seeded(rng()):
         network = ResNetCifar(8, width=4)
-    teacher = open_teacher(network, CIFAR)
+    teacher = Teacher(network, CIFAR)
     loss = loss_of(teacher, copy.deepcopy(network), LossName.BOUNDARY)
     names = ("layer1.0", "layer2.0", "layer3.0")
     blocks = {name: teacher.module.get_submodule(name) for name in names}
@@ -122,7 +122,7 @@ def test_a_boundary_needs_a_relu() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2))
     network(torch.zeros(1, 1, 28, 28))
     with pytest.raises(ConfigError, match="boundary needs"):
-        loss_of(open_teacher(network, SPEC), copy.deepcopy(network), LossName.BOUNDARY)
+        loss_of(Teacher(network, SPEC), copy.deepcopy(network), LossName.BOUNDARY)
 
 
 @pytest.mark.parametrize("name", [t for t in LossName if t not in ("mimic", "boundary")])
@@ -178,7 +178,7 @@ def test_the_teacher_is_asked_for_what_it_has_not_said(
 def test_layers_are_compared_past_their_batch_norm_and_blocks_once() -> None:
     with seeded(rng()):
         network = ResNetCifar(8, width=4)
-    teacher = open_teacher(network, CIFAR)
+    teacher = Teacher(network, CIFAR)
     pairs = loss_of(teacher, copy.deepcopy(network), LossName.LAYERS).pairs[LossName.LAYERS]
     blocks = [f"layer{i}.0{part}" for i in (1, 2, 3) for part in (".bn1", ".bn2", "")]
     assert pairs == [(name, name) for name in ("bn1", *blocks, "linear")]
@@ -186,7 +186,7 @@ def test_layers_are_compared_past_their_batch_norm_and_blocks_once() -> None:
 
 def test_a_block_has_the_channels_of_its_last_layer() -> None:
     with seeded(rng()):
-        teacher = open_teacher(ResNetCifar(8, width=8), CIFAR)
+        teacher = Teacher(ResNetCifar(8, width=8), CIFAR)
     student = ResNetCifar(8, width=4)
     kept = inherit(teacher.module, student)
     loss = loss_of(teacher, student, LossName.LAYERS, kept=kept)
@@ -196,7 +196,7 @@ def test_a_block_has_the_channels_of_its_last_layer() -> None:
 
 
 def test_layers_are_compared_in_the_channels_that_are_left() -> None:
-    teacher = open_teacher(InPlace(), toys.SPEC)
+    teacher = Teacher(InPlace(), toys.SPEC)
     student, whole = InPlace(channels=2), teacher.module
     kept = torch.tensor([2, 0])
     assert student.conv.bias is not None
@@ -225,7 +225,7 @@ class ChannelsLast(nn.Module):
 
 def test_channels_that_come_last_are_compared_there() -> None:
     with seeded(rng()):
-        teacher = open_teacher(ChannelsLast(), toys.SPEC)
+        teacher = Teacher(ChannelsLast(), toys.SPEC)
     student, kept = ChannelsLast(3), torch.tensor([5, 0, 2])
     with torch.no_grad():
         student.mix.weight.copy_(teacher.module.get_parameter("mix.weight")[kept])
@@ -241,7 +241,7 @@ def test_layers_of_a_folded_network_are_found_by_name() -> None:
     with seeded(rng()):
         network = ResNetCifar(8, width=4).eval()
     folded = fold_batch_norm(network)
-    teacher = open_teacher(network, CIFAR)
+    teacher = Teacher(network, CIFAR)
     loss = loss_of(teacher, folded, LossName.LAYERS)
     assert ("layer1.0.bn1",) * 2 in loss.pairs[LossName.LAYERS]
     images = torch.randn(4, 3, 32, 32, generator=rng())
@@ -272,7 +272,7 @@ class InPlace(nn.Module):
 
 def test_a_relu_in_place_does_not_hide_the_boundary() -> None:
     with seeded(rng()):
-        teacher, student = open_teacher(InPlace(), toys.SPEC), InPlace()
+        teacher, student = Teacher(InPlace(), toys.SPEC), InPlace()
     images = torch.randn(8, 1, 8, 8, generator=rng())
     loss = loss_of(teacher, student, LossName.KL, LossName.BOUNDARY)
     loss.connectors = nn.ModuleDict({k: nn.Identity() for k in loss.connectors})
@@ -308,7 +308,7 @@ class Talkative(nn.Module):
 
 def test_blocks_that_give_more_than_a_tensor_are_passed_over() -> None:
     spec = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
-    teacher, student = open_teacher(Talkative(), spec), Talkative()
+    teacher, student = Teacher(Talkative(), spec), Talkative()
     loss = loss_of(teacher, student, LossName.ATTENTION)
     images = torch.randn(4, 1, 8, 8, generator=rng())
     assert loss(images) > 0

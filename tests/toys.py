@@ -12,7 +12,7 @@ from dreamstill.input_spec import InputSpec
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob, JobConfig, SynthesizeJob
 from dreamstill.synthesis.config import StructuredNoiseConfig
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 SPEC = InputSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
 SIGNAL = InputSpec(shape=(1, 1, 64), mean=(0.5,), std=(0.25,))
@@ -211,11 +211,11 @@ def quadrants() -> Quadrants:
 
 
 def cnn_teacher() -> Teacher:
-    return open_teacher(small_cnn(), SPEC)
+    return Teacher(small_cnn(), SPEC)
 
 
 def quadrant_teacher() -> Teacher:
-    return open_teacher(Quadrants(), SPEC)
+    return Teacher(Quadrants(), SPEC)
 
 
 def forgetful_student() -> nn.Sequential:

@@ -143,7 +143,7 @@ def config_class(kind: type[Any]) -> type[Any]:
             right.
 
     """
-    options = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
+    options = ConfigDict(extra="forbid", allow_inf_nan=False)
     made: Any = pydantic_dataclass(frozen=True, kw_only=True, config=options)(kind)
     build = made.__init__
 

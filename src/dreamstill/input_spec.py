@@ -15,23 +15,33 @@ MOST_VALUES = 2**28
 """Of an input: a gigabyte."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What a network takes: pixels in [0, 1], minus `mean`, over `std`, per channel.
+    """The input of a network: pixels in [0, 1], minus `mean`, over `std`, per channel.
 
-    >>> spec = InputSpec(shape=(1, 2, 2), mean=(0.5,), std=(0.5,))
-    >>> spec.encode(torch.tensor([[[[0, 255], [0, 255]]]], dtype=torch.uint8)).flatten().tolist()
-    [-1.0, 1.0, -1.0, 1.0]
+    Args:
+        shape: (C, H, W).
+        mean: one value per channel, in units of pixels in [0, 1].
+        std: one value per channel, in units of pixels in [0, 1]; above 0.
+
+    Raises:
+        TeacherError: a value is wrong, or of pixels in [0, 255].
+
+    Example:
+        >>> spec = InputSpec((1, 1, 2), mean=(0.5,), std=(0.5,))
+        >>> spec.encode(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).flatten().tolist()
+        [-1.0, 1.0]
+
     """
 
     shape: tuple[int, int, int]
-    """(C, H, W)."""
     mean: tuple[float, ...]
-    """Per channel, in units of pixels in [0, 1]."""
     std: tuple[float, ...]
-    """Per channel, in units of pixels in [0, 1]; > 0."""
 
     def __post_init__(self) -> None:
+        for name in ("shape", "mean", "std"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.shape) != 3 or any(not isinstance(n, int) or n < 1 for n in self.shape):
             signal = " (a signal of C channels and L values is (C, 1, L))" * (len(self.shape) == 2)
             raise TeacherError(

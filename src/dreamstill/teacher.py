@@ -5,7 +5,7 @@ A teacher's file is a safetensors or weights-only state dict; a card beside it (
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +25,7 @@ from dreamstill.nn.checks import (
 from dreamstill.nn.copying import copy_network, is_hooked, make_weights_plain
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
 
-__all__ = ["Capabilities", "Precision", "Teacher", "check_trainable", "open_teacher"]
+__all__ = ["Capabilities", "Precision", "Teacher", "check_trainable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +44,76 @@ class Capabilities:
     """Why a copy of the network cannot be trained as it is; None: it can."""
 
 
-@dataclass(eq=False)
 class Teacher:
-    """A frozen network in eval mode that counts its queries (one image shown = one query)."""
+    """A copy of a network, frozen in eval mode and examined; it counts its queries.
 
-    module: nn.Module
-    spec: InputSpec
-    num_classes: int
-    capabilities: Capabilities
-    queries: int = field(default=0)
-    precision: Precision = Precision.FLOAT32
-    """Of the teacher and of whatever else it runs."""
-    factory: str = ""
-    """module:function that built it, where that is known."""
-    _layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = field(
-        default_factory=WeakKeyDictionary, repr=False
-    )
+    Weights that are computed before each pass, as by weight_norm or a mask, become plain ones in
+    the copy: tasks change weights. One image shown is one query.
 
-    def __post_init__(self) -> None:
-        self.precision = from_plain(Precision, self.precision, "precision")
+    Args:
+        network: any network that maps (N, C, H, W) to (N, K) logits; left as it was.
+        input_spec: its input.
+        num_classes: K where it is known; checked. Read from the forward pass where it is None.
+        device: where to put the copy, such as "cpu" or "cuda".
+        precision: in which it and whatever it runs compute: float32 or bfloat16.
+        role: what messages call it.
+        factory: module:function that built it, for its fingerprint.
+
+    Raises:
+        TeacherError: a pass fails; the output is not finite (N, K) logits with K >= 2, or is
+            probabilities; the answer for an image differs from one call to the next, or with the
+            other images of its batch; the network cannot be copied.
+
+    Example:
+        >>> import dreamstill as ds
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+        >>> teacher = ds.Teacher(network, ds.InputSpec((1, 8, 8), mean=(0.5,), std=(0.5,)))
+        >>> teacher.num_classes
+        4
+
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        input_spec: InputSpec,
+        *,
+        num_classes: int | None = None,
+        device: str = "cpu",
+        precision: Precision | str = Precision.FLOAT32,
+        role: str = "teacher",
+        factory: str = "",
+    ) -> None:
+        if num_classes is not None and num_classes < 2:
+            raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
+        self.precision: Precision = from_plain(Precision, precision, "precision")
+        self.input_spec, self.factory, self.queries = input_spec, factory, 0
+        self.source: Any = None  # the file that it was loaded from, for runs in a directory
+        self._layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = WeakKeyDictionary()
+        cuda = [device] if device.startswith("cuda") else []
+        with torch.random.fork_rng(devices=cuda):  # a network may draw from it, and is then refused
+            module = copy_network(network).to(device, torch.get_default_dtype()).eval()
+            inputs = input_spec.normalize(probing_images(input_spec.shape)).to(device)
+            logits, last, probe = _first_answer(module, inputs, role)
+            check_logits(module, inputs, logits, role, last)
+            if num_classes is not None and logits.shape[1] != num_classes:
+                raise TeacherError(f"the {role} has {logits.shape[1]} classes, not {num_classes}")
+            check_steady(module, inputs, logits, role)
+            make_weights_plain(module, inputs)
+            self.module = module.requires_grad_(False)
+            self.num_classes = int(logits.shape[1])
+            self.capabilities = Capabilities(
+                gradient=module(inputs.clone().requires_grad_()).requires_grad,
+                batch_norm=tuple(n for n in probe.inputs if n in batch_norm_layers(module)),
+                last_linear=last,
+                num_features=probe.inputs[last].shape[1] if last is not None else None,
+                obstacle=obstacle_to_training(module, inputs),
+            )
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.input_spec.shape))
+        name = type(self.module).__name__
+        return f"Teacher({name}, {shape} -> {self.num_classes} classes, {self.fingerprint})"
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
@@ -122,7 +173,13 @@ class Teacher:
         Of all that decides its answers: weights, factory, and what its card says of its input and
         classes.
         """
-        card = (self.factory, self.num_classes, self.spec.shape, self.spec.mean, self.spec.std)
+        card = (
+            self.factory,
+            self.num_classes,
+            self.input_spec.shape,
+            self.input_spec.mean,
+            self.input_spec.std,
+        )
         return hashlib.sha256(f"{self.weights_digest} {card}".encode()).hexdigest()[:16]
 
     @property
@@ -140,61 +197,6 @@ class Teacher:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
-
-
-def open_teacher(
-    module: nn.Module,
-    spec: InputSpec,
-    *,
-    num_classes: int | None = None,
-    device: str = "cpu",
-    precision: Precision = Precision.FLOAT32,
-    role: str = "teacher",
-    factory: str = "",
-) -> Teacher:
-    """Copy a network, freeze the copy in eval mode, examine it and see what it offers.
-
-    Weights that are computed before each pass, as by weight_norm or a mask, become plain ones in
-    the copy: tasks change weights.
-
-    Args:
-        module: any network that maps (N, C, H, W) to (N, K) logits; left as it was.
-        spec: its input.
-        num_classes: K where it is known; checked. Read from the forward pass where it is None.
-        device: where to put the copy.
-        precision: of what it runs, itself among it.
-        role: what messages call it.
-        factory: module:function that built it, for its fingerprint.
-
-    Raises:
-        TeacherError: a pass fails; the output is not finite (N, K) logits with K >= 2, or is
-            probabilities; the answer for an image differs from one call to the next, or with the
-            other images of its batch; the network cannot be copied.
-
-    """
-    if num_classes is not None and num_classes < 2:
-        raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
-    cuda = [device] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda):  # a network may draw from it, and is then refused
-        module = copy_network(module).to(device, torch.get_default_dtype()).eval()
-        inputs = spec.normalize(probing_images(spec.shape)).to(device)
-        logits, last, probe = _first_answer(module, inputs, role)
-        check_logits(module, inputs, logits, role, last)
-        if num_classes is not None and logits.shape[1] != num_classes:
-            raise TeacherError(f"the {role} has {logits.shape[1]} classes, not {num_classes}")
-        check_steady(module, inputs, logits, role)
-        make_weights_plain(module, inputs)
-        module.requires_grad_(False)
-        capabilities = Capabilities(
-            gradient=module(inputs.clone().requires_grad_()).requires_grad,
-            batch_norm=tuple(name for name in probe.inputs if name in batch_norm_layers(module)),
-            last_linear=last,
-            num_features=probe.inputs[last].shape[1] if last is not None else None,
-            obstacle=obstacle_to_training(module, inputs),
-        )
-    return Teacher(
-        module, spec, logits.shape[1], capabilities, precision=precision, factory=factory
-    )
 
 
 def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:

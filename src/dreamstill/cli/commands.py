@@ -53,7 +53,7 @@ def _metadata(arguments: argparse.Namespace) -> Any:
     if path.exists():
         raise RunError(f"{path} exists: choose another name")
     teacher = open_from(_teacher_file(arguments.plain))
-    images = load_unlabelled(arguments.images, teacher.spec)
+    images = load_unlabelled(arguments.images, teacher.input_spec)
     record_metadata(teacher, images, path, kind=kinds[0])
     result = {"file": str(path), "kind": arguments.kind, "bytes": path.stat().st_size}
     if not arguments.json:
@@ -128,7 +128,7 @@ def _learn_classes(arguments: argparse.Namespace) -> Any:
 def _evaluate(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
     _, teacher, _ = open_run(folder)
-    real = load_images(arguments.images, teacher.spec, teacher.num_classes)
+    real = load_images(arguments.images, teacher.input_spec, teacher.num_classes)
     source = Path(arguments.images).name
     result = summarize(folder, real=real, source=source, baseline=arguments.baseline or None)
     page = write_report(folder)

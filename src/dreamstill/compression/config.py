@@ -106,6 +106,11 @@ class MergeConfig:
         if len(set(self.layers)) < len(self.layers):
             raise ConfigError(f"layers names one twice: {', '.join(self.layers)}")
 
+    @property
+    def reads_images(self) -> bool:
+        """Tell whether images are read, or the weights alone."""
+        return bool(self.reconstruct or self.finetune)
+
 
 @config_class
 class FactorizeConfig:
@@ -135,6 +140,11 @@ class FactorizeConfig:
             no_effect(self, "without keep", "target")
         else:
             no_effect(self, "beside keep", "energy")
+
+    @property
+    def reads_images(self) -> bool:
+        """Tell whether images are read, or the weights alone."""
+        return bool(self.responses or self.reconstruct or self.finetune)
 
 
 @config_class
@@ -168,6 +178,11 @@ class QuantizeConfig:
             if self.keep is not None or self.finetune is not None:
                 raise ConfigError("keep and finetune need images: leave without_inputs out")
             no_effect(self, "without inputs: it reads images", "calibration")
+
+    @property
+    def reads_images(self) -> bool:
+        """Tell whether images are read, or the weights alone."""
+        return not self.without_inputs
 
 
 @config_class

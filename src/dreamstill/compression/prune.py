@@ -31,7 +31,7 @@ from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of
 from dreamstill.profiling import count_macs, measure_latency, measure_profile
 from dreamstill.progress import Progress
-from dreamstill.teacher import Teacher, check_trainable, open_teacher
+from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = [
     "Importance",
@@ -157,7 +157,7 @@ def prune(
         model, kept = cut.model, _kept(cut)
         if config.reconstruct:
             shown = some_of(images, config.reconstruct).to(teacher.device)
-            reconstruct(before, model, kept, teacher.spec.encode(shown), rng=rng)
+            reconstruct(before, model, kept, teacher.input_spec.encode(shown), rng=rng)
         if own:
             of_teacher = {
                 n: of_teacher[n][left] if of_teacher else left for n, left in kept.items()
@@ -172,7 +172,7 @@ def prune(
                 inherited=of_teacher,
                 on_progress=on_progress,
             )
-        cost = measure_profile(model, teacher.spec)
+        cost = measure_profile(model, teacher.input_spec)
         whole = tuple(name for name, _ in model.named_modules() if name in plan.whole)
         records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, whole))
     return model.eval().requires_grad_(False), records
@@ -205,7 +205,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
 
     Raises what `prune` raises.
     """
-    check_trainable(model, teacher.spec)  # the library follows gradients from layer to layer
+    check_trainable(model, teacher.input_spec)  # the library follows gradients from layer to layer
     last = _last_layer(model, teacher, config)
     plan = Plan(last, _cost(model, teacher, config.target), {}, {})
     inputs = _chance_inputs(teacher)
@@ -238,9 +238,9 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
 def _chance_inputs(teacher: Teacher) -> Tensor:
     """Three images of noise, in the input space."""
     rng = torch.Generator().manual_seed(0)
-    size = (3, *teacher.spec.shape)
+    size = (3, *teacher.input_spec.shape)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=rng)
-    return teacher.spec.encode(images.to(teacher.device))
+    return teacher.input_spec.encode(images.to(teacher.device))
 
 
 def _unmet(plan: Plan, config: PruneConfig, left: float) -> ConfigError:
@@ -289,7 +289,7 @@ def _kept(cut: Cut) -> dict[str, Tensor]:
 
 def _last_layer(model: nn.Module, teacher: Teacher, config: PruneConfig) -> str:
     """Name of the layer whose outputs stay, in a network that can be pruned as asked."""
-    last = open_teacher(model, teacher.spec, device=str(teacher.device)).capabilities.last_linear
+    last = Teacher(model, teacher.input_spec, device=str(teacher.device)).capabilities.last_linear
     if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
     check_importance(model, config)
@@ -308,11 +308,11 @@ def check_importance(model: nn.Module, config: PruneConfig) -> None:
 
 def _cost(model: nn.Module, teacher: Teacher, target: Target) -> float:
     if target is Target.MACS:
-        return count_macs(model, teacher.spec)
+        return count_macs(model, teacher.input_spec)
     if target is Target.PARAMETERS:
         return sum(p.numel() for p in model.parameters())
     with evaluating(model):
-        return measure_latency(model, teacher.spec, device=teacher.device).median
+        return measure_latency(model, teacher.input_spec, device=teacher.device).median
 
 
 def _narrow(
@@ -329,7 +329,7 @@ def _narrow(
     """
     inputs = _chance_inputs(teacher)
     while True:
-        trial = Cut(copy_network(model), teacher.spec.encode(images[:1].to(teacher.device)))
+        trial = Cut(copy_network(model), teacher.input_spec.encode(images[:1].to(teacher.device)))
         groups = list(trial.groups([plan.last, *plan.whole]))
         failed: Exception | None = None
         try:
@@ -362,7 +362,7 @@ def _remove_least(
     goal: float,
 ) -> None:
     """Remove the least important channels, a hundredth at a time, until the goal is met."""
-    example = teacher.spec.encode(images[:1].to(teacher.device))
+    example = teacher.input_spec.encode(images[:1].to(teacher.device))
     seconds = layer_seconds(trial.model, example) if config.latency else {}
     importance = importance_of(config, seconds)
     total = 0
@@ -401,8 +401,8 @@ def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
     """
     model.zero_grad()
     images = some_of(images, 256)
-    for part in images.split(probed_at_once(teacher.spec.shape)):
-        shown = teacher.spec.encode(part.to(teacher.device))
+    for part in images.split(probed_at_once(teacher.input_spec.shape)):
+        shown = teacher.input_spec.encode(part.to(teacher.device))
         with torch.no_grad():
             classes = teacher(shown).argmax(1)
         loss = nn.functional.cross_entropy(model(shown), classes, reduction="sum")

@@ -26,7 +26,7 @@ from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.seeded import seeded
 from dreamstill.progress import Progress
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 __all__ = [
     "Recipe",
@@ -105,8 +105,8 @@ def learn(
     """
     check_new_classes(teacher, images, labels)
     model = grow(teacher, int(labels.max()) + 1, rng)
-    student = open_teacher(
-        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    student = Teacher(
+        model, teacher.input_spec, device=str(teacher.device), precision=teacher.precision
     )
     model = student.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
@@ -119,12 +119,12 @@ def learn(
 
     for step in range(1, config.steps + 1):
         index = draw(len(images))
-        new = teacher.spec.encode(images[index].to(teacher.device))
+        new = teacher.input_spec.encode(images[index].to(teacher.device))
         target = labels[index].to(teacher.device)
         dreamt = new[:0]
         if config.reads_images:
             index = draw(len(dreams))
-            dreamt = teacher.spec.encode(dreams[index].to(teacher.device))
+            dreamt = teacher.input_spec.encode(dreams[index].to(teacher.device))
         model.train()
         loss = _loss(student, teacher, new, target, dreamt, config)
         if not torch.isfinite(loss):
@@ -134,8 +134,8 @@ def learn(
         optimizer.step()
         schedule.step()
         on_progress(Progress("learn", step, config.steps, {"loss": loss.item()}))
-    return open_teacher(
-        model, teacher.spec, device=str(teacher.device), precision=teacher.precision
+    return Teacher(
+        model, teacher.input_spec, device=str(teacher.device), precision=teacher.precision
     )
 
 

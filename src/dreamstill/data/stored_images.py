@@ -40,7 +40,7 @@ class StoredImages:
             len(self.images), (self.batch_size,), generator=self.rng, device=self.rng.device
         )
         chosen = self.images[index.to(self.images.device)].to(self.rng.device)
-        return answered(self.teacher, self.teacher.spec.encode(chosen))
+        return answered(self.teacher, self.teacher.input_spec.encode(chosen))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: draws are the rng's."""

@@ -145,7 +145,7 @@ class DistillationLoss:
     def _pair(self, rng: torch.Generator) -> None:
         """Choose what to compare and make the connectors between them."""
         seen, entered = [], []
-        inputs = torch.zeros(2, *self.teacher.spec.shape, device=self.teacher.device)
+        inputs = torch.zeros(2, *self.teacher.input_spec.shape, device=self.teacher.device)
         for module in (self.student, self.teacher.module):
             with (
                 eval_mode(module),

@@ -53,7 +53,7 @@ def finetune(
     """
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
-    check_trainable(student, teacher.spec)
+    check_trainable(student, teacher.input_spec)
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     num_validation = min(config.num_validation, len(images) // 4)
     training, kept = (
@@ -64,9 +64,9 @@ def finetune(
     given = {part.name: getattr(config, part.name) for part in fields(FinetuneConfig)}
     given |= {"prefill": num, "fresh_every": 0, "num_validation": num_validation}
     config = DistillConfig(**given, buffer_size=num, inherit=True)
-    buffer = ReplayBuffer(None, teacher.spec, num)
+    buffer = ReplayBuffer(None, teacher.input_spec, num)
     for part in training.split(500):
-        buffer.add(Batch(teacher.spec.encode(part), torch.empty(0)))
+        buffer.add(Batch(teacher.input_spec.encode(part), torch.empty(0)))
     work = Distillation(
         teacher,
         student,
@@ -78,8 +78,8 @@ def finetune(
         reconstruct=reconstruct,
         pretrained=pretrained,
     )
-    for part in kept.split(shown_at_once(teacher.spec.shape)):
-        work.selector.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
+    for part in kept.split(shown_at_once(teacher.input_spec.shape)):
+        work.selector.hold_out(answered(teacher, teacher.input_spec.encode(part.to(rng.device))))
     for progress in work.run():
         on_progress(progress)
     return work.chosen

@@ -80,7 +80,7 @@ class Distillation:
             )
         if config.steps == 0:  # the rest would be looked at by nobody
             self.prefill = min(self.prefill, self.reconstruct)
-        self.selector = ModelSelector(config.num_validation, teacher.spec)
+        self.selector = ModelSelector(config.num_validation, teacher.input_spec)
         self.counts = torch.zeros(teacher.num_classes, dtype=torch.int64)
         self.warnings: list[str] = []  # logged in this process, of all that a run may warn of
         self.loss = DistillationLoss(
@@ -144,7 +144,7 @@ class Distillation:
                 have = min(self.buffer.added, self.reconstruct)
                 yield Progress("reconstruct", have, self.reconstruct, {})
             images = self.buffer.images(self.reconstruct).to(self.rng.device)
-            inputs = self.teacher.spec.encode(images)
+            inputs = self.teacher.input_spec.encode(images)
             reconstruct(self.teacher.module, self.student, self.inherited, inputs, rng=self.rng)
             self.inherited = None
         if self.pretrained and self.step == 0:
@@ -208,7 +208,7 @@ class Distillation:
             self.repeated = batch if self.repeats_left else None
             return batch.images, batch.logits
         images = self.buffer.sample(self.config.batch_size, self.rng)
-        return augment(images, self.teacher.spec, self.config.augment, self.rng), None
+        return augment(images, self.teacher.input_spec, self.config.augment, self.rng), None
 
     def _train_step(self) -> dict[str, float]:
         config = self.config

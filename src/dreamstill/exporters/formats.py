@@ -79,14 +79,17 @@ def onnxruntime(part: str = "") -> Any:
 
 
 @rng_kept()  # exporters draw from the global generator
-def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
-    """Export by the suffix of `path` and verify.
+def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportRecord:
+    """Write a network in the format of a runtime, run the file there, and compare the two.
 
     Args:
-        module: the network, left as it was, on any device.
-        spec: its input.
+        model: the network, left as it was, on any device.
         path: .onnx or .pt2, of a free batch size, or .pte, of one image at a time: ExecuTorch's
             memory is planned before it runs.
+        input_spec: its input.
+
+    Returns:
+        The path, the format, the bytes of the file, and the largest difference of a logit.
 
     Raises:
         ExportError: the format is unknown or its library absent, the network cannot be exported,
@@ -94,17 +97,18 @@ def export(module: nn.Module, spec: InputSpec, path: StrPath) -> ExportRecord:
             logit). Nothing is left behind then.
 
     """
-    path, module = Path(path), on_cpu(module)
+    path, model = Path(path), on_cpu(model)
     kind = path.suffix[1:]
     check_formats([kind])
     differences = []
 
     def compare(temporary: Path) -> None:
-        differences.append(_compare(module, spec, open_written(temporary)))
+        differences.append(_compare(model, input_spec, open_written(temporary)))
 
     try:
-        with evaluating(module), quiet():
-            write_atomically(path, _WRITERS[kind](module, spec), check=compare, error=ExportError)
+        with evaluating(model), quiet():
+            data = _WRITERS[kind](model, input_spec)
+            write_atomically(path, data, check=compare, error=ExportError)
     except DreamstillError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # exporters raise many kinds of their own

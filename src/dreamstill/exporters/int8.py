@@ -172,7 +172,7 @@ def _to_onnx(
     methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory() as folder:
         whole, ready, done = (Path(folder) / f"{name}.onnx" for name in ("whole", "ready", "done"))
-        export(model, spec, whole)
+        export(model, whole, spec)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         overrides = {}
         if calibration is Calibration.ENTROPY:  # quantize_static takes no number of bins

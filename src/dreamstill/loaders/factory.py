@@ -2,6 +2,7 @@
 
 import itertools
 import pkgutil
+from collections.abc import Callable
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -12,13 +13,13 @@ from dreamstill.nn.seeded import rng_kept
 __all__ = ["build"]
 
 
-def build(factory: str) -> nn.Module:
-    """Call the `module:function` of no arguments that builds a network."""
-    if ":" not in factory:
+def build(factory: str | Callable[[], nn.Module]) -> nn.Module:
+    """Call the function of no arguments, or `module:function`, that builds a network."""
+    if not callable(factory) and ":" not in factory:
         raise TeacherError(f"a factory is written module:function; got {factory!r}")
     try:
         with rng_kept():
-            function = pkgutil.resolve_name(factory)
+            function = factory if callable(factory) else pkgutil.resolve_name(factory)
     except Exception as error:  # importing runs the user's own code
         raise TeacherError(f"cannot import the factory {factory!r}: {first_line(error)}") from error
     try:

@@ -10,7 +10,7 @@ from dreamstill.files.reading import check_file
 from dreamstill.loaders.card import CARD, read_card, spec_from_card
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.state_dict import load_module
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 __all__ = ["TeacherFile", "open_from"]
 
@@ -48,7 +48,7 @@ def open_from(
             raise ConfigError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
     module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
     spec = spec_from_card(card)
-    return open_teacher(
+    return Teacher(
         module,
         spec,
         num_classes=card.get("num_classes"),

@@ -39,7 +39,7 @@ from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
 from dreamstill.profiling import measure_size
 from dreamstill.teacher import Teacher
 
-__all__ = ["run_compression"]
+__all__ = ["compressed", "run_compression"]
 
 NUM_SHOWN = 1000
 """The last images, on which agreement is measured and ranges are shown."""
@@ -79,6 +79,18 @@ def run_compression(
         NonFiniteError: a loss, or a layer's solution, is not finite.
 
     """
+    return compressed(folder, job, resume=resume, real=real, on_progress=on_progress)[1]
+
+
+def compressed(
+    folder: StrPath,
+    job: CompressJob,
+    *,
+    resume: bool = False,
+    real: StrPath | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Do as `run_compression` does, and return the last network with the summary."""
     folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     rng = torch.Generator(job.device).manual_seed(job.seed)
@@ -86,8 +98,8 @@ def run_compression(
     kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
     check_keepable(kin)
     check_stages(job.stages, kin[-1], teacher)
-    test = load_images(real, teacher.spec, teacher.num_classes) if real else None
-    images = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
+    test = load_images(real, teacher.input_spec, teacher.num_classes) if real else None
+    images = load_unlabelled(Path(job.images), teacher.input_spec) if job.images else None
     with claimed(
         folder,
         job,
@@ -103,20 +115,20 @@ def run_compression(
             images = _own_images(folder, job, teacher, on_progress)
         wanted, warnings = images[:0], list[str]()
         if len(images):
-            wanted = predict(teacher.module, teacher.spec, images)
+            wanted = predict(teacher.module, teacher.input_spec, images)
             warnings = warn_of_classes(wanted, given=job.images is not None)
         made = _run_stages(folder / "stages", job, teacher, images, wanted, kin, on_progress)
         summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
         write_json(folder / "summary.json", summary | {"warnings": warnings})
-        return summary | {"warnings": warnings}
+        return made[-1].network, summary | {"warnings": warnings}
 
 
 def _own_images(
     folder: Path, job: CompressJob, teacher: Teacher, on_progress: OnProgress
 ) -> Tensor:
     """A chain's own images, uint8 (N, C, H, W); none where it looks at none."""
-    if not job.looks_at_images:
-        return torch.empty(0, *teacher.spec.shape, dtype=torch.uint8)
+    if not job.reads_images:
+        return torch.empty(0, *teacher.input_spec.shape, dtype=torch.uint8)
     return own_images(folder / "images.npz", job, teacher, on_progress)
 
 
@@ -157,7 +169,7 @@ def _run_stages(
     """Do every stage on what the one before it made, or read it back where it is finished."""
     folder.mkdir(exist_ok=True)
     shown, wanted = images[-NUM_SHOWN:], wanted[-NUM_SHOWN:]
-    record = _measured(teacher.module, {}, folder, teacher.spec, shown, wanted)
+    record = _measured(teacher.module, {}, folder, teacher.input_spec, shown, wanted)
     made = [Made("teacher", teacher.module, record)]
     shown_of = digest(images.numpy().reshape(-1).data)
     for index, stage in enumerate(job.stages):
@@ -173,7 +185,7 @@ def _run_stages(
             record = {"task": stage.task} | record
             if work.warnings:
                 record["warnings"] = work.warnings
-            record = _measured(network, record, folder, teacher.spec, shown, wanted)
+            record = _measured(network, record, folder, teacher.input_spec, shown, wanted)
             save_network(network, stem.with_suffix(".pt"))
             origin = {"config": digest(to_plain(stage)), "images": shown_of}
             write_json(stem.with_suffix(".json"), record | origin | {"sha256": _hashes(stem)})
@@ -225,23 +237,27 @@ def _summarize(
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
     """Measure what was made, and write weights.json, network.onnx and the stages' own files."""
-    runtime = compare_delivered(folder / "stages", made, teacher.spec)
+    runtime = compare_delivered(folder / "stages", made, teacher.input_spec)
     summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
         summary["images"] = real.name
         for one in made:
             run = _runtime(one.network, one.record, folder / "stages")
-            logits = _answers(one.network, run, teacher.spec, test[0])
+            logits = _answers(one.network, run, teacher.input_spec, test[0])
             one.record["accuracy"] = accuracy(logits, test[1])
     whole, *stages = [one.record for one in made]
     summary = {"teacher": whole, "stages": stages} | summary
     layers = {
-        one.name: weights_in(one.network, entering_quantized(one.network, teacher.spec, shown))
+        one.name: weights_in(
+            one.network, entering_quantized(one.network, teacher.input_spec, shown)
+        )
         for one in made
     }
     write_json(folder / "weights.json", layers)
     try:
-        summary["network"] = export(made[-1].network, teacher.spec, folder / "network.onnx").path
+        summary["network"] = export(
+            made[-1].network, folder / "network.onnx", teacher.input_spec
+        ).path
     except ExportError as error:  # what the stages made is worth its summary
         summary["not_exported"] = str(error)
     return summary

@@ -41,7 +41,6 @@ __all__ = [
     "STAGE_CONFIGS",
     "StageConfig",
     "SynthesizeJob",
-    "looks_at_images",
     "read_job",
 ]
 
@@ -189,6 +188,11 @@ class StageConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", from_plain(_stage(self.task), self.config, self.task))
 
+    @property
+    def reads_images(self) -> bool:
+        """Tell whether the stage reads images, or works from the weights alone."""
+        return bool(getattr(self.config, "reads_images", True))
+
 
 def _stage(task: Any) -> Any:
     """Return the configuration class of a task; ConfigError for an unknown one."""
@@ -196,16 +200,6 @@ def _stage(task: Any) -> Any:
         close = did_you_mean(task, STAGE_CONFIGS) if isinstance(task, str) else ""
         raise ConfigError(f"unknown task {shown(task)}{close}; known: {', '.join(STAGE_CONFIGS)}")
     return STAGE_CONFIGS[task]
-
-
-def looks_at_images(stage: StageConfig) -> bool:
-    """Tell whether a stage reads images, or works from the weights alone."""
-    if stage.task == "quantize":
-        return not stage.config.without_inputs
-    if stage.task in ("merge", "factorize"):
-        config = stage.config
-        return any((config.reconstruct, getattr(config, "responses", 0), config.finetune))
-    return True
 
 
 @config_class
@@ -219,7 +213,7 @@ class CompressJob(ImagesJob):
     def __post_init__(self) -> None:
         if not self.stages:
             raise ConfigError("a pipeline needs at least one [[stage]]")
-        if not self.looks_at_images and self.num_images is None:
+        if not self.reads_images and self.num_images is None:
             where = "on tasks that look at no image, unless num_images says how many to make"
             self._refuse_synthesis(where)
         super().__post_init__()
@@ -239,9 +233,9 @@ class CompressJob(ImagesJob):
                 raise ConfigError("importance batch-norm cannot follow merge, which folds it")
 
     @property
-    def looks_at_images(self) -> bool:
+    def reads_images(self) -> bool:
         """Tell whether a stage reads images, or agreement is to be measured on some."""
-        return self.num_images is not None or any(looks_at_images(stage) for stage in self.stages)
+        return self.num_images is not None or any(stage.reads_images for stage in self.stages)
 
 
 def read_job(kind: Any, plain: dict[str, Any]) -> Any:

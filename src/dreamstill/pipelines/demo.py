@@ -60,7 +60,7 @@ def demo(
             on_progress=on_progress,
         )
         teacher = open_from(job.teacher)
-        real = load_images(assets / "digits.npz", teacher.spec, teacher.num_classes)
+        real = load_images(assets / "digits.npz", teacher.input_spec, teacher.num_classes)
         export_run(folder)
         source = "2,000 real MNIST digits, unseen by the teacher"
         summary = summarize(folder, real=real, source=source, baseline=baseline_folder)

@@ -49,7 +49,7 @@ def compare_delivered(
             if record.get("task") == "int8":
                 files.update((name, p) for p in _paths(folder, record) if p.suffix == kind)
             elif record.get("task") != SIMULATED:
-                files[name] = Path(export(network, spec, folder / f"{name}{kind}").path)
+                files[name] = Path(export(network, folder / f"{name}{kind}", spec).path)
     except ExportError:
         runtime, files = "PyTorch", {}
     for name, network, record in made:

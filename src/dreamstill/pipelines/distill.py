@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +31,12 @@ from dreamstill.pipelines.process import _process_rng, _set_process_rng, seeded_
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.progress import Progress
 from dreamstill.synthesis.registry import METHODS, open_synthesizer
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
-__all__ = ["distill", "open_student"]
+__all__ = ["check_student", "distill", "open_student"]
 
 
-def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Module:
+def open_student(factory: Any, teacher: Teacher, rng: torch.Generator) -> nn.Module:
     """Build a student with weights drawn from `rng` and check that it answers as the teacher.
 
     Raises:
@@ -45,15 +46,18 @@ def open_student(factory: str, teacher: Teacher, rng: torch.Generator) -> nn.Mod
     """
     with seeded(rng):
         student = build(factory)
-    student = student.to(teacher.device)
-    probe = open_teacher(student, teacher.spec, device=str(teacher.device), role="student")
+    name = factory if isinstance(factory, str) else getattr(factory, "__name__", "function")
+    return check_student(student.to(teacher.device), teacher, name)
+
+
+def check_student(student: nn.Module, teacher: Teacher, name: str) -> nn.Module:
+    """Return a student ready to train, in train mode; `open_student` says what it raises."""
+    probe = Teacher(student, teacher.input_spec, device=str(teacher.device), role="student")
     if probe.capabilities.obstacle:
-        raise TeacherError(
-            f"the student {factory!r} cannot be trained: {probe.capabilities.obstacle}"
-        )
+        raise TeacherError(f"the student {name!r} cannot be trained: {probe.capabilities.obstacle}")
     if probe.num_classes != teacher.num_classes:
         raise ConfigError(
-            f"the student {factory!r} has {probe.num_classes} classes, "
+            f"the student {name!r} has {probe.num_classes} classes, "
             f"the teacher {teacher.num_classes}"
         )
     return student.train().requires_grad_()
@@ -132,7 +136,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
         )
     create = not (folder / "checkpoint.pt").exists()
     buffer = ReplayBuffer(
-        folder / "replay_buffer", teacher.spec, job.distill.buffer_size, create=create
+        folder / "replay_buffer", teacher.input_spec, job.distill.buffer_size, create=create
     )
     return Distillation(
         teacher,
@@ -216,7 +220,7 @@ def _take_up(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
     """Write student.safetensors and its card, so that a student opens as a teacher does."""
     save_weights(folder / "student.safetensors", student)
-    spec = to_plain(teacher.spec)
+    spec = to_plain(teacher.input_spec)
     write_json(
         folder / "student.json", {"factory": factory, **spec, "num_classes": teacher.num_classes}
     )

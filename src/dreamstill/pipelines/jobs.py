@@ -28,12 +28,12 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
     capabilities = teacher.capabilities
     similarity = {}
     if images is not None:
-        given = teacher.spec.encode(load_unlabelled(images, teacher.spec)[:2000])
+        given = teacher.input_spec.encode(load_unlabelled(images, teacher.input_spec)[:2000])
         similarity["data_similarity"] = data_similarity(teacher, given.to(teacher.device))
     return similarity | {
-        "input": list(teacher.spec.shape),
-        "mean": list(teacher.spec.mean),
-        "std": list(teacher.spec.std),
+        "input": list(teacher.input_spec.shape),
+        "mean": list(teacher.input_spec.mean),
+        "std": list(teacher.input_spec.std),
         "num_classes": teacher.num_classes,
         "parameters": sum(p.numel() for p in teacher.module.parameters()),
         "gradient": capabilities.gradient,

@@ -23,7 +23,7 @@ from dreamstill.pipelines.config import LearnClassesJob
 from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
-from dreamstill.teacher import Teacher, open_teacher
+from dreamstill.teacher import Teacher
 
 __all__ = ["LEARNED", "learn_classes"]
 
@@ -63,11 +63,11 @@ def learn_classes(
     """
     folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    new, labels = load_images(Path(job.new), teacher.spec, first=teacher.num_classes)
+    new, labels = load_images(Path(job.new), teacher.input_spec, first=teacher.num_classes)
     check_new_classes(teacher, new, labels)
     num_classes = int(labels.max()) + 1
-    test = load_images(real, teacher.spec, num_classes) if real else None
-    given = load_unlabelled(Path(job.images), teacher.spec) if job.images else None
+    test = load_images(real, teacher.input_spec, num_classes) if real else None
+    given = load_unlabelled(Path(job.images), teacher.input_spec) if job.images else None
     with claimed(
         folder,
         job,
@@ -81,7 +81,7 @@ def learn_classes(
             dreams = own_images(folder / "images.npz", job, teacher, on_progress)
         warnings, named = list[str](), labels[:0]
         if len(dreams):
-            logits = predict(teacher.module, teacher.spec, dreams)
+            logits = predict(teacher.module, teacher.input_spec, dreams)
             warnings = warn_of_classes(logits, given=given is not None)
             named = logits.argmax(1)
         network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
@@ -106,7 +106,7 @@ def _summarize(
     }
     if test is not None and real is not None:
         x, y = test
-        before, after = (predict(of.module, teacher.spec, x) for of in (teacher, network))
+        before, after = (predict(of.module, teacher.input_spec, x) for of in (teacher, network))
         summary |= {"images": real.name} | _kept(before, after, y)
         confusion = confusion_matrix(after, y, network.num_classes)
         pictures = pictures | {"confusion": confusion.numpy()}
@@ -114,7 +114,7 @@ def _summarize(
     summary["files"] = []
     try:
         for kind in ("onnx", "pt2"):
-            record = export(network.module, teacher.spec, folder / f"network.{kind}")
+            record = export(network.module, folder / f"network.{kind}", teacher.input_spec)
             summary["files"].append(asdict(record))
     except ExportError as error:  # what was learned is worth its summary
         summary["not_exported"] = str(error)
@@ -136,7 +136,7 @@ def _learned(
     if path.is_file():
         model = grow(teacher, int(labels.max()) + 1, rng)
         model.load_state_dict(load_weights(path))
-        return open_teacher(model, teacher.spec, device=job.device, precision=job.precision)
+        return Teacher(model, teacher.input_spec, device=job.device, precision=job.precision)
     with seeded_process(job.seed, job.device):
         network = learn(
             teacher, dreams, new, labels, job.learn_classes, rng=rng, on_progress=on_progress

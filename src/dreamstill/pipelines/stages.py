@@ -43,7 +43,7 @@ from dreamstill.pipelines.config import STAGE_CONFIGS, DistillStage, StageConfig
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.synthesize import OnProgress
 from dreamstill.progress import Progress, start_kept
-from dreamstill.teacher import Teacher, check_trainable, open_teacher
+from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = ["STAGES", "Outcome", "Stage", "StageContext", "check_stages", "register_stage"]
 
@@ -118,14 +118,16 @@ def _prune(model: nn.Module, config: PruneConfig, context: StageContext) -> Outc
 
 
 def _merge(model: nn.Module, config: MergeConfig, context: StageContext) -> Outcome:
-    merged, layers = merge(model, context.teacher.spec, config, context.images, rng=context.rng)
+    merged, layers = merge(
+        model, context.teacher.input_spec, config, context.images, rng=context.rng
+    )
     record = {"layers": [asdict(record) for record in layers]}
     return context.tune(merged, config.finetune), record
 
 
 def _factorize(model: nn.Module, config: FactorizeConfig, context: StageContext) -> Outcome:
     factorized, layers = factorize(
-        model, context.teacher.spec, config, context.images, rng=context.rng
+        model, context.teacher.input_spec, config, context.images, rng=context.rng
     )
     record = {"layers": [asdict(record) for record in layers]}
     return context.tune(factorized, config.finetune), record
@@ -133,7 +135,7 @@ def _factorize(model: nn.Module, config: FactorizeConfig, context: StageContext)
 
 def _quantize(model: nn.Module, config: QuantizeConfig, context: StageContext) -> Outcome:
     if config.without_inputs:
-        whole = open_teacher(on_cpu(model), context.teacher.spec)
+        whole = Teacher(on_cpu(model), context.teacher.input_spec)
         quantized = quantize_without_inputs(whole, config).to(context.teacher.device)
     else:
         quantized = quantize(
@@ -180,11 +182,11 @@ def _plain(model: nn.Module, spec: InputSpec) -> nn.Module:
 
 
 def _int8(model: nn.Module, config: Int8Config, context: StageContext) -> Outcome:
-    model = _plain(model, context.teacher.spec)
+    model = _plain(model, context.teacher.input_spec)
     records = [
         export_int8(
             model,
-            context.teacher.spec,
+            context.teacher.input_spec,
             context.images,
             context.stem.with_suffix(f".int8.{kind}"),
             calibration=config.calibration,
@@ -196,7 +198,7 @@ def _int8(model: nn.Module, config: Int8Config, context: StageContext) -> Outcom
 
 
 def _pack(model: nn.Module, config: PackConfig, context: StageContext) -> Outcome:
-    model = _plain(model, context.teacher.spec)
+    model = _plain(model, context.teacher.input_spec)
     packed = pack(
         context.teacher,
         context.images,
@@ -206,7 +208,7 @@ def _pack(model: nn.Module, config: PackConfig, context: StageContext) -> Outcom
         on_progress=context.progressed,
     )
     path = context.stem.with_suffix(".packed")
-    size = save_packed(packed, path, card=to_plain(context.teacher.spec))
+    size = save_packed(packed, path, card=to_plain(context.teacher.input_spec))
     plain = copy_network(model)
     plain.load_state_dict(load_packed(path)[0])
     record = {"files": [{"path": str(path), "bytes": size}]}
@@ -224,7 +226,7 @@ class Stage(NamedTuple):
 
 
 def _check_distill(model: nn.Module, config: DistillStage, teacher: Teacher, first: bool) -> None:
-    check_trainable(model, teacher.spec)
+    check_trainable(model, teacher.input_spec)
     if config.inherit:
         inherit(teacher.module, copy_network(model))
 
@@ -289,7 +291,7 @@ def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teach
     first = True
     for stage in stages:
         if getattr(stage.config, "finetune", None) is not None:
-            check_trainable(model, teacher.spec)
+            check_trainable(model, teacher.input_spec)
         if check := STAGES[stage.task].check:
             check(model, stage.config, teacher, first)
         first &= stage.task == "distill"

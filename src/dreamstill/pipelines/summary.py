@@ -127,7 +127,7 @@ def summarize(
         )
         summary: dict[str, Any] = {"method": job.method, **result, "images": ""}
         summary |= {
-            name: asdict(measure_profile(of, teacher.spec)) for name, of in networks.items()
+            name: asdict(measure_profile(of, teacher.input_spec)) for name, of in networks.items()
         }
         if "exports" in known:
             summary["exports"] = known["exports"]
@@ -136,7 +136,8 @@ def summarize(
             x, y = real
             summary["images"] = source
             logits = {
-                name: predict(of, teacher.spec, x) for name, of in (networks | baselines).items()
+                name: predict(of, teacher.input_spec, x)
+                for name, of in (networks | baselines).items()
             }
             for name, of in logits.items():
                 summary[name] = summary.get(name, {}) | {
@@ -166,7 +167,9 @@ def export_run(
         summary = read_summary(folder)
         with understood(folder / "summary.json", RunError, "is damaged"):
             kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
-        records = [export(student, teacher.spec, folder / f"student.{name}") for name in formats]
+        records = [
+            export(student, folder / f"student.{name}", teacher.input_spec) for name in formats
+        ]
         summary["exports"] = kept + [asdict(record) for record in records]
         write_json(folder / "summary.json", summary)
         return records
@@ -196,10 +199,10 @@ def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray
 def _pictures(folder: Path, teacher: Teacher, student: nn.Module) -> dict[str, Any]:
     """Arrays for the report that need no real image: grid, means, histogram, filters."""
     pictures: dict[str, Any] = {}
-    buffer = ReplayBuffer.reopen(folder / "replay_buffer", teacher.spec)
+    buffer = ReplayBuffer.reopen(folder / "replay_buffer", teacher.input_spec)
     if len(buffer):
         images = buffer.images(MOST_SHOWN)
-        classes = predict(teacher.module, teacher.spec, images).argmax(1)
+        classes = predict(teacher.module, teacher.input_spec, images).argmax(1)
         order = torch.argsort(classes, stable=True)
         shown = [order[classes[order] == k][:12] for k in classes.unique()[:20]]
         pictures["synthetic_images"] = images[torch.cat(shown)].numpy()

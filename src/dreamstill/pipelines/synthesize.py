@@ -100,7 +100,7 @@ def draw_beside(
     """
     if needs_student(method, config):
         raise ConfigError(f"{method} plays against a student: use it with distill")
-    size = math.prod(teacher.spec.shape) + 4 * teacher.num_classes
+    size = math.prod(teacher.input_spec.shape) + 4 * teacher.num_classes
     folder = None if checkpoint is None else checkpoint.parent
     check_room("num_images", num_images, size, folder=folder)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
@@ -121,7 +121,7 @@ def draw_beside(
         on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
     while drawn.done < num_images:
         batch = synthesizer.next_batch()
-        drawn.add(teacher.spec.decode(batch.images).cpu(), batch.logits.cpu())
+        drawn.add(teacher.input_spec.decode(batch.images).cpu(), batch.logits.cpu())
         drawn.save_now_and_then()
         on_progress(Progress("synthesize", drawn.done, num_images, {}))
     return drawn.images, drawn.logits
@@ -157,7 +157,7 @@ class _Drawn:
 
     def open(self, num: int, teacher: Teacher) -> None:
         """Make room for `num` images, or go on with those that a checkpoint counts."""
-        shape = (num, *teacher.spec.shape)
+        shape = (num, *teacher.input_spec.shape)
         self.logits = torch.zeros(num, teacher.num_classes)
         self.checksums = np.zeros(num, np.uint32)
         if self.path is None:
@@ -219,7 +219,7 @@ def own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProg
     """A job's own images, uint8 (N, C, H, W), kept in `path`, so that a resume has the same."""
     if not path.is_file():
         write_own_images(path, job, teacher, on_progress)
-    return load_unlabelled(path, teacher.spec)
+    return load_unlabelled(path, teacher.input_spec)
 
 
 def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProgress) -> None:

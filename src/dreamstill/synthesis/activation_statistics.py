@@ -247,7 +247,7 @@ def _watch(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Show all images; return activations (N, ...) of what is `kept`, and classes (N,)."""
     values, named = {name: list[Tensor]() for name in kept}, list[Tensor]()
-    for part in images.split(probed_at_once(teacher.spec.shape)):
+    for part in images.split(probed_at_once(teacher.input_spec.shape)):
         recorded, _ = activations(teacher, _shown(teacher, part))
         recorded = {name: value.flatten(1).cpu() for name, value in recorded.items()}
         named.append(recorded["logits"].argmax(1))
@@ -266,7 +266,7 @@ def _watch(
 
 
 def _shown(teacher: Teacher, images: Tensor) -> Tensor:
-    return teacher.spec.encode(images.to(teacher.device))
+    return teacher.input_spec.encode(images.to(teacher.device))
 
 
 class ClassMoments:
@@ -397,7 +397,9 @@ def _check_views(views: tuple[View, ...], teacher: Teacher) -> None:
     if not views:
         raise ValueError("it holds no statistics")
     queries = teacher.queries
-    recorded, _ = activations(teacher, torch.zeros(1, *teacher.spec.shape, device=teacher.device))
+    recorded, _ = activations(
+        teacher, torch.zeros(1, *teacher.input_spec.shape, device=teacher.device)
+    )
     teacher.queries = queries  # the answer to a blank image is not looked at
     for view in views:
         size = sum(recorded[name].numel() for name in view.layers)

@@ -42,7 +42,7 @@ class LatentGenerator:
         self.teacher, self.latent, self.rng = teacher, latent, rng
         with seeded(rng):
             self.module: nn.Module = Generator(
-                latent, teacher.spec.shape, widths, eps=eps, bounded=bounded
+                latent, teacher.input_spec.shape, widths, eps=eps, bounded=bounded
             )
         self.module.to(rng.device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.5x on a CPU
@@ -57,8 +57,8 @@ class LatentGenerator:
 
         So a saturated pixel goes on learning.
         """
-        raw = self.teacher.spec.from_unit(self.teacher.run(self.module, z))
-        return raw + (self.teacher.spec.clip(raw) - raw).detach()
+        raw = self.teacher.input_spec.from_unit(self.teacher.run(self.module, z))
+        return raw + (self.teacher.input_spec.clip(raw) - raw).detach()
 
     def step(self, loss: Tensor, *, clip: float = 0.0) -> None:
         """One Adam step on the generator alone: no other network's .grad is touched.

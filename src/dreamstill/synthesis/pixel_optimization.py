@@ -32,7 +32,7 @@ def start_images(
     structured noise, as far as possible of the class that the teacher takes them for: a shape of
     the class stays one, another is only covered with the noise that deceives the teacher.
     """
-    start, num, spec = from_plain(Start, start, "start"), len(classes), teacher.spec
+    start, num, spec = from_plain(Start, start, "start"), len(classes), teacher.input_spec
     shape = (num, *spec.shape)
     if start is Start.GAUSSIAN:
         return spec.clip(spec.from_unit(torch.randn(shape, generator=rng, device=rng.device)))

@@ -131,11 +131,11 @@ def quantize_without_inputs(
 
     """
     config = replace(config, without_inputs=True)  # which refuses what needs images
-    equalized = equalize(teacher.module, teacher.spec)
+    equalized = equalize(teacher.module, teacher.input_spec)
     layers = plain_layers(equalized.model, KINDS)
     expected = {
         name: moments
-        for name, moments in expected_inputs(equalized, teacher.spec).items()
+        for name, moments in expected_inputs(equalized, teacher.input_spec).items()
         if name in layers
     }
     ranges = {n: (m.low.min().item(), m.high.max().item()) for n, m in expected.items()}
@@ -186,14 +186,16 @@ def quantize(
         ConfigError: a size that the fewest bits do not meet.
 
     """
-    model = fold_batch_norm(teacher.module if model is None else model, teacher.spec)
+    model = fold_batch_norm(teacher.module if model is None else model, teacher.input_spec)
     shown = some_of(images, 2048)
-    ranges = observed_ranges(model, teacher.spec, shown, config.calibration)
+    ranges = observed_ranges(model, teacher.input_spec, shown, config.calibration)
     check_layers(ranges)
     bits = None
     if config.keep is not None:
         names, layers = list(ranges), plain_layers(model, KINDS)
-        table = sensitivities(model, teacher.spec, images, names, per_channel=config.per_channel)
+        table = sensitivities(
+            model, teacher.input_spec, images, names, per_channel=config.per_channel
+        )
         if fixed := config.first_last_bits:  # they count in the size and have no choice
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layers[name].weight.numel() for name in names}

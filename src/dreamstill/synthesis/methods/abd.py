@@ -36,8 +36,8 @@ class Abd:
     needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
 
     def __init__(self, teacher: Teacher, config: AbdConfig, *, rng: torch.Generator) -> None:
-        if min(teacher.spec.shape[1:]) < 3:
-            size = "x".join(map(str, teacher.spec.shape[1:]))
+        if min(teacher.input_spec.shape[1:]) < 3:
+            size = "x".join(map(str, teacher.input_spec.shape[1:]))
             raise TeacherError(
                 f"abd smooths images of at least 3x3 pixels; the teacher's are {size}"
             )

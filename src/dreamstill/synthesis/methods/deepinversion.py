@@ -90,7 +90,9 @@ class DeepInversion:
             jitter = config.jitter // 2 if low_resolution else config.jitter
             images = halved(images) if low_resolution else images
             images = jittered(images, jitter, flip=config.flip, rng=self.rng)
-            shown = F.interpolate(images, teacher.spec.shape[1:]) if low_resolution else images
+            shown = (
+                F.interpolate(images, teacher.input_spec.shape[1:]) if low_resolution else images
+            )
             with Probe(self.norms) as probe:
                 logits = teacher(shown)
             loss = inversion_loss(images, logits, targets, probe.inputs, self.norms, config)
@@ -107,7 +109,7 @@ class DeepInversion:
             images = optimize_pixels(
                 images,
                 partial(objective, low_resolution=low_resolution),
-                spec=teacher.spec,
+                spec=teacher.input_spec,
                 steps=steps,
                 lr=config.lr,
                 warm_up=config.lr_warm_up,

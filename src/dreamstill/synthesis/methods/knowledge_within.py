@@ -43,7 +43,7 @@ def data_similarity(teacher: Teacher, images: Tensor) -> float:
     norms, num = norms_of(teacher), len(images)
     first = {name: torch.zeros(()) for name in norms}
     second = dict(first)
-    for part in images.split(probed_at_once(teacher.spec.shape)):
+    for part in images.split(probed_at_once(teacher.input_spec.shape)):
         with Probe(norms) as probe:
             teacher(part)
         for name in norms:
@@ -97,7 +97,7 @@ class KnowledgeWithin:
         images = optimize_pixels(
             start_images(classes, teacher, config.start, config.shapes, self.rng),
             objective,
-            spec=teacher.spec,
+            spec=teacher.input_spec,
             steps=config.steps,
             lr=config.lr,
         )

@@ -61,7 +61,7 @@ class MetadataImages:
         images = optimize_pixels(
             start_images(classes, teacher, config.start, config.shapes, self.rng),
             objective,
-            spec=teacher.spec,
+            spec=teacher.input_spec,
             steps=config.steps,
             lr=config.lr,
         )

@@ -31,9 +31,11 @@ class Noise:
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """(batch_size, C, H, W) of clipped Gaussian noise."""
-        shape = (self.config.batch_size, *self.teacher.spec.shape)
+        shape = (self.config.batch_size, *self.teacher.input_spec.shape)
         noise: Tensor = torch.randn(shape, generator=self.rng, device=self.rng.device)
-        return answered(self.teacher, self.teacher.spec.clip(self.teacher.spec.from_unit(noise)))
+        return answered(
+            self.teacher, self.teacher.input_spec.clip(self.teacher.input_spec.from_unit(noise))
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every batch is drawn afresh."""

@@ -49,8 +49,8 @@ class StructuredNoise:
         self, teacher: Teacher, config: StructuredNoiseConfig, *, rng: torch.Generator
     ) -> None:
         self.teacher, self.config, self.rng = teacher, config, rng
-        most = min(config.memory, MEMORY_BYTES // math.prod(teacher.spec.shape))
-        self.memory = ClassMemory(most, teacher.num_classes, teacher.spec.shape, rng.device)
+        most = min(config.memory, MEMORY_BYTES // math.prod(teacher.input_spec.shape))
+        self.memory = ClassMemory(most, teacher.num_classes, teacher.input_spec.shape, rng.device)
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
@@ -59,8 +59,8 @@ class StructuredNoise:
         if config.mine and student is None:
             raise ConfigError("structured_noise mines a student's mistakes: hand one to next_batch")
         num = config.batch_size * config.oversample
-        images = teacher.spec.normalize(
-            structured_images(num, teacher.spec, config.shapes, self.rng)
+        images = teacher.input_spec.normalize(
+            structured_images(num, teacher.input_spec, config.shapes, self.rng)
         )
         drawn = Batch(images, teacher(images))
         if config.mine and student is not None:
@@ -71,9 +71,9 @@ class StructuredNoise:
             Batch(drawn.images[of], drawn.logits[of]) for of in (rank < share, rank >= share)
         )
         recalled = self.memory.draw(share, self.rng)
-        self.memory.remember(Batch(teacher.spec.decode(fresh.images), fresh.logits))
+        self.memory.remember(Batch(teacher.input_spec.decode(fresh.images), fresh.logits))
         # fresh images come first, then remembered ones, then what the draw has beyond its share
-        parts = (fresh, Batch(teacher.spec.encode(recalled.images), recalled.logits), beyond)
+        parts = (fresh, Batch(teacher.input_spec.encode(recalled.images), recalled.logits), beyond)
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
         kept = balanced(logits.argmax(1), config.batch_size, teacher.num_classes)
         return Batch(images[kept], logits[kept])

@@ -93,7 +93,7 @@ class Zskd:
         images = optimize_pixels(
             start_images(targets.argmax(1), teacher, config.start, config.shapes, self.rng),
             objective,
-            spec=teacher.spec,
+            spec=teacher.input_spec,
             steps=config.steps,
             lr=config.lr,
         )

@@ -1,0 +1,736 @@
+"""The public functions: a teacher and images in, a smaller network out, nothing else changed."""
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dreamstill.compression.config import (
+    FactorizeConfig,
+    MergeConfig,
+    PackConfig,
+    PruneConfig,
+    QuantizeConfig,
+)
+from dreamstill.config import Precision, did_you_mean, to_plain
+from dreamstill.continual.config import LearnClassesConfig
+from dreamstill.continual.learning import learn
+from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.finetune import finetune
+from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.errors import ConfigError, DataError
+from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
+from dreamstill.exporters.formats import export
+from dreamstill.files.reading import StrPath
+from dreamstill.formatting import shown
+from dreamstill.input_spec import InputSpec
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.compress import compressed
+from dreamstill.pipelines.config import STAGE_CONFIGS, CompressJob, StageConfig
+from dreamstill.pipelines.distill import check_student, open_student
+from dreamstill.pipelines.process import seeded_process
+from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, register_stage
+from dreamstill.pipelines.synthesize import draw_images
+from dreamstill.profiling import Profile, measure_profile
+from dreamstill.progress import Progress
+from dreamstill.synthesis.base import Synthesizer
+from dreamstill.synthesis.presets import PRESETS, method_config
+from dreamstill.synthesis.registry import (
+    METHODS,
+    missing_capabilities,
+    open_synthesizer,
+    register_method,
+)
+from dreamstill.teacher import Teacher
+
+__all__ = [
+    "Result",
+    "compress",
+    "distill",
+    "evaluate",
+    "export",
+    "factorize",
+    "learn_classes",
+    "list_methods",
+    "list_presets",
+    "load_teacher",
+    "merge",
+    "pack",
+    "profile",
+    "prune",
+    "quantize",
+    "register_method",
+    "register_stage",
+    "synthesize",
+]
+
+Images = Tensor | NDArray[np.uint8] | StrPath
+"""uint8 (N, C, H, W), or the path of an .npz with x, or of a folder of pictures."""
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(repr=False)
+class Result:
+    """A network that a task made."""
+
+    model: nn.Module
+    """The network, in eval mode; it maps (N, C, H, W) in the teacher's input space to logits."""
+    input_spec: InputSpec
+    """Its input."""
+    history: list[dict[str, float]]
+    """A record per training step: step, loss and, after a validation, agreement and kl."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the task says of itself, such as what was removed from each layer."""
+
+    @cached_property
+    def profile(self) -> Profile:
+        """Parameters, multiply-accumulates, bytes, and the latency of one image in PyTorch."""
+        return measure_profile(self.model, self.input_spec)
+
+    def _rows(self) -> dict[str, str]:
+        profile = self.profile
+        rows = {
+            "network": type(self.model).__name__,
+            "parameters": shown(profile.parameters),
+            "MACs": shown(profile.macs),
+            "bytes": shown(profile.bytes),
+            "latency": f"{profile.latency_ms.median:.3f} ms in {profile.latency_ms.runtime}",
+        }
+        if self.history:
+            rows["steps"] = shown(len(self.history))
+        return rows
+
+    def __repr__(self) -> str:
+        return f"Result({', '.join(f'{name}: {value}' for name, value in self._rows().items())})"
+
+    def _repr_html_(self) -> str:
+        cells = (
+            f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._rows().items()
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+
+def load_teacher(
+    weights: StrPath,
+    *,
+    factory: str | None = None,
+    input_spec: InputSpec | None = None,
+    card: StrPath | None = None,
+    num_classes: int | None = None,
+    device: str = "cpu",
+    precision: Precision | str = "float32",
+    allow_pickle: bool = False,
+) -> Teacher:
+    """Open a teacher from a file of weights.
+
+    Args:
+        weights: path of a .safetensors file or of a torch state dict.
+        factory: "module:function" that builds the network. Default: the card's.
+        input_spec: its input. Default: the card's.
+        card: path of a .json or .toml file with factory, shape, mean and std or range. Default: the
+            one beside the weights, with their name.
+        num_classes: checked against the network.
+        device: where to put it, such as "cpu" or "cuda".
+        precision: float32 or bfloat16.
+        allow_pickle: consent to run the code in a full pickle; never for a file you do not trust.
+
+    Raises:
+        ConfigError: there is no factory, or the device is not available.
+        TeacherError: a file or the network is wrong.
+
+    """
+    spec = {} if input_spec is None else to_plain(input_spec)
+    file = TeacherFile(
+        weights=os.fspath(weights),
+        card=None if card is None else os.fspath(card),
+        factory=factory,
+        num_classes=num_classes,
+        allow_pickle=allow_pickle,
+        **spec,
+    )
+    teacher = open_from(file, device=device, precision=Precision(precision))
+    teacher.source = file
+    return teacher
+
+
+def list_methods(teacher: Teacher | None = None) -> list[str]:
+    """Return the names of the methods that make images, or of those that a teacher can serve.
+
+    >>> "structured_noise" in list_methods()
+    True
+    """
+    return [name for name in METHODS if teacher is None or not missing_capabilities(name, teacher)]
+
+
+def list_presets(method: str | None = None) -> dict[str, list[str]]:
+    """Return the names of the presets by method, or those of one method.
+
+    >>> list_presets("zskt")
+    {'zskt': ['cifar10', 'svhn']}
+    """
+    if method is not None:
+        _known_method(method)
+    names = [name for name in METHODS if method in (None, name)]
+    return {name: list(PRESETS.get(name, ())) for name in names}
+
+
+def synthesize(
+    teacher: Teacher,
+    method: Any = "structured_noise",
+    *,
+    num_images: int = 1000,
+    preset: str | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Tensor:
+    """Make images from a teacher alone.
+
+    Args:
+        teacher: the network.
+        method: name of a method, or a method's configuration.
+        num_images: how many; at least 1.
+        preset: name of a preset of the method; see `list_presets`.
+        seed: of everything random.
+        progress: called after every batch.
+
+    Returns:
+        uint8 (num_images, C, H, W) on the CPU.
+
+    Raises:
+        ConfigError: the method or the preset is unknown, the method needs a student, or there is
+            no room for so many images.
+        TeacherError: the teacher lacks what the method needs.
+
+    Example:
+        >>> import dreamstill as ds
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+        >>> teacher = ds.Teacher(net, ds.InputSpec((1, 8, 8), mean=(0.5,), std=(0.5,)))
+        >>> ds.synthesize(teacher, num_images=20).shape
+        torch.Size([20, 1, 8, 8])
+
+    """
+    if num_images < 1:
+        raise ConfigError(f"num_images must be at least 1; got {num_images}")
+    name, config = _method(method, preset)
+    images, _ = draw_images(
+        teacher, name, config, num_images, seed=seed, on_progress=progress or _silent
+    )
+    return images
+
+
+def distill(
+    teacher: Teacher,
+    student: Any,
+    images: Any = "structured_noise",
+    config: DistillConfig | None = None,
+    *,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Train a student toward a teacher.
+
+    Args:
+        teacher: the network to learn from.
+        student: a network, which is copied, or a function or "module:function" that builds one.
+        images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
+            synthesizer, which then makes images while the student learns. Adversarial methods
+            (ZSKT, DFAD, adaptive DeepInversion) see the student as it is.
+        config: of the training. With images that are given, `prefill`, `fresh_every` and
+            `buffer_size` have no effect.
+        seed: of everything random.
+        progress: called after every synthesized batch and every step.
+
+    Returns:
+        The student that model selection chose on synthetic validation images.
+
+    Raises:
+        ConfigError: the configuration contradicts itself, the teacher or the student.
+        DataError: fewer than 8 images, or images that do not fit the teacher.
+        TeacherError: the student does not run, or the teacher lacks what the method needs.
+        NonFiniteError: a loss is not finite.
+
+    """
+    config = config or DistillConfig()
+    history, note = _history(progress)
+    rng = torch.Generator(teacher.device).manual_seed(seed)
+    with seeded_process(seed, str(teacher.device)):
+        network = _student(student, teacher, rng)
+        kept = inherit(teacher.module, network) if config.inherit else None
+        method = _synthesizer(images, teacher, rng)
+        if method is None:
+            network = finetune(
+                teacher,
+                network,
+                _images(images, teacher),
+                config,
+                rng=rng,
+                inherited=kept,
+                reconstruct=config.reconstruct if config.inherit else 0,
+                pretrained=config.inherit,
+                on_progress=note,
+            )
+        else:
+            buffer = ReplayBuffer(None, teacher.input_spec, config.buffer_size)
+            work = Distillation(
+                teacher,
+                network,
+                method,
+                buffer,
+                config,
+                rng=rng,
+                inherited=kept,
+                reconstruct=config.reconstruct,
+            )
+            for step in work.run():
+                note(step)
+            network = work.chosen
+    return Result(network.eval().requires_grad_(False), teacher.input_spec, history)
+
+
+def prune(
+    teacher: Teacher,
+    images: Images,
+    config: PruneConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Remove the least important channels, and fine-tune toward the teacher.
+
+    Args:
+        teacher: what the network is fine-tuned toward.
+        images: uint8 (N, C, H, W), synthetic or not, or a path.
+        config: what to keep, of what, and how.
+        model: the network to prune. Default: a copy of the teacher's.
+        seed: of everything random.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: the target cannot be met, or torch-pruning is not installed.
+        TeacherError: no channel can be followed through the network.
+        DataError: fewer than 8 images, or images that do not fit the teacher.
+
+    """
+    return _run("prune", teacher, images, config or PruneConfig(), model, seed, progress)
+
+
+def merge(
+    teacher: Teacher,
+    images: Images | None = None,
+    config: MergeConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Merge neurons and filters that do nearly the same.
+
+    Args:
+        teacher: what the network is fine-tuned toward, if it is.
+        images: uint8 (N, C, H, W), or a path; None with `reconstruct` 0: from the weights alone.
+        config: what to keep, and how.
+        model: the network to merge. Default: a copy of the teacher's.
+        seed: of everything random.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: a named layer cannot be made narrower, or images are needed.
+        TeacherError: the network cannot be traced.
+
+    """
+    return _run("merge", teacher, images, config or MergeConfig(), model, seed, progress)
+
+
+def factorize(
+    teacher: Teacher,
+    images: Images | None = None,
+    config: FactorizeConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Split layers into products of smaller ones.
+
+    Args:
+        teacher: what the network is fine-tuned toward, if it is.
+        images: uint8 (N, C, H, W), or a path; None with `responses` and `reconstruct` 0: from the
+            weights alone.
+        config: what to keep, and how.
+        model: the network to factorize. Default: a copy of the teacher's.
+        seed: of everything random.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: no ranks meet the target, or images are needed.
+
+    """
+    return _run("factorize", teacher, images, config or FactorizeConfig(), model, seed, progress)
+
+
+def quantize(
+    teacher: Teacher,
+    images: Images | None = None,
+    config: QuantizeConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Simulate weights and activations of 2 to 8 bits.
+
+    Args:
+        teacher: what the network is fine-tuned toward, if it is.
+        images: uint8 (N, C, H, W) to calibrate on, or a path. None: no image is looked at (DFQ).
+        config: the bits, and how.
+        model: the network to quantize. Default: a copy of the teacher's.
+        seed: of everything random.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: a field needs images.
+        TeacherError: the network has no layer that can be quantized, or cannot be traced.
+
+    """
+    config = config or QuantizeConfig()
+    if images is None:
+        config = replace(config, without_inputs=True)
+    return _run("quantize", teacher, images, config, model, seed, progress)
+
+
+def pack(
+    teacher: Teacher,
+    images: Images,
+    config: PackConfig | None = None,
+    *,
+    path: StrPath | None = None,
+    model: nn.Module | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Prune, share and Huffman-code the weights (Deep Compression).
+
+    Args:
+        teacher: what the network is fine-tuned toward.
+        images: uint8 (N, C, H, W), or a path.
+        config: what to keep, and how.
+        path: where to write the packed file, ending in .packed; None: nowhere.
+        model: the network to pack. Default: a copy of the teacher's.
+        seed: of everything random.
+        progress: called after every step.
+
+    Returns:
+        The network as it is read back from the packed file, whose size is in `details`.
+
+    Raises:
+        ConfigError: the path does not end in .packed.
+        TeacherError: no layer can be packed.
+        DataError: fewer than 8 images, or images that do not fit the teacher.
+
+    """
+    if path is not None and Path(path).suffix != ".packed":
+        raise ConfigError(f"path must end in .packed; got {str(path)!r}")
+    stem = None if path is None else Path(path).with_suffix("")
+    return _run("pack", teacher, images, config or PackConfig(), model, seed, progress, stem=stem)
+
+
+def learn_classes(
+    teacher: Teacher,
+    images: Images | None,
+    new: Images,
+    labels: Any = None,
+    config: LearnClassesConfig | None = None,
+    *,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Teach a network new classes without the data of the old ones.
+
+    Args:
+        teacher: the network that knows the K old classes.
+        images: uint8 (N, C, H, W) in place of the old classes' data, or a path; None for the
+            recipes lwf and finetune.
+        new: uint8 (M, C, H, W) of the new classes, or the path of an .npz with x and y, or of a
+            folder with one of pictures for each class.
+        labels: (M,) from K on; None where `new` is a path.
+        config: the recipe and the training.
+        seed: of everything random.
+        progress: called after every step.
+
+    Raises:
+        DataError: images or labels are wrong, or a label is below K.
+        TeacherError: the network has no last linear layer.
+
+    """
+    config = config or LearnClassesConfig()
+    history, note = _history(progress)
+    if isinstance(new, Tensor | np.ndarray):
+        given, classes = _images(new, teacher), torch.as_tensor(labels)
+    else:
+        given, classes = load_images(new, teacher.input_spec, first=teacher.num_classes)
+    old = given[:0] if images is None else _images(images, teacher)
+    rng = torch.Generator().manual_seed(seed)
+    with seeded_process(seed, str(teacher.device)):
+        network = learn(teacher, old, given, classes, config, rng=rng, on_progress=note)
+    return Result(network.module, teacher.input_spec, history)
+
+
+def compress(
+    teacher: Teacher,
+    images: Any,
+    stages: Sequence[Any],
+    *,
+    folder: StrPath | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Result:
+    """Run several tasks, each on the network that the one before it made.
+
+    Args:
+        teacher: what every stage is fine-tuned toward. With a folder, one of `load_teacher`.
+        images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method.
+        stages: configurations, such as [PruneConfig(keep=0.5), QuantizeConfig()].
+        folder: where networks, files, records and a report page go, so that a run that was killed
+            can be resumed; None: nothing is written, and `Int8Config` cannot be a stage.
+        resume: continue what is finished in the folder.
+        seed: of everything random.
+        progress: called after every synthesized batch and step.
+
+    Returns:
+        The last network; `details` has a record per stage or, with a folder, its summary.
+
+    Raises:
+        ConfigError: a stage is of no known task, or cannot follow the one before it.
+        TeacherError, DataError, NonFiniteError, ExportError: see the tasks.
+        RunError: the folder holds something else, or cannot be written.
+
+    """
+    named = [StageConfig(task=_task_of(config), config=config) for config in stages]
+    if folder is not None:
+        return _compress_in(Path(folder), teacher, images, named, resume, seed, progress)
+    CompressJob(teacher=TeacherFile(weights=""), stages=tuple(named))  # which refuses a wrong order
+    if any(stage.task == "int8" for stage in named):
+        raise ConfigError("int8 writes files: give compress a folder for them")
+    check_stages(named, teacher.module, teacher)
+    given = _made_images(images, teacher, seed, progress)
+    history: list[dict[str, float]] = []
+    model, records = teacher.module, []
+    for index, stage in enumerate(named):
+        result = _run(stage.task, teacher, given, stage.config, model, seed + index, progress)
+        model = result.model
+        history += result.history
+        records.append({"task": stage.task} | result.details)
+    return Result(model, teacher.input_spec, history, {"stages": records})
+
+
+def evaluate(model: nn.Module, images: Any, labels: Any, input_spec: InputSpec) -> dict[str, Any]:
+    """Measure a network on labelled images.
+
+    Args:
+        model: maps (N, C, H, W) in its input space to (N, K) logits; left as it was.
+        images: uint8 (N, C, H, W).
+        labels: (N,) of 0 to K - 1.
+        input_spec: its input.
+
+    Returns:
+        `accuracy` in [0, 1], `calibration_error` in [0, 1] (expected, 15 bins), and `confusion`,
+        (K, K) counts with a row per true class.
+
+    Raises:
+        DataError: there is no image, or images and labels do not belong together.
+
+    """
+    given, classes = torch.as_tensor(images), torch.as_tensor(labels).long()
+    if len(given) == 0 or classes.shape != (len(given),):
+        raise DataError(
+            f"labels must be (N,) for images (N, C, H, W), N at least 1; got {tuple(classes.shape)} "
+            f"for {tuple(given.shape)}"
+        )
+    logits = predict(model, input_spec, given)
+    return {
+        "accuracy": accuracy(logits, classes),
+        "calibration_error": expected_calibration_error(logits, classes),
+        "confusion": confusion_matrix(logits, classes, logits.shape[1]),
+    }
+
+
+def profile(model: nn.Module, input_spec: InputSpec) -> Profile:
+    """Count a network's parameters, multiply-accumulates and bytes, and time it for one image.
+
+    Args:
+        model: any network; left as it was.
+        input_spec: its input.
+
+    """
+    return measure_profile(model, input_spec)
+
+
+def _silent(progress: Progress) -> None:
+    """Show nothing."""
+
+
+def _history(progress: OnProgress | None) -> tuple[list[dict[str, float]], OnProgress]:
+    """Return a list, and a callback that puts the records of training steps into it."""
+    history: list[dict[str, float]] = []
+
+    def note(step: Progress) -> None:
+        if step.record:
+            history.append(step.record)
+        (progress or _silent)(step)
+
+    return history, note
+
+
+def _run(
+    task: str,
+    teacher: Teacher,
+    images: Any,
+    config: Any,
+    model: nn.Module | None,
+    seed: int,
+    progress: OnProgress | None,
+    *,
+    stem: Path | None = None,
+) -> Result:
+    """Run a task of the pipelines in memory."""
+    network = teacher.module if model is None else copy.deepcopy(model)
+    stage = StageConfig(task=task, config=config)
+    check_stages([stage], network, teacher)
+    if images is None and stage.reads_images:
+        raise ConfigError(f"{task} reads images with this configuration: give some")
+    shape = teacher.input_spec.shape
+    given = (
+        torch.empty(0, *shape, dtype=torch.uint8) if images is None else _images(images, teacher)
+    )
+    history, note = _history(progress)
+    rng = torch.Generator(teacher.device).manual_seed(seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        context = StageContext(teacher, given, rng, note, stem or Path(temporary) / task)
+        with seeded_process(seed, str(teacher.device)):
+            made, details = STAGES[task].run(network, config, context)
+    if context.warnings:
+        details = details | {"warnings": context.warnings}
+    return Result(made, teacher.input_spec, history, details)
+
+
+def _compress_in(
+    folder: Path,
+    teacher: Teacher,
+    images: Any,
+    stages: list[StageConfig],
+    resume: bool,
+    seed: int,
+    progress: OnProgress | None,
+) -> Result:
+    """Run a pipeline in a directory."""
+    if teacher.source is None:
+        raise ConfigError("a run in a folder opens its teacher again: use one of load_teacher")
+    source: dict[str, Any] = {}
+    if isinstance(images, str) and images in METHODS:
+        source["method"] = images
+    elif not isinstance(images, Tensor | np.ndarray | str | Path):
+        source["method"], source["synthesis"] = _method(images, None)
+    elif isinstance(images, str | Path):
+        source["images"] = images
+    else:
+        raise ConfigError("a run in a folder reads its images again: save them, and give the path")
+    job = CompressJob(
+        teacher=teacher.source,
+        stages=tuple(stages),
+        seed=seed,
+        device=str(teacher.device),
+        precision=teacher.precision,
+        **source,
+    )
+    history, note = _history(progress)
+    model, summary = compressed(folder, job, resume=resume, on_progress=note)
+    return Result(model, teacher.input_spec, history, summary)
+
+
+def _task_of(config: Any) -> str:
+    """Return the task whose configuration this is."""
+    for task, kind in STAGE_CONFIGS.items():
+        if type(config) is kind:
+            return task
+    known = ", ".join(kind.__name__ for kind in STAGE_CONFIGS.values())
+    raise ConfigError(f"a stage must be one of {known}; got {type(config).__name__}")
+
+
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        close = did_you_mean(name, METHODS)
+        raise ConfigError(f"unknown method {name!r}{close}; known: {', '.join(METHODS)}")
+    return name
+
+
+def _method(method: Any, preset: str | None) -> tuple[str, Any]:
+    """Return the name and the configuration of a method, given as either."""
+    if isinstance(method, str):
+        return method, method_config(_known_method(method), None, preset)
+    for name, entry in METHODS.items():
+        if isinstance(method, entry.config) and type(method) is entry.config:
+            return name, method
+    raise ConfigError(f"method must be a name or a configuration; got {type(method).__name__}")
+
+
+def _synthesizer(images: Any, teacher: Teacher, rng: torch.Generator) -> Synthesizer | None:
+    """Return the synthesizer that `images` is or names; None for images themselves."""
+    if isinstance(images, Tensor | np.ndarray | Path):
+        return None
+    if isinstance(images, str):
+        is_file = images not in METHODS and (Path(images).suffix or Path(images).is_dir())
+        return None if is_file else open_synthesizer(*_named(images, teacher), rng=rng)
+    if hasattr(images, "next_batch"):
+        made: Synthesizer = images
+        return made
+    return open_synthesizer(*_named(images, teacher), rng=rng)
+
+
+def _named(method: Any, teacher: Teacher) -> tuple[str, Teacher, Any]:
+    name, config = _method(method, None)
+    return name, teacher, config
+
+
+def _images(images: Any, teacher: Teacher) -> Tensor:
+    """Return uint8 images (N, C, H, W) from an array or a path; DataError if they do not fit."""
+    if not isinstance(images, Tensor | np.ndarray):
+        return load_unlabelled(images, teacher.input_spec)
+    given = torch.as_tensor(images)
+    shape = teacher.input_spec.shape
+    if given.dtype != torch.uint8 or given.shape[1:] != shape:
+        raise DataError(
+            f"images must be uint8 (N, {', '.join(map(str, shape))}); got {given.dtype} "
+            f"{tuple(given.shape)}"
+        )
+    return given.cpu()
+
+
+def _made_images(images: Any, teacher: Teacher, seed: int, progress: OnProgress | None) -> Tensor:
+    """Return images that are given, or those of a method."""
+    rng = torch.Generator(teacher.device)
+    if isinstance(images, Tensor | np.ndarray) or _synthesizer(images, teacher, rng) is None:
+        return _images(images, teacher)
+    return synthesize(teacher, images, num_images=4000, seed=seed, progress=progress)
+
+
+def _student(student: Any, teacher: Teacher, rng: torch.Generator) -> nn.Module:
+    """Return the student to train: a copy of a network, or what a factory builds."""
+    if isinstance(student, nn.Module):
+        network = copy.deepcopy(student).to(teacher.device)
+        return check_student(network, teacher, type(student).__name__)
+    return open_student(student, teacher, rng)
