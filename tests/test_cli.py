@@ -380,9 +380,7 @@ def test_unknown_formats_are_met_before_a_file_is_written(
     assert not list(folder.glob("student.onnx"))
 
 
-@pytest.mark.parametrize(
-    "name", ["config", "result", "summary", "student", "replay_buffer/buffer"]
-)
+@pytest.mark.parametrize("name", ["config", "result", "summary", "student", "replay_buffer/buffer"])
 @pytest.mark.parametrize("damage", ["{", "[]"])
 def test_a_damaged_file_of_a_run_is_named(
     name: str, damage: str, teacher: Path, capsys: pytest.CaptureFixture[str]

@@ -65,6 +65,8 @@ class Teacher:
     """Of the teacher and of whatever else it runs."""
     factory: str = ""
     """module:function that built it, where that is known."""
+    class_names: tuple[str, ...] = ()
+    """A name for each class, where they are known."""
     _layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = field(
         default_factory=WeakKeyDictionary, repr=False
     )

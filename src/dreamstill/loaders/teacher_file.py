@@ -7,7 +7,7 @@ import torch
 from dreamstill.config import config_class
 from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.files.reading import check_file
-from dreamstill.loaders.card import CARD, read_card, spec_from_card
+from dreamstill.loaders.card import CARD, class_names_from_card, read_card, spec_from_card
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.teacher import Precision, Teacher, open_teacher
 
@@ -34,6 +34,8 @@ class TeacherFile:
     """Lowest and highest input value, instead of mean and std."""
     num_classes: int | None = None
     """Checked against the network."""
+    class_names: tuple[str, ...] | None = None
+    """A name for each class, in their order, for reports and pictures."""
     allow_pickle: bool = False
     """Consent to run the code in a full pickle. Never for a file you do not trust."""
 
@@ -71,7 +73,7 @@ def open_from(
             raise ConfigError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
     module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
     spec = spec_from_card(card)
-    return open_teacher(
+    teacher = open_teacher(
         module,
         spec,
         num_classes=card.get("num_classes"),
@@ -79,6 +81,8 @@ def open_from(
         precision=precision,
         factory=card["factory"],
     )
+    teacher.class_names = class_names_from_card(card, teacher.num_classes)
+    return teacher
 
 
 def _device(name: str) -> str:
