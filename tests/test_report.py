@@ -136,8 +136,9 @@ def test_settings_are_escaped_and_nothing_comes_from_outside(tmp_path: Path) -> 
 
 
 def test_a_missing_measure_is_a_dash() -> None:
-    cells = dict(table_rows({"teacher": COST, "student": HALF}))
-    assert cells["Accuracy on real images"] == ["-", "-", "", "-"]
+    cells = dict(table_rows({"teacher": COST, "student": {**HALF, "accuracy": 0.9}}))
+    assert cells["Accuracy on real images"] == ["-", "90.00 %", "", "-"]
+    assert "Agreement with the teacher" not in cells
     assert cells["Parameters"] == ["61,706", "15,738", "3.9 x", "-"]
 
 

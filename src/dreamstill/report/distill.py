@@ -61,7 +61,10 @@ def write_report(run: Path) -> Path:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return the main table: a label and the cells of teacher, student, ratio and baseline."""
+    """Return the main table: labels, and the cells of teacher, student, ratio and noise baseline.
+
+    What was measured of none of them has no row.
+    """
     networks = [summary.get(name, {}) for name in ("teacher", "student", "noise_baseline")]
     runtime = networks[0].get("latency_ms", {}).get("runtime", "PyTorch")
 
@@ -79,16 +82,17 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
             ratio = f"{values[0] / values[1]:.1f} x"
         return label, [teacher, student, ratio, baseline]
 
-    return [
-        row("Accuracy on real images", "accuracy", percent),
-        row("Agreement with the teacher", "agreement", percent),
-        row("Expected calibration error", "ece", percent),
-        row("Parameters", "parameters", shown),
-        row("Multiply-accumulates per image", "macs", shown),
-        row("Bytes of weights", "bytes", shown),
-        row(f"Latency in {runtime}, ms (median)", "latency_ms", median),
-        row("10th to 90th percentile of it", "latency_ms", spread),
+    rows = [
+        ("Accuracy on real images", "accuracy", percent),
+        ("Agreement with the teacher", "agreement", percent),
+        ("Expected calibration error", "ece", percent),
+        ("Parameters", "parameters", shown),
+        ("Multiply-accumulates per image", "macs", shown),
+        ("Bytes of weights", "bytes", shown),
+        (f"Latency in {runtime}, ms (median)", "latency_ms", median),
+        ("10th to 90th percentile of it", "latency_ms", spread),
     ]
+    return [row(label, key, show) for label, key, show in rows if any(key in n for n in networks)]
 
 
 def image_figures(pictures: Mapping[str, figures.Array], names: Sequence[str]) -> Iterator[Figure]:

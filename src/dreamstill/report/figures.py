@@ -49,6 +49,8 @@ SCHEMES = {
 """What a color of a figure becomes on a light and on a dark ground."""
 WIDTH = 4.6
 """Inches of a chart: two side by side on a wide page, and legible on a phone."""
+MOST_PIXELS = 96
+"""Along a side of an image in a row of many."""
 NAMED = 20
 """Classes that have room for their names beside an axis."""
 
@@ -71,7 +73,7 @@ def svg(figure: Plot) -> bytes:
 def png(figure: Plot) -> bytes:
     """Return a figure as PNG on white, for a file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=180, bbox_inches="tight")
     return buffer.getvalue()
 
 
@@ -96,15 +98,15 @@ def tile(rows: Sequence[Sequence[Array]], *, gap: int = 2, columns: int = 0) -> 
 
 
 def class_rows(rows: Sequence[Sequence[Array]], names: Sequence[str]) -> Plot:
-    """Draw images (C, H, W) in [0, 1], a named row each."""
-    canvas = tile([[to_picture(image) for image in row] for row in rows])
+    """Draw images (C, H, W) in [0, 1], a named row each, large ones at every few pixels."""
+    step = -(-max(rows[0][0].shape[1:]) // MOST_PIXELS)
+    canvas = tile([[to_picture(image[:, ::step, ::step]) for image in row] for row in rows])
     height, width = canvas.shape[:2]
     inches = min(6.5, max(3.0, width / 40))
     figure = Plot(figsize=(inches, inches * height / width))
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="none")
-    step = height / len(rows)
-    ticks = [step * (i + 0.5) for i in range(len(rows))]
+    ticks = [height / len(rows) * (i + 0.5) for i in range(len(rows))]
     axes.set_yticks(ticks, shortened(names), fontsize=11)
     axes.set_xticks([])
     axes.tick_params(length=0)
@@ -196,9 +198,10 @@ def tradeoff(networks: Sequence[dict[str, Any]]) -> Plot:
     axes.plot(sizes, kept, color=BEFORE, zorder=1)
     axes.scatter(sizes, kept, color=[TEACHER] + [STUDENT] * (len(networks) - 1), zorder=2)
     for number, (network, x, y) in enumerate(zip(networks, sizes, kept, strict=True)):
-        offset = (4, 5) if number % 2 == 0 else (4, -12)  # neighbors may be near each other
+        # neighbors may be near each other: above on the left, then below on the right
+        offset, side = ((2, 5), "right") if number % 2 == 0 else ((0, -12), "left")
         axes.annotate(
-            network["task"], (x, y), xytext=offset, textcoords="offset points", fontsize=9
+            network["task"], (x, y), xytext=offset, textcoords="offset points", fontsize=9, ha=side
         )
     axes.set(xlabel="size, KiB (log scale)", xscale="log")
     axes.margins(x=0.15, y=0.2)
