@@ -82,7 +82,7 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
             ratio = f"{values[0] / values[1]:.1f} x"
         return label, [teacher, student, ratio, baseline]
 
-    rows = [
+    rows: list[tuple[str, str, Callable[[Any], str]]] = [
         ("Accuracy on real images", "accuracy", percent),
         ("Agreement with the teacher", "agreement", percent),
         ("Expected calibration error", "ece", percent),

@@ -1,11 +1,11 @@
 """Read the records of a run's directory and write them as one self-contained HTML page."""
 
-import base64
 import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -44,7 +44,7 @@ class Figure(NamedTuple):
     @property
     def uri(self) -> str:
         """The picture itself, as the source of an <img>."""
-        return "data:image/svg+xml;base64," + base64.b64encode(figures.svg(self.plot)).decode()
+        return "data:image/svg+xml," + quote(figures.svg(self.plot), safe=" /:;,=+'{}@")
 
 
 def from_records(write: Callable[[Path], Path]) -> Callable[[StrPath], Path]:
