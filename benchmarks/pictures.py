@@ -29,7 +29,7 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
-from dreamstill.report.figures import class_rows
+from dreamstill.report.figures import class_rows, png
 from dreamstill.teacher import Teacher
 
 BENCHMARKS = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}
@@ -85,7 +85,7 @@ def grid(images: Tensor, classes: Tensor, real: Tensor) -> bytes:
             blank[: min(SHOWN, len(own))] = own[:SHOWN]
             rows.append([*blank.numpy(), own.mean(0).numpy(), real[k].numpy()])
             names.append(str(k))
-    return class_rows(rows, names)
+    return png(class_rows(rows, names))
 
 
 def class_means(teacher: Teacher, data: Path) -> Tensor:

@@ -107,7 +107,7 @@ def test_from_a_teacher_to_a_student_pruned_quantized_and_packed(
     torch.testing.assert_close(state, dict(network.state_dict()), rtol=0, atol=0)
 
 
-def test_the_page_shows_what_each_link_did_to_the_layers(
+def test_the_page_shows_what_each_stage_did_to_the_layers(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
     plain["stage"] = [
@@ -118,7 +118,7 @@ def test_the_page_shows_what_each_link_did_to_the_layers(
     run_compression(tmp_path / "run", read_job(CompressJob, plain))
     page = write_chain_report(tmp_path / "run").read_text()
     titles = ("channels and neurons kept", "bits of weights", "values of the weights")
-    for title in (*titles, "range of what enters, seen (grey) and kept", "values that enter"):
+    for title in (*titles, "ranges of the inputs", "values of the inputs"):
         assert title in page
     assert "largest of" not in page  # there are few
     assert "latency is the simulation's" in page
@@ -138,7 +138,7 @@ def test_a_page_of_merging_shows_the_curve_of_linear_layers(
     run_compression(tmp_path / "run", read_job(CompressJob, plain | {"stage": [merge]}))
     page = write_chain_report(tmp_path / "run").read_text()
     assert "1. merge: neurons kept" in page
-    assert ("1. merge: what each removal costs" in page) is linear
+    assert ("1. merge: saliency of each removal" in page) is linear
 
 
 def test_none_is_a_word_in_a_file_too(plain: dict[str, object]) -> None:
@@ -205,7 +205,7 @@ def test_a_page_says_which_layers_it_leaves_out() -> None:
 
     before = {f"layer{number}": weights(number) for number in range(12)}
     (_, figure) = layer_figures({"task": "pack"}, before, before)
-    assert figure.title.endswith("before (grey) and after, the 8 largest of 12 layers")
+    assert figure.caption.endswith("before (grey) and after, in the 8 largest of 12 layers.")
     assert largest(before, lambda layer: sum(layer["histogram"])) == [
         f"layer{number}" for number in range(4, 12)
     ]
@@ -355,7 +355,7 @@ def test_each_task_is_a_command_with_a_page(
     summary = json.loads(capsys.readouterr().out)
     assert summary["stages"][0]["layers"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("data:image/png") == {"quantize": 5, "merge": 3}.get(task, 2)
+    assert page.count("data:image/svg") == {"quantize": 5, "merge": 3}.get(task, 2)
     assert cli.main(["report", out, "--json"]) == 0
     capsys.readouterr()
     assert (tmp_path / "run" / "report.html").read_text() == page
@@ -415,7 +415,7 @@ def test_new_classes_by_command(
     assert len(summary["by_class"]) == 6
     assert sum(of["after"] for of in of_old) / 4 == pytest.approx(old, abs=0.02)  # 7, 7, 7, 7
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png") == 3
+    assert page.count("data:image/svg") == 3
     assert f"{100 * summary['forgetting']:.2f} %" in page
     assert cli.main(["report", str(out)]) == 0
     assert (out / "report.html").read_text() == page

@@ -88,6 +88,7 @@ class Teacher:
             raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
         self.precision: Precision = from_plain(Precision, precision, "precision")
         self.input_spec, self.factory, self.queries = input_spec, factory, 0
+        self.class_names: tuple[str, ...] = ()
         self.source: Any = None  # the file that it was loaded from, for runs in a directory
         self._layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = WeakKeyDictionary()
         cuda = [device] if device.startswith("cuda") else []

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.config import from_plain
-from dreamstill.errors import ConfigError, TeacherError
+from dreamstill.errors import ConfigError, TeacherError, shown
 from dreamstill.files.reading import StrPath, read_json, read_toml
 from dreamstill.input_spec import InputSpec
 
-__all__ = ["CARD", "read_card", "spec_from_card"]
+__all__ = ["CARD", "class_names_from_card", "read_card", "spec_from_card"]
 
-CARD = ("factory", "shape", "mean", "std", "range", "num_classes")
+CARD = ("factory", "shape", "mean", "std", "range", "num_classes", "class_names")
 """What a card says of a teacher; it may hold other notes."""
 
 
@@ -48,3 +48,15 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
     if "range" in found:
         return InputSpec.from_range(found["shape"], *found["range"])
     return InputSpec(**found)
+
+
+def class_names_from_card(card: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return the `class_names` in a card, none where it has none; TeacherError for odd ones."""
+    names = card.get("class_names", ())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TeacherError(f"class_names must be a list of strings; got {shown(names)}")
+    if names and len(names) != num_classes:
+        raise TeacherError(
+            f"class_names must have one name for each of {num_classes} classes; got {len(names)}"
+        )
+    return tuple(names)

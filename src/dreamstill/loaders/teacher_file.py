@@ -7,7 +7,7 @@ import torch
 from dreamstill.config import Precision
 from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.files.reading import check_file
-from dreamstill.loaders.card import CARD, read_card, spec_from_card
+from dreamstill.loaders.card import CARD, class_names_from_card, read_card, spec_from_card
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.teacher import Teacher
@@ -48,7 +48,7 @@ def open_from(
             raise ConfigError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
     module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
     spec = spec_from_card(card)
-    return Teacher(
+    teacher = Teacher(
         module,
         spec,
         num_classes=card.get("num_classes"),
@@ -56,6 +56,8 @@ def open_from(
         precision=precision,
         factory=card["factory"],
     )
+    teacher.class_names = class_names_from_card(card, teacher.num_classes)
+    return teacher
 
 
 def _device(name: str) -> str:

@@ -220,10 +220,9 @@ def _take_up(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
     """Write student.safetensors and its card, so that a student opens as a teacher does."""
     save_weights(folder / "student.safetensors", student)
-    spec = to_plain(teacher.input_spec)
-    write_json(
-        folder / "student.json", {"factory": factory, **spec, "num_classes": teacher.num_classes}
-    )
+    card = {"factory": factory, **to_plain(teacher.input_spec), "num_classes": teacher.num_classes}
+    names = {"class_names": list(teacher.class_names)} if teacher.class_names else {}
+    write_json(folder / "student.json", card | names)
 
 
 class _Log:

@@ -104,6 +104,8 @@ def _summarize(
         "classes": network.num_classes,
         "warnings": warnings,
     }
+    if teacher.class_names:
+        summary["class_names"] = list(teacher.class_names)
     if test is not None and real is not None:
         x, y = test
         before, after = (predict(of.module, teacher.input_spec, x) for of in (teacher, network))

@@ -129,6 +129,8 @@ def summarize(
         summary |= {
             name: asdict(measure_profile(of, teacher.input_spec)) for name, of in networks.items()
         }
+        if teacher.class_names:
+            summary["class_names"] = list(teacher.class_names)
         if "exports" in known:
             summary["exports"] = known["exports"]
         pictures = _pictures(folder, teacher, student)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from dreamstill.pipelines.config import ImagesJob, SynthesizeJob
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.progress import Progress
 from dreamstill.report import MOST_CLASSES
-from dreamstill.report.figures import class_rows
+from dreamstill.report.figures import class_rows, png
+from dreamstill.report.page import class_label
 from dreamstill.synthesis.base import Synthesizer
 from dreamstill.synthesis.registry import needs_student, open_synthesizer
 from dreamstill.teacher import Teacher
@@ -302,7 +303,8 @@ def _write_images(
     classes = logits.argmax(1)
     arrays = {"x": x, "y": classes.numpy(), "logits": logits.numpy()}
     save_arrays(folder / "images.npz", **arrays)
-    write_atomically(folder / "images.png", draw_classes(torch.from_numpy(x), classes))
+    picture = draw_classes(torch.from_numpy(x), classes, teacher.class_names)
+    write_atomically(folder / "images.png", picture)
     summary = {
         "num_images": job.num_images,
         "images_per_class": class_counts(logits).tolist(),
@@ -313,9 +315,9 @@ def _write_images(
     forget(checkpoint)
 
 
-def draw_classes(x: torch.Tensor, classes: torch.Tensor) -> bytes:
-    """A PNG of ten images of each class; of uint8 (N, C, H, W) and classes (N,)."""
+def draw_classes(x: torch.Tensor, classes: torch.Tensor, names: Sequence[str]) -> bytes:
+    """Return a PNG of ten images of each class, of uint8 (N, C, H, W) and classes (N,)."""
     present = classes.unique()[:MOST_CLASSES]
     shown = [x[(classes == k).nonzero()[:10, 0]] for k in present]
     rows = [[image.numpy() / 255 for image in images] for images in shown]
-    return class_rows(rows, [str(k) for k in present.tolist()])
+    return png(class_rows(rows, [class_label(k, names) for k in present.tolist()]))

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a folder's records, one kind of page a file; no torch."""
+"""Write one self-contained HTML page from a run's records, without torch."""
 
 from dreamstill.report.chain import write_chain_report
 from dreamstill.report.continual import write_continual_report

@@ -1,4 +1,4 @@
-"""The page of a network that learned new classes: what it learned from, gained and forgot."""
+"""Write the page of a network that learned new classes: its images, gains and forgetting."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,11 +9,13 @@ from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
     Figure,
+    class_label,
     from_records,
     read_arrays,
     read_table,
     write_page,
 )
+from dreamstill.report.verdict import verdict_of_continual
 
 __all__ = ["write_continual_report"]
 
@@ -29,6 +31,8 @@ def write_continual_report(folder: Path) -> Path:
         folder,
         "continual.html",
         config=config,
+        command="dreamstill learn_classes --config run.toml --out runs/again",
+        verdict=verdict_of_continual(summary),
         figures=list(continual_figures(summary, read_arrays(folder / "pictures.npz"))),
         summary=summary,
         warnings=summary.get("warnings", []),
@@ -38,7 +42,7 @@ def write_continual_report(folder: Path) -> Path:
 
 
 def most_shown(classes: set[int], num_old: int) -> list[int]:
-    """The classes to draw, in order: the new ones, and old ones where there is room.
+    """Return the classes to draw, in order: the new ones, and old ones where there is room.
 
     >>> most_shown(set(range(30)), 28)[-4:]
     [16, 17, 28, 29]
@@ -50,19 +54,41 @@ def most_shown(classes: set[int], num_old: int) -> list[int]:
 def continual_figures(
     summary: dict[str, Any], pictures: Mapping[str, figures.Array]
 ) -> Iterator[Figure]:
-    """Pictures by class, accuracy by class, confusion."""
-    num_old = summary["old_classes"]
+    """Yield images by class, accuracy by class and the confusion matrix."""
+    num_old: int = summary["old_classes"]
+    names = summary.get("class_names", [])
+
+    def label(k: int) -> str:
+        return class_label(k, names) + ", new" * (k >= num_old)
+
     if "images" in pictures:
         images, classes = pictures["images"] / 255, pictures["classes"]
         present = most_shown(set(classes.tolist()), num_old)
-        names = [f"{k}, {'old' if k < num_old else 'new'}" for k in present]
-        rows = [list(images[classes == k]) for k in present]
-        yield Figure("What it learned from", figures.class_rows(rows, names))
+        yield Figure(
+            "Training images",
+            figures.class_rows(
+                [list(images[classes == k]) for k in present], list(map(label, present))
+            ),
+            "Those of new classes are real, and labeled by the user; those of old classes are as "
+            "the old network predicts, and no labels of theirs were given.",
+            wide=True,
+        )
     if measured := {of["class"]: of for of in summary.get("by_class", [])}:
         by_class = [measured[k] for k in most_shown(set(measured), num_old)]
         before = [100 * (of["before"] or 0) for of in by_class]
         after = [100 * of["after"] for of in by_class]
-        names = [str(of["class"]) for of in by_class]
-        yield Figure("Accuracy of each class, %", figures.before_after(names, before, after))
+        yield Figure(
+            "Accuracy of each class",
+            figures.before_after(
+                [label(of["class"]) for of in by_class], before, after, unit="accuracy, %"
+            ),
+            "On test images; a new class has no accuracy before.",
+        )
     if "confusion" in pictures:
-        yield Figure("Confusion", figures.matrix(pictures["confusion"], whose="network"))
+        counts = pictures["confusion"]
+        yield Figure(
+            "Confusion",
+            figures.matrix(counts, list(map(label, range(len(counts)))), whose="network"),
+            "A row is a true class, a column the network's answer; the stronger the color, the "
+            "larger the share of the row.",
+        )

@@ -1,4 +1,4 @@
-"""The page of a distillation: the student beside its teacher, and what it learned from."""
+"""Write the page of a distillation: the student beside its teacher, and its training images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +12,14 @@ from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
     Figure,
+    class_label,
     from_records,
     read_arrays,
     read_log,
     read_table,
     write_page,
 )
+from dreamstill.report.verdict import verdict_of_distill
 
 __all__ = ["write_report"]
 
@@ -40,12 +42,14 @@ def write_report(run: Path) -> Path:
         raise RunError(f"{run} holds no run of distill")
     summary = read_table(run / "summary.json")
     pictures = read_arrays(run / "pictures.npz")
-    log = read_log(run / "log.jsonl")
+    log, names = read_log(run / "log.jsonl"), summary.get("class_names", [])
     return write_page(
         run,
         "distill.html",
         config=config,
-        figures=[*image_figures(pictures), *student_figures(pictures, log)],
+        command="dreamstill distill --config run.toml --out runs/again",
+        verdict=verdict_of_distill(summary),
+        figures=[*image_figures(pictures, names), *student_figures(pictures, log, names)],
         method=config.get("method", ""),
         inherits=config.get("inherit", False),
         student_factory=str(config.get("student", "")).rpartition(":")[2],
@@ -57,12 +61,18 @@ def write_report(run: Path) -> Path:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """The main table: a label and the cells of teacher, student, ratio and noise baseline."""
+    """Return the main table: labels, and the cells of teacher, student, ratio and noise baseline.
+
+    What was measured of none of them has no row.
+    """
     networks = [summary.get(name, {}) for name in ("teacher", "student", "noise_baseline")]
     runtime = networks[0].get("latency_ms", {}).get("runtime", "PyTorch")
 
-    def latency(value: dict[str, float]) -> str:
-        return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+    def median(latency: dict[str, float]) -> str:
+        return f"{latency['median']:.3f}"
+
+    def spread(latency: dict[str, float]) -> str:
+        return f"{latency['low']:.3f} to {latency['high']:.3f}"
 
     def row(label: str, key: str, show: Callable[[Any], str]) -> tuple[str, list[str]]:
         teacher, student, baseline = ((show(n[key]) if key in n else "-") for n in networks)
@@ -72,64 +82,81 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
             ratio = f"{values[0] / values[1]:.1f} x"
         return label, [teacher, student, ratio, baseline]
 
-    return [
-        row("Accuracy on real images", "accuracy", percent),
-        row("Agreement with the teacher", "agreement", percent),
-        row("Expected calibration error", "ece", percent),
-        row("Parameters", "parameters", shown),
-        row("Multiply-accumulates an image", "macs", shown),
-        row("Bytes of weights", "bytes", shown),
-        row(f"Latency in {runtime}, ms (10th to 90th percentile)", "latency_ms", latency),
+    rows: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("Accuracy on real images", "accuracy", percent),
+        ("Agreement with the teacher", "agreement", percent),
+        ("Expected calibration error", "ece", percent),
+        ("Parameters", "parameters", shown),
+        ("Multiply-accumulates per image", "macs", shown),
+        ("Bytes of weights", "bytes", shown),
+        (f"Latency in {runtime}, ms (median)", "latency_ms", median),
+        ("10th to 90th percentile of it", "latency_ms", spread),
     ]
+    return [row(label, key, show) for label, key, show in rows if any(key in n for n in networks)]
 
 
-def image_figures(pictures: Mapping[str, figures.Array]) -> Iterator[Figure]:
-    """What the student learned from, as far as it was kept."""
+def image_figures(pictures: Mapping[str, figures.Array], names: Sequence[str]) -> Iterator[Figure]:
+    """Yield figures of the images that the student learned from, as far as they were kept."""
     if "synthetic_images" in pictures:
         images, classes = pictures["synthetic_images"] / 255, pictures["synthetic_classes"]
         present = list(np.unique(classes))[:MOST_CLASSES]
         rows = [list(images[classes == k][:12]) for k in present]
         yield Figure(
             "Synthetic images",
-            figures.class_rows(rows, [str(k) for k in present]),
-            "What the student learned from: a row for each class that the teacher names.",
+            figures.class_rows(rows, [class_label(k, names) for k in present]),
+            "The student learned from images like these: a row for each class that the teacher "
+            "predicts.",
+            wide=True,
         )
     if "synthetic_mean" in pictures:
         means = {who: f"{who}_mean" for who in ("synthetic", "real") if f"{who}_mean" in pictures}
         rows = [list(pictures[key][:MOST_CLASSES]) for key in means.values()]
+        shown = [class_label(k, names) for k in range(len(rows[0]))]
         yield Figure(
             "Mean image of each class",
             figures.class_rows(rows, list(means)),
-            "Classes from left to right.",
+            f"From left to right: {', '.join(shown)}.",
+            wide=True,
         )
 
 
 def student_figures(
-    pictures: Mapping[str, figures.Array], log: Sequence[dict[str, Any]]
+    pictures: Mapping[str, figures.Array], log: Sequence[dict[str, Any]], names: Sequence[str]
 ) -> Iterator[Figure]:
-    """What became of it, as far as it was recorded."""
+    """Yield figures of the training and of the student, as far as they were recorded."""
     filters = {who: f"{who}_filters" for who in ("teacher", "student")}
     if shown := {who: pictures[key] for who, key in filters.items() if key in pictures}:
         yield Figure(
             "First-layer filters",
             figures.filters(shown),
             "Grey is zero; each network is scaled by its largest weight.",
+            wide=True,
         )
     if records := [record for record in log if "loss" in record]:
         yield Figure(
-            "Loss and agreement",
-            figures.curves(records),
-            "Held-out synthetic images choose the student; no real image has a say.",
+            "Training loss",
+            figures.loss_curve(records),
+            "On the synthetic training images: each step (pale) and a moving average.",
+        )
+    if records := [record for record in log if "agreement" in record]:
+        yield Figure(
+            "Agreement during training",
+            figures.agreement_curve(records),
+            "On synthetic validation images, which select the student. They are no test data: "
+            "they say nothing of accuracy on real images.",
         )
     if "class_histogram" in pictures:
+        counts = pictures["class_histogram"]
         yield Figure(
-            "Classes of the synthetic set",
-            figures.bars(pictures["class_histogram"]),
-            "Images in the replay buffer as the teacher names them.",
+            "Classes of the synthetic images",
+            figures.bars(counts, [class_label(k, names) for k in range(len(counts))]),
+            "Images in the replay buffer, by the class that the teacher predicts.",
         )
     if "confusion" in pictures:
+        counts = pictures["confusion"]
         yield Figure(
             "Confusion on real images",
-            figures.matrix(pictures["confusion"]),
-            "Rows are true classes, columns the student's answers.",
+            figures.matrix(counts, [class_label(k, names) for k in range(len(counts))]),
+            "A row is a true class, a column the student's answer; the stronger the color, the "
+            "larger the share of the row.",
         )

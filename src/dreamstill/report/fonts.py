@@ -1,4 +1,4 @@
-"""Where matplotlib keeps its list of fonts: not in the home folder, unless it is there already."""
+"""Keep matplotlib's list of fonts out of the home folder, unless it is there already."""
 
 import os
 import stat
@@ -9,9 +9,9 @@ __all__ = ["keep_fonts_out_of_home"]
 
 
 def keep_fonts_out_of_home() -> None:
-    """Before matplotlib is imported: let it write below the temporary folder.
+    """Let matplotlib write below the temporary folder; to be called before it is imported.
 
-    Whoever uses matplotlib already has its folders, and they stay in use; MPLCONFIGDIR wins.
+    Folders that it already has in the home folder, or MPLCONFIGDIR, stay in use.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"
     if "MPLCONFIGDIR" in os.environ or home.is_dir():

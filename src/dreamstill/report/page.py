@@ -1,11 +1,11 @@
-"""What every page is made of: the records of a folder in, one self-contained HTML file out."""
+"""Read the records of a run's directory and write them as one self-contained HTML page."""
 
-import base64
 import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,11 +14,13 @@ from dreamstill.config import read_plain
 from dreamstill.errors import RunError
 from dreamstill.files.reading import StrPath, reading, understood
 from dreamstill.files.writing import write_atomically
-from dreamstill.report.figures import Array
+from dreamstill.report import figures
+from dreamstill.report.reproduce import as_toml, flatten, stated
 
 __all__ = [
     "MOST_CLASSES",
     "Figure",
+    "class_label",
     "from_records",
     "read_arrays",
     "read_log",
@@ -31,20 +33,22 @@ MOST_CLASSES = 20
 
 
 class Figure(NamedTuple):
-    """A PNG with its words."""
+    """A figure and the words around it."""
 
     title: str
-    png: bytes
+    plot: figures.Plot
     caption: str = ""
+    wide: bool = False
+    """Whether it has the whole width of the page, not half of it."""
 
     @property
     def uri(self) -> str:
         """The picture itself, as the source of an <img>."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+        return "data:image/svg+xml," + quote(figures.svg(self.plot), safe=" /:;,=+'{}@")
 
 
 def from_records(write: Callable[[Path], Path]) -> Callable[[StrPath], Path]:
-    """Let the writer of a page end in RunError where a record is not what a run writes."""
+    """Make the writer of a page raise RunError for a record that no run writes."""
 
     @functools.wraps(write)
     def write_or_name(folder: StrPath) -> Path:
@@ -59,13 +63,23 @@ def write_page(
     template: str,
     *,
     config: dict[str, Any],
+    command: str,
+    verdict: str,
     figures: Sequence[Figure],
     warnings: Sequence[str] = (),
     **values: Any,
 ) -> Path:
     """Fill a template of this package and write FOLDER/report.html, whole or not at all.
 
-    The folder's environment.json goes below `config`, if it is there; `warnings` come first.
+    Args:
+        folder: of the run; its environment.json is shown below the settings, if it is there.
+        template: name of the HTML file in this package.
+        config: settings of the run, shown as TOML.
+        command: the command that repeats the run.
+        verdict: the result in a sentence or two.
+        figures: in their order.
+        warnings: shown before all else.
+        values: what the template itself needs.
 
     Raises:
         RunError: the page cannot be written.
@@ -75,7 +89,9 @@ def write_page(
         loader=PackageLoader("dreamstill.report", "."), autoescape=True, undefined=StrictUndefined
     )
     page = templates.get_template(template).render(
-        config=flatten(config),
+        settings=as_toml(stated(config)),
+        command=command,
+        verdict=verdict,
         environment=flatten(read_table(folder / "environment.json")),
         figures=figures,
         warnings=warnings,
@@ -86,13 +102,22 @@ def write_page(
     return target
 
 
+def class_label(number: int, names: Sequence[str]) -> str:
+    """Return the name of a class, or its number where it has none.
+
+    >>> class_label(1, ["cat", "dog"]), class_label(2, ["cat", "dog"])
+    ('dog', '2')
+    """
+    return names[number] if number < len(names) else str(number)
+
+
 def read_table(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, nothing where there is none; RunError for a damaged one."""
+    """Read the table in a JSON file, empty where there is no file; RunError for a damaged one."""
     return read_plain(path) if path.is_file() else {}
 
 
-def read_arrays(path: Path) -> dict[str, Array]:
-    """What an .npz file holds, nothing where there is none; RunError for a damaged one."""
+def read_arrays(path: Path) -> dict[str, figures.Array]:
+    """Read the arrays of an .npz file, none where there is no file; RunError for a damaged one."""
     if not path.is_file():
         return {}
     with reading(path, RunError), path.open("rb") as file, np.load(file) as archive:
@@ -103,7 +128,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of log.jsonl; from a line torn by a kill on they are left out."""
+    """Read the records of log.jsonl up to a line that a kill cut short."""
     if not path.is_file():
         return []
     records = []
@@ -118,28 +143,3 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             break
         records.append(record)
     return records
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value) rows, values as they are written in a file.
-
-    >>> flatten({"seed": 0, "distill": {"steps": 5, "drops": [0.5, 0.75]}, "size": None})
-    [('seed', '0'), ('distill.steps', '5'), ('distill.drops', '0.5, 0.75'), ('size', 'none')]
-    >>> flatten({"files": [{"path": "a"}, {"path": "b"}]})
-    [('files.1.path', 'a'), ('files.2.path', 'b')]
-    """
-    rows = []
-    for name, value in config.items():
-        if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-            value = {str(number): item for number, item in enumerate(value, 1)}
-        if isinstance(value, dict):
-            rows += flatten(value, f"{prefix}{name}.")
-        else:
-            values = value if isinstance(value, list) else [value]
-            rows.append((prefix + name, ", ".join(map(_written, values))))
-    return rows
-
-
-def _written(value: Any) -> str:
-    """A plain value as a settings file has it."""
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,91 @@
+"""Say the result of a run in a sentence or two, and no more than was measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dreamstill.formatting import percent
+
+__all__ = ["verdict_of_chain", "verdict_of_continual", "verdict_of_distill"]
+
+NO_REAL_IMAGES = "Accuracy on real images is unknown: none were given."
+
+
+def verdict_of_distill(summary: Mapping[str, Any]) -> str:
+    """Return what a student keeps of its teacher's accuracy, and what it saves."""
+    if "student" not in summary:
+        return "There is no result yet: the run is not finished."
+    teacher, student = summary["teacher"], summary["student"]
+    savings = f"it has {_parameters(teacher, student)} and {_latency(teacher, student)}."
+    if "accuracy" not in student:
+        known = ""
+        if "validation_agreement" in summary:
+            share = percent(summary["validation_agreement"])
+            known = f" with the teacher's class on {share} of the synthetic validation images"
+        answers = f"The student answers{known}; " if known else "Of the student: "
+        return f"{answers}{savings} {NO_REAL_IMAGES}"
+    text = f"{_accuracy('The student', student, teacher)}; {savings}"
+    if "accuracy" in (baseline := summary.get("noise_baseline", {})):
+        text += f" Trained on noise, the same student is right on {percent(baseline['accuracy'])}."
+    return text
+
+
+def verdict_of_chain(summary: Mapping[str, Any]) -> str:
+    """Return how much smaller a chain's last network is, and how well it answers."""
+    teacher, stages = summary["teacher"], summary["stages"]
+    last = stages[-1]
+    after = "After 1 stage" if len(stages) == 1 else f"After {len(stages)} stages"
+    smaller = last.get("smaller")
+    size = f" is {_times(smaller, 'smaller', 'larger', 'as large')};" if smaller else ":"
+    text = f"{after} the network{size}"
+    if "accuracy" in last:
+        return f"{text} {_accuracy('it', last, teacher)}."
+    if "agreement" in last:
+        share = percent(last["agreement"])
+        text += f" it answers with the teacher's class on {share} of a thousand of its images."
+        return f"{text} {NO_REAL_IMAGES}"
+    return f"{text} how well it answers was not measured."
+
+
+def verdict_of_continual(summary: Mapping[str, Any]) -> str:
+    """Return how well a network knows new and old classes, as far as it was measured."""
+    num_old = summary["old_classes"]
+    num_new = summary["classes"] - num_old
+    text = f"The network learned {num_new} new class{'es' * (num_new != 1)}"
+    if "accuracy_new" in summary:
+        whose = "its" if num_new == 1 else "their"
+        text += f" and is right on {percent(summary['accuracy_new'])} of {whose} images"
+    if "accuracy_old" in summary:
+        before, after = (percent(summary[k]) for k in ("accuracy_old_before", "accuracy_old"))
+        old = f"of the {num_old} old classes it is right on {after}, before it was on {before}."
+        return f"{text}; on the images {old}"
+    unknown = f"How well it still knows the {num_old} old ones is unknown"
+    return f"{text}. {unknown}: no test image of theirs was given."
+
+
+def _accuracy(who: str, network: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    right, wanted = (percent(of["accuracy"]) for of in (network, teacher))
+    return f"{who} is right on {right} of the real images, the teacher on {wanted}"
+
+
+def _parameters(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    ratio = teacher["parameters"] / student["parameters"]
+    return f"{_times(ratio, 'fewer', 'more', 'as many')} parameters"
+
+
+def _latency(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    """Compare medians, where the 10th to 90th percentiles of the two do not overlap."""
+    whole, small = teacher["latency_ms"], student["latency_ms"]
+    if small["low"] <= whole["high"] and whole["low"] <= small["high"]:
+        return "is not measurably faster or slower"
+    return f"answers {_times(whole['median'] / small['median'], 'faster', 'slower', 'as fast')}"
+
+
+def _times(ratio: float, more: str, less: str, same: str) -> str:
+    """Return a ratio in words.
+
+    >>> _times(2.44, "smaller", "larger", "as large"), _times(0.5, "smaller", "larger", "as large")
+    ('2.4 times smaller', '2.0 times larger')
+    """
+    if f"{max(ratio, 1 / ratio):.1f}" == "1.0":
+        return same
+    return f"{ratio:.1f} times {more}" if ratio > 1 else f"{1 / ratio:.1f} times {less}"
