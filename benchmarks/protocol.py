@@ -4,7 +4,7 @@ A benchmark names the teacher, the student and its rows; a row is a method with 
 the methods stand the noise baseline, the structured baseline and the real-data bound: the same
 student, steps and schedule on clipped Gaussian noise, on structured noise and on the real training
 set. Each student is chosen without real data and meets the test set once, at the end; that of the
-real-data bound on training images, which are drawn with replacement: some are held out and trained on.
+real-data bound on training images, drawn with replacement: some are held out and trained on.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from torch import nn
 
 from dreamstill.config import to_plain
 from dreamstill.data.augmentation import Augmentation
+from dreamstill.data.batch import Batch, answered
 from dreamstill.data.images import load_images
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.data.stored_images import StoredImages
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.evaluation import accuracy, agreement, predict
 from dreamstill.input_spec import InputSpec
@@ -37,9 +37,10 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.methods.noise import NoiseConfig
 from dreamstill.synthesis.methods.structured_noise import StructuredNoiseConfig
-from dreamstill.synthesis.registry import Synthesizer, open_synthesizer
+from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Precision, Teacher
 
 __all__ = ["Benchmark", "Row", "floors", "made_rows", "main", "mean_and_std", "training_images"]
@@ -100,9 +101,26 @@ def training_images(path: Path, spec: InputSpec) -> torch.Tensor:
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def open_row(
-    row: Row, teacher: Teacher, data: Path, folder: Path, rng: torch.Generator
-) -> Synthesizer:
+class StoredImages(Method):
+    """Batches of a fixed set of images, drawn with replacement: what every method is up against."""
+
+    streams = True
+
+    def __init__(
+        self, teacher: Teacher, images: torch.Tensor, batch_size: int, *, rng: torch.Generator
+    ) -> None:
+        super().__init__(teacher, NoiseConfig(batch_size=batch_size), rng=rng)
+        self.images = images
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Draw images of the set and ask the teacher."""
+        size, device = (self.config.batch_size,), self.rng.device
+        index = torch.randint(len(self.images), size, generator=self.rng, device=device)
+        chosen = self.images[index.to(self.images.device)].to(device)
+        return answered(self.teacher, self.teacher.spec.encode(chosen))
+
+
+def open_row(row: Row, teacher: Teacher, data: Path, folder: Path, rng: torch.Generator) -> Method:
     """The synthesizer of a row; `data` is what real, unrelated and metadata may look at."""
     if row.method in ("real", "unrelated"):
         path = data if row.method == "real" else data.with_name(f"{row.synthesis}.npz")
@@ -158,10 +176,10 @@ def train(
             if "agreement" in progress.record and progress.done % 1000 == 0:
                 shown = {k: round(v, 4) for k, v in progress.record.items()}
                 print(f"  {name} seed {seed} {shown}", flush=True)
-        return work.chosen, {
+        return work.trainer.chosen, {
             "seconds": round(time.monotonic() - start, 1),
             "queries": teacher.queries,
-            "chosen_at_step": work.selector.best_step,
+            "chosen_at_step": work.trainer.selector.best_step,
         }
 
 

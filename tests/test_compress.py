@@ -38,6 +38,7 @@ from dreamstill.compression.quantization.quantize import (
 from dreamstill.data.batch import Batch
 from dreamstill.data.images import load_images
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.batch_stream import replay
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import ConfigError, DataError, ExportError, TeacherError
@@ -682,7 +683,7 @@ def test_a_network_that_training_ruins_is_returned_as_it_started(
     assert record.getMessage().startswith("none of the 100 steps improved on the start")
 
 
-def test_a_random_student_is_not_judged_at_its_start() -> None:
+def test_a_random_student_is_not_validated_at_its_start() -> None:
     ends: list[Progress] = []
     teacher, student = toys.quadrant_teacher(), toys.student()
     finetune(
@@ -707,7 +708,7 @@ def test_fine_tuning_writes_no_image_to_disk(
     assert not list(tmp_path.iterdir())
 
 
-def test_images_in_memory_are_replayed_as_a_pool_of_them_is(tmp_path: Path) -> None:
+def test_images_in_memory_are_replayed_as_a_buffer_of_them_is(tmp_path: Path) -> None:
     pictures = images(40, (1, 8, 8))
     buffer, memory = ReplayBuffer(tmp_path, toys.SPEC, 50), ReplayBuffer(None, toys.SPEC, 50)
     for part in (pictures[:30], pictures[30:]):
@@ -715,10 +716,12 @@ def test_images_in_memory_are_replayed_as_a_pool_of_them_is(tmp_path: Path) -> N
             store.add(Batch(toys.SPEC.encode(part), torch.empty(0)))
     assert memory.added == buffer.added == 40
     assert torch.equal(memory.images(35), buffer.images(35))
-    assert torch.equal(memory.sample(9, rng()), buffer.sample(9, rng()))
+    assert torch.equal(memory.sample(16, rng()), buffer.sample(16, rng()))
+    shown, _ = next(replay(pictures, toys.SPEC, quick(), rng()))
+    assert torch.equal(shown, buffer.sample(16, rng()))
 
 
-def test_the_pool_bounds_what_is_fine_tuned_on() -> None:
+def test_the_buffer_size_bounds_what_is_fine_tuned_on() -> None:
     teacher, student = toys.quadrant_teacher(), toys.quadrant_teacher().module
     seen: list[Tensor] = []
     with torch.no_grad():

@@ -7,7 +7,7 @@ then commit; on resume the checkpoint's images are written again over whatever w
 
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from dreamstill.files.reading import StrPath
 from dreamstill.files.writing import write_json
 from dreamstill.input_spec import InputSpec
 
-__all__ = ["ReplayBuffer", "Replay"]
+__all__ = ["ReplayBuffer"]
 
 
 class ReplayBuffer:
@@ -165,29 +165,3 @@ class ReplayBuffer:
                 f"{self._folder} does not hold the images of its checkpoint: image {wrong[0]} is "
                 f"another, and {len(wrong) - 1} more; the run cannot be resumed"
             )
-
-
-class Replay(Protocol):
-    """Images to train on again: a buffer on disk, or in memory."""
-
-    @property
-    def added(self) -> int:
-        """How many images were ever added."""
-
-    def add(self, batch: Batch) -> None:
-        """Store the batch's images, rounded to uint8."""
-
-    def images(self, most: int | None = None) -> Tensor:
-        """All images, or at most so many, uint8 (N, C, H, W)."""
-
-    def sample(self, num: int, rng: torch.Generator) -> Tensor:
-        """Draw `num` images in the teacher's input space, on the rng's device."""
-
-    def commit(self) -> None:
-        """Write what was added to the file, where there is one."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""

@@ -1,26 +1,29 @@
 """Fine-tune a changed network on a set of images, towards the network it was made from."""
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from dreamstill.data.batch import Batch, answered
-from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.data.stored_images import StoredImages
+from dreamstill.data.batch import answered
+from dreamstill.distillation.batch_stream import replay
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.layer_reconstruction import reconstruct as reconstruct_layers
+from dreamstill.distillation.model_selection import ModelSelector
+from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.nn.hooks import shown_at_once
-from dreamstill.progress import Progress
+from dreamstill.progress import Progress, start_kept
 from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = ["check_finetuning", "finetune"]
 
+log = logging.getLogger(__name__)
+
 
 def check_finetuning(config: DistillConfig) -> None:
-    """ConfigError for settings that ask for images to be synthesized."""
+    """Raise a ConfigError for settings that ask for images to be synthesized."""
     if config.prefill is not None or config.fresh_every is not None:
         raise ConfigError(
             "fine-tuning has the images that it is given: leave prefill and fresh_every alone"
@@ -39,7 +42,7 @@ def finetune(
     pretrained: bool = True,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """Train `student` in place towards the teacher; return the one the judge keeps.
+    """Train `student` in place towards the teacher; return the best one, by held-out images.
 
     Images stay in memory. A start that no step improves on is returned, and a warning logged.
 
@@ -47,10 +50,12 @@ def finetune(
         teacher: frozen; answers for the images, augmented or not.
         student: any network of the same inputs and classes.
         images: uint8 (N, C, H, W). The last `config.num_validation` of a random order, at most a
-            quarter, are the judge's and are never trained on.
+            quarter, are held out for model selection and never trained on.
         config: of the training; on at most `config.buffer_size` of the images.
         rng: order, draws and augmentation.
-        inherited, reconstruct, pretrained: how the student starts; see `Distillation`.
+        inherited, pretrained: how the student starts; see `Trainer`.
+        reconstruct: images on which the layers of a student that inherits are reconstructed before
+            the first step; 0: it starts as it is.
         on_progress: called after each step; the last record has chosen_at_step.
 
     Raises:
@@ -65,30 +70,18 @@ def finetune(
     check_trainable(student, teacher.spec)
     order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
     num_validation = min(config.num_validation, len(images) // 4)
-    training, kept = (
-        images[order[:-num_validation][: config.buffer_size]],
-        images[order[-num_validation:]],
+    training = images[order[:-num_validation][: config.buffer_size]]
+    selector = ModelSelector(num_validation, teacher.spec)
+    trainer = Trainer(
+        teacher, student, selector, config, rng=rng, inherited=inherited, pretrained=pretrained
     )
-    num = len(training)
-    config = replace(
-        config, prefill=num, fresh_every=0, num_validation=num_validation, buffer_size=num
-    )
-    buffer = ReplayBuffer(None, teacher.spec, num)
-    for part in training.split(500):
-        buffer.add(Batch(teacher.spec.encode(part), torch.empty(0)))
-    work = Distillation(
-        teacher,
-        student,
-        StoredImages(teacher, training, config.batch_size, rng=rng),
-        buffer,
-        config,
-        rng=rng,
-        inherited=inherited,
-        reconstruct=reconstruct,
-        pretrained=pretrained,
-    )
-    for part in kept.split(shown_at_once(teacher.spec.shape)):
-        work.selector.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
-    for progress in work.run():
+    for part in images[order[-num_validation:]].split(shown_at_once(teacher.spec.shape)):
+        selector.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
+    if inherited is not None and reconstruct:
+        shown = teacher.spec.encode(training[:reconstruct].to(rng.device))
+        reconstruct_layers(teacher.module, student, inherited, shown, rng=rng)
+    for progress in trainer.run(replay(training, teacher.spec, config, rng)):
         on_progress(progress)
-    return work.chosen
+    if trainer.kept_start:
+        log.warning("%s", start_kept(trainer.step))
+    return trainer.chosen

@@ -10,6 +10,7 @@ __all__ = [
     "attention",
     "layer_error",
     "mimic",
+    "relational",
     "relational_angle",
     "relational_distance",
     "similarity_preserving",
@@ -97,6 +98,12 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Cubic in N: keep batches at a few hundred at most.
     """
     return F.smooth_l1_loss(_angles(student), _angles(teacher))
+
+
+def relational(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum the losses of distances and angles with RKD's weights, 25 and 50."""
+    distance = 25.0 * relational_distance(student, teacher)
+    return distance + 50.0 * relational_angle(student, teacher)
 
 
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:

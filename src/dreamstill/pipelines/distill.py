@@ -17,7 +17,7 @@ from torch import nn
 from dreamstill.config import at_least, config_class, no_effect, none_or_at_least, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
@@ -179,7 +179,7 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
     """A job's distillation before its first step."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
-    kept = inherit(teacher.module, student) if job.inherit else None
+    inherited = inherit(teacher.module, student) if job.inherit else None
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     fresh = job.distill.fresh_period(streams=method.streams)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
@@ -198,7 +198,7 @@ def _distillation(folder: Path, job: Job, teacher: Teacher) -> Distillation:
         buffer,
         job.distill,
         rng=rng,
-        inherited=kept,
+        inherited=inherited,
         reconstruct=job.reconstruct,
     )
 
@@ -207,21 +207,21 @@ def _follow(
     folder: Path, job: Job, work: Distillation, on_progress: Callable[[Progress], None]
 ) -> nn.Module:
     """Take a distillation from its checkpoint, if there is one, to its end."""
-    checkpoint, spent = folder / "checkpoint.pt", 0.0
+    checkpoint, spent, trainer = folder / "checkpoint.pt", 0.0, work.trainer
     if checkpoint.exists():
         spent = _take_up(checkpoint, job, work)
-    log = _Log(folder / "log.jsonl", work.step)
+    log = _Log(folder / "log.jsonl", trainer.step)
     start = saved = time.monotonic()
 
     def save() -> None:
         state = {
-            "origin": _origin_of_checkpoint(job, work.teacher),
+            "origin": _origin_of_checkpoint(job, trainer.teacher),
             "work": work.state_dict(),
             "seconds": spent + time.monotonic() - start,
             "process_rng": _process_rng(job.device),
         }
         save_checkpoint(checkpoint, state)
-        work.buffer.commit()
+        work.stream.buffer.commit()
 
     for progress in work.run():
         if progress.record:
@@ -233,19 +233,19 @@ def _follow(
         on_progress(progress)
     log.flush()
     save()
-    save_student(folder, job.student, work.chosen, work.teacher)
+    save_student(folder, job.student, trainer.chosen, trainer.teacher)
     write_json(
         folder / "result.json",
         {
             "seconds": round(spent + time.monotonic() - start, 3),
-            "queries": work.teacher.queries,
+            "queries": trainer.teacher.queries,
             "steps": job.distill.steps,
-            "chosen_at_step": work.selector.best_step,
-            "validation_agreement": work.selector.ask(work.chosen)[0],
+            "chosen_at_step": trainer.selector.best_step,
+            "validation_agreement": trainer.selector.measure(trainer.chosen)[0],
             "warnings": work.warnings,
         },
     )
-    return work.chosen
+    return trainer.chosen
 
 
 def _origin_of_checkpoint(job: Job, teacher: Teacher) -> dict[str, str]:
@@ -261,7 +261,7 @@ def _take_up(checkpoint: Path, job: Job, work: Distillation) -> float:
 
     """
     state = load_checkpoint(checkpoint, job.device)
-    wanted = _origin_of_checkpoint(job, work.teacher)
+    wanted = _origin_of_checkpoint(job, work.trainer.teacher)
     if state.get("origin") != wanted:
         raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
     with understood(checkpoint, RunError, "does not fit its run"):
@@ -287,12 +287,12 @@ class _Log:
         if path.exists():
             with reading(path, RunError):
                 lines = path.read_text("utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_atomically(path, "".join(line + "\n" for line in kept).encode())
+            done = [line for line in lines if _step_of(line) <= step]
+            write_atomically(path, "".join(line + "\n" for line in done).encode())
 
     def write(self, record: dict[str, float]) -> None:
         self.lines.append(json.dumps(record))
-        if "kept" in record:
+        if "best" in record:
             self.flush()
 
     def flush(self) -> None:

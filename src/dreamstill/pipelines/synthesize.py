@@ -26,9 +26,9 @@ from dreamstill.pipelines.run_directory import claimed
 from dreamstill.progress import Progress
 from dreamstill.report import MOST_CLASSES
 from dreamstill.report.figures import class_rows
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.registry import (
     METHODS,
-    Synthesizer,
     method_config,
     needs_student,
     open_synthesizer,
@@ -199,7 +199,7 @@ class _Drawn:
         path: Path | None,
         every: float,
         origin: dict[str, Any],
-        synthesizer: Synthesizer,
+        synthesizer: Method,
         rng: torch.Generator,
     ) -> None:
         self.path, self.every, self.origin = path, every, origin

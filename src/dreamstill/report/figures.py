@@ -111,9 +111,9 @@ def curves(records: Sequence[dict[str, Any]]) -> bytes:
         color=STUDENT,
         marker=".",
     )
-    kept = [r for r in sittings if r.get("kept")]
-    if kept:
-        right.axvline(kept[-1]["step"], color=TEACHER, linestyle=":", label="chosen")
+    best = [r for r in sittings if r.get("best")]
+    if best:
+        right.axvline(best[-1]["step"], color=TEACHER, linestyle=":", label="chosen")
         right.legend(frameon=False, fontsize=8)
     right.set(title="Agreement on held-out synthetic images, %", xlabel="step")
     for axes in (left, right):

@@ -7,7 +7,7 @@ import torch
 from dreamstill.config import from_plain, merge, to_plain
 from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError, TeacherError
-from dreamstill.synthesis.base import Synthesizer
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.methods.abd import Abd, AbdConfig
 from dreamstill.synthesis.methods.dafl import Dafl, DaflConfig
 from dreamstill.synthesis.methods.deepinversion import DeepInversion, DeepInversionConfig
@@ -27,7 +27,6 @@ __all__ = [
     "METHODS",
     "Method",
     "PRESETS",
-    "Synthesizer",
     "method_config",
     "missing_capabilities",
     "needs_student",
@@ -36,25 +35,25 @@ __all__ = [
 ]
 
 
-class Method(NamedTuple):
-    """A synthesizer's class and that of its settings."""
+class Entry(NamedTuple):
+    """The class of a method and the class of its settings."""
 
-    synthesizer: Any
+    synthesizer: type[Method]
     config: Any
 
 
-METHODS: dict[str, Method] = {
-    "noise": Method(Noise, NoiseConfig),
-    "structured_noise": Method(StructuredNoise, StructuredNoiseConfig),
-    "dafl": Method(Dafl, DaflConfig),
-    "deepinversion": Method(DeepInversion, DeepInversionConfig),
-    "zskd": Method(Zskd, ZskdConfig),
-    "zskt": Method(Zskt, ZsktConfig),
-    "dfad": Method(Dfad, DfadConfig),
-    "rdskd": Method(Rdskd, RdskdConfig),
-    "abd": Method(Abd, AbdConfig),
-    "knowledge_within": Method(KnowledgeWithin, KnowledgeWithinConfig),
-    "metadata": Method(MetadataImages, MetadataConfig),
+METHODS: dict[str, Entry] = {
+    "noise": Entry(Noise, NoiseConfig),
+    "structured_noise": Entry(StructuredNoise, StructuredNoiseConfig),
+    "dafl": Entry(Dafl, DaflConfig),
+    "deepinversion": Entry(DeepInversion, DeepInversionConfig),
+    "zskd": Entry(Zskd, ZskdConfig),
+    "zskt": Entry(Zskt, ZsktConfig),
+    "dfad": Entry(Dfad, DfadConfig),
+    "rdskd": Entry(Rdskd, RdskdConfig),
+    "abd": Entry(Abd, AbdConfig),
+    "knowledge_within": Entry(KnowledgeWithin, KnowledgeWithinConfig),
+    "metadata": Entry(MetadataImages, MetadataConfig),
 }
 GO_WITH = {
     "losses": ("loss_weights", "temperature"),
@@ -126,7 +125,7 @@ def open_synthesizer(
     config: Any,
     *,
     rng: torch.Generator,
-) -> Synthesizer:
+) -> Method:
     """Make a method for a teacher.
 
     Args:
@@ -144,5 +143,4 @@ def open_synthesizer(
             f"{name} needs {missing[0]}, which the teacher does not offer; "
             f"methods that it can serve: {', '.join(able)}"
         )
-    synthesizer: Synthesizer = METHODS[name].synthesizer(teacher, config, rng=rng)
-    return synthesizer
+    return METHODS[name].synthesizer(teacher, config, rng=rng)

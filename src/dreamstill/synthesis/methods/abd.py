@@ -8,7 +8,6 @@ range, with the gradient passed through the clip.
 """
 
 import math
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from dreamstill.data.batch import Batch
 from dreamstill.errors import TeacherError
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.priors import gaussian_smoothness
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
 from dreamstill.synthesis.generator import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
@@ -58,14 +58,13 @@ class AbdConfig:
         at_least(self, 0, "content", "information_entropy", "batch_norm", "prior")
 
 
-class Abd:
+class Abd(Method):
     """The generator learns for `warm_up` batches; from then on it is frozen and only draws."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+    config: AbdConfig
+    streams = True
+    needs = ("gradient", "batch_norm")
+    state = ("stages",)
 
     def __init__(self, teacher: Teacher, config: AbdConfig, *, rng: torch.Generator) -> None:
         if min(teacher.spec.shape[1:]) < 3:
@@ -73,7 +72,7 @@ class Abd:
             raise TeacherError(
                 f"abd smooths images of at least 3x3 pixels; the teacher's are {size}"
             )
-        self.teacher, self.config = teacher, config
+        super().__init__(teacher, config, rng=rng)
         self.warm_up = config.generator_steps
         self.generator = LatentGenerator(
             teacher, config.latent, config.widths, config.lr, rng, eps=0.8
@@ -97,11 +96,3 @@ class Abd:
             + config.prior * gaussian_smoothness(images)
         )
         return loss, logits
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer and the stage."""
-        return self.stages.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
-        self.stages.load_state_dict(state)

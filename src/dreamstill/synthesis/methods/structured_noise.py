@@ -6,7 +6,6 @@ kept alike for every class the teacher names. It is a strong floor and a good st
 
 import math
 from dataclasses import field
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from dreamstill.config import at_least, config_class
 from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.class_balance import ClassMemory, balanced, rank_in_class
 from dreamstill.synthesis.random_shapes import RandomShapes, structured_images
 from dreamstill.teacher import Teacher
@@ -61,20 +61,18 @@ def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
     return Batch(batch.images[order], batch.logits[order])
 
 
-class StructuredNoise:
+class StructuredNoise(Method):
     """Fresh class-balanced structured noise for ever."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = True
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ()
+    config: StructuredNoiseConfig
+    streams = True
+    remembers = True
+    state = ("memory",)
 
     def __init__(
         self, teacher: Teacher, config: StructuredNoiseConfig, *, rng: torch.Generator
     ) -> None:
-        self.teacher, self.config, self.rng = teacher, config, rng
+        super().__init__(teacher, config, rng=rng)
         most = min(config.memory, MEMORY_BYTES // math.prod(teacher.spec.shape))
         self.memory = ClassMemory(most, teacher.num_classes, teacher.spec.shape, rng.device)
 
@@ -103,11 +101,3 @@ class StructuredNoise:
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
         kept = balanced(logits.argmax(1), config.batch_size, teacher.num_classes)
         return Batch(images[kept], logits[kept])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The memory; what is drawn is drawn afresh."""
-        return {"memory": self.memory.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the memory."""
-        self.memory.load_state_dict(state["memory"])

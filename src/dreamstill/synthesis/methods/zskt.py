@@ -10,7 +10,6 @@ mode while the generator learns.
 """
 
 import math
-from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
 
@@ -54,18 +54,18 @@ class ZsktConfig:
         above(self, 0, "lr")
 
 
-class Zskt:
+class Zskt(Method):
     """One generator step a batch, whose images are trained on `student_steps` times."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = True
-    remembers: ClassVar[bool] = False
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    config: ZsktConfig
+    streams = True
+    adversarial = True
+    needs = ("gradient",)
+    state = ("generator", "batches")
 
     def __init__(self, teacher: Teacher, config: ZsktConfig, *, rng: torch.Generator) -> None:
-        self.teacher, self.config = teacher, config
-        self.batch_size, self.repeat = config.batch_size, config.student_steps
+        super().__init__(teacher, config, rng=rng)
+        self.repeat = config.student_steps
         self.generator = LatentGenerator(
             teacher, config.latent, config.widths, config.lr, rng, bounded=False
         )
@@ -97,12 +97,3 @@ class Zskt:
         if self.cosine_batches:
             share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.batches / self.cosine_batches)))
             self.generator.optimizer.param_groups[0]["lr"] = self.config.lr * share
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer and how far it is."""
-        return {"generator": self.generator.state_dict(), "batches": self.batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
-        self.generator.load_state_dict(state["generator"])
-        self.batches = state["batches"]
