@@ -176,10 +176,10 @@ def train(
             if "agreement" in progress.record and progress.done % 1000 == 0:
                 shown = {k: round(v, 4) for k, v in progress.record.items()}
                 print(f"  {name} seed {seed} {shown}", flush=True)
-        return work.trainer.chosen, {
+        return work.chosen, {
             "seconds": round(time.monotonic() - start, 1),
             "queries": teacher.queries,
-            "chosen_at_step": work.trainer.selector.best_step,
+            "chosen_at_step": work.selector.best_step,
         }
 
 

@@ -223,9 +223,9 @@ def test_a_student_learns_the_quadrants(
     tmp_path: Path, losses: tuple[LossName, ...], precision: Precision
 ) -> None:
     work = work_in(tmp_path, steps=400, lr=0.01, losses=losses)
-    work.trainer.teacher.precision = precision
+    work.teacher.precision = precision
     low = []
-    work.trainer.student.register_forward_hook(
+    work.student.register_forward_hook(
         lambda module, args, output: low.append(torch.is_autocast_enabled("cpu"))
     )
     next(progress for progress in work.run() if progress.stage == "distill")
@@ -238,7 +238,7 @@ def test_a_student_learns_the_quadrants(
         row, column = i % 4 // 2, i % 2
         images[i, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
     with torch.no_grad():
-        answers = work.trainer.chosen(images).argmax(1)
+        answers = work.chosen(images).argmax(1)
     assert (answers == torch.arange(400) % 4).float().mean() > 0.9
 
 
@@ -323,7 +323,7 @@ def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(tmp_pa
         distill=DistillConfig(steps=2, validate_every=1, num_validation=64),
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())
-    work.trainer.selector.is_collapse = lambda batch: True  # type: ignore[method-assign]
+    work.selector.is_collapse = lambda batch: True  # type: ignore[method-assign]
     for _ in work.run():
         pass
     method = work.stream.method
@@ -335,13 +335,13 @@ def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(tmp_pa
 @pytest.mark.parametrize("noise", [True, False])
 def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> None:
     work = work_in(tmp_path, steps=6, validate_every=2, noise=noise)
-    work.trainer.teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]  # a rare class
+    work.teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]  # a rare class
     for _ in work.run():
         pass
     trained = {image.numpy().tobytes() for image in work.stream.buffer.images()}
     assert len(trained) > 200
     held = [
-        image for image in work.trainer.selector.images if image.min() < image.max()
+        image for image in work.selector.images if image.min() < image.max()
     ]  # plain ones recur
     assert len(held) > 100
     assert not any(image.numpy().tobytes() in trained for image in held)
@@ -365,7 +365,7 @@ def weights_after(folder: Path, **changes: object) -> torch.Tensor:
     work = work_in(folder, **{"steps": 6, "lr": 0.02, **changes})  # type: ignore[arg-type]
     for _ in work.run():
         pass
-    return torch.cat([p.detach().flatten() for p in work.trainer.student.parameters()])
+    return torch.cat([p.detach().flatten() for p in work.student.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_the_learning_rate_falls_to_zero_by_a_cosine(tmp_path: Path) -> None:
     work, rates = work_in(tmp_path, steps=4, lr=0.02), []
     for progress in work.run():
         if progress.stage == "distill":
-            rates.append(work.trainer.optimizer.param_groups[0]["lr"] / 0.02)
+            rates.append(work.optimizer.param_groups[0]["lr"] / 0.02)
     assert rates == pytest.approx([0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0.0])
 
 
@@ -412,7 +412,7 @@ def test_the_learning_rate_falls_in_steps_or_stays(
     work, rates = work_in(tmp_path, steps=4, lr=0.02, **changes), []
     for progress in work.run():
         if progress.stage == "distill":
-            rates.append(work.trainer.optimizer.param_groups[0]["lr"] / 0.02)
+            rates.append(work.optimizer.param_groups[0]["lr"] / 0.02)
     assert rates == pytest.approx(wanted)
 
 
@@ -450,11 +450,11 @@ def test_a_start_that_no_step_improves_on_is_selected_and_said(
     tmp_path: Path, fresh: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     work = start_of(tmp_path, **fresh)
-    start = copy.deepcopy(work.trainer.student.state_dict())
+    start = copy.deepcopy(work.student.state_dict())
     for progress in work.run():
         end = progress
-    assert end.record["chosen_at_step"] == work.trainer.selector.best_step == 0
-    for name, value in work.trainer.chosen.state_dict().items():
+    assert end.record["chosen_at_step"] == work.selector.best_step == 0
+    for name, value in work.chosen.state_dict().items():
         assert torch.equal(value, start[name])
     assert "none of the 6 steps improved on the start, which was kept" in caplog.text
 
@@ -476,10 +476,10 @@ def test_a_start_is_validated_once_however_often_a_run_is_taken_up(
     again.load_state_dict(torch.load(file, weights_only=True))
     for _ in again.run():
         pass
-    assert again.trainer.selector.best_step == whole.trainer.selector.best_step
+    assert again.selector.best_step == whole.selector.best_step
     for one, other in zip(
-        [*again.trainer.student.parameters(), *again.trainer.chosen.parameters()],
-        [*whole.trainer.student.parameters(), *whole.trainer.chosen.parameters()],
+        [*again.student.parameters(), *again.chosen.parameters()],
+        [*whole.student.parameters(), *whole.chosen.parameters()],
         strict=True,
     ):
         assert torch.equal(one, other)
@@ -503,15 +503,15 @@ def test_a_student_that_inherits_is_validated_at_its_start(
     work = _distillation(tmp_path, job, toys.cnn_teacher())
     for _ in work.run():
         pass
-    assert work.trainer.selector.best_step == 0
+    assert work.selector.best_step == 0
 
 
 def test_a_random_student_has_no_start_to_keep(tmp_path: Path) -> None:
     work = work_in(tmp_path, steps=4, validate_every=2, lr=50.0)
     for progress in work.run():
         if progress.stage == "synthesize":
-            assert work.trainer.selector.best is None
-    assert work.trainer.selector.best_step > 0
+            assert work.selector.best is None
+    assert work.selector.best_step > 0
 
 
 def nameless(teacher: Teacher, *classes: int) -> Teacher:
@@ -526,7 +526,7 @@ def test_a_class_that_no_image_has_is_said_once(
     tmp_path: Path, fresh: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     work = work_in(tmp_path, steps=6, validate_every=3, **fresh)
-    nameless(work.trainer.teacher, 1, 3)
+    nameless(work.teacher, 1, 3)
     for _ in work.run():
         pass
     (text,) = [r.getMessage() for r in caplog.records if r.name.startswith("dreamstill")]
@@ -556,7 +556,7 @@ def test_a_batch_is_trained_on_as_often_as_its_method_says(
 ) -> None:
     work, seen = work_in(tmp_path, steps=7), []
     monkeypatch.setattr(work.stream.method, "repeat", 3, raising=False)
-    work.trainer.student.register_forward_pre_hook(
+    work.student.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0]) if module.training else None
     )
     for _ in work.run():
@@ -582,7 +582,7 @@ def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) ->
     for progress in work.run():
         if progress.stage == "distill":
             head.append(student.head.weight.detach().clone())
-            connectors.append(next(work.trainer.loss.connectors.parameters()).detach().clone())
+            connectors.append(next(work.loss.connectors.parameters()).detach().clone())
     moved = [
         [not torch.equal(a, b) for a, b in itertools.pairwise(values)]
         for values in (head, connectors)
@@ -594,11 +594,11 @@ def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) ->
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
     work = work_in(tmp_path, steps=2)
-    nn.init.constant_(work.trainer.student.head.bias, torch.inf)  # type: ignore[arg-type, union-attr]
-    before = work.trainer.student.head.weight.clone()  # type: ignore[operator, union-attr]
+    nn.init.constant_(work.student.head.bias, torch.inf)  # type: ignore[arg-type, union-attr]
+    before = work.student.head.weight.clone()  # type: ignore[operator, union-attr]
     with pytest.raises(NonFiniteError, match=r"at step 0; lower its lr"):
         list(work.run())
-    assert torch.equal(before, work.trainer.student.head.weight)  # type: ignore[arg-type, union-attr]
+    assert torch.equal(before, work.student.head.weight)  # type: ignore[arg-type, union-attr]
 
 
 @pytest.mark.parametrize(
@@ -746,7 +746,7 @@ def test_a_collapsed_method_is_rolled_back_and_not_validated_on(tmp_path: Path) 
     work = Distillation(teacher, toys.student(), source, buffer, distill, rng=generator)
     collapsed = [p.record["collapsed"] for p in work.run() if "collapsed" in p.record]
     assert sum(collapsed) == source.rolled_back == 1
-    named = torch.bincount(work.trainer.selector.logits.argmax(1), minlength=4)
+    named = torch.bincount(work.selector.logits.argmax(1), minlength=4)
     assert named.min() > 30
 
 

@@ -12,9 +12,12 @@ import toys
 from dreamstill.compression.deep_compression.pack import Mask
 from dreamstill.distillation.config import LossName
 from dreamstill.distillation.distillation_losses import (
+    LOSSES,
     DistillationLoss,
     Layers,
+    LogitLoss,
     Networks,
+    register_loss,
 )
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError
@@ -158,6 +161,21 @@ def test_the_sum_is_weighted_and_leaves_the_boundary_out() -> None:
     weighted = DistillationLoss(Networks(teacher, student, 1.0, rng()), names, (2, 7, 3))
     parts = [loss_of(teacher, student, name)(images).item() for name in (names[0], names[2])]
     assert weighted(images).item() == pytest.approx(2 * parts[0] + 3 * parts[1], rel=1e-5)
+
+
+def test_a_loss_of_ones_own_is_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamstill.distillation.distillation_losses.LOSSES", dict(LOSSES))
+
+    @register_loss
+    class Halved(LogitLoss):
+        name, weight = "halved", 0.5
+        function = staticmethod(
+            lambda student, teacher, temperature: (student - teacher).abs().mean()
+        )
+
+    teacher, student, images = lenets()
+    own = DistillationLoss(Networks(teacher, student, 1.0, rng()), ("halved",))
+    assert own(images).item() == 0.5 * loss_of(teacher, student, LossName.L1)(images).item()
 
 
 @pytest.mark.parametrize(

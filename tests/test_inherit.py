@@ -433,7 +433,7 @@ def test_a_run_killed_before_its_first_step_is_solved_once(tmp_path: Path) -> No
         works[1].load_state_dict(state)
         for _ in works[1].run():
             pass
-        finished.append(works[1].trainer.chosen.state_dict())
+        finished.append(works[1].chosen.state_dict())
     for other in finished[1:]:
         torch.testing.assert_close(other, finished[0], rtol=0, atol=0)
 

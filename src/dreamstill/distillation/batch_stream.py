@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dreamstill.data.augmentation import Augmentation, augment
 from dreamstill.data.batch import Batch, TrainingBatch
-from dreamstill.data.class_coverage import class_counts, missing_classes
+from dreamstill.data.class_coverage import class_counts
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.model_selection import ModelSelector
@@ -170,10 +170,6 @@ class BatchStream(Iterator[TrainingBatch]):
             self.selector.hold_out(batch)
             self.healthy = copy.deepcopy(self.method.state_dict())
         return {"collapsed": float(collapsed)}
-
-    def missing_classes(self) -> str | None:
-        """Say in one line that the images made so far have too few classes; None: they have not."""
-        return missing_classes(self.counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume needs beside the config and the buffer's file."""

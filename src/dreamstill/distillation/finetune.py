@@ -1,6 +1,5 @@
 """Fine-tune a changed network on a set of images, towards the network it was made from."""
 
-import logging
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,12 +13,10 @@ from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.nn.hooks import shown_at_once
-from dreamstill.progress import Progress, start_kept
+from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = ["check_finetuning", "finetune"]
-
-log = logging.getLogger(__name__)
 
 
 def check_finetuning(config: DistillConfig) -> None:
@@ -73,15 +70,16 @@ def finetune(
     training = images[order[:-num_validation][: config.buffer_size]]
     selector = ModelSelector(num_validation, teacher.spec)
     trainer = Trainer(
-        teacher, student, selector, config, rng=rng, inherited=inherited, pretrained=pretrained
+        *(teacher, student, replay(training, teacher.spec, config, rng), selector, config),
+        rng=rng,
+        inherited=inherited,
+        pretrained=pretrained,
     )
     for part in images[order[-num_validation:]].split(shown_at_once(teacher.spec.shape)):
         selector.hold_out(answered(teacher, teacher.spec.encode(part.to(rng.device))))
     if inherited is not None and reconstruct:
         shown = teacher.spec.encode(training[:reconstruct].to(rng.device))
         reconstruct_layers(teacher.module, student, inherited, shown, rng=rng)
-    for progress in trainer.run(replay(training, teacher.spec, config, rng)):
+    for progress in trainer.run():
         on_progress(progress)
-    if trainer.kept_start:
-        log.warning("%s", start_kept(trainer.step))
     return trainer.chosen

@@ -3,8 +3,8 @@
 Validation batches come from the same stream as the training batches, and no batch is both. Where a
 method makes each image anew, or images were set aside as in fine-tuning, no image is both either; a
 stream that draws from stored images, such as the real ones of a benchmark's bound, may give an
-image to both, and the measured agreement is then too high. Of the validation images the newest are
-kept, because an adversarial method's images change: the best student so far and the current one
+image to both, and the measured agreement is then too high. The newest validation images replace the
+oldest, because an adversarial method's images change: the best student so far and the current one
 are both measured on the same images each time.
 """
 

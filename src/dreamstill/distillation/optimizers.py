@@ -11,7 +11,7 @@ from dreamstill.distillation.config import DistillConfig, Optimizer
 def optimizer_of(
     parameters: Iterable[nn.Parameter], config: DistillConfig
 ) -> torch.optim.Optimizer:
-    """Adam, or SGD with momentum."""
+    """Return Adam, or SGD with momentum."""
     lr, decay = config.lr, config.weight_decay
     if config.optimizer is Optimizer.ADAM:
         return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
@@ -21,7 +21,7 @@ def optimizer_of(
 def schedule_of(
     optimizer: torch.optim.Optimizer, config: DistillConfig
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Of the learning rate: steps down, a cosine to 0, or none."""
+    """Return the schedule of the learning rate: steps down, a cosine to 0, or none."""
     if config.drops:
         milestones = [round(share * config.steps) for share in config.drops]
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)

@@ -1,6 +1,7 @@
 """Train a student toward its teacher on batches of images, wherever they come from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,20 +15,23 @@ from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.optimizers import optimizer_of, schedule_of
 from dreamstill.errors import DataError, NonFiniteError
 from dreamstill.nn.hooks import batch_norm_layers
-from dreamstill.progress import Progress
+from dreamstill.progress import Progress, start_kept
 from dreamstill.teacher import Teacher
 
 __all__ = ["Trainer"]
 
+log = logging.getLogger(__name__)
+
 
 class Trainer:
-    """The training of one student, which can be stopped and resumed after any step.
+    """The training of a student on any batches, which can be stopped and resumed after any step.
 
     Args:
         teacher: frozen; asked for what the batches do not say.
         student: trained in place; in train mode for each step.
+        batches: one for each step.
         selector: holds the validation images, and the best student so far.
-        config: losses, optimizer, steps; what it says of batches is not read.
+        config: losses, optimizer, steps; what it says of images to synthesize is not read.
         rng: initializes the layers that some losses train.
         inherited: by layer, which of the teacher's output channels the student has, where it was
             made from the teacher: see `inherit`.
@@ -43,6 +47,7 @@ class Trainer:
         self,
         teacher: Teacher,
         student: nn.Module,
+        batches: Iterable[TrainingBatch],
         selector: ModelSelector,
         config: DistillConfig,
         *,
@@ -50,7 +55,7 @@ class Trainer:
         inherited: Mapping[str, Tensor] | None = None,
         pretrained: bool = False,
     ) -> None:
-        self.teacher, self.student = teacher, student
+        self.teacher, self.student, self.batches = teacher, student, batches
         self.selector, self.config = selector, config
         self.pretrained = pretrained or inherited is not None
         networks = Networks(teacher, student, config.temperature, rng, inherited or {})
@@ -61,17 +66,11 @@ class Trainer:
         initializes = any(part.initializes for part in self.loss.parts.values())
         self.boundary_steps = int(config.boundary_share * config.steps) if initializes else 0
         self.step = 0
+        self.warnings: list[str] = []
+        """Warnings logged in this process: all that the run may give."""
 
-    def run(
-        self,
-        batches: Iterable[TrainingBatch],
-        before_validation: Callable[[], dict[str, float]] = dict,
-    ) -> Iterator[Progress]:
+    def run(self) -> Iterator[Progress]:
         """Take the steps that are left; yield after each one, when a stop is safe.
-
-        Args:
-            batches: one for each step.
-            before_validation: called before each validation; what it returns is recorded too.
 
         Raises:
             DataError: there are fewer batches than steps.
@@ -81,19 +80,28 @@ class Trainer:
         steps = self.config.steps
         if self.pretrained and self.step == 0:
             self.selector.validate(self.student, 0)
-        for _, (images, logits) in zip(range(self.step, steps), batches, strict=False):
-            loss = self._train_step(images, logits)
-            record = {"step": float(self.step), "loss": loss}
+        for _, (images, logits) in zip(range(self.step, steps), self.batches, strict=False):
+            record = {"loss": self._train_step(images, logits)}
             if self.step % self.config.validate_every == 0 or self.step == steps:
-                record |= before_validation()
+                record |= self.before_validation()
                 record |= asdict(self.selector.validate(self.student, self.step))
             if self.step == steps:
                 record["chosen_at_step"] = float(self.selector.best_step)
-            yield Progress("distill", self.step, steps, record)
+            yield Progress("distill", self.step, steps, {"step": float(self.step)} | record)
         if self.step < steps:
-            raise DataError(
-                f"the batches ended after {self.step} of {steps} steps: give one a step"
-            )
+            raise DataError(f"{steps} steps need as many batches; got {self.step}")
+        if steps and self.selector.best_step == 0:
+            self.warn(start_kept(steps))
+
+    def before_validation(self) -> dict[str, float]:
+        """Prepare a validation; return what is to be recorded with it."""
+        return {}
+
+    def warn(self, text: str) -> None:
+        """Log a warning once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            log.warning("%s", text)
 
     def _train_step(self, images: Tensor, logits: Tensor | None) -> float:
         config = self.config
@@ -118,11 +126,6 @@ class Trainer:
         self.schedule.step()
         self.step += 1
         return value
-
-    @property
-    def kept_start(self) -> bool:
-        """All steps were taken, and none improved on the start."""
-        return 0 < self.config.steps == self.step and self.selector.best_step == 0
 
     @property
     def chosen(self) -> nn.Module:

@@ -42,8 +42,8 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     """Squared hinge on the side of zero that the teacher's neurons are on, summed, over N.
 
     Heo et al. 2019 (AB), equation 5, on features before the ReLU, the student's after its
-    connector: it pays (s + m)^2 where the teacher is silent and s > -m, and (s - m)^2 where the
-    teacher fires and s <= m.
+    connector: (s + m)^2 where the teacher is silent and s > -m, and (s - m)^2 where the teacher
+    fires and s <= m.
     """
     silent = (student + margin).clamp_min(0).pow(2) * (teacher <= 0)
     firing = (student - margin).clamp_max(0).pow(2) * (teacher > 0)

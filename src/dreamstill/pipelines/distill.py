@@ -207,15 +207,15 @@ def _follow(
     folder: Path, job: Job, work: Distillation, on_progress: Callable[[Progress], None]
 ) -> nn.Module:
     """Take a distillation from its checkpoint, if there is one, to its end."""
-    checkpoint, spent, trainer = folder / "checkpoint.pt", 0.0, work.trainer
+    checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
         spent = _take_up(checkpoint, job, work)
-    log = _Log(folder / "log.jsonl", trainer.step)
+    log = _Log(folder / "log.jsonl", work.step)
     start = saved = time.monotonic()
 
     def save() -> None:
         state = {
-            "origin": _origin_of_checkpoint(job, trainer.teacher),
+            "origin": _origin_of_checkpoint(job, work.teacher),
             "work": work.state_dict(),
             "seconds": spent + time.monotonic() - start,
             "process_rng": _process_rng(job.device),
@@ -233,19 +233,19 @@ def _follow(
         on_progress(progress)
     log.flush()
     save()
-    save_student(folder, job.student, trainer.chosen, trainer.teacher)
+    save_student(folder, job.student, work.chosen, work.teacher)
     write_json(
         folder / "result.json",
         {
             "seconds": round(spent + time.monotonic() - start, 3),
-            "queries": trainer.teacher.queries,
+            "queries": work.teacher.queries,
             "steps": job.distill.steps,
-            "chosen_at_step": trainer.selector.best_step,
-            "validation_agreement": trainer.selector.measure(trainer.chosen)[0],
+            "chosen_at_step": work.selector.best_step,
+            "validation_agreement": work.selector.measure(work.chosen)[0],
             "warnings": work.warnings,
         },
     )
-    return trainer.chosen
+    return work.chosen
 
 
 def _origin_of_checkpoint(job: Job, teacher: Teacher) -> dict[str, str]:
@@ -261,7 +261,7 @@ def _take_up(checkpoint: Path, job: Job, work: Distillation) -> float:
 
     """
     state = load_checkpoint(checkpoint, job.device)
-    wanted = _origin_of_checkpoint(job, work.trainer.teacher)
+    wanted = _origin_of_checkpoint(job, work.teacher)
     if state.get("origin") != wanted:
         raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
     with understood(checkpoint, RunError, "does not fit its run"):

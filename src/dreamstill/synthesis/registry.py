@@ -94,10 +94,10 @@ def method_config(name: str, plain: Any = None, preset: Any = None) -> Any:
 
 
 def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
-    """Plain values of distillation, laid upon those of a method's preset.
+    """Merge plain values of distillation over those of a method's preset.
 
-    Whoever names the transfer losses, the optimizer or the course of its learning rate no longer
-    has what the preset says beside them: see GO_WITH.
+    Where distillation losses, the optimizer or the course of its learning rate are named, what the
+    preset says beside them is left out: see GO_WITH.
 
     Raises:
         ConfigError: the method has no such preset.

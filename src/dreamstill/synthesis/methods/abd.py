@@ -1,8 +1,8 @@
 """Always Be Dreaming: a generator whose images a network with BatchNorm takes for its own data.
 
 Source: Smith et al., "Always Be Dreaming: A New Approach for Data-Free Class-Incremental
-Learning", ICCV 2021, section 4.1, and the authors' code. It dreams for `continual`, where the
-learner of the same paper is, and for any other task. Two stages: the generator learns alone for
+Learning", ICCV 2021, section 4.1, and the authors' code. It makes images for `continual`, where
+the learner of the same paper is, and for any other task. Two stages: the generator learns alone for
 `warm_up` batches and is then frozen. Where this differs: images are clipped to the teacher's valid
 range, with the gradient passed through the clip.
 """

@@ -2,7 +2,7 @@
 
 Source: Micaelli & Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS
 2019, algorithm 1, and the authors' code. The generator's KL is the mean over batch and classes, as
-in the code: `clip` is of its gradient. The student's attention transfer is the transfer loss
+in the code: `clip` is of its gradient. The student's attention transfer is the distillation loss
 `attention` (weight 250); its clipped gradient and cosine are `distill.clip_gradient` 5 and
 `distill.anneal`; the presets have all of it. Where this differs: images are clipped to the
 teacher's valid range; the student's KL is the mean over the batch alone; the student is in eval
@@ -45,7 +45,7 @@ class ZsktConfig:
     """Student steps on the same z after each generator step; at least 1."""
     cosine_batches: int | None = None
     """Batches over which the generator's learning rate falls to 0 by a cosine; 0: it stays.
-    Default: all those of a distillation, the judge's among them."""
+    Default: all those of a distillation, validation batches among them."""
 
     def __post_init__(self) -> None:
         at_least(self, 2, "batch_size")
