@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.errors import ConfigError
+from dreamstill.files.checkpoints import Stateful
 from dreamstill.input_spec import InputSpec
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
@@ -40,7 +40,7 @@ def replay(
         yield augment(chosen, spec, config.augment, rng), None
 
 
-class BatchStream(Iterator[TrainingBatch]):
+class BatchStream(Stateful, Iterator[TrainingBatch]):
     """An endless stream of batches, one for each step, which can be stopped and resumed.
 
     Fresh batches of a method go into the replay buffer, from which the steps between them are
@@ -61,6 +61,11 @@ class BatchStream(Iterator[TrainingBatch]):
         ConfigError: there would be no images, or none to augment.
 
     """
+
+    state = (
+        *("drawn", "warmed_up", "repeats_left", "repeated", "counts"),
+        *("method", "healthy", "aside", "buffer"),
+    )
 
     def __init__(
         self,
@@ -88,7 +93,7 @@ class BatchStream(Iterator[TrainingBatch]):
         self.prefill = max(prefill if config.steps else 0, least)
         self.counts = torch.zeros(method.teacher.num_classes, dtype=torch.int64)
         self.warmed_up = self.drawn = 0
-        self.repeated: Batch | None = None  # the fresh batch that is trained on again
+        self.repeated: TrainingBatch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
         self._remember()
         method.anneal_over(self._num_batches(method.config.batch_size))
@@ -151,11 +156,12 @@ class BatchStream(Iterator[TrainingBatch]):
         step, self.drawn = self.drawn, self.drawn + 1
         if self.repeated and self.repeats_left:
             self.repeats_left -= 1
-            return self.repeated.images, self.repeated.logits
+            return self.repeated
         if self.fresh_every and step % self.fresh_every == 0:
-            batch, self.repeats_left = self._fresh_batch(), self.method.repeat - 1
+            fresh = self._fresh_batch()
+            batch, self.repeats_left = (fresh.images, fresh.logits), self.method.repeat - 1
             self.repeated = batch if self.repeats_left else None
-            return batch.images, batch.logits
+            return batch
         images = self.buffer.sample(self.config.batch_size, self.rng)
         return augment(images, self.method.teacher.spec, self.config.augment, self.rng), None
 
@@ -170,27 +176,3 @@ class BatchStream(Iterator[TrainingBatch]):
             self.selector.hold_out(batch)
             self.healthy = copy.deepcopy(self.method.state_dict())
         return {"collapsed": float(collapsed)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that a resume needs beside the config and the buffer's file."""
-        return {
-            "drawn": self.drawn,
-            "warmed_up": self.warmed_up,
-            "repeats_left": self.repeats_left,
-            "repeated": (self.repeated.images, self.repeated.logits) if self.repeated else None,
-            "method": self.method.state_dict(),
-            "healthy": self.healthy,
-            "aside": self.aside,
-            "counts": self.counts,
-            "buffer": self.buffer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.drawn, self.warmed_up = state["drawn"], state["warmed_up"]
-        self.repeats_left = state["repeats_left"]
-        self.repeated = Batch(*state["repeated"]) if state["repeated"] else None
-        self.method.load_state_dict(state["method"])
-        self.healthy, self.aside = state["healthy"], state["aside"]
-        self.counts = state["counts"].cpu()
-        self.buffer.load_state_dict(state["buffer"])

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dreamstill.data.class_coverage import missing_classes
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation import layer_reconstruction
 from dreamstill.distillation.batch_stream import BatchStream
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.layer_reconstruction import reconstruct as reconstruct_layers
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.progress import Progress
@@ -33,6 +33,8 @@ class Distillation(Trainer):
 
     """
 
+    state = (*Trainer.state, "stream", "to_reconstruct")
+
     def __init__(
         self,
         teacher: Teacher,
@@ -47,11 +49,11 @@ class Distillation(Trainer):
         pretrained: bool = False,
     ) -> None:
         self.rng = rng
-        self.reconstruct = 0 if inherited is None else min(reconstruct, config.buffer_size)
-        self.inherited = inherited if reconstruct else None  # until the layers are reconstructed
+        self.inherited = inherited
+        self.to_reconstruct = 0 if inherited is None else min(reconstruct, config.buffer_size)
         selector = ModelSelector(config.num_validation, teacher.spec)
         self.stream = BatchStream(
-            method, buffer, selector, student, config, rng=rng, least=self.reconstruct
+            method, buffer, selector, student, config, rng=rng, least=self.to_reconstruct
         )
         super().__init__(
             *(teacher, student, self.stream, selector, config),
@@ -68,12 +70,13 @@ class Distillation(Trainer):
 
         """
         yield from self.stream.fill()
-        if self.inherited is not None:
-            images = self.stream.buffer.images(self.reconstruct).to(self.rng.device)
+        if self.inherited is not None and self.to_reconstruct:
+            images = self.stream.buffer.images(self.to_reconstruct).to(self.rng.device)
             inputs = self.teacher.spec.encode(images)
-            whole, narrow = self.teacher.module, self.student
-            reconstruct_layers(whole, narrow, self.inherited, inputs, rng=self.rng)
-            self.inherited = None
+            layer_reconstruction.reconstruct(
+                self.teacher.module, self.student, self.inherited, inputs, rng=self.rng
+            )
+            self.to_reconstruct = 0
         if not self.stream.fresh_every:  # all images are made
             self._check_classes()
         yield from super().run()
@@ -89,15 +92,9 @@ class Distillation(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume needs beside the config and the buffer's file."""
-        return super().state_dict() | {
-            "reconstructed": self.inherited is None,
-            "stream": self.stream.state_dict(),
-            "rng": self.rng.get_state(),
-        }
+        return super().state_dict() | {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue, to the bit on a CPU."""
         super().load_state_dict(state)
-        self.inherited = None if state["reconstructed"] else self.inherited
-        self.stream.load_state_dict(state["stream"])
         self.rng.set_state(state["rng"].cpu())  # a checkpoint is mapped to the run's device

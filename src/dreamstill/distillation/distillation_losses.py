@@ -97,9 +97,7 @@ class Loss(ABC):
     weight: ClassVar[float] = 1.0
     """The default weight."""
     before_relu: ClassVar[bool] = False
-    """It compares what enters ReLUs; `pairs` are their numbers."""
-    initializes: ClassVar[bool] = False
-    """It trains the student alone, in a stage before the other losses."""
+    """It compares what enters ReLUs, by number, in a first stage that initializes the student."""
 
     def __init__(self, networks: Networks) -> None:
         self.temperature = networks.temperature
@@ -223,7 +221,7 @@ class Boundary(MapLoss):
 
     name, function = LossName.BOUNDARY, staticmethod(feature_losses.activation_boundary)
     weight = 3e-3
-    before_relu = initializes = True
+    before_relu = True
 
     def connector(self, ours: int, theirs: int, rng: torch.Generator) -> nn.Module:
         """Make a 1x1 convolution with BatchNorm where the channels differ."""
@@ -382,27 +380,26 @@ class DistillationLoss:
             logits: the teacher's answer (N, K), if it was asked already.
 
         """
-        return self._sum(images, logits, initializes=False)
+        return self._sum(images, logits, before_relu=False)
 
     def initialize(self, images: Tensor) -> Tensor:
         """Return the sum of the losses that initialize the student, on (N, C, H, W)."""
-        return self._sum(images, None, initializes=True)
+        return self._sum(images, None, before_relu=True)
 
-    def _sum(self, images: Tensor, logits: Tensor | None, *, initializes: bool) -> Tensor:
+    def _sum(self, images: Tensor, logits: Tensor | None, *, before_relu: bool) -> Tensor:
         weighted = [
             (weight, part)
             for weight, part in zip(self.weights, self.parts.values(), strict=True)
-            if part.initializes == initializes
+            if part.before_relu == before_relu
         ]
-        pairs = [pair for _, part in weighted if not part.before_relu for pair in part.pairs]
-        relus = any(part.before_relu for _, part in weighted)
+        pairs = [pair for _, part in weighted for pair in part.pairs if not before_relu]
         layers = {ours: self.student.get_submodule(ours) for ours, _ in pairs}
         run = partial(self.teacher.run, self.student)
-        student = observe(run, images, layers, relus=relus)
-        if logits is None or pairs or relus:
+        student = observe(run, images, layers, relus=before_relu)
+        if logits is None or pairs:
             layers = {theirs: self.teacher.module.get_submodule(theirs) for _, theirs in pairs}
             with torch.no_grad():
-                teacher = observe(self.teacher, images, layers, relus=relus)
+                teacher = observe(self.teacher, images, layers, relus=before_relu)
         else:
             teacher = Observation(logits)
         losses = (weight * part(student, teacher) for weight, part in weighted)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from dreamstill.distillation.distillation_losses import DistillationLoss, Networ
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.optimizers import optimizer_of, schedule_of
 from dreamstill.errors import DataError, NonFiniteError
+from dreamstill.files.checkpoints import Stateful
 from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.progress import Progress, start_kept
 from dreamstill.teacher import Teacher
@@ -23,7 +24,7 @@ __all__ = ["Trainer"]
 log = logging.getLogger(__name__)
 
 
-class Trainer:
+class Trainer(Stateful):
     """The training of a student on any batches, which can be stopped and resumed after any step.
 
     Args:
@@ -42,6 +43,8 @@ class Trainer:
         ConfigError: the two networks have no layers that one of the losses can compare.
 
     """
+
+    state: ClassVar[tuple[str, ...]] = ("step", "student", "optimizer", "schedule")
 
     def __init__(
         self,
@@ -63,8 +66,8 @@ class Trainer:
         parameters = [*student.parameters(), *self.loss.connectors.parameters()]
         self.optimizer = optimizer_of(parameters, config)
         self.schedule = schedule_of(self.optimizer, config)
-        initializes = any(part.initializes for part in self.loss.parts.values())
-        self.boundary_steps = int(config.boundary_share * config.steps) if initializes else 0
+        boundary = any(part.before_relu for part in self.loss.parts.values())
+        self.boundary_steps = int(config.boundary_share * config.steps) if boundary else 0
         self.step = 0
         self.warnings: list[str] = []
         """Warnings logged in this process: all that the run may give."""
@@ -134,21 +137,15 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume needs beside the config."""
-        return {
-            "step": self.step,
+        return super().state_dict() | {
             "queries": self.teacher.queries,
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "connectors": self.loss.connectors.state_dict(),
             "selector": self.selector.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.step, self.teacher.queries = state["step"], state["queries"]
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        super().load_state_dict(state)
+        self.teacher.queries = state["queries"]
         self.loss.connectors.load_state_dict(state["connectors"])
         self.selector.load_state_dict(state["selector"], self.student)

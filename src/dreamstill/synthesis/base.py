@@ -7,16 +7,17 @@ import torch
 from torch import nn
 
 from dreamstill.data.batch import Batch
+from dreamstill.files.checkpoints import Stateful
 from dreamstill.teacher import Teacher
 
 __all__ = ["Method"]
 
 
-class Method(ABC):
+class Method(Stateful, ABC):
     """A method that makes inputs from a teacher alone; a subclass states where it differs.
 
-    The same rng gives the same batches, and `load_state_dict` of a `state_dict` continues as if
-    the run had never been interrupted; the state of the rng itself belongs to the run.
+    The same rng gives the same batches. `state` names what a resume needs, less the state of the
+    rng, which belongs to the run.
 
     Args:
         teacher: the network whose inputs are made.
@@ -33,8 +34,6 @@ class Method(ABC):
     """A batch may hold images of earlier ones: validation images need a memory of their own."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the teacher's `Capabilities` that the method cannot do without."""
-    state: ClassVar[tuple[str, ...]] = ()
-    """Attributes that a resume needs: parts with a `state_dict` of their own, numbers, tensors."""
     repeat: int = 1
     """Student steps on each fresh batch."""
     warm_up: int = 0
@@ -47,19 +46,5 @@ class Method(ABC):
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Return the next batch; adversarial methods read the live student."""
 
-    def anneal_over(self, batches: int) -> None:  # noqa: B027
+    def anneal_over(self, batches: int) -> None:
         """Plan the method's own learning rate over this many batches, where it has one."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that a resume needs: what `state` names."""
-        parts = {name: getattr(self, name) for name in self.state}
-        return {n: p.state_dict() if hasattr(p, "state_dict") else p for n, p in parts.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state that `state_dict` returned."""
-        for name in self.state:
-            part = getattr(self, name)
-            if hasattr(part, "load_state_dict"):
-                part.load_state_dict(state[name])
-            else:
-                setattr(self, name, state[name])

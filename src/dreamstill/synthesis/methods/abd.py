@@ -74,9 +74,7 @@ class Abd(Method):
             )
         super().__init__(teacher, config, rng=rng)
         self.warm_up = config.generator_steps
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
-        )
+        self.generator = LatentGenerator(teacher, config, rng, eps=0.8)
         self.stages = LearnedFirst(self.generator, config.generator_steps, self._loss)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:

@@ -78,9 +78,7 @@ class Dafl(Method):
 
     def __init__(self, teacher: Teacher, config: DaflConfig, *, rng: torch.Generator) -> None:
         super().__init__(teacher, config, rng=rng)
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
-        )
+        self.generator = LatentGenerator(teacher, config, rng, eps=0.8)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Draw z, take one generator step, return the images drawn before the step."""

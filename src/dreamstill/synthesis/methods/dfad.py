@@ -69,7 +69,7 @@ class Dfad(Method):
 
     def __init__(self, teacher: Teacher, config: DfadConfig, *, rng: torch.Generator) -> None:
         super().__init__(teacher, config, rng=rng)
-        self.generator = LatentGenerator(teacher, config.latent, config.widths, config.lr, rng)
+        self.generator = LatentGenerator(teacher, config, rng)
         self.batches = 0
         self.milestones: list[float] = []
 

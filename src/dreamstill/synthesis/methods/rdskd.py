@@ -68,9 +68,7 @@ class Rdskd(Method):
     def __init__(self, teacher: Teacher, config: RdskdConfig, *, rng: torch.Generator) -> None:
         super().__init__(teacher, config, rng=rng)
         self.warm_up = config.generator_steps
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
-        )
+        self.generator = LatentGenerator(teacher, config, rng, eps=0.8)
         self.stages = LearnedFirst(self.generator, config.generator_steps, self._loss)
         self.base = torch.zeros(2, device=rng.device)
 

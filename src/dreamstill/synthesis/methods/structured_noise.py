@@ -1,7 +1,7 @@
-"""Structured noise: random shapes, no optimization, kept class-balanced by the teacher.
+"""Structured noise: random shapes, no optimization, balanced over the classes by the teacher.
 
-Source: ours; the shapes are those of `drawings`. Of a large draw as many images as possible are
-kept alike for every class the teacher names. It is a strong floor and a good start for any method.
+Source: ours; the shapes are those of `random_shapes`. Of a large draw the images are selected whose
+classes are spread most evenly. It is a strong baseline and a good start for any method.
 """
 
 import math
@@ -33,7 +33,7 @@ class StructuredNoiseConfig:
     batch_size: int = 256
     """Images a batch; at least 1."""
     oversample: int = 2
-    """Images drawn for each one kept, to balance the classes; at least 1."""
+    """Images drawn for each one selected, to balance the classes; at least 1."""
     memory: int = 5000
     """Images remembered, evenly over the classes, to fill up classes rare in a draw; at least 1. Of
     large images no more than 64 MiB."""

@@ -66,9 +66,7 @@ class Zskt(Method):
     def __init__(self, teacher: Teacher, config: ZsktConfig, *, rng: torch.Generator) -> None:
         super().__init__(teacher, config, rng=rng)
         self.repeat = config.student_steps
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, bounded=False
-        )
+        self.generator = LatentGenerator(teacher, config, rng, bounded=False)
         self.cosine_batches = config.cosine_batches or 0
         self.batches = 0
 
