@@ -21,12 +21,14 @@ from torch import nn
 import toys
 from dreamstill.config import from_plain, to_plain
 from dreamstill.data.augmentation import Augmentation, augment
+from dreamstill.data.batch import answered
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.optimizers import optimizer_of
-from dreamstill.errors import ConfigError, NonFiniteError
+from dreamstill.distillation.trainer import Trainer
+from dreamstill.errors import ConfigError, DataError, NonFiniteError
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import TeacherFile
 from dreamstill.pipelines.distill import Job, _distillation, distill
@@ -432,6 +434,19 @@ def test_the_last_step_is_always_validated(tmp_path: Path) -> None:
     work = work_in(tmp_path, steps=7, validate_every=5)
     validated = [progress.done for progress in work.run() if "agreement" in progress.record]
     assert validated == [5, 7]
+
+
+def test_a_trainer_takes_any_batches_and_names_where_they_end() -> None:
+    teacher, selector = toys.quadrant_teacher(), ModelSelector(8, toys.SPEC)
+    images = torch.randn(16, 1, 8, 8, generator=rng())
+    selector.hold_out(answered(teacher, images))
+    batches = [(images, None), (images[:4], teacher(images[:4]))]
+    trainer = Trainer(teacher, toys.student(), batches, selector, DistillConfig(steps=2), rng=rng())
+    assert [progress.done for progress in trainer.run()] == [1, 2]
+    assert trainer.selector.best_step == 2
+    trainer = Trainer(teacher, toys.student(), batches, selector, DistillConfig(steps=3), rng=rng())
+    with pytest.raises(DataError, match="the batches ended after 2 of 3 steps"):
+        list(trainer.run())
 
 
 def start_of(folder: Path, **changes: Any) -> Distillation:

@@ -30,7 +30,7 @@ class Trainer(Stateful):
     Args:
         teacher: frozen; asked for what the batches do not say.
         student: trained in place; in train mode for each step.
-        batches: one for each step.
+        batches: one for each step that is left.
         selector: holds the validation images, and the best student so far.
         config: losses, optimizer, steps; what it says of images to synthesize is not read.
         rng: initializes the layers that some losses train.
@@ -92,7 +92,9 @@ class Trainer(Stateful):
                 record["chosen_at_step"] = float(self.selector.best_step)
             yield Progress("distill", self.step, steps, {"step": float(self.step)} | record)
         if self.step < steps:
-            raise DataError(f"{steps} steps need as many batches; got {self.step}")
+            raise DataError(
+                f"the batches ended after {self.step} of {steps} steps: give one a step"
+            )
         if steps and self.selector.best_step == 0:
             self.warn(start_kept(steps))
 
