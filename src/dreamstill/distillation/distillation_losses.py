@@ -56,22 +56,16 @@ def observe(
 
 @dataclass(frozen=True)
 class Networks:
-    """The teacher and the student that a loss is made for.
-
-    Args:
-        teacher, student: both run once where a loss compares layers, to find them.
-        temperature: divides the logits in the losses that soften them; above 0.
-        rng: initializes the layers that some losses train.
-        inherited: by layer, which of the teacher's output channels the student has; all where it
-            is absent.
-
-    """
+    """The teacher and the student that a loss is made for; both run once to find their layers."""
 
     teacher: Teacher
     student: nn.Module
     temperature: float
+    """Divides the logits in the losses that soften them; above 0."""
     rng: torch.Generator
+    """Initializes the layers that some losses train."""
     inherited: Mapping[str, Tensor] = field(default_factory=dict)
+    """By layer, which of the teacher's output channels the student has; all where it is absent."""
 
     @cached_property
     def observations(self) -> tuple[Observation, Observation]:
@@ -94,6 +88,8 @@ class Loss(ABC):
     """A distillation loss, made for one student and its teacher; a call returns a scalar."""
 
     name: ClassVar[str]
+    function: "ClassVar[staticmethod[..., Tensor]]"
+    """Its formula, of the student's and the teacher's tensors, where it is one."""
     weight: ClassVar[float] = 1.0
     """The default weight."""
     before_relu: ClassVar[bool] = False
@@ -113,8 +109,6 @@ class Loss(ABC):
 
 class LogitLoss(Loss):
     """A loss on the logits (N, K)."""
-
-    function: "ClassVar[staticmethod[[Tensor, Tensor, float], Tensor]]"
 
     def __call__(self, student: Observation, teacher: Observation) -> Tensor:
         """Return the loss of the logits."""
@@ -153,8 +147,6 @@ class L1(LogitLoss):
 
 class MapLoss(Loss):
     """A loss on the last feature maps (N, C, H, W) at each resolution that both networks have."""
-
-    function: "ClassVar[staticmethod[[Tensor, Tensor], Tensor]]"
 
     def __init__(self, networks: Networks) -> None:
         super().__init__(networks)
@@ -241,8 +233,6 @@ class Boundary(MapLoss):
 class FeatureLoss(Loss):
     """A loss on the penultimate features (N, D), the inputs of the last linear layers."""
 
-    function: "ClassVar[staticmethod[[Tensor, Tensor], Tensor]]"
-
     def __init__(self, networks: Networks) -> None:
         super().__init__(networks)
         modules = (networks.student, networks.teacher.module)
@@ -298,17 +288,11 @@ class Layers(Loss):
 
 
 def shared_layers(networks: Networks) -> dict[str, tuple[int, Tensor]]:
-    """Find the layers and blocks of the teacher that the student has too.
+    """Find the layers and blocks of the teacher that the student has too, at least two.
 
     Of a layer and the BatchNorm behind it only the BatchNorm is compared. A block has the channels
-    of the last layer in it, where their numbers agree.
-
-    Returns:
-        By layer, the axis of its channels, and which of the teacher's channels the student has.
-
-    Raises:
-        ConfigError: the two share nothing but, at most, one layer.
-
+    of the last layer in it, where their numbers agree. Returns, by layer, the axis of its channels
+    and which of the teacher's channels the student has.
     """
     student, teacher = networks.observations
     modules = dict(networks.teacher.module.named_modules())
@@ -375,10 +359,7 @@ class DistillationLoss:
     def __call__(self, images: Tensor, logits: Tensor | None = None) -> Tensor:
         """Return the sum of all losses but those that initialize the student.
 
-        Args:
-            images: (N, C, H, W) in the teacher's input space.
-            logits: the teacher's answer (N, K), if it was asked already.
-
+        Takes images (N, C, H, W) in the teacher's input space and, if known, its answer (N, K).
         """
         return self._sum(images, logits, before_relu=False)
 
