@@ -43,7 +43,7 @@ def make_run(folder: Path, num_classes: int = 10, shape: tuple[int, ...] = (1, 2
     lines: list[dict[str, Any]] = [
         {"step": i, "loss": 3.0 / i, "seconds": 0.1 * i} for i in range(1, 61)
     ]
-    lines[39] |= {"agreement": 0.8, "kl": 0.2, "kept": True}
+    lines[39] |= {"agreement": 0.8, "kl": 0.2, "best": True}
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "log.jsonl").write_text(text + '{"step": 61, "lo')
     rng = np.random.default_rng(0)
