@@ -23,7 +23,7 @@ from benchmarks.reference_cifar10_resnet import BENCHMARK as CIFAR10
 from benchmarks.reference_fashion_mnist import BENCHMARK as FASHION
 from benchmarks.reference_mnist import BENCHMARK as MNIST
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.evaluation import predict
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from

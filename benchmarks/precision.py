@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.protocol import StoredImages
 from dreamstill.config import Precision
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.data.stored_images import StoredImages
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5_bn
 from dreamstill.nn.resnet_cifar import resnet20, resnet56

@@ -4,7 +4,7 @@ A benchmark names the teacher, the student and its rows; a row is a method with 
 the methods stand the noise baseline, the structured baseline and the real-data bound: the same
 student, steps and schedule on clipped Gaussian noise, on structured noise and on the real training
 set. Each student is chosen without real data and meets the test set once, at the end; that of the
-real-data bound on training images, which are drawn with replacement: some are held out and trained on.
+real-data bound on training images, drawn with replacement: some are held out and trained on.
 """
 
 import argparse
@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from dreamstill.config import Precision, to_plain
+from dreamstill.data.batch import Batch, answered
 from dreamstill.data.config import Augmentation
 from dreamstill.data.images import load_images
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.data.stored_images import StoredImages
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.evaluation import accuracy, agreement, predict
 from dreamstill.input_spec import InputSpec
@@ -38,7 +38,7 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
-from dreamstill.synthesis.base import Synthesizer
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import NoiseConfig, StructuredNoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher
@@ -101,9 +101,26 @@ def training_images(path: Path, spec: InputSpec) -> torch.Tensor:
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def open_row(
-    row: Row, teacher: Teacher, data: Path, folder: Path, rng: torch.Generator
-) -> Synthesizer:
+class StoredImages(Method):
+    """Batches of a fixed set of images, drawn with replacement: what every method is up against."""
+
+    streams = True
+
+    def __init__(
+        self, teacher: Teacher, images: torch.Tensor, batch_size: int, *, rng: torch.Generator
+    ) -> None:
+        super().__init__(teacher, NoiseConfig(batch_size=batch_size), rng=rng)
+        self.images = images
+
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Draw images of the set and ask the teacher."""
+        size, device = (self.config.batch_size,), self.rng.device
+        index = torch.randint(len(self.images), size, generator=self.rng, device=device)
+        chosen = self.images[index.to(self.images.device)].to(device)
+        return answered(self.teacher, self.teacher.input_spec.encode(chosen))
+
+
+def open_row(row: Row, teacher: Teacher, data: Path, folder: Path, rng: torch.Generator) -> Method:
     """The synthesizer of a row; `data` is what real, unrelated and metadata may look at."""
     if row.method in ("real", "unrelated"):
         path = data if row.method == "real" else data.with_name(f"{row.synthesis}.npz")

@@ -43,6 +43,7 @@ from dreamstill.compression.quantization.quantize import quantize, quantize_with
 from dreamstill.data.batch import Batch
 from dreamstill.data.images import load_images
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.batch_stream import replay
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import ConfigError, DataError, ExportError, TeacherError
@@ -721,7 +722,9 @@ def test_images_in_memory_are_replayed_as_a_pool_of_them_is(tmp_path: Path) -> N
             store.add(Batch(toys.SPEC.encode(part), torch.empty(0)))
     assert memory.added == buffer.added == 40
     assert torch.equal(memory.images(35), buffer.images(35))
-    assert torch.equal(memory.sample(9, rng()), buffer.sample(9, rng()))
+    assert torch.equal(memory.sample(16, rng()), buffer.sample(16, rng()))
+    shown, _ = next(replay(pictures, toys.SPEC, quick(), rng()))
+    assert torch.equal(shown, buffer.sample(16, rng()))
 
 
 @pytest.mark.parametrize("freeze", [True, False])

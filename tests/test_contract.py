@@ -22,7 +22,7 @@ from dreamstill.losses.priors import gaussian_smoothness
 from dreamstill.losses.statistics import batch_statistics, gaussian_kl
 from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.activation_statistics import load_metadata, record_metadata
-from dreamstill.synthesis.base import Annealed, Synthesizer
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import (
     CLOTHES,
     DeepInversionConfig,
@@ -75,12 +75,12 @@ def record(teacher: Teacher, path: Path) -> None:
     record_metadata(teacher, teacher.input_spec.decode(images), path)
 
 
-def make(name: str, teacher: Teacher, seed: int = 0, **changes: Any) -> Synthesizer:
+def make(name: str, teacher: Teacher, seed: int = 0, **changes: Any) -> Method:
     config = METHODS[name].config(**(FAST[name] | changes))
     return open_synthesizer(name, teacher, config, rng=torch.Generator().manual_seed(seed))
 
 
-def draw(synthesizer: Synthesizer, student: torch.nn.Module | None = None) -> Batch:
+def draw(synthesizer: Method, student: torch.nn.Module | None = None) -> Batch:
     return synthesizer.next_batch(toys.seeded_student() if student is None else student)
 
 
@@ -350,8 +350,7 @@ def other_value(name: str, value: Any) -> Any:
 def stream(name: str, **changes: Any) -> list[Tensor]:
     """How often a batch is trained on, and four batches beside a student that never learns."""
     synthesizer, student = make(name, toys.cnn_teacher(), **changes), toys.seeded_student()
-    if isinstance(synthesizer, Annealed):
-        synthesizer.anneal_over(4)
+    synthesizer.anneal_over(4)
     images = [draw(synthesizer, student).images for _ in range(4)]
     return [torch.tensor(synthesizer.repeat), *images]
 

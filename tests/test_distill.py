@@ -1,4 +1,4 @@
-"""Distillation, judge and buffer; runs killed and resumed."""
+"""Distillation, model selection and replay buffer; runs killed and resumed."""
 
 import copy
 import hashlib
@@ -21,20 +21,21 @@ from torch import nn
 import toys
 from dreamstill.config import Precision, from_plain, to_plain
 from dreamstill.data.augmentation import augment
-from dreamstill.data.batch import Batch
+from dreamstill.data.batch import Batch, answered
 from dreamstill.data.config import Augmentation
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.optimizers import optimizer_of
-from dreamstill.distillation.trainer import Distillation
-from dreamstill.errors import ConfigError, NonFiniteError
+from dreamstill.distillation.trainer import Trainer
+from dreamstill.errors import ConfigError, DataError, NonFiniteError
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import _distillation, distill
 from dreamstill.pipelines.run_directory import environment
-from dreamstill.synthesis.base import Synthesizer
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import (
     DeepInversionConfig,
     DfadConfig,
@@ -60,7 +61,7 @@ def batch_of(value: int, num: int) -> Batch:
     return Batch(images, torch.zeros(num, 4))
 
 
-class TestPool:
+class TestReplayBuffer:
     @pytest.mark.parametrize("name", ["shift", "rotate", "scale", "mix"])
     def test_each_augmentation_changes_images(self, name: str) -> None:
         images = torch.randn(8, 1, 8, 8, generator=rng()).clamp(-2, 2)
@@ -154,67 +155,65 @@ class Answer(nn.Module):
         return self.logits.expand(len(x), 4)
 
 
-class TestJudge:
+class TestModelSelector:
     def make(self) -> ModelSelector:
-        judge = ModelSelector(8, toys.SPEC)
+        selector = ModelSelector(8, toys.SPEC)
         logits = torch.eye(4)[[0, 0, 0, 1]]
-        judge.hold_out(Batch(torch.zeros(4, 1, 8, 8), logits))
-        return judge
+        selector.hold_out(Batch(torch.zeros(4, 1, 8, 8), logits))
+        return selector
 
     def test_agreement_is_the_share_of_equal_answers(self) -> None:
-        assert self.make().sit(Answer(0), 1).agreement == 0.75
-        assert self.make().sit(Answer(1), 1).agreement == 0.25
+        assert self.make().validate(Answer(0), 1).agreement == 0.75
+        assert self.make().validate(Answer(1), 1).agreement == 0.25
 
     def test_it_keeps_bytes_and_asks_about_inputs(self) -> None:
-        judge, inputs = (
+        selector, inputs = (
             ModelSelector(4, toys.SPEC),
             toys.SPEC.encode(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8)),
         )
-        judge.hold_out(Batch(inputs, torch.eye(4)[[0] * 6]))
-        assert judge.images.dtype == torch.uint8
+        selector.hold_out(Batch(inputs, torch.eye(4)[[0] * 6]))
+        assert selector.images.dtype == torch.uint8
         shown: list[torch.Tensor] = []
         student = Answer(0)
         student.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
-        judge.sit(student, 1)
+        selector.validate(student, 1)
         torch.testing.assert_close(shown[0], inputs[-4:])
 
     def test_a_few_images_of_as_many_classes_are_no_collapse(self) -> None:
-        judge = ModelSelector(400, toys.SPEC)
-        judge.hold_out(Batch(torch.zeros(400, 1, 8, 8), torch.eye(400)))
-        assert not judge.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[:4]))
-        assert judge.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[[7] * 4]))
+        selector = ModelSelector(400, toys.SPEC)
+        selector.hold_out(Batch(torch.zeros(400, 1, 8, 8), torch.eye(400)))
+        assert not selector.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[:4]))
+        assert selector.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[[7] * 4]))
 
     def test_the_better_student_stays(self) -> None:
-        judge = self.make()
-        assert judge.sit(Answer(1), 1).kept
-        assert judge.sit(Answer(0), 2).kept
-        assert not judge.sit(Answer(1), 3).kept
-        assert judge.best_step == 2
+        selector = self.make()
+        assert selector.validate(Answer(1), 1).best
+        assert selector.validate(Answer(0), 2).best
+        assert not selector.validate(Answer(1), 3).best
+        assert selector.best_step == 2
 
     def test_equal_agreement_falls_to_the_lower_kl(self) -> None:
-        judge = self.make()
-        judge.sit(Answer(0, margin=30.0), 1)
-        assert judge.sit(Answer(0, margin=1.0), 2).kept
+        selector = self.make()
+        selector.validate(Answer(0, margin=30.0), 1)
+        assert selector.validate(Answer(0, margin=1.0), 2).best
 
-    def test_the_champion_is_a_copy(self) -> None:
-        judge, student = self.make(), Answer(0)
-        judge.sit(student, 1)
+    def test_the_best_student_is_a_copy(self) -> None:
+        selector, student = self.make(), Answer(0)
+        selector.validate(student, 1)
         nn.init.zeros_(student.logits)
-        assert judge.best is not None
-        assert judge.best(torch.zeros(1)).argmax() == 0
-        assert judge.best(torch.zeros(1)).max() == 1
+        assert selector.best is not None
+        assert selector.best(torch.zeros(1)).argmax() == 0
+        assert selector.best(torch.zeros(1)).max() == 1
 
-    def test_the_ring_forgets_the_oldest(self) -> None:
-        judge = self.make()
-        judge.hold_out(Batch(torch.ones(8, 1, 8, 8), torch.eye(4)[[2] * 8]))
-        assert judge.sit(Answer(2), 1).agreement == 1.0
+    def test_the_oldest_validation_images_go_first(self) -> None:
+        selector = self.make()
+        selector.hold_out(Batch(torch.ones(8, 1, 8, 8), torch.eye(4)[[2] * 8]))
+        assert selector.validate(Answer(2), 1).agreement == 1.0
 
 
 def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distillation:
     teacher, generator = toys.quadrant_teacher(), rng()
-    method: Synthesizer = StructuredNoise(
-        teacher, StructuredNoiseConfig(batch_size=64), rng=generator
-    )
+    method: Method = StructuredNoise(teacher, StructuredNoiseConfig(batch_size=64), rng=generator)
     if noise:  # no two images alike
         method = Noise(teacher, NoiseConfig(batch_size=64), rng=generator)
     config = DistillConfig(**({"num_validation": 128, "buffer_size": 500} | changes))  # type: ignore[arg-type]
@@ -232,16 +231,15 @@ def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distilla
     ],
 )
 def test_a_student_learns_the_quadrants(
-    tmp_path: Path, transfer: tuple[LossName, ...], precision: Precision
+    tmp_path: Path, losses: tuple[LossName, ...], precision: Precision
 ) -> None:
-    work = work_in(tmp_path, steps=400, lr=0.01, losses=transfer)
+    work = work_in(tmp_path, steps=400, lr=0.01, losses=losses)
     work.teacher.precision = precision
     low = []
     work.student.register_forward_hook(
         lambda module, args, output: low.append(torch.is_autocast_enabled("cpu"))
     )
-    next(iter(work.run()))
-    work._train_step()
+    next(progress for progress in work.run() if progress.stage == "distill")
     assert low[0] == (precision is Precision.BFLOAT16)
     for _ in work.run():
         pass
@@ -325,7 +323,7 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
     assert told == [len(made)]
 
 
-def test_a_collapse_at_the_first_sitting_keeps_what_was_learned_before(tmp_path: Path) -> None:
+def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(tmp_path: Path) -> None:
     config = RdskdConfig(batch_size=64, latent=8, widths=(4, 4), generator_steps=3)
     job = DistillJob(
         teacher=TeacherFile(weights="toy"),
@@ -338,7 +336,7 @@ def test_a_collapse_at_the_first_sitting_keeps_what_was_learned_before(tmp_path:
     work.selector.is_collapse = lambda batch: True  # type: ignore[method-assign]
     for _ in work.run():
         pass
-    method = work.synthesizer
+    method = work.stream.method
     assert isinstance(method, Rdskd)
     assert method.stages.step == 3
     assert not method.generator.module.training
@@ -350,7 +348,7 @@ def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> No
     work.teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]  # a rare class
     for _ in work.run():
         pass
-    trained = {image.numpy().tobytes() for image in work.buffer.images()}
+    trained = {image.numpy().tobytes() for image in work.stream.buffer.images()}
     assert len(trained) > 200
     held = [
         image for image in work.selector.images if image.min() < image.max()
@@ -359,7 +357,7 @@ def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> No
     assert not any(image.numpy().tobytes() in trained for image in held)
 
 
-def test_a_pool_needs_no_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replay_buffer_needs_no_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.posix_fallocate")
     assert len(ReplayBuffer(tmp_path / "replay_buffer", toys.SPEC, 8)) == 0
 
@@ -368,7 +366,7 @@ def test_prefill_and_replay(tmp_path: Path) -> None:
     work = work_in(tmp_path, steps=10, prefill=200, fresh_every=5)
     for _ in work.run():
         pass
-    assert work.buffer.added == 256 + 2 * 64
+    assert work.stream.buffer.added == 256 + 2 * 64
 
 
 def weights_after(folder: Path, **changes: object) -> torch.Tensor:
@@ -440,10 +438,23 @@ def test_sgd_steps_by_gradient_momentum_and_decay() -> None:
     assert weight.item() == pytest.approx(first - 0.1 * (0.5 * 3.2 + 3 + 0.2 * first))
 
 
-def test_the_judge_sits_also_at_the_last_step(tmp_path: Path) -> None:
+def test_the_last_step_is_always_validated(tmp_path: Path) -> None:
     work = work_in(tmp_path, steps=7, validate_every=5)
-    sittings = [progress.done for progress in work.run() if "agreement" in progress.record]
-    assert sittings == [5, 7]
+    validated = [progress.done for progress in work.run() if "agreement" in progress.record]
+    assert validated == [5, 7]
+
+
+def test_a_trainer_takes_any_batches_and_names_where_they_end() -> None:
+    teacher, selector = toys.quadrant_teacher(), ModelSelector(8, toys.SPEC)
+    images = torch.randn(16, 1, 8, 8, generator=rng())
+    selector.hold_out(answered(teacher, images))
+    batches = [(images, None), (images[:4], teacher(images[:4]))]
+    trainer = Trainer(teacher, toys.student(), batches, selector, DistillConfig(steps=2), rng=rng())
+    assert [progress.done for progress in trainer.run()] == [1, 2]
+    assert trainer.selector.best_step == 2
+    trainer = Trainer(teacher, toys.student(), batches, selector, DistillConfig(steps=3), rng=rng())
+    with pytest.raises(DataError, match="the batches ended after 2 of 3 steps"):
+        list(trainer.run())
 
 
 def start_of(folder: Path, **changes: Any) -> Distillation:
@@ -458,7 +469,7 @@ def start_of(folder: Path, **changes: Any) -> Distillation:
 
 
 @pytest.mark.parametrize("fresh", [{}, {"prefill": 128, "fresh_every": 0}])
-def test_a_start_that_no_step_improves_on_is_kept_and_said(
+def test_a_start_that_no_step_improves_on_is_selected_and_said(
     tmp_path: Path, fresh: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     work = start_of(tmp_path, **fresh)
@@ -472,7 +483,9 @@ def test_a_start_that_no_step_improves_on_is_kept_and_said(
 
 
 @pytest.mark.parametrize("cut", [1, 3, 5, 8])
-def test_a_start_is_judged_once_however_often_a_run_is_taken_up(tmp_path: Path, cut: int) -> None:
+def test_a_start_is_validated_once_however_often_a_run_is_taken_up(
+    tmp_path: Path, cut: int
+) -> None:
     whole = start_of(tmp_path / "whole", lr=0.05)
     for _ in whole.run():
         pass
@@ -496,7 +509,9 @@ def test_a_start_is_judged_once_however_often_a_run_is_taken_up(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("reconstruct", [0, 64])
-def test_a_student_that_inherits_is_judged_at_its_start(tmp_path: Path, reconstruct: int) -> None:
+def test_a_student_that_inherits_is_validated_at_its_start(
+    tmp_path: Path, reconstruct: int
+) -> None:
     job = DistillJob(
         teacher=TeacherFile(weights="toy"),
         student="toys:student",
@@ -567,7 +582,7 @@ def test_a_batch_is_trained_on_as_often_as_its_method_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, seen = work_in(tmp_path, steps=7), []
-    monkeypatch.setattr(work.synthesizer, "repeat", 3, raising=False)
+    monkeypatch.setattr(work.stream.method, "repeat", 3, raising=False)
     work.student.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0]) if module.training else None
     )
@@ -640,7 +655,7 @@ def test_settings_survive_json() -> None:
         from_plain(DistillConfig, {"augment": {"tilt": 1}})
     with pytest.raises(ConfigError, match=r"steps must be of type int; got 'many'"):
         from_plain(DistillConfig, {"steps": "many"})
-    with pytest.raises(ConfigError, match=r"transfer must be one of kl, .*; got 'l3'"):
+    with pytest.raises(ConfigError, match=r"losses must be one of kl, .*; got 'l3'"):
         from_plain(DistillConfig, {"losses": ["l3"]})
 
 
@@ -747,7 +762,7 @@ class Collapsing(StructuredNoise):
         self.rolled_back += 1
 
 
-def test_a_collapsed_synthesizer_is_rolled_back_and_not_judged_on(tmp_path: Path) -> None:
+def test_a_collapsed_method_is_rolled_back_and_not_validated_on(tmp_path: Path) -> None:
     generator, teacher = rng(), toys.quadrant_teacher()
     config = StructuredNoiseConfig(batch_size=32)
     source = Collapsing(teacher, config, rng=generator)

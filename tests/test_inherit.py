@@ -15,7 +15,7 @@ from dreamstill.cli import main as cli
 from dreamstill.config import from_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError
 from dreamstill.loaders.config import TeacherFile
@@ -442,7 +442,7 @@ def test_a_run_killed_before_its_first_step_is_solved_once(tmp_path: Path) -> No
 
 
 def work_in(folder: Path) -> Distillation:
-    """Two batches for the judge, two to be solved on, then two steps."""
+    """Two batches for validation, two to be solved on, then two steps."""
     teacher, rng = toys.cnn_teacher(), torch.Generator().manual_seed(0)
     student = copy.deepcopy(teacher.module).requires_grad_()
     method = StructuredNoise(teacher, StructuredNoiseConfig(batch_size=32), rng=rng)

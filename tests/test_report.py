@@ -23,7 +23,8 @@ from dreamstill import report
 from dreamstill.cli import main as cli
 from dreamstill.config import from_plain, to_plain
 from dreamstill.errors import RunError, TeacherError
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.report import write_report
 from dreamstill.report.distill import table_rows
 from dreamstill.report.figures import tile, to_picture
@@ -66,7 +67,7 @@ def make_run(folder: Path, num_classes: int = 10, shape: tuple[int, ...] = (1, 2
     lines: list[dict[str, Any]] = [
         {"step": i, "loss": 3.0 / i, "seconds": 0.1 * i} for i in range(1, 61)
     ]
-    lines[39] |= {"agreement": 0.8, "kl": 0.2, "kept": True}
+    lines[39] |= {"agreement": 0.8, "kl": 0.2, "best": True}
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "log.jsonl").write_text(text + '{"step": 61, "lo')
     rng = np.random.default_rng(0)

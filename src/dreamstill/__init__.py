@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dreamstill.api import profile as profile
     from dreamstill.api import prune as prune
     from dreamstill.api import quantize as quantize
-    from dreamstill.api import register_method as register_method
     from dreamstill.api import register_stage as register_stage
     from dreamstill.api import synthesize as synthesize
     from dreamstill.compression.config import FactorizeConfig as FactorizeConfig
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
     from dreamstill.synthesis.config import StructuredNoiseConfig as StructuredNoiseConfig
     from dreamstill.synthesis.config import ZskdConfig as ZskdConfig
     from dreamstill.synthesis.config import ZsktConfig as ZsktConfig
+    from dreamstill.synthesis.registry import register_method as register_method
     from dreamstill.teacher import Teacher as Teacher
 
 _API = (

@@ -27,8 +27,8 @@ from dreamstill.continual.learning import learn
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.finetune import finetune
-from dreamstill.distillation.trainer import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
@@ -46,7 +46,7 @@ from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, regi
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.profiling import Profile, measure_profile
 from dreamstill.progress import Progress
-from dreamstill.synthesis.base import Synthesizer
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.presets import PRESETS, method_config
 from dreamstill.synthesis.registry import (
     METHODS,
@@ -558,8 +558,8 @@ def evaluate(model: nn.Module, images: Any, labels: Any, input_spec: InputSpec) 
     given, classes = torch.as_tensor(images), torch.as_tensor(labels).long()
     if len(given) == 0 or classes.shape != (len(given),):
         raise DataError(
-            f"labels must be (N,) for images (N, C, H, W), N at least 1; got {tuple(classes.shape)} "
-            f"for {tuple(given.shape)}"
+            f"labels must be (N,) for images (N, C, H, W), N at least 1; got "
+            f"{tuple(classes.shape)} for {tuple(given.shape)}"
         )
     logits = predict(model, input_spec, given)
     return {
@@ -615,7 +615,9 @@ def _run(
         raise ConfigError(f"{task} reads images with this configuration: give some")
     shape = teacher.input_spec.shape
     given = (
-        torch.empty(0, *shape, dtype=torch.uint8) if images is None else _images(images, teacher)
+        _images(images, teacher)
+        if images is not None
+        else torch.empty(0, *shape, dtype=torch.uint8)
     )
     history, note = _history(progress)
     rng = torch.Generator(teacher.device).manual_seed(seed)
@@ -688,7 +690,7 @@ def _method(method: Any, preset: str | None) -> tuple[str, Any]:
     raise ConfigError(f"method must be a name or a configuration; got {type(method).__name__}")
 
 
-def _synthesizer(images: Any, teacher: Teacher, rng: torch.Generator) -> Synthesizer | None:
+def _synthesizer(images: Any, teacher: Teacher, rng: torch.Generator) -> Method | None:
     """Return the synthesizer that `images` is or names; None for images themselves."""
     if isinstance(images, Tensor | np.ndarray | Path):
         return None
@@ -696,7 +698,7 @@ def _synthesizer(images: Any, teacher: Teacher, rng: torch.Generator) -> Synthes
         is_file = images not in METHODS and (Path(images).suffix or Path(images).is_dir())
         return None if is_file else open_synthesizer(*_named(images, teacher), rng=rng)
     if hasattr(images, "next_batch"):
-        made: Synthesizer = images
+        made: Method = images
         return made
     return open_synthesizer(*_named(images, teacher), rng=rng)
 

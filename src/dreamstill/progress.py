@@ -15,12 +15,12 @@ def start_kept(steps: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What happened: one synthesized batch before the first step, or one student step."""
+    """One batch that was synthesized before the first step, or one student step."""
 
     stage: str
-    """"warm up", "synthesize", "reconstruct" or "distill"."""
+    """"warm up", "synthesize" or "distill"."""
     done: int
     total: int
     record: dict[str, float]
-    """Of a student step: step, loss and, after a sitting, agreement, kl and kept; of the last one
-    chosen_at_step, the step whose student was chosen: 0 is the start."""
+    """Of a student step: step, loss and, after a validation, agreement, kl and best; of the last
+    step also chosen_at_step, the step whose student was chosen: 0 is the start."""

@@ -17,7 +17,8 @@ from dreamstill.config import from_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.reading import understood
-from dreamstill.loaders.teacher_file import TeacherFile, open_from
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.demo import demo
 from dreamstill.pipelines.jobs import distill_and_report, inspect

@@ -1,4 +1,4 @@
-"""Say when the classes of the images that a network learns from are not those of its teacher."""
+"""Warn where the images that a network learns from lack classes of its teacher."""
 
 import logging
 
@@ -10,14 +10,14 @@ __all__ = ["class_counts", "missing_classes", "warn_of_classes"]
 log = logging.getLogger(__name__)
 
 MOST_SHARE = 0.95
-"""Of the images that may be of one class."""
+"""Share of the images that may be of one class."""
 MOST_NAMED = 10
 """Classes that are listed in a message."""
 WAY_OUT = "make more images, or take another method or preset, or images of your own"
 
 
 def class_counts(logits: Tensor) -> Tensor:
-    """How many of (N, K) logits name each class, int64 (K,), on the CPU."""
+    """Count how many of (N, K) logits name each class: int64 (K,), on the CPU."""
     return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
 
 
@@ -60,8 +60,8 @@ def warn_of_classes(logits: Tensor, *, given: bool = False) -> list[str]:
     """Log what `missing_classes` finds of (N, K) logits; return it as a list of at most one line.
 
     Args:
-        logits: what the teacher says of the images.
-        given: they are the user's own, not synthetic.
+        logits: the teacher's answers.
+        given: the images are the user's own, not synthetic.
 
     """
     found = missing_classes(class_counts(logits), "images" if given else "synthetic images")

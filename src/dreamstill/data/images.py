@@ -1,4 +1,4 @@
-"""Real images: the one room that opens any, and only what the user hands over.
+"""Read real images that the user hands over; no other module opens any.
 
 An .npz holds x, uint8 (N, C, H, W), and y (N,), or x_test and y_test. A folder holds pictures, one
 folder of them for each class where labels are asked for. Pictures are scaled and cropped around
@@ -30,7 +30,7 @@ MODES = {1: "L", 3: "RGB"}
 def load_unlabelled(path: StrPath, spec: InputSpec) -> Tensor:
     """Read uint8 images (N, C, H, W): x or x_test of an .npz, or all pictures below a folder.
 
-    In an order of chance, always the same: files are often sorted by class, and agreement is
+    They come in a random order, always the same: files are often sorted by class, and agreement is
     measured on the last images of a set. Raises DataError that names what is wrong with the file.
     """
     if (path := Path(path)).is_dir():
@@ -117,7 +117,7 @@ def _pictures(path: Path, files: list[Path], spec: InputSpec) -> Tensor:
 
 
 def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture, upright, as uint8 (height, width, channels)."""
+    """Read a picture upright, as uint8 (height, width, channels)."""
     with Image.open(file, formats=FORMATS) as picture:
         if picture.mode.startswith(("I", "F")):
             raise DataError(f"{file} has more than 8 bits a channel: save it with 8")
@@ -127,7 +127,7 @@ def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays x and y of an .npz, or x_test and y_test under those names."""
+    """Read the arrays x and y of an .npz, or x_test and y_test under those names."""
     with (
         reading(path, DataError, "is not an .npz of plain arrays", what="images"),
         path.open("rb") as file,  # NumPy does not close what it cannot read

@@ -1,4 +1,4 @@
-"""The bounded store of synthetic images: uint8 on disk by memory map, with replay.
+"""A bounded store of synthetic images to replay: uint8, in memory or in a file that is mapped.
 
 Between commits new images live in memory alone; `state_dict` carries them, and `commit` writes
 them. So a checkpoint and the file always agree, wherever a kill falls: write the checkpoint,
@@ -7,7 +7,7 @@ then commit; on resume the checkpoint's images are written again over whatever w
 
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,11 @@ from dreamstill.files.reading import StrPath
 from dreamstill.files.writing import write_json
 from dreamstill.input_spec import InputSpec
 
-__all__ = ["ReplayBuffer", "Replay"]
+__all__ = ["ReplayBuffer"]
 
 
 class ReplayBuffer:
-    """At most `capacity` images; a new one replaces the oldest.
+    """Store at most `capacity` images; a new one replaces the oldest.
 
     Args:
         folder: holds images.npy (uint8 (capacity, C, H, W)) and buffer.json. None: in memory alone.
@@ -112,7 +112,7 @@ class ReplayBuffer:
         store[self._slots(start, images)] = images.numpy()
 
     def images(self, most: int | None = None) -> Tensor:
-        """All stored images, or at most so many, uint8 (N, C, H, W), a copy."""
+        """Return a copy of the stored images, or of at most so many: uint8 (N, C, H, W)."""
         return torch.from_numpy(np.array(self._images[: len(self)][:most]))
 
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
@@ -141,7 +141,7 @@ class ReplayBuffer:
         write_json(self._folder / "buffer.json", card)
 
     def state_dict(self) -> dict[str, Any]:
-        """How much was ever added, the images that are not on disk yet, and a checksum of each."""
+        """Return the images that are not on disk yet, how many were ever added, and checksums."""
         return {
             "added": self.added,
             "journal": list(self._journal),
@@ -149,7 +149,7 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the count and write the checkpoint's images again.
+        """Continue from a state, and write its images to the file again.
 
         Raises:
             RunError: the file does not hold the images that the checkpoint was written beside.
@@ -165,29 +165,3 @@ class ReplayBuffer:
                 f"{self._folder} does not hold the images of its checkpoint: image {wrong[0]} is "
                 f"another, and {len(wrong) - 1} more; the run cannot be resumed"
             )
-
-
-class Replay(Protocol):
-    """Images to train on again: a buffer on disk, or in memory."""
-
-    @property
-    def added(self) -> int:
-        """How many images were ever added."""
-
-    def add(self, batch: Batch) -> None:
-        """Store the batch's images, rounded to uint8."""
-
-    def images(self, most: int | None = None) -> Tensor:
-        """All images, or at most so many, uint8 (N, C, H, W)."""
-
-    def sample(self, num: int, rng: torch.Generator) -> Tensor:
-        """Draw `num` images in the teacher's input space, on the rng's device."""
-
-    def commit(self) -> None:
-        """Write what was added to the file, where there is one."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""

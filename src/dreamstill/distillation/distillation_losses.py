@@ -1,7 +1,14 @@
-"""Transfer: what the student pays for differing from the teacher, in logits and in features."""
+"""Distillation losses: how far a student is from its teacher, in logits and in features.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+Each loss is a class, `LOSSES` is their table by name, and `DistillationLoss` is a weighted sum.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,43 +23,286 @@ from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.seeded import seeded
 from dreamstill.teacher import Teacher
 
-__all__ = ["DistillationLoss"]
-
-ON_LOGITS: dict[LossName, Callable[[Tensor, Tensor, float], Tensor]] = {
-    LossName.KL: logit_losses.kl_divergence,
-    LossName.REVERSE_KL: logit_losses.reverse_kl,
-    LossName.JS: logit_losses.js_divergence,
-    LossName.MSE: logit_losses.mse,
-    LossName.L1: logit_losses.l1,
-}
-ON_MAPS = (LossName.ATTENTION, LossName.BOUNDARY, LossName.MIMIC)
-WEIGHTS = {
-    LossName.ATTENTION: 250.0,  # ZSKT
-    LossName.BOUNDARY: 3e-3,
-    LossName.SIMILARITY: 3000.0,
-}
-"""The papers' weights, where they are not 1; that of `layers` and `mimic` is ours."""
-DISTANCE, ANGLE = 25.0, 50.0
-"""RKD's, within `relational`."""
+__all__ = ["LOSSES", "DistillationLoss", "Loss", "Networks", "Observation", "register_loss"]
 
 
-def shared_layers(
-    student: Probe, teacher: Probe, module: nn.Module, kept: Mapping[str, Tensor]
-) -> dict[str, tuple[int, Tensor]]:
-    """Layers and blocks of the teacher's `module` that the student has: on which axis are which
-    of its channels.
+@dataclass(frozen=True)
+class Observation:
+    """What a network computed in one forward pass, as far as it was recorded."""
 
-    Of a layer and the BatchNorm behind it the BatchNorm alone. A block has the channels of the last
-    layer in it, where it has as many. ConfigError where no more than the answer is shared.
+    logits: Tensor
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """By layer, its first input."""
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    """By layer, its output."""
+    before_relu: Mapping[str, Tensor] = field(default_factory=dict)
+    """What entered each ReLU, by number in the order of the calls."""
+
+
+def observe(
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    layers: Mapping[str, nn.Module],
+    *,
+    relus: bool,
+    copy: bool = True,
+) -> Observation:
+    """Run a network on images; record layers, copies where later ones may change them in place."""
+    entering = ReluInputs()
+    with Probe(layers, copy=copy) as probe, entering if relus else nullcontext():
+        logits = network(images)
+    return Observation(logits, probe.inputs, probe.outputs, entering.inputs)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The teacher and the student that a loss is made for; both run once to find their layers."""
+
+    teacher: Teacher
+    student: nn.Module
+    temperature: float
+    """Divides the logits in the losses that soften them; above 0."""
+    rng: torch.Generator
+    """Initializes the layers that some losses train."""
+    inherited: Mapping[str, Tensor] = field(default_factory=dict)
+    """By layer, which of the teacher's output channels the student has; all where it is absent."""
+
+    @cached_property
+    def observations(self) -> tuple[Observation, Observation]:
+        """The student and the teacher on blank images, every layer and ReLU recorded."""
+        return self._observed(self.student), self._observed(self.teacher.module)
+
+    @torch.no_grad()
+    def _observed(self, module: nn.Module) -> Observation:
+        images = torch.zeros(2, *self.teacher.input_spec.shape, device=self.teacher.device)
+        layers = {
+            name: part
+            for name, part in module.named_modules()
+            if "parametrizations" not in name.split(".")  # these compute weights, not features
+        }
+        with eval_mode(module):
+            return observe(module, images, layers, relus=True, copy=False)
+
+
+class Loss(ABC):
+    """A distillation loss, made for one student and its teacher; a call returns a scalar."""
+
+    name: ClassVar[str]
+    function: "ClassVar[staticmethod[..., Tensor]]"
+    """Its formula, of the student's and the teacher's tensors, where it is one."""
+    weight: ClassVar[float] = 1.0
+    """The default weight."""
+    before_relu: ClassVar[bool] = False
+    """It compares what enters ReLUs, by number, in a first stage that initializes the student."""
+
+    def __init__(self, networks: Networks) -> None:
+        self.temperature = networks.temperature
+        self.pairs: list[tuple[str, str]] = []
+        """The layers of student and teacher to record; none: the logits suffice."""
+        self.connectors = nn.ModuleList()
+        """Layers that are trained with the student."""
+
+    @abstractmethod
+    def __call__(self, student: Observation, teacher: Observation) -> Tensor:
+        """Return the loss."""
+
+
+class LogitLoss(Loss):
+    """A loss on the logits (N, K)."""
+
+    def __call__(self, student: Observation, teacher: Observation) -> Tensor:
+        """Return the loss of the logits."""
+        return self.function(student.logits, teacher.logits, self.temperature)
+
+
+class Kl(LogitLoss):
+    """KL(teacher || student) of softened answers: Hinton et al. 2015."""
+
+    name, function = LossName.KL, staticmethod(logit_losses.kl_divergence)
+
+
+class ReverseKl(LogitLoss):
+    """KL(student || teacher) of softened answers."""
+
+    name, function = LossName.REVERSE_KL, staticmethod(logit_losses.reverse_kl)
+
+
+class Js(LogitLoss):
+    """Jensen-Shannon divergence of softened answers: Yin et al. 2020."""
+
+    name, function = LossName.JS, staticmethod(logit_losses.js_divergence)
+
+
+class Mse(LogitLoss):
+    """Mean squared difference of logits: Ba and Caruana 2014."""
+
+    name, function = LossName.MSE, staticmethod(logit_losses.mse)
+
+
+class L1(LogitLoss):
+    """Mean absolute difference of logits: Fang et al. 2019 (DFAD)."""
+
+    name, function = LossName.L1, staticmethod(logit_losses.l1)
+
+
+class MapLoss(Loss):
+    """A loss on the last feature maps (N, C, H, W) at each resolution that both networks have."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__(networks)
+        student, teacher = (_last_maps(seen) for seen in map(self._maps, networks.observations))
+        self.pairs = [(student[size], teacher[size]) for size in student if size in teacher]
+        if not self.pairs:
+            entering = " that enter a ReLU" if self.before_relu else ""
+            raise ConfigError(
+                f"the loss {self.name} needs feature maps of one size{entering} in both networks; "
+                f"the student has {list(student)}, the teacher {list(teacher)}"
+            )
+        ours, theirs = map(self._maps, networks.observations)
+        for mine, wanted in self.pairs:
+            channels = ours[mine].shape[1], theirs[wanted].shape[1]
+            connector = self.connector(*channels, networks.rng)
+            self.connectors.append(connector.to(networks.teacher.device))
+
+    def connector(self, ours: int, theirs: int, rng: torch.Generator) -> nn.Module:
+        """Make a layer that gives the student's maps the channels of the teacher's."""
+        return nn.Identity()
+
+    def _maps(self, seen: Observation) -> Mapping[str, Any]:
+        return seen.before_relu if self.before_relu else seen.outputs
+
+    def losses(self, student: Observation, teacher: Observation) -> list[Tensor]:
+        """Return the loss at each resolution."""
+        ours, theirs = self._maps(student), self._maps(teacher)
+        return [
+            self.function(connector(ours[mine]), theirs[wanted])
+            for connector, (mine, wanted) in zip(self.connectors, self.pairs, strict=True)
+        ]
+
+    def __call__(self, student: Observation, teacher: Observation) -> Tensor:
+        """Return the sum over the resolutions."""
+        return sum(self.losses(student, teacher), student.logits.new_zeros(()))
+
+
+def _last_maps(outputs: Mapping[str, Any]) -> dict[tuple[int, int], str]:
+    """Return, by resolution (H, W), the name of the last feature maps that have it."""
+    maps = {name: o for name, o in outputs.items() if isinstance(o, Tensor) and o.ndim == 4}
+    return {(output.shape[2], output.shape[3]): name for name, output in maps.items()}
+
+
+class Attention(MapLoss):
+    """Attention maps: Zagoruyko and Komodakis 2017; the weight is that of ZSKT."""
+
+    name, function = LossName.ATTENTION, staticmethod(feature_losses.attention)
+    weight = 250.0
+
+
+class Mimic(MapLoss):
+    """Feature maps, the student's after a 1x1 convolution: Li, Jin and Yan 2017."""
+
+    name, function = LossName.MIMIC, staticmethod(feature_losses.mimic)
+
+    def connector(self, ours: int, theirs: int, rng: torch.Generator) -> nn.Module:
+        """Make a 1x1 convolution."""
+        with seeded(rng):
+            return nn.Conv2d(ours, theirs, 1)
+
+
+class Boundary(MapLoss):
+    """Activation boundaries before the last ReLUs: Heo et al. 2019 (AB)."""
+
+    name, function = LossName.BOUNDARY, staticmethod(feature_losses.activation_boundary)
+    weight = 3e-3
+    before_relu = True
+
+    def connector(self, ours: int, theirs: int, rng: torch.Generator) -> nn.Module:
+        """Make a 1x1 convolution with BatchNorm where the channels differ."""
+        if ours == theirs:
+            return nn.Identity()
+        with seeded(rng):
+            convolution = nn.Conv2d(ours, theirs, 1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+        return nn.Sequential(convolution, nn.BatchNorm2d(theirs))
+
+    def losses(self, student: Observation, teacher: Observation) -> list[Tensor]:
+        """Return the losses from the last resolution on, weighted 1, 1/2, 1/4 as in the paper."""
+        losses = reversed(super().losses(student, teacher))
+        return [loss / 2**depth for depth, loss in enumerate(losses)]
+
+
+class FeatureLoss(Loss):
+    """A loss on the penultimate features (N, D), the inputs of the last linear layers."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__(networks)
+        modules = (networks.student, networks.teacher.module)
+        last = [
+            [layer for layer in seen.outputs if _is_linear(module.get_submodule(layer))][-1:]
+            for seen, module in zip(networks.observations, modules, strict=True)
+        ]
+        if not all(last):
+            raise ConfigError(f"the loss {self.name} needs a linear layer in both networks")
+        self.pairs = [(last[0][0], last[1][0])]
+
+    def __call__(self, student: Observation, teacher: Observation) -> Tensor:
+        """Return the loss of the features."""
+        ((ours, theirs),) = self.pairs
+        return self.function(student.inputs[ours], teacher.inputs[theirs])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module.layer if isinstance(module, QuantizedLayer) else module, nn.Linear)
+
+
+class Similarity(FeatureLoss):
+    """Similarities of the images in a batch: Tung and Mori 2019 (SP)."""
+
+    name, function = LossName.SIMILARITY, staticmethod(feature_losses.similarity_preserving)
+    weight = 3000.0
+
+
+class Relational(FeatureLoss):
+    """Distances and angles between the images in a batch: Park et al. 2019 (RKD)."""
+
+    name, function = LossName.RELATIONAL, staticmethod(feature_losses.relational)
+
+
+class Layers(Loss):
+    """Every layer and block of a student that was made from its teacher, channel by channel."""
+
+    name = LossName.LAYERS
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__(networks)
+        self.channels = shared_layers(networks)
+        self.pairs = [(layer, layer) for layer in self.channels]
+
+    def __call__(self, student: Observation, teacher: Observation) -> Tensor:
+        """Return the mean over the layers of the error relative to the teacher's variance."""
+        total = student.logits.new_zeros(())
+        for name, (axis, channels) in self.channels.items():
+            wanted = teacher.outputs[name].index_select(axis, channels)
+            error = feature_losses.layer_error(student.outputs[name], wanted)
+            total = total + error / len(self.channels)
+        return total
+
+
+def shared_layers(networks: Networks) -> dict[str, tuple[int, Tensor]]:
+    """Find the layers and blocks of the teacher that the student has too, at least two.
+
+    Of a layer and the BatchNorm behind it only the BatchNorm is compared. A block has the channels
+    of the last layer in it, where their numbers agree. Returns, by layer, the axis of its channels
+    and which of the teacher's channels the student has.
     """
-    modules = dict(module.named_modules())
+    student, teacher = networks.observations
+    modules = dict(networks.teacher.module.named_modules())
     kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
     layers = [name for name in teacher.outputs if isinstance(modules[name], kinds)]
     normed = {id(teacher.inputs[name]) for name in layers if isinstance(modules[name], _BatchNorm)}
     last = {name: name for name in layers if id(teacher.outputs[name]) not in normed}
     for name in teacher.outputs.keys() - layers - {""}:
         within = [layer for layer in layers if layer.startswith(f"{name}.")]
-        if within and not isinstance(modules[name], nn.Sequential):  # whose last part says the same
+        if within and not isinstance(modules[name], nn.Sequential):  # its last part is the same
             last[name] = within[-1]
     shared = {}
     for name in (name for name in teacher.outputs if name in last):
@@ -62,7 +312,7 @@ def shared_layers(
         axis = -1 if isinstance(modules[last[name]], nn.Linear) else 1
         channels = torch.arange(wanted.shape[axis], device=wanted.device)
         if teacher.outputs[last[name]].shape[axis] == len(channels):
-            channels = kept.get(last[name], channels).to(wanted.device)
+            channels = networks.inherited.get(last[name], channels).to(wanted.device)
         if ours.shape == wanted.index_select(axis, channels).shape:
             shared[name] = axis, channels
     if len(shared) < min(2, len(last)):
@@ -73,211 +323,65 @@ def shared_layers(
     return shared
 
 
-def last_maps(outputs: Mapping[str, Any]) -> dict[tuple[int, int], str]:
-    """The last to come at each resolution (H, W): its name."""
-    return {
-        (output.shape[2], output.shape[3]): name
-        for name, output in outputs.items()
-        if isinstance(output, Tensor) and output.ndim == 4
-    }
+ON_FEATURES = (Attention, Boundary, Layers, Mimic, Relational, Similarity)
+LOSSES: dict[str, type[Loss]] = {
+    loss.name: loss for loss in (Kl, ReverseKl, Js, Mse, L1, *ON_FEATURES)
+}
 
 
-def _layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every module by name, but those that make a weight: what they put out is no map."""
-    return {
-        name: part
-        for name, part in module.named_modules()
-        if "parametrizations" not in name.split(".")
-    }
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module.layer if isinstance(module, QuantizedLayer) else module, nn.Linear)
+def register_loss(loss: type[Loss]) -> type[Loss]:
+    """Add a loss to the table under its name; return it, so that a class can be decorated."""
+    LOSSES[loss.name] = loss
+    return loss
 
 
 class DistillationLoss:
-    """The sum of the chosen losses; holds the connectors that some of them learn.
-
-    Maps are compared where student and teacher share a resolution: `attention` and `mimic` on what
-    leaves the last layer or block there, `boundary` on what enters the last ReLU, through a
-    connector where the channels differ.
-    `relational` and `similarity` compare the penultimate features.
-    `layers` compares every layer and block channel by channel, where the student was made from the
-    teacher.
+    """The weighted sum of some distillation losses.
 
     Args:
-        teacher, student: both run once, to see their layers.
-        names: what to sum.
-        weights: one for each name; None: the papers'.
-        temperature: of the losses on logits.
-        rng: initializes the connectors.
-        kept: by layer, which of the teacher's outputs the student has; all where it is absent.
+        networks: the teacher and the student.
+        names: the losses, keys of `LOSSES`.
+        weights: one for each loss, at least 0; None: their defaults.
 
     Raises:
-        ConfigError: the two networks share no resolution or no layer, or one has no last linear
-            layer.
+        ConfigError: the networks have no layers that one of the losses can compare.
 
     """
 
     def __init__(
-        self,
-        teacher: Teacher,
-        student: nn.Module,
-        names: tuple[LossName, ...],
-        *,
-        weights: tuple[float, ...] | None,
-        temperature: float,
-        rng: torch.Generator,
-        kept: Mapping[str, Tensor] | None = None,
+        self, networks: Networks, names: Sequence[str], weights: Sequence[float] | None = None
     ) -> None:
-        self.teacher, self.student, self.temperature = teacher, student, temperature
-        self.kept = dict(kept or {})
-        self.weights = dict(
-            zip(names, weights or (WEIGHTS.get(n, 1.0) for n in names), strict=True)
-        )
-        self.connectors = nn.ModuleDict()
-        self.pairs: dict[LossName, list[tuple[str, str]]] = {}
-        self.watched: tuple[dict[str, nn.Module], dict[str, nn.Module]] = ({}, {})
-        if any(name not in ON_LOGITS for name in names):
-            with torch.no_grad():
-                self._pair(rng)
-
-    def _pair(self, rng: torch.Generator) -> None:
-        """Choose what to compare and make the connectors between them."""
-        seen, entered = [], []
-        inputs = torch.zeros(2, *self.teacher.input_spec.shape, device=self.teacher.device)
-        for module in (self.student, self.teacher.module):
-            with (
-                eval_mode(module),
-                Probe(_layers(module)) as probe,
-                ReluInputs() as relus,
-            ):
-                module(inputs)
-            seen.append(probe)
-            entered.append(relus)
-        for name in self.weights:
-            if name is LossName.BOUNDARY:
-                student, teacher = (relus.inputs for relus in entered)
-            elif name in ON_LOGITS:
-                continue
-            else:
-                student, teacher = (probe.outputs for probe in seen)
-            self.pairs[name] = self._pairs_of(name, student, teacher, seen)
-            for ours, wanted in self.pairs[name]:
-                if name in (LossName.BOUNDARY, LossName.MIMIC):
-                    channels = (student[ours].shape[1], teacher[wanted].shape[1])
-                    if name is LossName.MIMIC or channels[0] != channels[1]:
-                        self._connect(name, ours, channels, rng)
-                if name is not LossName.BOUNDARY:
-                    self.watched[0][ours] = self.student.get_submodule(ours)
-                    self.watched[1][wanted] = self.teacher.module.get_submodule(wanted)
-
-    def _pairs_of(
-        self,
-        name: LossName,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
-        probes: list[Probe],
-    ) -> list[tuple[str, str]]:
-        if name is LossName.LAYERS:
-            of = self.teacher.module
-            self.shared = shared_layers(probes[0], probes[1], of, self.kept)
-            return [(layer, layer) for layer in self.shared]
-        if name not in ON_MAPS:
-            last = [
-                [n for n in outputs if _is_linear(module.get_submodule(n))]
-                for outputs, module in ((student, self.student), (teacher, self.teacher.module))
-            ]
-            if not all(last):
-                raise ConfigError(f"the loss {name.value} needs a linear layer in both networks")
-            return [(last[0][-1], last[1][-1])]
-        student_maps, teacher_maps = last_maps(student), last_maps(teacher)
-        shared = [size for size in student_maps if size in teacher_maps]
-        if not shared:
-            entering = " that enter a ReLU" if name is LossName.BOUNDARY else ""
-            raise ConfigError(
-                f"the loss {name.value} needs feature maps of one size{entering} in both networks; "
-                f"the student has {list(student_maps)}, the teacher {list(teacher_maps)}"
-            )
-        return [(student_maps[size], teacher_maps[size]) for size in shared]
-
-    def _connect(
-        self, name: LossName, layer: str, channels: tuple[int, int], rng: torch.Generator
-    ) -> None:
-        with seeded(rng):
-            layers: list[nn.Module] = [nn.Conv2d(*channels, 1, bias=name is LossName.MIMIC)]
-            if name is LossName.BOUNDARY:
-                nn.init.kaiming_normal_(layers[0].get_parameter("weight"), mode="fan_out")
-                layers.append(nn.BatchNorm2d(channels[1]))
-        self.connectors[self._key(name, layer)] = nn.Sequential(*layers).to(self.teacher.device)
-
-    def _connected(self, name: LossName, layer: str, maps: Tensor) -> Tensor:
-        """The student's maps with the teacher's channels."""
-        key = self._key(name, layer)
-        connected: Tensor = self.connectors[key](maps) if key in self.connectors else maps
-        return connected
-
-    @staticmethod
-    def _key(name: LossName, layer: str) -> str:
-        return f"{name.value}:{layer}".replace(".", "/")
-
-    def initialize(self, images: Tensor) -> Tensor:
-        """The weighted `boundary` alone on (N, C, H, W) in the teacher's input space.
-
-        It initializes the student, in a stage of its own.
-        """
-        with ReluInputs() as student:
-            self.teacher.run(self.student, images)
-        with torch.no_grad(), ReluInputs() as teacher:
-            self.teacher(images)
-        total = images.new_zeros(())
-        for depth, (mine, theirs) in enumerate(reversed(self.pairs[LossName.BOUNDARY])):
-            ours = self._connected(LossName.BOUNDARY, mine, student.inputs[mine])
-            loss = feature_losses.activation_boundary(ours, teacher.inputs[theirs])
-            total = total + loss / 2**depth  # the paper weights layers 1, 1/2, 1/4 from the top
-        return self.weights[LossName.BOUNDARY] * total
+        self.teacher, self.student = networks.teacher, networks.student
+        self.parts = {name: LOSSES[name](networks) for name in names}
+        self.weights = weights or [part.weight for part in self.parts.values()]
+        self.connectors = nn.ModuleList(part.connectors for part in self.parts.values())
 
     def __call__(self, images: Tensor, logits: Tensor | None = None) -> Tensor:
-        """The weighted sum of all but `boundary` on a batch.
+        """Return the sum of all losses but those that initialize the student.
 
-        Args:
-            images: (N, C, H, W) in the teacher's input space.
-            logits: the teacher's answer (N, K), if it was asked already.
-
+        Takes images (N, C, H, W) in the teacher's input space and, if known, its answer (N, K).
         """
-        names = [name for name in self.weights if name is not LossName.BOUNDARY]
-        student, teacher = (Probe(layers, copy=True) for layers in self.watched)
-        with student:
-            output = self.teacher.run(self.student, images)
-        if logits is None or any(name not in ON_LOGITS for name in names):
-            with torch.no_grad(), teacher:
-                logits = self.teacher(images)
-        total: Tensor = output.new_zeros(())
-        for name in names:
-            if name in ON_LOGITS:
-                loss = ON_LOGITS[name](output, logits, self.temperature)
-            else:
-                loss = self._on_features(name, student, teacher)
-            total = total + self.weights[name] * loss
-        return total
+        return self._sum(images, logits, before_relu=False)
 
-    def _on_features(self, name: LossName, student: Probe, teacher: Probe) -> Tensor:
-        total = next(iter(student.outputs.values())).new_zeros(())
-        for mine, theirs in self.pairs[name]:
-            ours, wanted = student.outputs[mine], teacher.outputs[theirs]
-            if name is LossName.LAYERS:
-                error = feature_losses.layer_error(ours, wanted.index_select(*self.shared[theirs]))
-                total = total + error / len(self.pairs[name])
-            elif name is LossName.ATTENTION:
-                total = total + feature_losses.attention(ours, wanted)
-            elif name is LossName.MIMIC:
-                ours = self._connected(name, mine, ours)
-                total = total + feature_losses.mimic(ours, wanted)
-            else:
-                ours, wanted = student.inputs[mine], teacher.inputs[theirs]
-                if name is LossName.SIMILARITY:
-                    total = feature_losses.similarity_preserving(ours, wanted)
-                else:
-                    total = DISTANCE * feature_losses.relational_distance(ours, wanted)
-                    total = total + ANGLE * feature_losses.relational_angle(ours, wanted)
-        return total
+    def initialize(self, images: Tensor) -> Tensor:
+        """Return the sum of the losses that initialize the student, on (N, C, H, W)."""
+        return self._sum(images, None, before_relu=True)
+
+    def _sum(self, images: Tensor, logits: Tensor | None, *, before_relu: bool) -> Tensor:
+        weighted = [
+            (weight, part)
+            for weight, part in zip(self.weights, self.parts.values(), strict=True)
+            if part.before_relu == before_relu
+        ]
+        pairs = [pair for _, part in weighted for pair in part.pairs if not before_relu]
+        layers = {ours: self.student.get_submodule(ours) for ours, _ in pairs}
+        run = partial(self.teacher.run, self.student)
+        student = observe(run, images, layers, relus=before_relu)
+        if logits is None or pairs:
+            layers = {theirs: self.teacher.module.get_submodule(theirs) for _, theirs in pairs}
+            with torch.no_grad():
+                teacher = observe(self.teacher, images, layers, relus=before_relu)
+        else:
+            teacher = Observation(logits)
+        losses = (weight * part(student, teacher) for weight, part in weighted)
+        return sum(losses, student.logits.new_zeros(()))

@@ -1,10 +1,11 @@
-"""Give a network that lost channels its activations back, layer by layer, by least squares.
+"""Restore the activations of a network that lost channels, layer by layer, by least squares.
 
 Source: He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017,
-section 3.1 (ii), in the asymmetric form: each layer is solved for what it made in the whole network
-from what it is given in the narrow one, after the layers before it. Here on synthetic images, and
-by ridge regression towards the weights that were left: each half of the images says how far the
-other may go. The BatchNorm layers' statistics are of what layers made before: they stay right.
+section 3.1 (ii), in the asymmetric form: each layer is fitted to what it put out in the whole
+network, given what it is fed in the narrow one, after the layers before it. Here the images are
+synthetic, and the fit is a ridge regression toward the weights that were left, whose strength is
+chosen by cross-validation between the two halves of the images. The running statistics of the
+BatchNorm layers stay right: they describe what the layers put out in the whole network.
 """
 
 from collections import Counter
@@ -24,33 +25,33 @@ __all__ = ["reconstruct"]
 
 Layer = nn.Conv2d | nn.Linear
 POSITIONS = 32
-"""Of a map, looked at in each image."""
+"""Positions of a map that are looked at in each image."""
 MOST_INPUTS = 4608
-"""Of a layer that is solved: the cost is their cube."""
+"""Inputs of a layer that is solved: the cost is their cube."""
 MOST_VALUES = 2**26
-"""In the images together, and in the patches of a layer at once: bounds the memory."""
+"""Values in the images together, and in the patches of a layer at once: bounds the memory."""
 RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
-"""Weights of staying that are tried, in units of the inputs' mean square."""
+"""Ridge strengths to choose from, in units of the inputs' mean square."""
 
 
 @torch.no_grad()
 def reconstruct(
     whole: nn.Module,
     narrow: nn.Module,
-    kept: Mapping[str, Tensor],
+    channels: Mapping[str, Tensor],
     inputs: Tensor,
     *,
     rng: torch.Generator,
 ) -> None:
     """Solve the weights and biases of `narrow`, in place.
 
-    Linear layers and convolutions without groups that run once, on maps of one size in both
-    networks, have at most 4,608 inputs and a weight of their own; others stay.
+    Solved are linear layers and convolutions without groups that run once, on maps of one size in
+    both networks, with at most 4,608 inputs and a weight of their own; others stay.
 
     Args:
         whole: the network before; left as it was.
         narrow: the same layers by name, each as wide or narrower.
-        kept: by layer, which of the whole one's outputs are left, in order; all where it is absent.
+        channels: by layer, which output channels of `whole` are left, in order; all where absent.
         inputs: (N, C, H, W) in the input space; as many as 2^26 values hold are looked at.
         rng: draws the positions.
 
@@ -62,39 +63,59 @@ def reconstruct(
     if len(inputs) < 2:
         raise DataError(f"layers are solved on at least 2 images; got {len(inputs)}")
     inputs = inputs[: max(2, MOST_VALUES // inputs[0].numel())]
-    targets: dict[str, tuple[Tensor, Tensor, int]] = {}
-    calls = Counter[str]()
     tied = shared_weights(narrow)
     layers = {
         name: layer
         for name, layer in narrow.named_modules()
         if _can_be_solved(layer) and name not in tied
     }
-
-    def look(name: str, given: Tensor, output: Tensor) -> None:
-        calls[name] += 1
-        made = _rows(output, layers[name])
-        size = (len(made), min(POSITIONS, made.shape[1]))
-        where = torch.randint(made.shape[1], size, generator=rng, device=rng.device)
-        wanted = _at(made, where.to(made.device))
-        wanted = wanted[:, kept[name].to(wanted.device)] if name in kept else wanted
-        targets[name] = where, wanted, made.shape[1]
+    targets = _targets(whole, layers, channels, inputs, rng)
 
     def solve(name: str, given: Tensor) -> None:
-        where, wanted, positions = targets.pop(name, (given, given, 0))
-        if calls[name] == 1 and _patches(given[:1], layers[name]).shape[1] == positions:
-            _solve(name, layers[name], given, where.to(given.device), wanted)
+        if target := targets.pop(name, None):
+            where, wanted, positions = target
+            if _patches(given[:1], layers[name]).shape[1] == positions:
+                _solve(name, layers[name], given, where.to(given.device), wanted)
 
-    with eval_mode(whole), watched({name: whole.get_submodule(name) for name in layers}, look):
-        whole(inputs)
     with ExitStack() as stack, eval_mode(narrow):
-        for name in layers:
-            hook = layers[name].register_forward_pre_hook(
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(
                 lambda layer, args, kwargs, name=name: solve(name, first_input(args, kwargs)),
                 with_kwargs=True,
             )
             stack.callback(hook.remove)
         narrow(inputs)
+
+
+def _targets(
+    whole: nn.Module,
+    layers: Mapping[str, Layer],
+    channels: Mapping[str, Tensor],
+    inputs: Tensor,
+    rng: torch.Generator,
+) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Record what each layer that runs once puts out in the whole network.
+
+    Returns:
+        By layer, positions (N, P), its outputs there (N P, channels), the number of positions.
+
+    """
+    targets: dict[str, tuple[Tensor, Tensor, int]] = {}
+    calls = Counter[str]()
+
+    def look(name: str, given: Tensor, output: Tensor) -> None:
+        calls[name] += 1
+        rows = _rows(output, layers[name])
+        size = (len(rows), min(POSITIONS, rows.shape[1]))
+        where = torch.randint(rows.shape[1], size, generator=rng, device=rng.device)
+        wanted = _at(rows, where.to(rows.device))
+        if name in channels:
+            wanted = wanted[:, channels[name].to(wanted.device)]
+        targets[name] = where, wanted, rows.shape[1]
+
+    with eval_mode(whole), watched({name: whole.get_submodule(name) for name in layers}, look):
+        whole(inputs)
+    return {name: target for name, target in targets.items() if calls[name] == 1}
 
 
 def _can_be_solved(layer: Any) -> bool:
@@ -104,20 +125,20 @@ def _can_be_solved(layer: Any) -> bool:
 
 
 def _rows(output: Tensor, layer: Layer) -> Tensor:
-    """(N, positions, channels) of what a layer puts out."""
+    """Reshape what a layer puts out to (N, positions, channels)."""
     if isinstance(layer, nn.Linear):
         return output.reshape(len(output), -1, output.shape[-1])
     return output.flatten(2).transpose(1, 2)
 
 
 def _at(rows: Tensor, where: Tensor) -> Tensor:
-    """(N, L, C) at positions (N, P) -> (N P, C)."""
+    """Select positions (N, P) of rows (N, L, C): (N P, C)."""
     index = where[:, :, None].expand(-1, -1, rows.shape[2])
     return rows.gather(1, index).flatten(0, 1)
 
 
 def _patches(given: Tensor, layer: Layer) -> Tensor:
-    """(N, positions, inputs) that a layer multiplies with its weights."""
+    """Unfold what a layer multiplies with its weights: (N, positions, inputs)."""
     if isinstance(layer, nn.Linear):
         return given.reshape(len(given), -1, given.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -127,7 +148,7 @@ def _patches(given: Tensor, layer: Layer) -> Tensor:
 
 
 def _solve(name: str, layer: Layer, given: Tensor, where: Tensor, wanted: Tensor) -> None:
-    """Regress `wanted` (N P, outputs) on what the layer is given, from the weights it has."""
+    """Fit the layer's weights to put out `wanted` (N P, outputs) for what it is given."""
     weight = layer.weight.flatten(1)
     if layer.bias is not None:
         weight = torch.cat([weight, layer.bias[:, None]], 1)
@@ -148,7 +169,7 @@ def _solve(name: str, layer: Layer, given: Tensor, where: Tensor, wanted: Tensor
 def _products(
     layer: Layer, weight: Tensor, given: Tensor, where: Tensor, wanted: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of the inputs with themselves, and with what the weights miss: (I, I) and (I, outputs)."""
+    """Sum the products of inputs with themselves, (I, I), and with the residuals, (I, outputs)."""
     gram = given.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     cross = given.new_zeros(weight.shape[1], len(weight), dtype=torch.float64)
     at_once = max(1, MOST_VALUES // _patches(given[:1], layer).numel())
@@ -164,7 +185,7 @@ def _products(
 
 
 def _ridge_regression(products: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The change (I, outputs) at the ridge with which each half explains the other best."""
+    """Return the change (I, outputs) at the ridge with which each half predicts the other best."""
 
     def solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
         raised = gram.clone()

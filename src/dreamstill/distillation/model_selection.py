@@ -1,11 +1,11 @@
-"""Choose the student without real data: best against challenger on held-out synthetic images.
+"""Model selection without real data: the best student so far on held-out synthetic images.
 
-Held-out batches come from the same stream as the training batches, and no batch is both. Where a
+Validation batches come from the same stream as the training batches, and no batch is both. Where a
 method makes each image anew, or images were set aside as in fine-tuning, no image is both either; a
 stream that draws from stored images, such as the real ones of a benchmark's bound, may give an
-image to both, and then the student is judged too kindly. Held-out images are a ring, because an
-adversarial method's images change: at each sitting best and challenger are both asked about the
-same, newest ones. A student that is no random network is the first best, as it starts.
+image to both, and the measured agreement is then too high. The newest validation images replace the
+oldest, because an adversarial method's images change: the best student so far and the current one
+are both measured on the same images each time.
 """
 
 import math
@@ -27,28 +27,21 @@ __all__ = ["ModelSelector", "Validation"]
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a sitting found of the challenger."""
+    """How a student compares with its teacher on the validation images."""
 
     agreement: float
-    """Share of held-out images on which student and teacher name the same class."""
+    """Share of the images on which student and teacher name the same class."""
     kl: float
-    """Mean KL(teacher || student) on them, in nats."""
-    kept: bool
-    """The challenger is the best from here."""
-
-
-def _class_entropy(logits: Tensor) -> float:
-    """Entropy in nats of the classes that (N, K) logits name."""
-    counts = torch.bincount(logits.argmax(1)).float()
-    share = counts[counts > 0] / len(logits)
-    return -(share * share.log()).sum().item()
+    """Mean KL(teacher || student), in nats."""
+    best: bool
+    """The student is the best so far."""
 
 
 class ModelSelector:
-    """Keeps a copy of the best student so far.
+    """Validate a student and keep a copy of the best one.
 
     Args:
-        capacity: held-out images kept, as uint8 (N, C, H, W); the oldest go first.
+        capacity: validation images held, as uint8 (N, C, H, W); the oldest go first.
         spec: the teacher's input.
 
     """
@@ -60,8 +53,13 @@ class ModelSelector:
         self.best: nn.Module | None = None
         self.best_step = 0
 
+    @property
+    def is_full(self) -> bool:
+        """As many images are held as there is room for."""
+        return len(self.images) >= self.capacity
+
     def hold_out(self, batch: Batch) -> None:
-        """Take a batch that is not trained on."""
+        """Take a batch for validation that is not trained on."""
         images, logits = [self.spec.decode(batch.images)], [batch.logits]
         if len(self.images):
             images, logits = [self.images, *images], [self.logits, *logits]
@@ -69,49 +67,54 @@ class ModelSelector:
         self.logits = torch.cat(logits)[-self.capacity :]
 
     def is_collapse(self, batch: Batch) -> bool:
-        """A batch's classes have less than a third of the entropy that the held-out images' have.
+        """Return whether a batch has less than a third of the class entropy of the images held.
 
-        A generator that has collapsed to one image is easy to agree on: neither best nor
-        challenger may be asked about it.
+        A generator that has collapsed to one image is easy to agree with: no student is to be
+        measured on such a batch.
         """
-        most = math.log(len(batch.logits))  # of few images
+        most = math.log(len(batch.logits))  # a small batch cannot have more
         return 3 * _class_entropy(batch.logits) < min(most, _class_entropy(self.logits))
 
-    def sit(self, student: nn.Module, step: int) -> Validation:
-        """Ask best and challenger; the higher agreement stays, then the lower KL."""
-        share, kl = self.ask(student)
-        best = (-1.0, 0.0)
+    def validate(self, student: nn.Module, step: int) -> Validation:
+        """Measure the student; it is the best if its agreement is, or if equal its KL is lower."""
+        share, kl = self.measure(student)
+        highest = (-1.0, 0.0)
         if self.best is not None:
-            rival_agreement, rival_kl = self.ask(self.best)
-            best = (rival_agreement, -rival_kl)
-        kept = (share, -kl) >= best
-        if kept:
+            best_share, best_kl = self.measure(self.best)
+            highest = (best_share, -best_kl)
+        best = (share, -kl) >= highest
+        if best:
             self.best, self.best_step = copy_network(student), step
-        return Validation(share, kl, kept)
+        return Validation(share, kl, best)
 
     @torch.no_grad()
-    def ask(self, student: nn.Module) -> tuple[float, float]:
-        """Agreement with the teacher, and mean KL from it, on the held-out images."""
+    def measure(self, student: nn.Module) -> tuple[float, float]:
+        """Return agreement with the teacher and mean KL(teacher || student) on the images held."""
         wanted = self.logits.cpu()
         with eval_mode(student):
             logits = answers(student, self.spec, self.images, device=self.images.device)
         return agreement(logits, wanted), kl_divergence(logits, wanted).item()
 
     def state_dict(self) -> dict[str, Any]:
-        """Held-out images and the best."""
-        best = self.best.state_dict() if self.best is not None else None
+        """Return the validation images and the best student."""
         return {
             "images": self.images,
             "logits": self.logits,
-            "best": best,
+            "best": self.best.state_dict() if self.best is not None else None,
             "best_step": self.best_step,
         }
 
     def load_state_dict(self, state: dict[str, Any], student: nn.Module) -> None:
-        """Take up; `student` lends its architecture to the best."""
+        """Continue from a state; `student` lends its architecture to the best one."""
         self.images, self.logits = state["images"], state["logits"]
-        self.best_step = state["best_step"]
-        self.best = None
+        self.best_step, self.best = state["best_step"], None
         if state["best"] is not None:
             self.best = copy_network(student)
             self.best.load_state_dict(state["best"])
+
+
+def _class_entropy(logits: Tensor) -> float:
+    """Return the entropy in nats of the classes that (N, K) logits name."""
+    counts = torch.bincount(logits.argmax(1)).float()
+    share = counts[counts > 0] / len(logits)
+    return -(share * share.log()).sum().item()

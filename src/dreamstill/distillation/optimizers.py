@@ -5,13 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from dreamstill.distillation.config import DistillConfig, Optimizer
+from dreamstill.distillation.config import FinetuneConfig, Optimizer
 
 
 def optimizer_of(
-    parameters: Iterable[nn.Parameter], config: DistillConfig
+    parameters: Iterable[nn.Parameter], config: FinetuneConfig
 ) -> torch.optim.Optimizer:
-    """Adam, or SGD with momentum."""
+    """Return Adam, or SGD with momentum."""
     lr, decay = config.lr, config.weight_decay
     if config.optimizer is Optimizer.ADAM:
         return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
@@ -19,9 +19,9 @@ def optimizer_of(
 
 
 def schedule_of(
-    optimizer: torch.optim.Optimizer, config: DistillConfig
+    optimizer: torch.optim.Optimizer, config: FinetuneConfig
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Of the learning rate: steps down, a cosine to 0, or none."""
+    """Return the schedule of the learning rate: steps down, a cosine to 0, or none."""
     if config.drops:
         milestones = [round(share * config.steps) for share in config.drops]
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)

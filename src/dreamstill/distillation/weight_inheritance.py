@@ -1,10 +1,11 @@
-"""Start a student from its teacher: the most important channels of every layer, cut out and copied.
+"""Weight inheritance: start a student with the most important channels of its teacher's layers.
 
 Source: ours, after "Initializing Models with Larger Ones" (Xu et al., ICLR 2024), which selects
-evenly; here a channel is worth the norm of what makes it times the norm of what reads it. The
-student is the teacher's architecture with narrower layers. Channels that an addition joins are
-chosen together, of the groups of a GroupNorm as many each or whole ones, and channels of padding
-stay so (He et al. 2016, shortcuts of option A): residual networks keep their shape.
+evenly; here the importance of a channel is the norm of the weights that make it times the norm of
+those that read it. The student has the teacher's architecture with narrower layers. Channels that
+an addition joins are chosen together, of the groups of a GroupNorm as many each or whole ones, and
+channels of padding stay so (He et al. 2016, shortcuts of option A): residual networks keep their
+shape.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ __all__ = ["inherit"]
 
 
 def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
-    """Fill `student`, in place, with the channels of `teacher` that are worth most.
+    """Fill `student`, in place, with the most important channels of `teacher`.
 
     All of its parameters and buffers are overwritten.
 
@@ -31,7 +32,7 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
         student: the same layers by name, each as wide as the teacher's or narrower.
 
     Returns:
-        By layer, which of the teacher's outputs the student has: for `reconstruct`.
+        By layer, which of the teacher's output channels the student has: for `reconstruct`.
 
     Raises:
         ConfigError: the student is not a narrower copy; it is left as it was.
@@ -65,15 +66,15 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which channels of a group the student has."""
+    """The channels of a group that the student has."""
 
     width: int
-    """How many the teacher has."""
+    """Number of the teacher's channels."""
     keep: Tensor
-    """The teacher's index of each of the student's."""
+    """Index in the teacher of each of the student's channels."""
 
     def of(self, size: int) -> Tensor:
-        """Indices into `size` values, a run of them for each channel: flattened maps have more."""
+        """Return indices into `size` values, several for each channel where maps are flattened."""
         positions = size // max(self.width, 1)
         return (self.keep[:, None] * positions + torch.arange(positions)).flatten()
 
@@ -83,7 +84,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """The teacher, of whose channels some are taken."""
+    """The teacher's weights and channel groups."""
 
     weights: Weights
     norms: dict[str, str]
@@ -91,20 +92,20 @@ class Source:
     groups: list[ChannelGroup]
 
     def width(self, group: ChannelGroup) -> int:
-        """Channels of a group that a layer or a padding makes."""
+        """Return the number of channels of a group that a layer or a padding makes."""
         if group.makers:
             return len(self.weights[f"{group.makers[0]}.weight"])
         assert group.padded is not None
         return group.padded.front + self.width(group.padded.group) + group.padded.back
 
     def importance(self, group: ChannelGroup) -> Tensor:
-        """Of each channel, what makes it times what reads it; if nothing does, the other alone."""
+        """Return each channel's importance; by one side alone where nothing is on the other."""
         made, read = self._made_and_read(group)
         ones = torch.ones_like(made)
         return (made if made.any() else ones) * (read.sqrt() if read.any() else ones)
 
     def _made_and_read(self, group: ChannelGroup) -> Tensor:
-        """(2, width): sums of scales and of squared norms, also of the groups it goes on into."""
+        """Sum scales and squared norms, (2, width), also of the groups that pad this one."""
         made, read = values = torch.zeros(2, self.width(group))
         for name in group.makers:
             weight = self.weights[f"{name}.weight"].flatten(1)
@@ -126,7 +127,7 @@ def _choose(
     small: Weights,
     choices: dict[ChannelGroup, Choice],
 ) -> Choice:
-    """The channels worth most, as many as the student has room for at `place`."""
+    """Choose the most important channels, as many as the student's group has."""
     large, padded, cut = source.weights, group.padded, target.padded
     if not group.makers and not padded:  # the images', or what something unclear makes: all stay
         sizes = [large[f"{name}.weight"].shape[1] for name in group.readers]
@@ -163,7 +164,7 @@ def _choose(
 def _of_groups(
     name: str, importance: Tensor, room: int, group: ChannelGroup, target: ChannelGroup
 ) -> Tensor:
-    """The channels worth most where a norm divides them: as many of each, or whole ones."""
+    """Choose channels that a norm divides into groups: as many of each, or whole groups."""
     num_groups, fewer = group.norm_groups[0], target.norm_groups[0]
     size = len(importance) // num_groups
     alike = {*group.norm_groups} == {num_groups} and {*target.norm_groups} == {fewer}
@@ -183,7 +184,7 @@ def _of_groups(
 
 
 def _vectors(group: ChannelGroup, large: Weights) -> list[str]:
-    """Keys of what has one value, or filter, for each channel that is passed on."""
+    """Return the keys of tensors with one value, or filter, for each channel passed on."""
     passed = [f"{name}.{key}" for name in group.norms for key in ("weight", "running_mean")]
     return [key for key in passed + [f"{n}.weight" for n in group.depthwise] if key in large]
 
@@ -191,7 +192,7 @@ def _vectors(group: ChannelGroup, large: Weights) -> list[str]:
 def _part(
     key: str, value: Tensor, target: Tensor, inputs: dict[str, Choice], outputs: dict[str, Choice]
 ) -> Tensor:
-    """The student's share of one of the teacher's tensors."""
+    """Return the student's part of one of the teacher's tensors."""
     name, _, kind = key.rpartition(".")
     if value.dim() and name in outputs:
         value = value[outputs[name].of(len(value))]

@@ -1,20 +1,42 @@
-"""Weights, checkpoints and digests of a run."""
+"""Weights, checkpoints and digests of a run, and objects that a checkpoint holds."""
 
 import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from dreamstill.errors import RunError
 from dreamstill.files.reading import reading
 from dreamstill.files.writing import write_atomically
 
-__all__ = ["digest", "load_checkpoint", "save_checkpoint", "save_weights"]
+__all__ = ["Stateful", "digest", "load_checkpoint", "save_checkpoint", "save_weights"]
+
+
+class Stateful:
+    """An object that continues from a checkpoint as if it had never been interrupted."""
+
+    state: ClassVar[tuple[str, ...]] = ()
+    """Attributes that a resume needs: parts with a `state_dict`, tensors and plain values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resume needs."""
+        parts = {name: getattr(self, name) for name in self.state}
+        return {n: p.state_dict() if hasattr(p, "state_dict") else p for n, p in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the state that `state_dict` returned."""
+        for name in self.state:
+            part, value = getattr(self, name), state[name]
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(value)
+            else:
+                on_device = isinstance(part, Tensor)  # a checkpoint is mapped to the run's device
+                setattr(self, name, value.to(part.device) if on_device else value)
 
 
 def digest(value: Any) -> str:

@@ -10,6 +10,7 @@ __all__ = [
     "attention",
     "layer_error",
     "mimic",
+    "relational",
     "relational_angle",
     "relational_distance",
     "similarity_preserving",
@@ -41,8 +42,8 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     """Squared hinge on the side of zero that the teacher's neurons are on, summed, over N.
 
     Heo et al. 2019 (AB), equation 5, on features before the ReLU, the student's after its
-    connector: it pays (s + m)^2 where the teacher is silent and s > -m, and (s - m)^2 where the
-    teacher fires and s <= m.
+    connector: (s + m)^2 where the teacher is silent and s > -m, and (s - m)^2 where the teacher
+    fires and s <= m.
     """
     silent = (student + margin).clamp_min(0).pow(2) * (teacher <= 0)
     firing = (student - margin).clamp_max(0).pow(2) * (teacher > 0)
@@ -97,6 +98,12 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Cubic in N: keep batches at a few hundred at most.
     """
     return F.smooth_l1_loss(_angles(student), _angles(teacher))
+
+
+def relational(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum the losses of distances and angles with RKD's weights, 25 and 50."""
+    distance = 25.0 * relational_distance(student, teacher)
+    return distance + 50.0 * relational_angle(student, teacher)
 
 
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:

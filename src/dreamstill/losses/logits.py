@@ -1,4 +1,4 @@
-"""Transfer losses on logits: what the student pays for differing from the teacher.
+"""Distillation losses on logits.
 
 All take (N, K) student logits, (N, K) teacher logits and a temperature, and return a scalar that
 is the mean over the batch.
@@ -27,8 +27,8 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Backward KL(student || teacher) times temperature^2: seeks the teacher's modes.
 
-    The student pays for naming what the teacher does not; it does not pay for leaving a class
-    of the teacher's out.
+    It grows where the student names what the teacher does not, not where it leaves a class of the
+    teacher's out.
     """
     return kl_divergence(teacher, student, temperature)
 

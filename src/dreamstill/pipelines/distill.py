@@ -17,7 +17,7 @@ from dreamstill.config import (
     to_plain,
 )
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.distillation.trainer import Distillation
+from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
@@ -126,7 +126,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
     """A job's distillation before its first step."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
-    kept = inherit(teacher.module, student) if job.distill.inherit else None
+    inherited = inherit(teacher.module, student) if job.distill.inherit else None
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     fresh = job.distill.fresh_period(streams=method.streams)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
@@ -145,7 +145,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
         buffer,
         job.distill,
         rng=rng,
-        inherited=kept,
+        inherited=inherited,
         reconstruct=job.distill.reconstruct,
     )
 
@@ -168,7 +168,7 @@ def _follow(
             "process_rng": _process_rng(job.device),
         }
         save_checkpoint(checkpoint, state)
-        work.buffer.commit()
+        work.stream.buffer.commit()
 
     for progress in work.run():
         if progress.record:
@@ -188,7 +188,7 @@ def _follow(
             "queries": work.teacher.queries,
             "steps": job.distill.steps,
             "chosen_at_step": work.selector.best_step,
-            "validation_agreement": work.selector.ask(work.chosen)[0],
+            "validation_agreement": work.selector.measure(work.chosen)[0],
             "warnings": work.warnings,
         },
     )
@@ -238,7 +238,7 @@ class _Log:
 
     def write(self, record: dict[str, float]) -> None:
         self.lines.append(json.dumps(record))
-        if "kept" in record:
+        if "best" in record:
             self.flush()
 
     def flush(self) -> None:

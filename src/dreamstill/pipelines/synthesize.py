@@ -27,7 +27,7 @@ from dreamstill.progress import Progress
 from dreamstill.report import MOST_CLASSES
 from dreamstill.report.figures import class_rows, png
 from dreamstill.report.page import class_label
-from dreamstill.synthesis.base import Synthesizer
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.registry import needs_student, open_synthesizer
 from dreamstill.teacher import Teacher
 
@@ -148,7 +148,7 @@ class _Drawn:
         path: Path | None,
         every: float,
         origin: dict[str, Any],
-        synthesizer: Synthesizer,
+        synthesizer: Method,
         rng: torch.Generator,
     ) -> None:
         self.path, self.every, self.origin = path, every, origin

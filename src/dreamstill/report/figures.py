@@ -151,8 +151,8 @@ def agreement_curve(records: Sequence[dict[str, Any]]) -> Plot:
     figure, axes = _chart(2.6)
     steps = [r["step"] for r in records]
     axes.plot(steps, [100 * r["agreement"] for r in records], color=STUDENT, marker="o", ms=3)
-    if kept := [r["step"] for r in records if r.get("kept")]:
-        axes.axvline(kept[-1], color=TEACHER, linestyle=":", label="selected")
+    if best := [r["step"] for r in records if r.get("best")]:
+        axes.axvline(best[-1], color=TEACHER, linestyle=":", label="selected")
         axes.legend(frameon=False, fontsize=9)
     axes.set(xlabel="step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_toml", "stated"]
+__all__ = ["as_toml", "flatten", "stated"]
 
 
 def stated(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,3 +56,24 @@ def as_toml(table: Mapping[str, Any], prefix: str = "") -> str:
             plain = "none" if value is None else value
             lines.append(f"{name} = {json.dumps(plain, ensure_ascii=False)}")
     return "\n".join([*lines, *tables])
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested values as (dotted name, value) rows, for a table.
+
+    >>> flatten({"seed": 0, "distill": {"steps": 5, "drops": [0.5, 0.75]}, "size": None})
+    [('seed', '0'), ('distill.steps', '5'), ('distill.drops', '0.5,0.75'), ('size', 'none')]
+    """
+    rows = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{prefix}{name}.")
+        else:
+            values = value if isinstance(value, list) else [value]
+            rows.append((prefix + name, ",".join(map(_typed, values))))
+    return rows
+
+
+def _typed(value: Any) -> str:
+    """Return a plain value as a configuration file has it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,57 +1,50 @@
-"""The one contract: what every synthesizer takes and gives."""
+"""The base class of every method: what a synthesizer takes, what it gives, and the defaults."""
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from dreamstill.data.batch import Batch
+from dreamstill.files.checkpoints import Stateful
 from dreamstill.teacher import Teacher
 
-__all__ = ["Annealed", "Synthesizer"]
+__all__ = ["Method"]
 
 
-class Synthesizer(Protocol):
-    """A method that makes inputs from a teacher alone.
+class Method(Stateful, ABC):
+    """A method that makes inputs from a teacher alone; a subclass states where it differs.
 
-    Same rng, same batches; `load_state_dict` of `state_dict` continues as if never interrupted
-    (the rng's own state is the run's).
+    The same rng gives the same batches. `state` names what a resume needs, less the state of the
+    rng, which belongs to the run.
+
+    Args:
+        teacher: the network whose inputs are made.
+        config: the settings of the method; `config.batch_size` is the images in a batch.
+        rng: draws everything that is random.
+
     """
 
-    streams: ClassVar[bool]
+    streams: ClassVar[bool] = False
     """A batch costs about as much as a training step, so every step can have a fresh one."""
-    adversarial: ClassVar[bool]
+    adversarial: ClassVar[bool] = False
     """`next_batch` plays against a student and cannot do without one."""
-    remembers: ClassVar[bool]
-    """A batch may hold images of earlier ones: the judge is given a memory of its own."""
-    needs: ClassVar[tuple[str, ...]]
-    """Names of `Capabilities` that the method cannot do without."""
+    remembers: ClassVar[bool] = False
+    """A batch may hold images of earlier ones: validation images need a memory of their own."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of the teacher's `Capabilities` that the method cannot do without."""
+    repeat: int = 1
+    """Student steps on each fresh batch."""
+    warm_up: int = 0
+    """Batches that the method first learns on and that are not meant for training."""
 
-    def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None: ...
+    def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:
+        self.teacher, self.config, self.rng = teacher, config, rng
 
-    @property
-    def repeat(self) -> int:
-        """Student steps on each fresh batch; 1 for most."""
-
-    @property
-    def warm_up(self) -> int:
-        """Batches that are made while the method learns to make them, not to be trained on."""
-
+    @abstractmethod
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """The next batch; adversarial methods read the live student."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer, memory: everything that a resume needs."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where `state_dict` left off."""
-
-
-@runtime_checkable
-class Annealed(Protocol):
-    """A synthesizer whose own learning rate may fall over a run."""
-
-    batch_size: int
+        """Return the next batch; adversarial methods read the live student."""
 
     def anneal_over(self, batches: int) -> None:
-        """Set its course, as the settings have it, over so many batches."""
+        """Plan the method's own learning rate over this many batches, where it has one."""

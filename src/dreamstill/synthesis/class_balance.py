@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamstill.data.batch import Batch
+from dreamstill.files.checkpoints import Stateful
 
 __all__ = ["ClassMemory", "Turns", "balanced", "matched", "rank_in_class"]
 
@@ -24,13 +25,15 @@ def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
     return rank
 
 
-class Turns:
+class Turns(Stateful):
     """Classes in turn, so that batches are balanced over a run.
 
     >>> turns = Turns(3)
     >>> turns.take(4).tolist(), turns.take(2).tolist()
     ([0, 1, 2, 0], [1, 2])
     """
+
+    state = ("next_class",)
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes, self.device = num_classes, device
@@ -41,14 +44,6 @@ class Turns:
         order = torch.arange(self.next_class, self.next_class + num, device=self.device)
         self.next_class = (self.next_class + num) % self.num_classes
         return order % self.num_classes
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is."""
-        return {"next_class": self.next_class}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the turn."""
-        self.next_class = state["next_class"]
 
 
 def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import NonFiniteError
+from dreamstill.files.checkpoints import Stateful
 from dreamstill.nn.generators import Generator
 from dreamstill.nn.seeded import seeded
 from dreamstill.teacher import Teacher
@@ -15,38 +16,37 @@ from dreamstill.teacher import Teacher
 __all__ = ["LatentGenerator", "LearnedFirst"]
 
 
-class LatentGenerator:
+class LatentGenerator(Stateful):
     """Latent vectors to images clipped to the teacher's range, and Adam on the way.
 
     Args:
         teacher: whose input the images are, and whose precision.
-        latent: length of z.
-        widths: channels of the generator's two inner convolutions.
-        lr: of Adam.
+        config: a method's settings; read are `latent`, the length of z, `widths`, the channels of
+            the generator's two inner convolutions, and `lr`, Adam's.
         rng: initializes the generator and draws z.
         eps, bounded: of the generator, see `Generator`.
 
     """
 
+    state = ("module", "optimizer")
+
     def __init__(
         self,
         teacher: Teacher,
-        latent: int,
-        widths: tuple[int, int],
-        lr: float,
+        config: Any,
         rng: torch.Generator,
         *,
         eps: float = 1e-5,
         bounded: bool = True,
     ) -> None:
-        self.teacher, self.latent, self.rng = teacher, latent, rng
+        self.teacher, self.latent, self.rng = teacher, config.latent, rng
         with seeded(rng):
             self.module: nn.Module = Generator(
-                latent, teacher.input_spec.shape, widths, eps=eps, bounded=bounded
+                config.latent, teacher.input_spec.shape, config.widths, eps=eps, bounded=bounded
             )
         self.module.to(rng.device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.5x on a CPU
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=lr, fused=True)
+        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.lr, fused=True)
 
     def draw(self, num: int) -> Tensor:
         """Z ~ N(0, 1), (num, latent)."""
@@ -79,17 +79,8 @@ class LatentGenerator:
             nn.utils.clip_grad_norm_(parameters, clip)
         self.optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Generator and optimizer."""
-        return {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up generator and optimizer."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-class LearnedFirst:
+class LearnedFirst(Stateful):
     """A generator in two stages: it learns for `steps` batches, then is frozen and only draws.
 
     Args:
@@ -98,6 +89,8 @@ class LearnedFirst:
         loss: images (N, C, H, W) to the generator's loss and the teacher's logits (N, K).
 
     """
+
+    state = ("generator", "step")
 
     def __init__(
         self,
@@ -121,12 +114,3 @@ class LearnedFirst:
         generator.step(loss)
         self.step += 1
         return Batch(images.detach(), logits.detach())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer and the stage."""
-        return {"generator": self.generator.state_dict(), "steps": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
-        self.generator.load_state_dict(state["generator"])
-        self.step = state["steps"]

@@ -10,7 +10,7 @@ from dreamstill.synthesis import config
 if TYPE_CHECKING:
     import torch
 
-    from dreamstill.synthesis.base import Synthesizer
+    from dreamstill.synthesis.base import Method
     from dreamstill.teacher import Teacher
 
 __all__ = [
@@ -90,7 +90,7 @@ def needs_student(name: str, config: Any) -> bool:
 
 def open_synthesizer(
     name: str, teacher: "Teacher", config: Any, *, rng: "torch.Generator"
-) -> "Synthesizer":
+) -> "Method":
     """Make a method for a teacher.
 
     Args:
@@ -109,5 +109,5 @@ def open_synthesizer(
             f"{name} needs {missing[0]}, which the teacher does not offer; "
             f"methods that it can serve: {', '.join(able)}"
         )
-    synthesizer: Synthesizer = METHODS[name].synthesizer(teacher, config, rng=rng)
+    synthesizer: Method = METHODS[name].synthesizer(teacher, config, rng=rng)
     return synthesizer

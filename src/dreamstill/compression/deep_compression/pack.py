@@ -125,7 +125,7 @@ def pack(
 
     Raises:
         DataError: fewer than 8 images.
-        ConfigError: `finetune` asks for images to be synthesized, or for a transfer loss that
+        ConfigError: `finetune` asks for images to be synthesized, or for a distillation loss that
             finds nothing to compare in the two networks.
         NonFiniteError: a loss of the fine-tuning is not finite.
         TeacherError: no layer of weights of its own.

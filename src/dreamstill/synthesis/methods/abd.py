@@ -1,14 +1,13 @@
 """Always Be Dreaming: a generator whose images a network with BatchNorm takes for its own data.
 
 Source: Smith et al., "Always Be Dreaming: A New Approach for Data-Free Class-Incremental
-Learning", ICCV 2021, section 4.1, and the authors' code. It dreams for `continual`, where the
-learner of the same paper is, and for any other task. Two stages: the generator learns alone for
+Learning", ICCV 2021, section 4.1, and the authors' code. It makes images for `continual`, where
+the learner of the same paper is, and for any other task. Two stages: the generator learns alone for
 `warm_up` batches and is then frozen. Where this differs: images are clipped to the teacher's valid
 range, with the gradient passed through the clip.
 """
 
 import math
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from dreamstill.data.batch import Batch
 from dreamstill.errors import TeacherError
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.priors import gaussian_smoothness
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
 from dreamstill.synthesis.config import AbdConfig
 from dreamstill.synthesis.generator import LatentGenerator, LearnedFirst
@@ -26,14 +26,13 @@ from dreamstill.teacher import Teacher
 __all__ = ["Abd", "AbdConfig"]
 
 
-class Abd:
+class Abd(Method):
     """The generator learns for `warm_up` batches; from then on it is frozen and only draws."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+    config: AbdConfig
+    streams = True
+    needs = ("gradient", "batch_norm")
+    state = ("stages",)
 
     def __init__(self, teacher: Teacher, config: AbdConfig, *, rng: torch.Generator) -> None:
         if min(teacher.input_spec.shape[1:]) < 3:
@@ -41,11 +40,9 @@ class Abd:
             raise TeacherError(
                 f"abd smooths images of at least 3x3 pixels; the teacher's are {size}"
             )
-        self.teacher, self.config = teacher, config
+        super().__init__(teacher, config, rng=rng)
         self.warm_up = config.generator_steps
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
-        )
+        self.generator = LatentGenerator(teacher, config, rng, eps=0.8)
         self.stages = LearnedFirst(self.generator, config.generator_steps, self._loss)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
@@ -65,11 +62,3 @@ class Abd:
             + config.prior * gaussian_smoothness(images)
         )
         return loss, logits
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer and the stage."""
-        return self.stages.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
-        self.stages.load_state_dict(state)

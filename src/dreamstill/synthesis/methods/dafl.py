@@ -7,7 +7,6 @@ a setting, because the paper's are 300 times the cost of LeNet-5.
 """
 
 import math
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from dreamstill.data.batch import Batch
 from dreamstill.losses.diversity import information_entropy
 from dreamstill.losses.features import activation
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import DaflConfig
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -33,21 +33,17 @@ def dafl_loss(logits: Tensor, features: Tensor, config: DaflConfig) -> Tensor:
     )
 
 
-class Dafl:
+class Dafl(Method):
     """One generator step a batch; the student learns from the same images, as in the paper."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
+    config: DaflConfig
+    streams = True
+    needs = ("gradient", "last_linear")
+    state = ("generator",)
 
     def __init__(self, teacher: Teacher, config: DaflConfig, *, rng: torch.Generator) -> None:
-        self.teacher, self.config = teacher, config
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
-        )
+        super().__init__(teacher, config, rng=rng)
+        self.generator = LatentGenerator(teacher, config, rng, eps=0.8)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Draw z, take one generator step, return the images drawn before the step."""
@@ -55,11 +51,3 @@ class Dafl:
         logits, features = self.teacher.with_features(images)
         self.generator.step(dafl_loss(logits, features, self.config))
         return Batch(images.detach(), logits.detach())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator and optimizer."""
-        return self.generator.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up generator and optimizer."""
-        self.generator.load_state_dict(state)

@@ -11,7 +11,7 @@ paper (in the code the other way round); half of the steps flip, which the CIFAR
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import l2_norm, total_variation
 from dreamstill.losses.statistics import batch_statistics_distance
 from dreamstill.nn.hooks import Probe, eval_mode
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import norms_of
 from dreamstill.synthesis.class_balance import Turns
 from dreamstill.synthesis.config import DeepInversionConfig
@@ -62,20 +63,17 @@ def inversion_loss(
     )
 
 
-class DeepInversion:
+class DeepInversion(Method):
     """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
 
-    streams: ClassVar[bool] = False
-    adversarial: ClassVar[bool] = False  # its settings say whether it competes
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+    config: DeepInversionConfig
+    needs = ("gradient", "batch_norm")
+    state = ("turns",)
 
     def __init__(
         self, teacher: Teacher, config: DeepInversionConfig, *, rng: torch.Generator
     ) -> None:
-        self.teacher, self.config, self.rng = teacher, config, rng
+        super().__init__(teacher, config, rng=rng)
         self.norms = norms_of(teacher)
         self.turns = Turns(teacher.num_classes, rng.device)
 
@@ -118,11 +116,3 @@ class DeepInversion:
                 best=not low_resolution,
             )
         return answered(teacher, images)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is; each batch starts from fresh noise."""
-        return self.turns.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the turn."""
-        self.turns.load_state_dict(state)

@@ -5,8 +5,6 @@ code. Where this differs: images are clipped to the teacher's valid range; the s
 mode while the generator learns, so that its running statistics see what it is trained on alone.
 """
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +12,7 @@ from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import l1
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import DfadConfig
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -27,20 +26,19 @@ def dfad_loss(student: Tensor, teacher: Tensor, *, log_loss: bool) -> Tensor:
     return -torch.log1p(difference) if log_loss else -difference
 
 
-class Dfad:
+class Dfad(Method):
     """One generator step, then `student_steps` fresh batches."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = True
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    config: DfadConfig
+    streams = True
+    adversarial = True
+    needs = ("gradient",)
+    state = ("generator", "batches")
 
     def __init__(self, teacher: Teacher, config: DfadConfig, *, rng: torch.Generator) -> None:
-        self.teacher, self.config = teacher, config
-        self.generator = LatentGenerator(teacher, config.latent, config.widths, config.lr, rng)
-        self.batch_size, self.batches = config.batch_size, 0
+        super().__init__(teacher, config, rng=rng)
+        self.generator = LatentGenerator(teacher, config, rng)
+        self.batches = 0
         self.milestones: list[float] = []
 
     def anneal_over(self, batches: int) -> None:
@@ -62,12 +60,3 @@ class Dfad:
         self.batches += 1
         with torch.no_grad():
             return answered(self.teacher, generator.images(generator.draw(size)))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer and whose turn it is."""
-        return {"generator": self.generator.state_dict(), "batches": self.batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
-        self.generator.load_state_dict(state["generator"])
-        self.batches = state["batches"]

@@ -7,8 +7,6 @@ Where this differs: pixels are clipped to the valid range at each step; the Gaus
 method `noise` with `distill.freeze_batch_norm`, not repeated here.
 """
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
 from dreamstill.losses.statistics import batch_statistics
 from dreamstill.nn.hooks import Probe, probed_at_once
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import (
     batch_norm_divergence,
     divergence_of,
@@ -58,15 +57,12 @@ def data_similarity(teacher: Teacher, images: Tensor) -> float:
     return divergence_of(on, norms).item()
 
 
-class KnowledgeWithin:
+class KnowledgeWithin(Method):
     """Each batch is optimized from noise; classes take turns."""
 
-    streams: ClassVar[bool] = False
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    config: KnowledgeWithinConfig
+    needs = ("gradient",)
+    state = ("turns",)
 
     def __init__(
         self, teacher: Teacher, config: KnowledgeWithinConfig, *, rng: torch.Generator
@@ -76,7 +72,7 @@ class KnowledgeWithin:
                 f"knowledge_within's scheme {config.scheme} needs batch_norm, which the teacher "
                 f"does not offer; {Scheme.INCEPTION} can do without"
             )
-        self.teacher, self.config, self.rng = teacher, config, rng
+        super().__init__(teacher, config, rng=rng)
         self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
@@ -102,11 +98,3 @@ class KnowledgeWithin:
             lr=config.lr,
         )
         return answered(teacher, images)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is; each batch starts from fresh noise."""
-        return self.turns.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the turn."""
-        self.turns.load_state_dict(state)

@@ -10,7 +10,6 @@ is made for MNIST) and are clipped to the valid range at each step.
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.synthesis.activation_statistics import activations, load_metadata
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.class_balance import Turns
 from dreamstill.synthesis.config import MetadataConfig
 from dreamstill.synthesis.pixel_optimization import optimize_pixels, start_images
@@ -27,20 +27,17 @@ from dreamstill.teacher import Teacher
 __all__ = ["MetadataImages", "MetadataConfig"]
 
 
-class MetadataImages:
+class MetadataImages(Method):
     """Each batch draws activations for classes in turn and fits images to them."""
 
-    streams: ClassVar[bool] = False
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    config: MetadataConfig
+    needs = ("gradient",)
+    state = ("turns",)
 
     def __init__(self, teacher: Teacher, config: MetadataConfig, *, rng: torch.Generator) -> None:
         if not config.file:
             raise ConfigError("metadata needs synthesis.file: what the teacher's owner recorded")
-        self.teacher, self.config, self.rng = teacher, config, rng
+        super().__init__(teacher, config, rng=rng)
         self.metadata = load_metadata(Path(config.file), teacher)
         self.turns = Turns(teacher.num_classes, rng.device)
 
@@ -66,11 +63,3 @@ class MetadataImages:
             lr=config.lr,
         )
         return answered(teacher, images)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is; each batch starts afresh."""
-        return self.turns.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the turn."""
-        self.turns.load_state_dict(state)

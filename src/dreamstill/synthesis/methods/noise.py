@@ -3,30 +3,21 @@
 Source: DAFL (Chen et al. 2019), table 1, row "Normal distribution"; clipped to the valid range.
 """
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from dreamstill.data.batch import Batch, answered
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import NoiseConfig
-from dreamstill.teacher import Teacher
 
 __all__ = ["Noise", "NoiseConfig"]
 
 
-class Noise:
+class Noise(Method):
     """N(0, 1) in the teacher's normalized input space, clipped to its valid range."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, teacher: Teacher, config: NoiseConfig, *, rng: torch.Generator) -> None:
-        self.teacher, self.config, self.rng = teacher, config, rng
+    config: NoiseConfig
+    streams = True
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
@@ -36,10 +27,3 @@ class Noise:
         return answered(
             self.teacher, self.teacher.input_spec.clip(self.teacher.input_spec.from_unit(noise))
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: every batch is drawn afresh."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to take up."""

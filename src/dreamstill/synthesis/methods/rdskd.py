@@ -5,14 +5,13 @@ Source: Han et al., "Robustness and Diversity Seeking Data-Free Knowledge Distil
 then frozen. Where this differs: images are clipped to the teacher's valid range.
 """
 
-from typing import Any, ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.data.batch import Batch
 from dreamstill.losses.diversity import information_entropy, sample_diversity
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import RdskdConfig
 from dreamstill.synthesis.generator import LatentGenerator, LearnedFirst
 from dreamstill.teacher import Teacher
@@ -20,21 +19,18 @@ from dreamstill.teacher import Teacher
 __all__ = ["Rdskd", "RdskdConfig"]
 
 
-class Rdskd:
+class Rdskd(Method):
     """The generator learns for `warm_up` batches; from then on it is frozen and only draws."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    config: RdskdConfig
+    streams = True
+    needs = ("gradient",)
+    state = ("stages", "base")
 
     def __init__(self, teacher: Teacher, config: RdskdConfig, *, rng: torch.Generator) -> None:
-        self.teacher, self.config = teacher, config
+        super().__init__(teacher, config, rng=rng)
         self.warm_up = config.generator_steps
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, eps=0.8
-        )
+        self.generator = LatentGenerator(teacher, config, rng, eps=0.8)
         self.stages = LearnedFirst(self.generator, config.generator_steps, self._loss)
         self.base = torch.zeros(2, device=rng.device)
 
@@ -57,12 +53,3 @@ class Rdskd:
             + config.diversity * sample_diversity(images, logits.softmax(1))
         )
         return loss, logits
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer, the penalties' base and the stage."""
-        return self.stages.state_dict() | {"base": self.base}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
-        self.stages.load_state_dict(state)
-        self.base = state["base"]

@@ -1,11 +1,10 @@
-"""Structured noise: random shapes, no optimization, kept class-balanced by the teacher.
+"""Structured noise: random shapes, no optimization, balanced over the classes by the teacher.
 
-Source: ours; the shapes are those of `drawings`. Of a large draw as many images as possible are
-kept alike for every class the teacher names. It is a strong floor and a good start for any method.
+Source: ours; the shapes are those of `random_shapes`. Of a large draw the images are selected whose
+classes are spread most evenly. It is a strong baseline and a good start for any method.
 """
 
 import math
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from torch import nn
 from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.class_balance import ClassMemory, balanced, rank_in_class
 from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.random_shapes import structured_images
@@ -35,20 +35,18 @@ def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
     return Batch(batch.images[order], batch.logits[order])
 
 
-class StructuredNoise:
+class StructuredNoise(Method):
     """Fresh class-balanced structured noise for ever."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = True
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ()
+    config: StructuredNoiseConfig
+    streams = True
+    remembers = True
+    state = ("memory",)
 
     def __init__(
         self, teacher: Teacher, config: StructuredNoiseConfig, *, rng: torch.Generator
     ) -> None:
-        self.teacher, self.config, self.rng = teacher, config, rng
+        super().__init__(teacher, config, rng=rng)
         most = min(config.memory, MEMORY_BYTES // math.prod(teacher.input_spec.shape))
         self.memory = ClassMemory(most, teacher.num_classes, teacher.input_spec.shape, rng.device)
 
@@ -77,11 +75,3 @@ class StructuredNoise:
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
         kept = balanced(logits.argmax(1), config.batch_size, teacher.num_classes)
         return Batch(images[kept], logits[kept])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The memory; what is drawn is drawn afresh."""
-        return {"memory": self.memory.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the memory."""
-        self.memory.load_state_dict(state["memory"])

@@ -7,14 +7,13 @@ than the authors', which the preset has. A structured start is ours: from a rand
 teacher already takes for the target's class.
 """
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from dreamstill.data.batch import Batch, answered
 from dreamstill.losses.logits import soft_cross_entropy
 from dreamstill.nn.seeded import seeded
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import ZskdConfig
 from dreamstill.synthesis.pixel_optimization import optimize_pixels, start_images
 from dreamstill.teacher import Teacher
@@ -54,18 +53,15 @@ def concentration(similarity: Tensor, beta: float) -> Tensor:
     return beta * similarity + 1e-4
 
 
-class Zskd:
+class Zskd(Method):
     """Each batch draws soft targets, classes and betas in turn, and optimizes pixels to them."""
 
-    streams: ClassVar[bool] = False
-    adversarial: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
-    repeat: ClassVar[int] = 1
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient", "last_linear")
+    config: ZskdConfig
+    needs = ("gradient", "last_linear")
+    state = ("drawn",)
 
     def __init__(self, teacher: Teacher, config: ZskdConfig, *, rng: torch.Generator) -> None:
-        self.teacher, self.config, self.rng = teacher, config, rng
+        super().__init__(teacher, config, rng=rng)
         similarity = class_similarity(teacher.last_linear.weight.detach())
         self.similarity = by_row(similarity) if config.rescale_rows else similarity
         self.drawn = 0
@@ -98,11 +94,3 @@ class Zskd:
             lr=config.lr,
         )
         return answered(teacher, images)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many targets were drawn: whose turn it is."""
-        return {"drawn": self.drawn}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the turn."""
-        self.drawn = state["drawn"]

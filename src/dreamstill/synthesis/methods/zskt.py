@@ -2,7 +2,7 @@
 
 Source: Micaelli & Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS
 2019, algorithm 1, and the authors' code. The generator's KL is the mean over batch and classes, as
-in the code: `clip` is of its gradient. The student's attention transfer is the transfer loss
+in the code: `clip` is of its gradient. The student's attention transfer is the distillation loss
 `attention` (weight 250); its clipped gradient and cosine are `distill.clip_gradient` 5 and
 `distill.anneal`; the presets have all of it. Where this differs: images are clipped to the
 teacher's valid range; the student's KL is the mean over the batch alone; the student is in eval
@@ -10,7 +10,6 @@ mode while the generator learns.
 """
 
 import math
-from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import ZsktConfig
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -26,21 +26,19 @@ from dreamstill.teacher import Teacher
 __all__ = ["Zskt", "ZsktConfig"]
 
 
-class Zskt:
+class Zskt(Method):
     """One generator step a batch, whose images are trained on `student_steps` times."""
 
-    streams: ClassVar[bool] = True
-    adversarial: ClassVar[bool] = True
-    remembers: ClassVar[bool] = False
-    warm_up: ClassVar[int] = 0
-    needs: ClassVar[tuple[str, ...]] = ("gradient",)
+    config: ZsktConfig
+    streams = True
+    adversarial = True
+    needs = ("gradient",)
+    state = ("generator", "batches")
 
     def __init__(self, teacher: Teacher, config: ZsktConfig, *, rng: torch.Generator) -> None:
-        self.teacher, self.config = teacher, config
-        self.batch_size, self.repeat = config.batch_size, config.student_steps
-        self.generator = LatentGenerator(
-            teacher, config.latent, config.widths, config.lr, rng, bounded=False
-        )
+        super().__init__(teacher, config, rng=rng)
+        self.repeat = config.student_steps
+        self.generator = LatentGenerator(teacher, config, rng, bounded=False)
         self.cosine_batches = config.cosine_batches or 0
         self.batches = 0
 
@@ -69,12 +67,3 @@ class Zskt:
         if self.cosine_batches:
             share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.batches / self.cosine_batches)))
             self.generator.optimizer.param_groups[0]["lr"] = self.config.lr * share
-
-    def state_dict(self) -> dict[str, Any]:
-        """Generator, optimizer and how far it is."""
-        return {"generator": self.generator.state_dict(), "batches": self.batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
-        self.generator.load_state_dict(state["generator"])
-        self.batches = state["batches"]

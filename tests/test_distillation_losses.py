@@ -1,4 +1,4 @@
-"""Transfer losses between two networks: which layers, which answers, what is learned."""
+"""Distillation losses between two networks: which layers, which answers, what is learned."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +11,14 @@ from torch.nn.utils import parametrize
 import toys
 from dreamstill.compression.deep_compression.pack import Mask
 from dreamstill.distillation.config import LossName
-from dreamstill.distillation.distillation_losses import DistillationLoss
+from dreamstill.distillation.distillation_losses import (
+    LOSSES,
+    DistillationLoss,
+    Layers,
+    LogitLoss,
+    Networks,
+    register_loss,
+)
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
@@ -37,11 +44,9 @@ def loss_of(
     teacher: Teacher,
     student: nn.Module,
     *names: LossName,
-    kept: dict[str, Tensor] | None = None,
+    inherited: dict[str, Tensor] | None = None,
 ) -> DistillationLoss:
-    return DistillationLoss(
-        teacher, student, names, weights=None, temperature=2.0, rng=rng(), kept=kept
-    )
+    return DistillationLoss(Networks(teacher, student, 2.0, rng(), inherited or {}), names)
 
 
 def lenets() -> tuple[Teacher, nn.Module, Tensor]:
@@ -54,11 +59,11 @@ def test_maps_are_paired_by_resolution_and_boundaries_before_the_relu() -> None:
     teacher, student, _ = lenets()
     loss = loss_of(teacher, student, LossName.ATTENTION, LossName.BOUNDARY, LossName.RELATIONAL)
     # of 28, 14, 10, 5 and 1 pixels; the pooled maps have a resolution of their own
-    assert [name for name, _ in loss.pairs[LossName.ATTENTION]] == [
+    assert [name for name, _ in loss.parts[LossName.ATTENTION].pairs] == [
         f"features.{i}" for i in (1, 2, 4, 5, 7)
     ]
-    assert loss.pairs[LossName.BOUNDARY] == [("0", "0"), ("1", "1"), ("2", "2")]
-    assert loss.pairs[LossName.RELATIONAL] == [("classifier.2", "classifier.2")]
+    assert loss.parts[LossName.BOUNDARY].pairs == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert loss.parts[LossName.RELATIONAL].pairs == [("classifier.2", "classifier.2")]
 
 
 def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
@@ -70,18 +75,17 @@ def test_the_boundary_of_a_residual_network_is_behind_its_sums() -> None:
     blocks = {name: teacher.module.get_submodule(name) for name in names}
     with ReluInputs() as relus, Probe(blocks) as probe:
         teacher(torch.randn(4, 3, 32, 32, generator=rng()))
-    for (_, theirs), block in zip(loss.pairs[LossName.BOUNDARY], blocks, strict=True):
+    for (_, theirs), block in zip(loss.parts[LossName.BOUNDARY].pairs, blocks, strict=True):
         assert relus.inputs[theirs].relu().equal(probe.outputs[block])
         assert relus.inputs[theirs].min() < 0
 
 
 def test_connectors_of_the_boundary_are_he_normal_and_absent_where_channels_agree() -> None:
     teacher, _, images = lenets()
-    assert not loss_of(teacher, lenet5(), LossName.BOUNDARY).connectors
+    assert not [*loss_of(teacher, lenet5(), LossName.BOUNDARY).connectors.parameters()]
     student = LeNet5((6, 800, 120, 84))  # of its three layers before a ReLU one has other channels
     loss = loss_of(teacher, student, LossName.BOUNDARY)
-    (connector,) = loss.connectors.values()
-    weight = connector.get_parameter("0.weight")
+    (weight,) = (p for p in loss.connectors.parameters() if p.dim() == 4)
     assert weight.shape == (16, 800, 1, 1)
     assert weight.std().item() == pytest.approx((2 / 16) ** 0.5, rel=0.03)
     assert loss.initialize(images) > 0
@@ -113,9 +117,9 @@ def test_what_makes_a_weight_is_no_map(
         made, lambda _, m: change(m) if isinstance(m, nn.Conv2d | nn.Linear) else None
     )
     loss = loss_of(teacher, made, name)
-    assert loss.pairs == loss_of(teacher, plain, name).pairs
-    paid = loss.initialize(x) if name is LossName.BOUNDARY else loss(x)
-    assert paid.isfinite()
+    assert loss.parts[name].pairs == loss_of(teacher, plain, name).parts[name].pairs
+    value = loss.initialize(x) if name is LossName.BOUNDARY else loss(x)
+    assert value.isfinite()
 
 
 def test_a_boundary_needs_a_relu() -> None:
@@ -139,26 +143,39 @@ def test_every_loss_falls_when_the_student_learns(name: LossName) -> None:
     if name is LossName.LAYERS:
         student = lenet5()
     loss = loss_of(teacher, student, name)
-    paid = loss.initialize if name is LossName.BOUNDARY else loss
+    value = loss.initialize if name is LossName.BOUNDARY else loss
     parameters = [*student.parameters(), *loss.connectors.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
-    before = paid(images)
+    before = value(images)
     for _ in range(30):
         optimizer.zero_grad()
-        paid(images).backward()
+        value(images).backward()
         optimizer.step()
-    assert paid(images).item() < 0.8 * before.item()
+    assert value(images).item() < 0.8 * before.item()
     assert all(p.grad is None for p in teacher.module.parameters())
 
 
 def test_the_sum_is_weighted_and_leaves_the_boundary_out() -> None:
     teacher, student, images = lenets()
     names = (LossName.L1, LossName.BOUNDARY, LossName.MSE)
-    weighted = DistillationLoss(
-        teacher, student, names, weights=(2, 7, 3), temperature=1, rng=rng()
-    )
+    weighted = DistillationLoss(Networks(teacher, student, 1.0, rng()), names, (2, 7, 3))
     parts = [loss_of(teacher, student, name)(images).item() for name in (names[0], names[2])]
     assert weighted(images).item() == pytest.approx(2 * parts[0] + 3 * parts[1], rel=1e-5)
+
+
+def test_a_loss_of_ones_own_is_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dreamstill.distillation.distillation_losses.LOSSES", dict(LOSSES))
+
+    @register_loss
+    class Halved(LogitLoss):
+        name, weight = "halved", 0.5
+        function = staticmethod(
+            lambda student, teacher, temperature: (student - teacher).abs().mean()
+        )
+
+    teacher, student, images = lenets()
+    own = DistillationLoss(Networks(teacher, student, 1.0, rng()), ("halved",))
+    assert own(images).item() == 0.5 * loss_of(teacher, student, LossName.L1)(images).item()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +196,7 @@ def test_layers_are_compared_past_their_batch_norm_and_blocks_once() -> None:
     with seeded(rng()):
         network = ResNetCifar(8, width=4)
     teacher = Teacher(network, CIFAR)
-    pairs = loss_of(teacher, copy.deepcopy(network), LossName.LAYERS).pairs[LossName.LAYERS]
+    pairs = loss_of(teacher, copy.deepcopy(network), LossName.LAYERS).parts[LossName.LAYERS].pairs
     blocks = [f"layer{i}.0{part}" for i in (1, 2, 3) for part in (".bn1", ".bn2", "")]
     assert pairs == [(name, name) for name in ("bn1", *blocks, "linear")]
 
@@ -189,10 +206,12 @@ def test_a_block_has_the_channels_of_its_last_layer() -> None:
         teacher = Teacher(ResNetCifar(8, width=8), CIFAR)
     student = ResNetCifar(8, width=4)
     kept = inherit(teacher.module, student)
-    loss = loss_of(teacher, student, LossName.LAYERS, kept=kept)
+    loss = loss_of(teacher, student, LossName.LAYERS, inherited=kept)
+    layers = loss.parts[LossName.LAYERS]
+    assert isinstance(layers, Layers)
     for block in ("layer1.0", "layer2.0", "layer3.0"):
-        assert torch.equal(loss.shared[block][1], kept[f"{block}.bn2"])
-        assert (block, block) in loss.pairs[LossName.LAYERS]
+        assert torch.equal(layers.channels[block][1], kept[f"{block}.bn2"])
+        assert (block, block) in loss.parts[LossName.LAYERS].pairs
 
 
 def test_layers_are_compared_in_the_channels_that_are_left() -> None:
@@ -205,7 +224,7 @@ def test_layers_are_compared_in_the_channels_that_are_left() -> None:
         student.conv.bias.copy_(whole.get_parameter("conv.bias")[kept] + 0.5)
     images = torch.randn(8, 1, 8, 8, generator=rng())
     answer = teacher(images)
-    loss = loss_of(teacher, student, LossName.LAYERS, kept={"conv": kept})
+    loss = loss_of(teacher, student, LossName.LAYERS, inherited={"conv": kept})
     wanted = whole.get_submodule("conv")(images)[:, kept]
     logits = (student(images) - answer).pow(2).mean() / answer.var()
     assert loss(images).item() == pytest.approx((0.25 / wanted.var() + logits).item() / 2, rel=1e-4)
@@ -230,7 +249,7 @@ def test_channels_that_come_last_are_compared_there() -> None:
     with torch.no_grad():
         student.mix.weight.copy_(teacher.module.get_parameter("mix.weight")[kept])
         student.mix.bias.copy_(teacher.module.get_parameter("mix.bias")[kept])
-    loss = loss_of(teacher, student, LossName.LAYERS, kept={"mix": kept})
+    loss = loss_of(teacher, student, LossName.LAYERS, inherited={"mix": kept})
     images = torch.randn(4, 1, 8, 8, generator=rng())
     answer = teacher(images)
     logits = (student(images) - answer).pow(2).mean() / answer.var()
@@ -243,7 +262,7 @@ def test_layers_of_a_folded_network_are_found_by_name() -> None:
     folded = fold_batch_norm(network)
     teacher = Teacher(network, CIFAR)
     loss = loss_of(teacher, folded, LossName.LAYERS)
-    assert ("layer1.0.bn1",) * 2 in loss.pairs[LossName.LAYERS]
+    assert ("layer1.0.bn1",) * 2 in loss.parts[LossName.LAYERS].pairs
     images = torch.randn(4, 3, 32, 32, generator=rng())
     assert loss(images).item() == pytest.approx(0, abs=1e-6)
 
@@ -275,12 +294,13 @@ def test_a_relu_in_place_does_not_hide_the_boundary() -> None:
         teacher, student = Teacher(InPlace(), toys.SPEC), InPlace()
     images = torch.randn(8, 1, 8, 8, generator=rng())
     loss = loss_of(teacher, student, LossName.KL, LossName.BOUNDARY)
-    loss.connectors = nn.ModuleDict({k: nn.Identity() for k in loss.connectors})
-    paid = loss.initialize(images).item()
+    boundary = loss.parts[LossName.BOUNDARY]
+    boundary.connectors = nn.ModuleList(nn.Identity() for _ in boundary.connectors)
+    value = loss.initialize(images).item()
     ours, wanted = student.conv(images), teacher.module.get_submodule("conv")(images)
     silent = ((ours + 1).clamp_min(0) ** 2)[wanted <= 0].sum()
     firing = ((ours - 1).clamp_max(0) ** 2)[wanted > 0].sum()
-    assert paid == pytest.approx(3e-3 * (silent + firing).item() / 8, rel=1e-4)
+    assert value == pytest.approx(3e-3 * (silent + firing).item() / 8, rel=1e-4)
 
 
 def test_networks_with_nothing_in_common_are_named() -> None:
