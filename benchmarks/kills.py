@@ -1,6 +1,6 @@
 """Runs that are killed and resumed: do they end as those that nothing interrupted?
 
-    python -m benchmarks.kills
+    python -m benchmarks kills
 
 Every method makes images and a student, a chain has four stages, and a network learns two new
 classes: each once without interruption, then again with `kill -9` at random moments, resumed until

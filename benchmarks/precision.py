@@ -1,6 +1,6 @@
 """Seconds of a student step in float32 and bfloat16, side by side in one process.
 
-    python -m benchmarks.precision
+    python -m benchmarks precision
 
 Networks with random weights, teacher and student of one architecture's width and half, batches of
 64 structured images that are drawn before; the two take turns and the medians of 20 steps are
