@@ -62,13 +62,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
     args.kind = open_kind(args.name, args.data, args.teachers, tiny=args.tiny)
-    args.cells = args.kind.cells()
+    args.cells = cells = args.kind.cells()
     for option in ("row", "source"):
-        known = dict.fromkeys(filter(None, (getattr(cell, option) for cell in args.cells)))
+        known = dict.fromkeys(filter(None, (getattr(cell, option) for cell in cells)))
         wanted = getattr(args, f"{option}s") or list(known)
         if unknown := [name for name in wanted if name not in known]:
             parser.error(f"unknown {option} {unknown[0]!r}; known: {'; '.join(known)}")
         args.cells = [cell for cell in args.cells if getattr(cell, option) in (None, *wanted)]
+    if not args.cells:
+        parser.error(f"none of these rows has images of {' or '.join(args.sources)}")
     for path in args.kind.needed(args.cells):
         if not path.is_file():
             folder = "--data" if path.suffix == ".npz" else "--teachers"

@@ -32,13 +32,13 @@ TINY: dict[str, tuple[str, ...]] = {
     "inherit_mnist": ("structured_noise", "zskd, inherited", "dafl, inherited"),
     "zskd_curve": ("500 impressions", "noise"),
     "reference_mnist": ("metadata (all)", "dfad after structured noise", "adaptive deepinversion"),
-    "compress_lenet5_mnist": ("W8A8, no input", "half the MACs by pruning", "int8, onnxruntime"),
-    "chain_lenet5": (),
+    "compress_lenet5_mnist": ("W8A8, no input", "half the MACs by merging"),
+    "chain_lenet5": ("teacher",),
     "continual_mnist": ("inversion", "lwf", "joint"),
     "continual_mnist_bn": ("abd on generated",),
     "quantize_resnet20": ("FP32", "W8A8, no input", "W4A4 fine-tuned"),
-    "prune_resnet56": ("ResNet-56", "50 % of MACs off"),
-    "int8_resnet20": ("FP32, onnxruntime", "int8, onnxruntime"),
+    "prune_resnet56": ("ResNet-56", "50 % of MACs off, cut"),
+    "int8_resnet20": ("int8, onnxruntime",),
     "merge_mlp": ("0.50",),
 }
 """Benchmarks of every kind, with the rows to run."""
@@ -129,6 +129,7 @@ def test_names_and_files_that_are_absent_are_named_before_any_row_is_run(
         (["dafl_mnist", "--rows", "dfal"], "unknown row 'dfal'; known: structured_noise; "),
         (["dafl_hinton_mnist"], "hinton_mnist.safetensors: give --teachers FOLDER"),
         (["merge_mlp", "--sources", "x"], "unknown source 'x'"),
+        (["compress_lenet5_mnist", "--rows", "W8A8, no input", "--sources", "real"], "none of"),
     ):
         with pytest.raises(SystemExit):
             main([*arguments, "--data", str(tmp_path), "--tiny"])
