@@ -1,6 +1,6 @@
 """Render the rows of the project's README, all of the default images, from the records.
 
-python -m benchmarks.front          # rewrites the table in place
+python -m benchmarks front          # rewrites the table in place
 """
 
 import json

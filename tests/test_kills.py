@@ -1,4 +1,4 @@
-"""Runs that are killed, in short: `python -m benchmarks.kills` has all of them."""
+"""Runs that are killed, in short: `python -m benchmarks kills` has all of them."""
 
 import json
 import os
