@@ -653,7 +653,7 @@ def test_settings_survive_json() -> None:
     assert from_plain(DistillConfig, plain) == config
     with pytest.raises(ConfigError, match=r"unknown setting augment.tilt; known: "):
         from_plain(DistillConfig, {"augment": {"tilt": 1}})
-    with pytest.raises(ConfigError, match=r"steps must be of type int; got 'many'"):
+    with pytest.raises(ConfigError, match=r"steps must be an integer; got 'many'"):
         from_plain(DistillConfig, {"steps": "many"})
     with pytest.raises(ConfigError, match=r"losses must be one of kl, .*; got 'l3'"):
         from_plain(DistillConfig, {"losses": ["l3"]})
