@@ -663,7 +663,7 @@ def cases(weights: Path, tmp_path: Path) -> dict[str, Case]:
         "distill": Case(["distill", *of, *student, *method], wrong, right),
         "synthesize": Case(["synthesize", *of, *images], wrong, right),
         "continual": Case(["learn_classes", *of, *new, *images], wrong, right),
-        "chain": Case(["quantize", *of, *images], wrong, right),
+        "compress": Case(["quantize", *of, *images], wrong, right),
     }
 
 

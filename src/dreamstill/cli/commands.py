@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dreamstill.cli.flags import PREFIX
 from dreamstill.cli.terminal import (
     print_compression,
     print_learned,
@@ -74,9 +75,10 @@ def _synthesize(arguments: argparse.Namespace) -> Any:
 
 def _distill(arguments: argparse.Namespace) -> Any:
     if arguments.resume:
-        if arguments.plain or arguments.config or arguments.out:
-            given = next(iter(arguments.plain), "config" if arguments.config else "out")
-            raise ConfigError(f"--resume continues the run as it began: leave --{given} out")
+        given = [name.removeprefix(PREFIX) for name in vars(arguments) if name.startswith(PREFIX)]
+        given += [name for name in ("config", "out") if getattr(arguments, name)]
+        if given:
+            raise ConfigError(f"--resume continues the run as it began: leave --{given[0]} out")
         folder = Path(arguments.resume)
         job = read_run(folder)
     else:

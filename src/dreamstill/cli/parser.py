@@ -199,8 +199,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     argv = _normalized(argv)
     name = next((word for word in argv if not word.startswith("-")), "")
+    if not argv:
+        raise ConfigError(f"no command; known: {', '.join(COMMANDS)}; see dreamstill --help")
     if not name or argv[0].startswith("-"):
-        _top().parse_args(argv or ["--help"])  # which ends here
+        _top().parse_args(argv)  # which ends here
         raise _top().unknown(argv)
     if name not in COMMANDS:
         known = f"{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
