@@ -77,8 +77,8 @@ def _flag_case(good: Good, command: str, flag: str, text: str) -> Case:
         out = [] if command == "inspect" else ["--out", str(folder / "out")]
         return [*command.split(), *teacher, f"{flag}={text}", *out]
 
-    said = {"1e308": "1e+308", "-1e308": "-1e+308"}.get(text, text[:12])
-    if text in ("1e999", "-" + DIGITS):
+    said = {"1e308": "1e+308", "-1e308": "-1e+308", "1e999": "inf"}.get(text, text[:12])
+    if text == "-" + DIGITS:  # a float of so many digits is infinite
         said = "inf"
     return Case(f"{command} {flag} {text:.20}", prepare, said)
 

@@ -14,7 +14,7 @@ from dreamstill.cli.terminal import (
     print_rows,
     print_summary,
 )
-from dreamstill.config import from_plain
+from dreamstill.config import Text, from_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.reading import understood
@@ -37,8 +37,8 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     known = ("teacher", "device", "images")
     if unknown := [name for name in plain if name not in known]:
         raise ConfigError(f"unknown setting {unknown[0]}; known: {', '.join(known)}")
-    device = _option(arguments, "device", str) or "cpu"
-    images = _option(arguments, "images", str)
+    device = _option(arguments, "device") or "cpu"
+    images = _option(arguments, "images")
     teacher = open_from(_teacher_file(plain), device=device)
     result = inspect(teacher, images)
     if not arguments.json:
@@ -97,7 +97,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
 
 
 def _compress(arguments: argparse.Namespace) -> Any:
-    folder, real = _out(arguments), _option(arguments, "real", str)
+    folder, real = _out(arguments), _option(arguments, "real")
     result = run_compression(
         folder,
         arguments.job,
@@ -113,7 +113,7 @@ def _compress(arguments: argparse.Namespace) -> Any:
 
 
 def _learn_classes(arguments: argparse.Namespace) -> Any:
-    folder, real = _out(arguments), _option(arguments, "real", str)
+    folder, real = _out(arguments), _option(arguments, "real")
     result = learn_classes(
         folder,
         arguments.job,
@@ -183,14 +183,14 @@ def _show(
         show(result, folder)
 
 
-def _option(arguments: argparse.Namespace, name: str, kind: Any) -> Any:
+def _option(arguments: argparse.Namespace, name: str) -> Any:
     """Return an option that is no field of a job: as typed, else as the file has it, else None."""
     stated, typed = arguments.plain.get(name), getattr(arguments, name, None)
-    return from_plain(kind | None, stated if typed is None else typed, name)
+    return from_plain(Text | None, stated if typed is None else typed, name)
 
 
 def _out(arguments: argparse.Namespace) -> Path:
-    out = _option(arguments, "out", str)
+    out = _option(arguments, "out")
     if not out:
         raise ConfigError("nowhere to write to: give --out DIR")
     return Path(out)

@@ -210,8 +210,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     command, rest = COMMANDS[name], argv[1:]
     early = {flag: _early(rest, f"--{flag}") for flag in ("config", "method")}
     table = read_toml(early["config"]) if early["config"] else {}
-    if name == "compress" and (files := [word for word in rest if word.endswith(".toml")]):
-        table = read_toml(files[0])
+    if name == "compress":
+        file = _parser(name, command, "structured_noise", whole="--help-all" in rest)
+        path = file.parse_known_args(rest)[0].config
+        if not (table := read_toml(path)):
+            raise ConfigError(f"{path} is empty: give [teacher] and [[stage]] tables")
     method = early["method"] or table.get("method") or "structured_noise"
     if not isinstance(method, str) or method not in METHODS:
         close = did_you_mean(method, METHODS) if isinstance(method, str) else ""
