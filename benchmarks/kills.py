@@ -330,7 +330,7 @@ def main() -> None:
                 continue
             folder = Path(temporary) / name
             folder.mkdir()
-            kills = args.kills * (2 if name in ("compress", "continual") else 1)
+            kills = args.kills * (2 if name in ("compress", "learn_classes") else 1)
             rows[name] = row_of(name, case, folder, rng, kills)
             print(name, rows[name], flush=True)
             shutil.rmtree(folder)
