@@ -119,7 +119,7 @@ def page(text: str) -> str:
 def picture() -> bytes:
     """Return an SVG of the table: a group of bars per line, and the whole network as a mark."""
     grey, names = "#888888", ("ours, no data", "clipped noise, no data", "real data")
-    colors = ("#3b7dd8", "#c9c9c9", "#e0a53b")
+    colors = ("#6fa5ec", "#c9c9c9", "#e8b45a")
     titles = [front.title for front in FRONT]
     data = next(title for title in titles if "MNIST" in title)
     for index, title in enumerate(titles):  # "the same" is of the line above
@@ -132,12 +132,13 @@ def picture() -> bytes:
         for index, (whole, rows) in enumerate(map(figures_of, FRONT)):
             for part, (row, color) in enumerate(zip(rows, colors, strict=True)):
                 axes.barh(index + 0.26 * (part - 1), row["accuracy_mean"], 0.24, color=color)
+                at = row["accuracy_mean"] - 0.8, index + 0.26 * (part - 1)
                 label = f"{row['accuracy_mean']:.1f}"
-                axes.text(row["accuracy_mean"] + 0.6, index + 0.26 * (part - 1), label, va="center")
+                axes.text(*at, label, va="center", ha="right", color="#1c1c1c", fontsize=7.5)
             axes.plot([whole, whole], [index - 0.42, index + 0.42], color="#d1495b", lw=2)
         axes.set_yticks(range(len(FRONT)), titles, color=grey)
         axes.invert_yaxis()
-        axes.set_xlim(0, 108)
+        axes.set_xlim(0, 101)
         axes.set_xlabel("test accuracy, %", color=grey)
         axes.tick_params(colors=grey, length=0)
         axes.spines[:].set_visible(False)
