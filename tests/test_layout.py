@@ -79,3 +79,11 @@ def test_every_method_is_a_file_with_a_page() -> None:
         assert "Source:" in (ast.get_docstring(ast.parse(path.read_text())) or "")
         if (root := SOURCE.parents[1] / "docs").is_dir():
             assert (root / f"{name}.md").is_file()
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"

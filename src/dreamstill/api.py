@@ -269,31 +269,20 @@ def distill(
     with seeded_process(seed, str(teacher.device)):
         network = _student(student, teacher, rng)
         kept = inherit(teacher.module, network) if config.inherit else None
+        start: dict[str, Any] = {"rng": rng, "inherited": kept}
+        start["reconstruct"] = config.reconstruct if config.inherit else 0
         method = _synthesizer(images, teacher, rng)
         if method is None:
+            given = _images(images, teacher)
             network = finetune(
-                teacher,
-                network,
-                _images(images, teacher),
-                config,
-                rng=rng,
-                inherited=kept,
-                reconstruct=config.reconstruct if config.inherit else 0,
+                *(teacher, network, given, config),
                 pretrained=config.inherit,
                 on_progress=note,
+                **start,
             )
         else:
             buffer = ReplayBuffer(None, teacher.input_spec, config.buffer_size)
-            work = Distillation(
-                teacher,
-                network,
-                method,
-                buffer,
-                config,
-                rng=rng,
-                inherited=kept,
-                reconstruct=config.reconstruct,
-            )
+            work = Distillation(teacher, network, method, buffer, config, **start)
             for step in work.run():
                 note(step)
             network = work.chosen

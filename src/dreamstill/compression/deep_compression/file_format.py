@@ -16,7 +16,7 @@ import math
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ class _Bits:
 
 
 def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None = None) -> int:
-    """Write a packed network; returns the file's size in bytes.
+    """Write a packed network, and return the size of the file in bytes.
 
     Args:
         model: what `pack` returned.
@@ -172,7 +172,7 @@ def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None 
     """
     path = Path(path)
     shared = {n: m for n, m in weights_of(model).items() if parametrize.is_parametrized(m)}
-    header: dict[str, Any] = {"card": card or {}, "shared": [], "plain": []}
+    header: dict[str, Any] = {"card": card or {}, "shared": []}
     stream: list[str] = []
     body = b""
     for name, layer in shared.items():
@@ -196,16 +196,11 @@ def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None 
                 "gaps": sorted(lengths[1].items()),
             }
         )
-    written: dict[tuple[int, torch.Size], str] = {}
-    for name, value in unpacked_state(model).items():
-        if name.removesuffix(".weight") not in shared:
-            first = written.setdefault((value.data_ptr() or id(value), value.shape), name)
-            if first != name:  # two layers of one weight
-                header["plain"].append({"name": name, "same_as": first})
-                continue
-            entry = {"name": name, "shape": list(value.shape), "dtype": _dtype(value)}
-            header["plain"].append(entry)
-            body += _raw(value)
+    left = {
+        n: v for n, v in unpacked_state(model).items() if n.removesuffix(".weight") not in shared
+    }
+    header["plain"] = list(_plain_entries(left))
+    body += b"".join(_raw(left[e["name"]]) for e in header["plain"] if "same_as" not in e)
     bits = "".join(stream)
     packed = np.packbits(np.frombuffer(bits.encode(), np.uint8) - ord("0")).tobytes()
     head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
@@ -219,6 +214,17 @@ def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None 
 
     write_atomically(path, data, check=compare, error=ExportError)
     return len(data)
+
+
+def _plain_entries(left: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """Yield the header's entry of each tensor that is stored as it is, or is another one again."""
+    written: dict[tuple[int, torch.Size], str] = {}
+    for name, value in left.items():
+        first = written.setdefault((value.data_ptr() or id(value), value.shape), name)
+        if first != name:  # two layers of one weight
+            yield {"name": name, "same_as": first}
+        else:
+            yield {"name": name, "shape": list(value.shape), "dtype": _dtype(value)}
 
 
 def unpacked_state(model: nn.Module) -> dict[str, Tensor]:
