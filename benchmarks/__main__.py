@@ -21,7 +21,7 @@ from dreamstill.pipelines.process import settle_process
 
 STUDIES = (
     *("bad_inputs", "curve", "front", "independent", "kills", "kl_directions", "memory"),
-    *("pictures", "precision", "robustness", "table", "train_teacher"),
+    *("pictures", "precision", "robustness", "same_bits", "table", "train_teacher"),
 )
 
 
