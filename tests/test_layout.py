@@ -20,7 +20,7 @@ ORDER = (
     ("compression",),
     ("pipelines",),
     ("api", "cli"),
-    ("__init__",),
+    ("__init__", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
