@@ -21,12 +21,19 @@ from dreamstill.synthesis.registry import METHODS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
+EXTRAS = {
+    "compress": ["torch_pruning"],
+    "tutorial_compress": ["torch_pruning"],
+    "tutorial_device": ["torch_pruning", "executorch"],
+    "tutorial_python": ["torch_pruning"],
+}
+"""The optional libraries that the Python of a page needs."""
 NAV = (ROOT / "mkdocs.yml").read_text()
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """Return the fenced blocks of a language in a page, without their indentation."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), re.DOTALL | re.M)
+    found = re.findall(rf"^( *)```{language}(?: title=\S+)?\n(.*?)^ *```", page.read_text(), re.DOTALL | re.M)
     return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
 
 
@@ -74,12 +81,16 @@ def test_every_toml_file_in_the_pages_is_a_pipeline(page: Path) -> None:
         assert read_job(CompressJob, tomllib.loads(text)).stages
 
 
+@pytest.mark.usefixtures("tables_restored")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
 def test_python_in_the_pages_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The blocks of a page run in order, in an empty folder; see `readers_names`."""
+    for library in EXTRAS.get(page.stem, ()):
+        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     names = readers_names()
     with seeded(torch.Generator().manual_seed(0)):
         for block in blocks(page, "python"):

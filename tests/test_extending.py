@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,21 +12,10 @@ from toys import SPEC, SmallCnn
 
 import dreamstill as ds
 from dreamstill.nn.seeded import seeded
-from dreamstill.pipelines.config import STAGE_CONFIGS, CompressJob, read_job
+from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.stages import STAGES
-from dreamstill.synthesis.registry import METHODS
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-
-
-@pytest.fixture
-def tables() -> Iterator[None]:
-    """Restore the tables of methods and tasks."""
-    kept = [(table, dict(table)) for table in (METHODS, STAGES, STAGE_CONFIGS)]
-    yield
-    for table, before in kept:
-        table.clear()
-        table.update(before)
 
 
 def load(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -50,7 +38,7 @@ def teacher() -> ds.Teacher:
         return ds.Teacher(SmallCnn(), SPEC)
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("tables_restored")
 def test_a_method_from_outside_makes_images_and_teaches(
     teacher: ds.Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +55,7 @@ def test_a_method_from_outside_makes_images_and_teaches(
         ds.register_method("blots", module.BlotsConfig, module.Blots)
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("tables_restored")
 def test_a_task_from_outside_is_a_stage_in_python_and_in_a_file(
     teacher: ds.Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
