@@ -29,6 +29,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Point links to the site's pages, and put tables in the place of `<!-- settings: X -->`."""
     for path, page in OUTSIDE.items():
         markdown = markdown.replace(f"]({path}", f"]({page}")
+    markdown = markdown.replace(" ± ", "\u00a0±\u00a0")  # a figure stays on its line
     return re.sub(r"<!-- settings: (\w+) -->", lambda found: settings(found[1]), markdown)
 
 

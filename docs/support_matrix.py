@@ -209,7 +209,8 @@ TASKS: dict[str, Callable[[ds.Teacher, Tensor, nn.Module], object]] = {
 def matrix() -> str:
     """Return the table of what works, and the reasons for what does not."""
     reasons: list[str] = []
-    lines = [f"| | {' | '.join(TASKS)} |", "|---" * (len(TASKS) + 1) + "|"]
+    lines = ['<div class="matrix" markdown>', ""]
+    lines += [f"| | {' | '.join(TASKS)} |", "|---" * (len(TASKS) + 1) + "|"]
     for name, build in NETWORKS.items():
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -219,7 +220,7 @@ def matrix() -> str:
         cells = [cell(run, teacher, images, narrow, reasons) for run in TASKS.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", "</div>", "", *notes])
 
 
 def cell(
@@ -229,15 +230,15 @@ def cell(
     narrow: nn.Module,
     reasons: list[str],
 ) -> str:
-    """Return yes, part or no with the number of its reason."""
+    """Return a tick, or a tilde for a part or a cross, with the number of its reason."""
     try:
         result = run(teacher, images, narrow)
     except ds.DreamstillError as error:
-        return f"no {noted(str(error), reasons)}"
+        return f"✗ {noted(str(error), reasons)}"
     if isinstance(result, ds.Result) and (whole := result.details.get("left_whole")):
         names = ", ".join(f"`{name}`" for name in whole)
-        return f"part {noted(f'left whole: {names}', reasons)}"
-    return "yes"
+        return f"~ {noted(f'left whole: {names}', reasons)}"
+    return "✓"
 
 
 def noted(reason: str, reasons: list[str]) -> str:
