@@ -52,6 +52,8 @@ def _default(field: Any) -> str:
     if field.default is dataclasses.MISSING:
         return "required"
     value = to_plain(field.default)
+    if value is None or value == []:
+        return "none"
     if isinstance(value, list):
-        return f"`{','.join(map(str, value))}`" if value else "none"
-    return "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        return f"`{','.join(map(str, value))}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"

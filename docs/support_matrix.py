@@ -1,6 +1,6 @@
 """Run every task on a small network of each kind, and write what works into support.md.
 
-    python docs/support_matrix.py
+python docs/support_matrix.py
 """
 
 import logging

@@ -8,12 +8,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from toys import SPEC, SmallCnn
 
 import dreamstill as ds
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.stages import STAGES
+from toys import SPEC, SmallCnn
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
