@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,12 +31,21 @@ EXTRAS = {
 NAV = (ROOT / "mkdocs.yml").read_text()
 
 
-def blocks(page: Path, language: str) -> list[str]:
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    title: str
+    """Name of the file that it is; empty for one to type."""
+    text: str
+
+
+def blocks(page: Path, language: str) -> list[Block]:
     """Return the fenced blocks of a language in a page, without their indentation."""
-    found = re.findall(
-        rf"^( *)```{language}(?: title=\S+)?\n(.*?)^ *```", page.read_text(), re.DOTALL | re.M
-    )
-    return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
+    fence = re.compile(rf'^( *)```{language}(?: title="([^"]+)")?\n(.*?)^ *```', re.DOTALL | re.M)
+    return [
+        Block(title, re.sub(rf"^{indent}", "", text, flags=re.M))
+        for indent, title, text in fence.findall(page.read_text())
+    ]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -59,9 +68,7 @@ def test_there_are_commands_in_the_pages() -> None:
 def test_every_command_is_understood(
     page: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("small.toml", "run.toml"):
-        tables = [text for text in blocks(DOCS / "compress.md", "toml") if "[[stage]]" in text]
-        (tmp_path / name).write_text(tables[0])
+    (tmp_path / "small.toml").write_text(blocks(DOCS / "compress.md", "toml")[0].text)
     monkeypatch.chdir(tmp_path)
     if {"--help", "--help-all", "--version"} & {*command}:
         with pytest.raises(SystemExit):
@@ -79,8 +86,8 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "toml")], ids=lambda p: p.stem)
 def test_every_toml_file_in_the_pages_is_a_pipeline(page: Path) -> None:
-    for text in blocks(page, "toml"):
-        assert read_job(CompressJob, tomllib.loads(text)).stages
+    for block in blocks(page, "toml"):
+        assert read_job(CompressJob, tomllib.loads(block.text)).stages
 
 
 @pytest.mark.usefixtures("tables_restored")
@@ -88,15 +95,20 @@ def test_every_toml_file_in_the_pages_is_a_pipeline(page: Path) -> None:
 def test_python_in_the_pages_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The blocks of a page run in order, in an empty folder; see `readers_names`."""
+    """The blocks of a page run in order, in an empty folder; one with a title is a file there."""
     for library in EXTRAS.get(page.stem, ()):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = readers_names()
     with seeded(torch.Generator().manual_seed(0)):
-        for block in blocks(page, "python"):
-            exec(compile(block, str(page), "exec", dont_inherit=True), names)
+        for title, text in blocks(page, "python"):
+            if title:
+                (tmp_path / title).write_text(text)
+            else:
+                exec(compile(text, str(page), "exec", dont_inherit=True), names)
+    for title, _ in blocks(page, "python"):
+        sys.modules.pop(Path(title).stem, None)
 
 
 def readers_names() -> dict[str, Any]:
