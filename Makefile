@@ -12,7 +12,7 @@ test: .venv/dev lint  ## the whole test command, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 docs: .venv/dev  ## the documentation, in build/site; a warning is an error
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/dev
 	$(BIN)/ruff check .
