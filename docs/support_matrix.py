@@ -173,9 +173,9 @@ def learn_classes(teacher: ds.Teacher, images: Tensor, narrow: nn.Module) -> ds.
 
 
 def export(teacher: ds.Teacher, images: Tensor, narrow: nn.Module) -> None:
-    """Write an .onnx and run it."""
+    """Write a .pt2 and run it."""
     with tempfile.TemporaryDirectory() as folder:
-        ds.export(teacher.module, Path(folder) / "network.onnx", teacher.input_spec)
+        ds.export(teacher.module, Path(folder) / "network.pt2", teacher.input_spec)
 
 
 def optimized(method: str) -> Callable[[ds.Teacher, Tensor, nn.Module], Tensor]:
@@ -202,7 +202,7 @@ TASKS: dict[str, Callable[[ds.Teacher, Tensor, nn.Module], object]] = {
         teacher, images, ds.PackConfig(rounds=1, finetune=None)
     ),
     "`learn_classes`": learn_classes,
-    "`.onnx`": export,
+    "`.pt2`": export,
 }
 
 
