@@ -150,7 +150,7 @@ def make_good(folder: Path, *, exports: bool = True) -> Good:
         command("export", str(folder / "run"))
         command("quantize", *good.options, *images, "--out", str(folder / "chain"))
         new = ["--new", str(folder / "new.npz"), *images, "--learn_classes.steps", "2"]
-        command("continual", *good.options, *new, "--out", str(folder / "continual"))
+        command("learn_classes", *good.options, *new, "--out", str(folder / "continual"))
     config = PackConfig(rounds=1, finetune=DistillConfig(steps=1, num_validation=8))
     packed = pack(good.teacher, torch.from_numpy(x), config, rng=torch.Generator())
     save_packed(packed, folder / "net.packed")
@@ -228,8 +228,8 @@ def places(good: Good) -> dict[str, Callable[[Path, Path], What]]:
         "images of metadata": of("metadata", "--images"),
         "images of evaluate": evaluate,
         "images of a task": of("quantize", "--images"),
-        "images of continual": of("continual", *new),
-        "images of new classes": of("continual", "--new"),
+        "images of continual": of("learn_classes", *new),
+        "images of new classes": of("learn_classes", "--new"),
         "images to measure on": of("prune", *images, "--real"),
         "metadata of a method": of("synthesize", *method),
     }
@@ -262,8 +262,8 @@ NODES: dict[str, Put] = {
     "folder": Path.mkdir,
     "FIFO": os.mkfifo,
     "socket": _socket,
-    "stage to itself": lambda path: path.symlink_to(path),
-    "stage to nothing": lambda path: path.symlink_to(path.parent / "absent"),
+    "link to itself": lambda path: path.symlink_to(path),
+    "link to nothing": lambda path: path.symlink_to(path.parent / "absent"),
     "endless device": lambda path: path.symlink_to("/dev/zero"),
 }
 """What may lie where a file is looked for."""
@@ -309,7 +309,7 @@ def record_cases(good: Good) -> Iterator[Case]:
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, "run", name, put, verb)
                 yield Case(f"{verb}: {wrong} for {name}", prepare, name)
-    for folder in (name for name in ("compress", "continual") if (good.folder / name).is_dir()):
+    for folder in (name for name in ("chain", "continual") if (good.folder / name).is_dir()):
         for name in ("config.json", "summary.json"):
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, folder, name, put, "report")
@@ -323,7 +323,7 @@ def record_cases(good: Good) -> Iterator[Case]:
             yield Case(f"{verb}: {field} {value!r:.20} in {name}", prepare, says)
 
 
-ABSENT = {"nothing", "FIFO", "socket", "folder", "stage to itself", "stage to nothing"} | {
+ABSENT = {"nothing", "FIFO", "socket", "folder", "link to itself", "link to nothing"} | {
     "endless device"
 }
 """A record that is not there, or cannot be one, is left out of a report."""
@@ -365,13 +365,13 @@ def array_cases(good: Good) -> Iterator[Case]:
     for wrong, put in _archives().items():
         for verb, flag in (
             ("evaluate", "--images"),
-            ("continual", "--new"),
+            ("learn_classes", "--new"),
             ("metadata", "--images"),
         ):
             if verb == "metadata" and "label" in wrong:
                 continue  # it reads none
             prepare = partial(_with_images, good, verb, flag, "damaged_x.npz", put)
-            of_labels = verb == "continual" and wrong in OF_LABELS
+            of_labels = verb == "learn_classes" and wrong in OF_LABELS
             says = "new classes" if of_labels else "damaged_x.npz"
             yield Case(f"{verb}: {wrong}", prepare, says)
 
@@ -385,7 +385,7 @@ def _with_images(good: Good, verb: str, flag: str, name: str, put: Put, folder: 
     put(path)
     if verb == "evaluate":
         return [verb, str(good.folder / "run"), flag, str(path)]
-    more = ["--images", str(good.folder / "images.npz")] if verb == "continual" else []
+    more = ["--images", str(good.folder / "images.npz")] if verb == "learn_classes" else []
     return [verb, *good.options, flag, str(path), *more, "--out", str(folder / "out")]
 
 
@@ -478,7 +478,7 @@ def _npy(x: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
 def picture_cases(good: Good) -> Iterator[Case]:
     """Folders with something else among the pictures, and none of the classes."""
     ways = [("evaluate", "--images", True), ("quantize", "--images", False)]
-    ways += [("inspect", "--images", False), ("continual", "--new", True)]
+    ways += [("inspect", "--images", False), ("learn_classes", "--new", True)]
     for wrong, put in (NODES | _pictures(good)).items():
         for verb, flag, labelled in ways:
             if wrong != "nothing":
@@ -498,13 +498,13 @@ def picture_cases(good: Good) -> Iterator[Case]:
 def _among_pictures(
     good: Good, verb: str, flag: str, put: Put, folder: Path, *, labelled: bool
 ) -> What:
-    name = "x/4" if labelled and verb == "continual" else "x/0" if labelled else "x"
+    name = "x/4" if labelled and verb == "learn_classes" else "x/0" if labelled else "x"
     (folder / name).mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / name / "b.png")
     put(folder / name / "damaged_a.png")
     out = [] if verb in ("evaluate", "inspect") else ["--out", str(folder / "out")]
     of = [str(good.folder / "run")] if verb == "evaluate" else good.options
-    more = ["--images", str(good.folder / "images.npz")] if verb == "continual" else []
+    more = ["--images", str(good.folder / "images.npz")] if verb == "learn_classes" else []
     return [verb, *of, flag, str(folder / "x"), *more, *out]
 
 

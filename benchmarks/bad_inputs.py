@@ -1,6 +1,6 @@
 """Bad inputs and damaged files against every verb and reader: what is not answered as it should be.
 
-    python -m benchmarks.bad_inputs [--every 1] [--damaged 5000] [--only WORDS]
+    python -m benchmarks bad_inputs [--every 1] [--damaged 5000] [--only WORDS]
 
 Every case of `bad_cases` and `bad_values` must be answered within 10 s by exit code 2 and one line
 of under 400 characters on stderr that names the value, and nothing may be left behind; a few are

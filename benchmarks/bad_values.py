@@ -19,7 +19,7 @@ from benchmarks.bad_cases import CARD, FACTORY, Case, Good, Put, What, net
 from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.loaders.config import TeacherFile
-from dreamstill.pipelines.stages import STAGES
+from dreamstill.pipelines.config import STAGE_CONFIGS
 from dreamstill.synthesis.registry import METHODS
 
 __all__ = ["card_cases", "number_cases", "path_cases", "toml_cases", "weight_cases"]
@@ -46,8 +46,8 @@ def number_cases(good: Good) -> Iterator[Case]:
     commands: list[tuple[str, str, type]] = [
         *((f"synthesize --method {name}", "synthesis", m.config) for name, m in METHODS.items()),
         ("distill --student " + FACTORY, "distill", DistillConfig),
-        ("continual --new x.npz", "continual", LearnClassesConfig),
-        *((task, task, kind) for task, (kind, _) in STAGES.items() if task != "distill"),
+        ("learn_classes --new x.npz", "learn_classes", LearnClassesConfig),
+        *((task, task, kind) for task, kind in STAGE_CONFIGS.items() if task != "distill"),
     ]
     for command, table, kind in commands:
         for name, number, several in numbers_of(kind):
@@ -77,8 +77,8 @@ def _flag_case(good: Good, command: str, flag: str, text: str) -> Case:
         out = [] if command == "inspect" else ["--out", str(folder / "out")]
         return [*command.split(), *teacher, f"{flag}={text}", *out]
 
-    said = {"1e308": "1e+308", "-1e308": "-1e+308"}.get(text, text[:12])
-    if text in ("1e999", "-" + DIGITS):
+    said = {"1e308": "1e+308", "-1e308": "-1e+308", "1e999": "inf"}.get(text, text[:12])
+    if text == "-" + DIGITS:  # a float of so many digits is infinite
         said = "inf"
     return Case(f"{command} {flag} {text:.20}", prepare, said)
 

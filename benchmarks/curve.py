@@ -1,6 +1,6 @@
 """Draw docs/pictures/zskd_curve.png: the student over the number of Data Impressions.
 
-python -m benchmarks.curve
+python -m benchmarks curve
 """
 
 import json

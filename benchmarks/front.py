@@ -1,14 +1,20 @@
-"""Render the rows of the project's README, all of the default images, from the records.
+"""Render the table and the picture of the project's README, all of the default images.
 
-python -m benchmarks.front          # rewrites the table in place
+python -m benchmarks front          # rewrites both in place, from the records
 """
 
+import io
 import json
 from typing import Any, NamedTuple
+
+import matplotlib.lines
+import matplotlib.patches
+from matplotlib.figure import Figure
 
 from benchmarks.table import FOLDER, mean_and_spread
 
 README = FOLDER.parent / "README.md"
+PICTURE = FOLDER.parent / "docs" / "pictures" / "front.svg"
 DEFAULT = {"inherit": "structured_noise"}
 """What a record calls the default images, by the first word of its name; elsewhere `default`."""
 HEAD = "| | whole network | ours, nothing set | clipped noise instead | real data instead |"
@@ -80,14 +86,11 @@ def default_of(record: str) -> str:
     return DEFAULT.get(record.partition("_")[0], "default")
 
 
-def cell_of(row: dict[str, Any], source: str) -> str:
-    """A row's figure; in some records a row is by source."""
-    found = row if "runs" in row else row.get(source)
-    return "not yet made" if found is None else mean_and_spread(found)
+def figures_of(front: Front) -> tuple[float, list[dict[str, Any]]]:
+    """Return the accuracy of the whole network in percent, and the row on each kind of images.
 
-
-def line_of(front: Front) -> str:
-    """The whole network, then the row on the default images, on clipped noise and on real ones."""
+    On the default images, on clipped noise and on real ones; in some records a row is by source.
+    """
     record = read_record(front.record)
     rows = record["rows"]
     if front.whole is None:
@@ -95,8 +98,14 @@ def line_of(front: Front) -> str:
     else:
         whole = rows[front.whole]["accuracy_mean"]
     sources = (default_of(front.record), "noise", "real")
-    cells = [cell_of(rows.get(front.row.format(source), {}), source) for source in sources]
-    return f"| {front.title} | {whole:.2f} | {' | '.join(cells)} |"
+    made = [(rows[front.row.format(source)], source) for source in sources]
+    return whole, [row if "runs" in row else row[source] for row, source in made]
+
+
+def line_of(front: Front) -> str:
+    """Return a line of the table."""
+    whole, rows = figures_of(front)
+    return f"| {front.title} | {whole:.2f} | {' | '.join(map(mean_and_spread, rows))} |"
 
 
 def page(text: str) -> str:
@@ -107,5 +116,41 @@ def page(text: str) -> str:
     return before + "\n".join(lines) + "\n\n" + after
 
 
+def picture() -> bytes:
+    """Return an SVG of the table: a group of bars per line, and the whole network as a mark."""
+    grey, names = "#888888", ("ours, no data", "clipped noise, no data", "real data")
+    colors = ("#6fa5ec", "#c9c9c9", "#e8b45a")
+    titles = [front.title for front in FRONT]
+    data = next(title for title in titles if "MNIST" in title)
+    for index, title in enumerate(titles):  # "the same" is of the line above
+        if title.startswith("the same"):
+            titles[index] = data.rsplit(", ", 1)[0] + title.removeprefix("the same")
+        data = titles[index]
+    with matplotlib.rc_context({"svg.hashsalt": "front", "text.color": grey, "font.size": 9}):
+        figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+        axes = figure.subplots()
+        for index, (whole, rows) in enumerate(map(figures_of, FRONT)):
+            for part, (row, color) in enumerate(zip(rows, colors, strict=True)):
+                axes.barh(index + 0.26 * (part - 1), row["accuracy_mean"], 0.24, color=color)
+                at = row["accuracy_mean"] - 0.8, index + 0.26 * (part - 1)
+                label = f"{row['accuracy_mean']:.1f}"
+                axes.text(*at, label, va="center", ha="right", color="#1c1c1c", fontsize=7.5)
+            axes.plot([whole, whole], [index - 0.42, index + 0.42], color="#d1495b", lw=2)
+        axes.set_yticks(range(len(FRONT)), titles, color=grey)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 101)
+        axes.set_xlabel("test accuracy, %", color=grey)
+        axes.tick_params(colors=grey, length=0)
+        axes.spines[:].set_visible(False)
+        handles: list[Any] = [matplotlib.patches.Patch(color=color) for color in colors]
+        handles.append(matplotlib.lines.Line2D([], [], color="#d1495b", lw=2))
+        labels = [*names, "the whole network"]
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
+
+
 if __name__ == "__main__":
     README.write_text(page(README.read_text()))
+    PICTURE.write_bytes(picture())

@@ -1,6 +1,6 @@
 """Runs that are killed and resumed: do they end as those that nothing interrupted?
 
-    python -m benchmarks.kills
+    python -m benchmarks kills
 
 Every method makes images and a student, a chain has four stages, and a network learns two new
 classes: each once without interruption, then again with `kill -9` at random moments, resumed until
@@ -39,14 +39,21 @@ from dreamstill.files.writing import write_json
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import run_compression
-from dreamstill.pipelines.config import CompressJob, DistillJob, LearnClassesJob, read_job
+from dreamstill.pipelines.config import (
+    CompressJob,
+    DistillJob,
+    JobConfig,
+    LearnClassesJob,
+    SynthesizeJob,
+    read_job,
+)
 from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.learn_classes import learn_classes
 from dreamstill.pipelines.process import settle_process
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import synthesize
 from dreamstill.synthesis.activation_statistics import record_metadata
-from dreamstill.synthesis.registry import METHODS, needs_student
+from dreamstill.synthesis.registry import METHODS
 
 __all__ = ["Case", "cases", "killed", "killed_and_resumed", "two_at_once"]
 
@@ -72,7 +79,7 @@ STUDENT = DistillConfig(
 )
 TUNE = {"steps": 6, "batch_size": 16, "num_validation": 16, "validate_every": 3}
 STAGE_TABLES = [
-    {"task": "distill", "student": "dreamstill.nn.lenet:lenet5_half_bn", "training": TUNE},
+    {"task": "distill", "student": "dreamstill.nn.lenet:lenet5_half_bn", **TUNE},
     {"task": "prune", "keep": 0.8, "rounds": 2, "finetune": TUNE},
     {"task": "int8"},
     {"task": "pack", "rounds": 1, "finetune": TUNE},
@@ -117,9 +124,11 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
             lambda at, resume, job=job: distill(at, job, open_from(job.teacher), resume=resume),  # type: ignore[misc]
             student_of,
         )
-        if not needs_student(method, job.synthesis):
+        if not job.needs_student:
+            shared = {field.name: getattr(job, field.name) for field in fields(JobConfig)}
+            images = SynthesizeJob(**shared, num_images=100)
             found[f"synthesize, {method}"] = Case(
-                lambda at, resume, job=job: synthesize(at, job, 100, resume=resume),  # type: ignore[misc]
+                lambda at, resume, job=images: synthesize(at, job, resume=resume),  # type: ignore[misc]
                 arrays_of,
             )
     plain = {"teacher": {"weights": str(weights)}, "num_images": 128, "stage": STAGE_TABLES}
@@ -132,7 +141,7 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
         new=str(folder / "new.npz"),
         num_images=128,
         synthesis=small("structured_noise"),
-        continual=LearnClassesConfig(steps=40, batch_size=16),
+        learn_classes=LearnClassesConfig(steps=40, batch_size=16),
     )
     found["learn_classes"] = Case(
         lambda at, resume: learn_classes(at, learning, resume=resume),
@@ -321,7 +330,7 @@ def main() -> None:
                 continue
             folder = Path(temporary) / name
             folder.mkdir()
-            kills = args.kills * (2 if name in ("compress", "continual") else 1)
+            kills = args.kills * (2 if name in ("compress", "learn_classes") else 1)
             rows[name] = row_of(name, case, folder, rng, kills)
             print(name, rows[name], flush=True)
             shutil.rmtree(folder)

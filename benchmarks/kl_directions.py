@@ -1,6 +1,6 @@
-"""Forward KL, backward KL and Jensen-Shannon: what each does, and what each is worth on one pool.
+"""Forward KL, backward KL and Jensen-Shannon: what each does on one set of images.
 
-    python -m benchmarks.kl_directions --data FOLDER
+    python -m benchmarks kl_directions --data FOLDER
 
 The picture is of the losses themselves: a student that can only be one bump (softmax of a parabola
 over 60 classes) is fitted to a teacher of two unequal bumps, the best of three starts. The table is

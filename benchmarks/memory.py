@@ -1,6 +1,6 @@
 """The memory that `synthesize` takes: the images themselves, and no more for each of them.
 
-    python -m benchmarks.memory
+    python -m benchmarks memory
 
 Images of 3 x 32 x 32 of two methods, in a process of its own for every row, whose peak is measured.
 """

@@ -1,7 +1,7 @@
 """Grids of what every method makes of one teacher, a row a class: docs/pictures/NAME_METHOD.png.
 
-    python -m benchmarks.pictures mnist --data FOLDER
-    python -m benchmarks.pictures cifar10 --data FOLDER --teachers TEACHERS    (see `independent`)
+    python -m benchmarks pictures mnist --data FOLDER
+    python -m benchmarks pictures cifar10 --data FOLDER --teachers TEACHERS    (see `independent`)
 
 The teacher and the settings are those of the reference benchmark. Adversarial methods play against
 a student for 300 steps first. After the images of a class stand their mean and, for comparison, the
@@ -18,21 +18,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.protocol import Row, open_row, training_images
-from benchmarks.reference_cifar10_resnet import BENCHMARK as CIFAR10
-from benchmarks.reference_fashion_mnist import BENCHMARK as FASHION
-from benchmarks.reference_mnist import BENCHMARK as MNIST
+from benchmarks.kinds.distill import Distill, Row, open_row
+from benchmarks.runner import read_config, training_images
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.evaluation import predict
-from dreamstill.loaders.config import TeacherFile
-from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import settle_process
 from dreamstill.report.figures import class_rows, png
 from dreamstill.teacher import Teacher
 
-BENCHMARKS = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}
+BENCHMARKS = {
+    "mnist": "reference_mnist",
+    "fashion_mnist": "reference_fashion_mnist",
+    "cifar10": "reference_cifar10_resnet",
+}
 SHOWN = 6
 ROWS = (
     "structured_noise",
@@ -118,15 +118,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
-    benchmark = BENCHMARKS[args.data_set]
-    weights = str(args.teachers / f"{benchmark.teacher}.safetensors")
-    data = args.data / f"{benchmark.data}.npz"
-    means = class_means(open_from(TeacherFile(weights=weights)), data)
+    benchmark = Distill(read_config(BENCHMARKS[args.data_set]), args.data, args.teachers)
+    means = class_means(benchmark.teacher(), benchmark.data)
     folder = Path("docs/pictures")
     folder.mkdir(parents=True, exist_ok=True)
     for name in [name for name in args.rows if name in benchmark.rows]:
-        teacher = open_from(TeacherFile(weights=weights), precision=benchmark.precision)
-        images, classes = drawn(benchmark.rows[name], teacher, benchmark.student, data)
+        teacher = benchmark.teacher()
+        student = benchmark.config["student"]
+        images, classes = drawn(benchmark.rows[name], teacher, student, benchmark.data)
         path = folder / f"{args.data_set}_{file_name(name)}.png"
         path.write_bytes(grid(images, classes, means))
         print(path, torch.bincount(classes, minlength=teacher.num_classes).tolist(), flush=True)

@@ -1,6 +1,6 @@
 """Seconds of a student step in float32 and bfloat16, side by side in one process.
 
-    python -m benchmarks.precision
+    python -m benchmarks precision
 
 Networks with random weights, teacher and student of one architecture's width and half, batches of
 64 structured images that are drawn before; the two take turns and the medians of 20 steps are
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.protocol import StoredImages
+from benchmarks.kinds.distill import StoredImages
 from dreamstill.config import Precision
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig

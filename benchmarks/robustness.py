@@ -1,6 +1,6 @@
 """How brittle the LeNet-5s are, with BatchNorm and without: what methods that optimize images meet.
 
-    python -m benchmarks.robustness --data FOLDER
+    python -m benchmarks robustness --data FOLDER
 
 On the first 2,000 test images: the distance to the nearest other class as the gradient sees it
 (margin over its gradient's norm, median), and accuracy after 20 steps of projected gradient ascent

@@ -1,4 +1,4 @@
-"""A part of what `python -m benchmarks.bad_inputs` runs in full."""
+"""A part of what `python -m benchmarks bad_inputs` runs in full."""
 
 from pathlib import Path
 

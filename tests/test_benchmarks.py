@@ -1,67 +1,139 @@
-"""Recipes run, and records are whole and honest in form."""
+"""Benchmarks run from their TOML files, and records are whole and honest in form."""
 
-import importlib
 import json
 import math
 import re
-import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import compress, protocol
+import torch
+from benchmarks.__main__ import listing, main, names
+from benchmarks.kinds import KINDS, open_kind
+from benchmarks.kinds.distill import Distill
+from benchmarks.runner import Record, merged, read_config, rows_of
 from benchmarks.table import NOTES, lines_of, mean_and_spread, page, plain_lines, tables
+from safetensors.torch import save_file
 
-from dreamstill.config import from_plain, to_plain
+from dreamstill.config import from_plain
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.synthesis.config import RandomShapes
+from dreamstill.loaders.factory import build
+from dreamstill.nn.seeded import seeded
 from dreamstill.synthesis.presets import method_config, student_config
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(p.stem for p in (ROOT / "recipes").glob("*_*mnist.py"))
 RECORDS = sorted((ROOT / "benchmarks" / "records").glob("*.json"))
-
-
-def test_there_are_recipes() -> None:
-    assert len(RECIPES) == 7
+DESCRIBED = [path for path in RECORDS if path.stem in names()]
+STUDENTS = [path for path in DESCRIBED if "student" in json.loads(path.read_text())]
+TINY: dict[str, tuple[str, ...]] = {
+    "dafl_mnist": (),
+    "inherit_mnist": ("structured_noise", "zskd, inherited", "dafl, inherited"),
+    "zskd_curve": ("500 impressions", "noise"),
+    "reference_mnist": ("metadata (all)", "dfad after structured noise", "adaptive deepinversion"),
+    "compress_lenet5_mnist": ("W8A8, no input", "half the MACs by merging"),
+    "chain_lenet5": ("teacher",),
+    "continual_mnist": ("inversion", "lwf", "joint"),
+    "continual_mnist_bn": ("abd on generated",),
+    "quantize_resnet20": ("FP32", "W8A8, no input", "W4A4 fine-tuned"),
+    "prune_resnet56": ("ResNet-56", "50 % of MACs off, cut"),
+    "int8_resnet20": ("int8, onnxruntime",),
+    "merge_mlp": ("0.50",),
+}
+"""Benchmarks of every kind, with the rows to run."""
+SOURCE = {"compress": "ours", "compress_in_memory": "default", "chain": "noise"}
+"""The one source of images to run a kind on, beside the cells that have none."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded digits in the place of every data set: enough to see a recipe run."""
+    """The embedded digits in the place of every data set: enough to see a benchmark run."""
     folder = tmp_path_factory.mktemp("data")
     with np.load(str(files("dreamstill") / "assets" / "digits.npz")) as digits:
         x, y = digits["x"], digits["y"]
     for name in ("mnist", "fashion_mnist", "usps"):
         np.savez(folder / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    x = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2))).repeat(3, axis=1)
+    np.savez(folder / "cifar10.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     return folder
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_tiny_recipe_runs_from_end_to_end(name: str, data: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", f"recipes.{name}", "--data", str(data), "--tiny"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    rows = re.findall(rf"{name} (.+) seed 0 .*'accuracy': [\d.]+", result.stdout)
-    assert rows == list(importlib.import_module(f"recipes.{name}").BENCHMARK.rows)
-    assert {"structured_noise", "noise", "real"} < set(rows)
+@pytest.fixture(scope="module")
+def resnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ResNets with random weights, in the place of the independent ones."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for depth in (20, 56):
+        card: dict[str, Any] = {"factory": f"dreamstill.nn.resnet_cifar:resnet{depth}"}
+        with seeded(torch.Generator().manual_seed(0)):
+            save_file(build(card["factory"]).state_dict(), folder / f"resnet{depth}.safetensors")
+        card |= {"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
+        (folder / f"resnet{depth}.json").write_text(json.dumps(card))
+    return folder
 
 
-def test_data_that_is_absent_is_named_before_any_row_is_run(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_every_kind_of_benchmark_is_run_below() -> None:
+    assert {read_config(name)["kind"] for name in TINY} == KINDS.keys()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_benchmark_runs_from_end_to_end(
+    name: str, data: Path, resnets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = ROOT / "benchmarks" / "records" / f"{name}.json"
+    before, rows = record.read_bytes(), TINY[name]
+    options = ["--rows", *rows] if rows else []
+    options += ["--teachers", str(resnets)] if "resnet" in name else []
+    source = SOURCE.get(read_config(name)["kind"])
+    options += ["--sources", source] if source else []
+    main([name, "--data", str(data), "--tiny", *options])
+    ran = re.findall(rf"^{name} (.+) seed 0 \{{", capsys.readouterr().out, flags=re.M)
+    cells = [cell for cell in open_kind(name).cells() if cell.source in (None, source)]
+    assert ran == [str(cell) for cell in cells if not rows or cell.row in rows]
+    assert record.read_bytes() == before
+
+
+def test_a_configuration_is_laid_upon_its_bases() -> None:
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": "none"}}) == {"a": {"b": None, "c": 2}}
+    config = {
+        "defaults": {"steps": 3},
+        "templates": {"far": {"steps": 9}, "x": {"lr": 1}},
+        "rows": {"x": {"from": "x"}, "y": {"from": "far", "lr": 2}, "z": {"from": "y"}},
+        "variants": {"{}, twice": {"of": ["x", "fa*"], "lr": 5}},
+    }
+    rows = {
+        "x": {"steps": 3, "lr": 1},
+        "y": {"steps": 9, "lr": 2},
+        "z": {"steps": 9, "lr": 2},
+        "far, twice": {"steps": 9, "lr": 5},
+        "x, twice": {"steps": 3, "lr": 5},
+    }
+    assert rows_of(config) == rows
+    assert rows_of(config | {"only": ["z"]}) == {"z": rows["z"]}
+
+
+def test_the_list_has_a_sentence_of_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == listing().splitlines()
+    assert {path.stem for path in RECORDS} <= {line.split()[0] for line in lines}
+    assert all(re.match(r"\w+ +[A-Z\d].+[.?]$|int8|DAFL", line) for line in lines), lines
+
+
+def test_names_and_files_that_are_absent_are_named_before_any_row_is_run(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mnist.npz").write_bytes((data / "mnist.npz").read_bytes())
-    monkeypatch.setattr(sys, "argv", ["x", "--data", str(tmp_path), "--tiny"])
-    with pytest.raises(SystemExit):
-        protocol.main(importlib.import_module("recipes.dafl_mnist").BENCHMARK)
-    assert f"no data at {tmp_path / 'usps.npz'}" in capsys.readouterr().err
+    for arguments, message in (
+        (["dafl_mnist"], f"there is no {tmp_path / 'usps.npz'}: give --data FOLDER"),
+        (["dafl_mnist", "--rows", "dfal"], "unknown row 'dfal'; known: structured_noise; "),
+        (["dafl_hinton_mnist"], "hinton_mnist.safetensors: give --teachers FOLDER"),
+        (["merge_mlp", "--sources", "x"], "unknown source 'x'"),
+        (["compress_lenet5_mnist", "--rows", "W8A8, no input", "--sources", "real"], "none of"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--data", str(tmp_path), "--tiny"])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
@@ -73,25 +145,45 @@ def test_a_record_is_named_as_its_file_and_says_where_it_was_made(path: Path) ->
         assert record["environment"][key]
 
 
-@pytest.mark.parametrize("path", [p for p in RECORDS if "student" in json.loads(p.read_text())])
-def test_a_record_of_the_protocol_is_what_its_benchmark_makes(path: Path) -> None:
-    record = json.loads(path.read_text())
-    room = "recipes" if path.stem in RECIPES else "benchmarks"
-    benchmark = importlib.import_module(f"{room}.{record['name']}").BENCHMARK
-    assert (record["data"], record["student"]) == (benchmark.data, benchmark.student)
-    assert record["published"] == benchmark.published
-    assert {"structured_noise", "noise", "real"} <= record["rows"].keys() <= benchmark.rows.keys()
+@pytest.mark.parametrize("path", DESCRIBED, ids=lambda p: p.stem)
+def test_a_record_is_what_its_benchmark_makes(path: Path) -> None:
+    record, kind = json.loads(path.read_text()), open_kind(path.stem)
+    described = json.loads(json.dumps(kind.described()))
+    if "rows" in (settings := record.get("settings", {})):  # it may be older than some of ours
+        rows = described["settings"]["rows"]
+        described["settings"]["rows"] = {name: rows[name] for name in settings["rows"]}
+    assert described == {key: record.get(key, described[key]) for key in described}
+    places = {kind.place(cell): cell for cell in kind.cells()}
     for name, row in record["rows"].items():
-        assert row["settings"] == to_plain(benchmark.rows[name]), f"{name} was run with others"
+        cells = [cell for place, cell in places.items() if place[0] == name]
+        assert cells, f"{name} is a row of none"
+        assert row.get("settings") == kind.settings(cells[0]), f"{name} was run with others"
+
+
+@pytest.mark.parametrize("path", STUDENTS, ids=lambda p: p.stem)
+def test_a_record_of_students_has_baselines_and_whole_runs(path: Path) -> None:
+    record = json.loads(path.read_text())
+    assert {"structured_noise", "noise", "real"} <= record["rows"].keys()
+    for row in record["rows"].values():
         values = [run["accuracy"] for run in row["runs"]]
-        assert len(values) == 3 or (len(values) == 1 and room == "benchmarks"), "three seeds"
+        assert len(values) in (1, 3)
         assert math.isclose(sum(values) / len(values), row["accuracy_mean"], abs_tol=0.01)
         assert all(run["seconds"] > 0 and run["queries"] > 0 for run in row["runs"])
         assert all(0 <= run["agreement"] <= 100 for run in row["runs"])
 
 
-def test_our_preset_of_dafl_is_the_recipes() -> None:
-    row = importlib.import_module("recipes.dafl_mnist").BENCHMARK.rows["dafl"]
+def test_baselines_and_bound_have_the_schedule_of_the_benchmark() -> None:
+    for kind in (kind for kind in map(open_kind, names()) if isinstance(kind, Distill)):
+        schedule = kind.config["defaults"]["distill"]
+        plain = from_plain(DistillConfig, schedule | {"prefill": 0, "fresh_every": 1})
+        for name in ("structured_noise", "noise", "real"):
+            row = kind.rows[name]
+            assert row.distill == plain
+            assert row.synthesis is None or row.synthesis.batch_size == plain.batch_size
+
+
+def test_our_preset_of_dafl_is_the_benchmarks() -> None:
+    row = Distill(read_config("dafl_mnist")).rows["dafl"]
     assert row.synthesis == method_config("dafl", preset="ours")
     student = from_plain(DistillConfig, student_config("dafl", preset="ours"))
     assert row.distill == student
@@ -152,17 +244,15 @@ def test_what_ran_in_its_own_runtime_has_a_latency() -> None:
 
 @pytest.mark.parametrize("name", ["lenet5_mnist", "lenet5_bn_mnist"])
 def test_whole_networks_stand_beside_their_int8_files(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path
+    name: str, tmp_path: Path, data: Path
 ) -> None:
-    out = tmp_path / "record.json"
+    out, name = tmp_path / "record.json", f"compress_{name}"
     made = {"ours": {"runs": [{"accuracy": 9.0, "smaller": 3.0, "latency_ms": 0.1}]}}
-    sources = (*compress.SOURCES, *(compress.WITHIN if "bn" in name else ()))
-    config = compress.settings_of(sources, RandomShapes())
-    old = {"settings": config, "rows": {"int8, onnxruntime": made}}
-    out.write_text(json.dumps(old | {"environment": {"commit": "then"}}))
+    old = {"settings": open_kind(name).described()["settings"]}
+    old |= {"rows": {"int8, onnxruntime": made}, "environment": {"commit": "then"}}
+    out.write_text(json.dumps(old))
     options = ["--data", str(data), "--out", str(out), "--rows", "FP32, onnxruntime"]
-    monkeypatch.setattr(sys, "argv", ["x", name, *options, "--seeds", "1", "--resume"])
-    compress.main()
+    main([name, *options, "--seeds", "1", "--resume"])
     record = json.loads(out.read_text())
     rows = record["rows"]
     assert list(rows) == ["FP32, onnxruntime", "int8, onnxruntime"]
@@ -174,25 +264,60 @@ def test_whole_networks_stand_beside_their_int8_files(
     assert rows["int8, onnxruntime"] == made
 
 
-def test_a_benchmark_adds_the_runs_its_record_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path
-) -> None:
-    made: list[tuple[str, int]] = []
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Rows and seeds, in the place of any training."""
+    cells: list[tuple[str, int]] = []
 
-    def measure(
-        benchmark: object, name: str, weights: Path, data: Path, seed: int, num_test: int | None
-    ) -> object:
-        assert num_test is None
-        made.append((name, seed))
+    def measure(kind: Distill, cell: Any, seed: int) -> dict[str, float]:
+        cells.append((cell.row, seed))
         return {"accuracy": 90.0 + seed, "agreement": 91.0, "seconds": 1.0, "queries": 5}
 
-    monkeypatch.setattr(protocol, "measure", measure)
+    monkeypatch.setattr(Distill, "measure", measure)
+    return cells
+
+
+def test_a_benchmark_adds_the_runs_its_record_lacks(
+    tmp_path: Path, data: Path, measured: list[tuple[str, int]]
+) -> None:
     out = tmp_path / "record.json"
-    for seeds, resume in (("1", []), ("3", ["--resume"])):
-        options = ["--data", str(data), "--out", str(out), "--rows", "noise", "real"]
-        monkeypatch.setattr(sys, "argv", ["x", *options, "--seeds", seeds, *resume])
-        protocol.main(importlib.import_module("recipes.dafl_mnist").BENCHMARK)
-    assert made == [(n, s) for ss in ((0,), (1, 2)) for n in ("noise", "real") for s in ss]
+    command = ["dafl_mnist", "--data", str(data), "--out", str(out), "--rows", "noise", "real"]
+    main([*command, "--seeds", "1"])
+    main([*command, "--seeds", "3", "--resume"])
+    assert measured == [(name, seed) for seed in range(3) for name in ("noise", "real")]
     rows = json.loads(out.read_text())["rows"]
     assert [row["accuracy_mean"] for row in rows.values()] == [91.0, 91.0]
     assert [run["accuracy"] for run in rows["real"]["runs"]] == [90.0, 91.0, 92.0]
+
+
+def test_rows_that_are_outdated_or_of_other_settings_begin_anew(
+    tmp_path: Path, data: Path, measured: list[tuple[str, int]]
+) -> None:
+    out = tmp_path / "record.json"
+    command = ["dafl_mnist", "--data", str(data), "--out", str(out), "--seeds", "1"]
+    main(command)
+    record = json.loads(out.read_text())
+    record["rows"]["noise"]["outdated"] = True
+    record["rows"]["real"]["settings"]["after"] = 7
+    out.write_text(json.dumps(record))
+    measured.clear()
+    main([*command, "--resume"])
+    assert measured == [("noise", 0), ("real", 0)]
+    assert "outdated" not in json.loads(out.read_text())["rows"]["noise"]
+    out.write_text(json.dumps(record | {"student": "another"}))
+    with pytest.raises(SystemExit, match="has another student: give --out FILE"):
+        main([*command, "--resume"])
+
+
+def test_rows_of_the_same_settings_are_taken_from_another_record(
+    tmp_path: Path, data: Path, measured: list[tuple[str, int]]
+) -> None:
+    reference, out = ROOT / "benchmarks" / "records" / "reference_mnist.json", tmp_path / "r.json"
+    command = ["deepinversion_mnist", "--data", str(data), "--out", str(out)]
+    main([*command, "--reuse", str(reference)])
+    assert not measured
+    rows = json.loads(reference.read_text())["rows"]
+    kind = open_kind("deepinversion_mnist")
+    wanted = {cell.row: rows[cell.row] for cell in kind.cells()}
+    assert json.loads(out.read_text())["rows"] == wanted
+    assert Record(out, kind, {}, resume=True).made(kind.cells()[0]) == rows["deepinversion"]

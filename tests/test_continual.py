@@ -92,7 +92,7 @@ def test_abd_keeps_features_where_the_old_head_looks(old: Teacher) -> None:
     images = SPEC.encode(bars(torch.arange(40) % 3))
     moved = []
     for keep in (0.0, 100.0):
-        network = trained(old, keep=keep)
+        network = trained(old, old_weight=keep)
         change = network.with_features(images)[1] - old.with_features(images)[1]
         moved.append((change @ old.last_linear.weight.T).abs().mean().item())
     assert moved[1] < 0.2 * moved[0]

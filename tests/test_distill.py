@@ -140,7 +140,7 @@ class TestAugment:
         assert changed.std() > 0.1
 
     def test_out_of_range_is_named(self) -> None:
-        with pytest.raises(ConfigError, match=r"rotate must be in \[0, 180\]; got 200"):
+        with pytest.raises(ConfigError, match=r"rotate must be at most 180; got 200"):
             Augmentation(rotate=200)
 
 
@@ -633,13 +633,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
     [
         ({"steps": -1}, "steps must be at least 0; got -1"),
         ({"temperature": -1.0}, "temperature must be above 0; got -1.0"),
-        ({"temperature": float("nan")}, "temperature must be above 0; got nan"),
+        ({"temperature": float("nan")}, "temperature must be a finite number; got nan"),
         ({"losses": ()}, "at least one of kl"),
         ({"prefill": 0, "fresh_every": 0}, "nothing to learn from"),
         ({"num_validation": 1}, "num_validation must be at least 2"),
         ({"momentum": 0.5}, "momentum 0.5 has no effect without sgd"),
         ({"drops": (0.5,), "anneal": False}, "anneal False has no effect beside drops"),
-        ({"drops": (1.5,)}, r"drops must be in \[0, 1\]"),
+        ({"drops": (1.5,)}, "drops must be at most 1; got 1.5"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], message: str) -> None:
@@ -651,9 +651,9 @@ def test_settings_survive_json() -> None:
     config = DistillConfig(augment=Augmentation(shift=0.1), losses=(LossName.L1,))
     plain = json.loads(json.dumps(to_plain(config)))
     assert from_plain(DistillConfig, plain) == config
-    with pytest.raises(ConfigError, match=r"settings.augment.tilt; known: "):
+    with pytest.raises(ConfigError, match=r"unknown setting augment.tilt; known: "):
         from_plain(DistillConfig, {"augment": {"tilt": 1}})
-    with pytest.raises(ConfigError, match=r"steps must be of type int; got 'many'"):
+    with pytest.raises(ConfigError, match=r"steps must be an integer; got 'many'"):
         from_plain(DistillConfig, {"steps": "many"})
     with pytest.raises(ConfigError, match=r"losses must be one of kl, .*; got 'l3'"):
         from_plain(DistillConfig, {"losses": ["l3"]})

@@ -663,7 +663,7 @@ def cases(weights: Path, tmp_path: Path) -> dict[str, Case]:
         "distill": Case(["distill", *of, *student, *method], wrong, right),
         "synthesize": Case(["synthesize", *of, *images], wrong, right),
         "continual": Case(["learn_classes", *of, *new, *images], wrong, right),
-        "chain": Case(["quantize", *of, *images], wrong, right),
+        "compress": Case(["quantize", *of, *images], wrong, right),
     }
 
 
@@ -774,3 +774,16 @@ def test_a_finished_set_of_images_is_told_of_again(weights: Path, tmp_path: Path
         synthesize(tmp_path / "run", toys.images_job(job, 41), resume=True)
     with pytest.raises(RunError, match="holds no run of distill"):
         read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "command", [["report"], ["export"], ["evaluate", "--images", "x.npz"], ["distill", "--resume"]]
+)
+def test_a_run_of_an_earlier_version_is_refused_in_a_line(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.json").write_text('{"method": "noise", "student": "a:b"}')
+    assert cli.main([*command, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "holds a run of an earlier version, whose settings have other names now" in error

@@ -5,7 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from benchmarks.front import FRONT, README, Front, default_of, page, read_record
+from benchmarks.front import (
+    FRONT,
+    PICTURE,
+    README,
+    Front,
+    default_of,
+    figures_of,
+    page,
+    read_record,
+)
 
 from dreamstill.config import to_plain
 from dreamstill.synthesis.config import StructuredNoiseConfig
@@ -32,3 +41,5 @@ def test_every_headline_row_is_of_structured_noise_with_nothing_set(front: Front
 def test_the_front_page_shows_what_the_records_say() -> None:
     text = README.read_text()
     assert page(text) == text
+    drawn = PICTURE.read_text()
+    assert all(f"<!-- {row['accuracy_mean']:.1f} -->" in drawn for row in figures_of(FRONT[0])[1])

@@ -1,4 +1,4 @@
-"""Runs that are killed, in short: `python -m benchmarks.kills` has all of them."""
+"""Runs that are killed, in short: `python -m benchmarks kills` has all of them."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills are of forked processes")
 def test_runs_that_are_killed_end_as_those_that_are_not(tmp_path: Path) -> None:
-    runs = ["distill, dafl", "synthesize, rdskd", "continual"]
+    runs = ["distill, dafl", "synthesize, rdskd", "learn_classes"]
     command = [sys.executable, "-m", "benchmarks.kills", "--out", str(tmp_path / "kills.json")]
     ran = subprocess.run(
         [*command, "--runs", *runs], cwd=ROOT, capture_output=True, text=True, check=False

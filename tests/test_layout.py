@@ -19,7 +19,8 @@ ORDER = (
     ("distillation",),
     ("compression",),
     ("pipelines",),
-    ("cli",),
+    ("api", "cli"),
+    ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

@@ -303,14 +303,14 @@ def make_pages(folder: Path) -> dict[str, Path]:
     (folder / "chain.toml").write_text(as_toml(chain | {"stage": stages}))
     teacher = ["--teacher.weights", str(folder / "teacher.safetensors")]
     real = {name: str(folder / f"{name}.npz") for name in ("new", "real", "more")}
-    runs = {name: folder / name for name in ("distill", "chain", "continual")}
+    runs = {name: folder / name for name in ("distill", "compress", "learn_classes")}
     student = ["--student", "toys:student", *SHORT, "--seed", "3"]
     for name, arguments in {
         "distill": [*teacher, *student],
-        "chain": [str(folder / "chain.toml"), "--real", real["real"]],
-        "continual": [
+        "compress": [str(folder / "chain.toml"), "--real", real["real"]],
+        "learn_classes": [
             *(*teacher, "--new", real["new"], "--real", real["more"], "--num-images", "64"),
-            *("--continual.steps", "3"),
+            *("--learn_classes.steps", "3"),
         ],
     }.items():
         assert cli.main([name, *arguments, "--out", str(runs[name])]) == 0
@@ -323,7 +323,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_pages(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize("task", ["distill", "chain", "continual"])
+@pytest.mark.parametrize("task", ["distill", "compress", "learn_classes"])
 def test_the_command_on_a_page_repeats_its_run(
     runs: dict[str, Path], task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,7 +356,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
-@pytest.mark.parametrize("task", ["distill", "chain", "continual"])
+@pytest.mark.parametrize("task", ["distill", "compress", "learn_classes"])
 def test_a_page_fits_its_window(
     runs: dict[str, Path], browser: Browser, task: str, width: int, height: int, *, dark: bool
 ) -> None:

@@ -70,8 +70,8 @@ def _without_null(text: str) -> str:
     return text
 
 
-Int = Annotated[int, Strict(), BeforeValidator(_as_number)]
-"""An integer; not a bool, a float or a string."""
+Int = Annotated[int, Strict(), BeforeValidator(_as_number), Field(ge=-(2**63), lt=2**63)]
+"""An integer of 64 bits; not a bool, a float or a string."""
 Float = Annotated[float, Strict(), BeforeValidator(_as_number)]
 """A finite number; an integer counts as one."""
 Bool = Annotated[bool, Strict()]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dreamstill.cli.flags import PREFIX
 from dreamstill.cli.terminal import (
     print_compression,
     print_learned,
@@ -13,7 +14,7 @@ from dreamstill.cli.terminal import (
     print_rows,
     print_summary,
 )
-from dreamstill.config import from_plain
+from dreamstill.config import Text, from_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.reading import understood
@@ -36,8 +37,8 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     known = ("teacher", "device", "images")
     if unknown := [name for name in plain if name not in known]:
         raise ConfigError(f"unknown setting {unknown[0]}; known: {', '.join(known)}")
-    device = _option(arguments, "device", str) or "cpu"
-    images = _option(arguments, "images", str)
+    device = _option(arguments, "device") or "cpu"
+    images = _option(arguments, "images")
     teacher = open_from(_teacher_file(plain), device=device)
     result = inspect(teacher, images)
     if not arguments.json:
@@ -74,9 +75,10 @@ def _synthesize(arguments: argparse.Namespace) -> Any:
 
 def _distill(arguments: argparse.Namespace) -> Any:
     if arguments.resume:
-        if arguments.plain or arguments.config or arguments.out:
-            given = next(iter(arguments.plain), "config" if arguments.config else "out")
-            raise ConfigError(f"--resume continues the run as it began: leave --{given} out")
+        given = [name.removeprefix(PREFIX) for name in vars(arguments) if name.startswith(PREFIX)]
+        given += [name for name in ("config", "out") if getattr(arguments, name)]
+        if given:
+            raise ConfigError(f"--resume continues the run as it began: leave --{given[0]} out")
         folder = Path(arguments.resume)
         job = read_run(folder)
     else:
@@ -95,7 +97,7 @@ def _distill(arguments: argparse.Namespace) -> Any:
 
 
 def _compress(arguments: argparse.Namespace) -> Any:
-    folder, real = _out(arguments), _option(arguments, "real", str)
+    folder, real = _out(arguments), _option(arguments, "real")
     result = run_compression(
         folder,
         arguments.job,
@@ -111,7 +113,7 @@ def _compress(arguments: argparse.Namespace) -> Any:
 
 
 def _learn_classes(arguments: argparse.Namespace) -> Any:
-    folder, real = _out(arguments), _option(arguments, "real", str)
+    folder, real = _out(arguments), _option(arguments, "real")
     result = learn_classes(
         folder,
         arguments.job,
@@ -181,14 +183,14 @@ def _show(
         show(result, folder)
 
 
-def _option(arguments: argparse.Namespace, name: str, kind: Any) -> Any:
+def _option(arguments: argparse.Namespace, name: str) -> Any:
     """Return an option that is no field of a job: as typed, else as the file has it, else None."""
     stated, typed = arguments.plain.get(name), getattr(arguments, name, None)
-    return from_plain(kind | None, stated if typed is None else typed, name)
+    return from_plain(Text | None, stated if typed is None else typed, name)
 
 
 def _out(arguments: argparse.Namespace) -> Path:
-    out = _option(arguments, "out", str)
+    out = _option(arguments, "out")
     if not out:
         raise ConfigError("nowhere to write to: give --out DIR")
     return Path(out)

@@ -67,13 +67,12 @@ def _plain(text: str, hint: Any) -> Any:
         return [_plain(part, parts[0]) for part in inside.split(",")] if inside else []
     if hint is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for kind in (int, float):  # an integer counts as a float, and a number beyond all of ours stays
-        if hint in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                continue
-    return text
+    for kind in {int: (int,), float: (int, float)}.get(hint, ()):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text  # of a number: the message says what it should have been
 
 
 class Flags:

@@ -199,8 +199,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     argv = _normalized(argv)
     name = next((word for word in argv if not word.startswith("-")), "")
+    if not argv:
+        raise ConfigError(f"no command; known: {', '.join(COMMANDS)}; see dreamstill --help")
     if not name or argv[0].startswith("-"):
-        _top().parse_args(argv or ["--help"])  # which ends here
+        _top().parse_args(argv)  # which ends here
         raise _top().unknown(argv)
     if name not in COMMANDS:
         known = f"{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
@@ -208,8 +210,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     command, rest = COMMANDS[name], argv[1:]
     early = {flag: _early(rest, f"--{flag}") for flag in ("config", "method")}
     table = read_toml(early["config"]) if early["config"] else {}
-    if name == "compress" and (files := [word for word in rest if word.endswith(".toml")]):
-        table = read_toml(files[0])
+    if name == "compress":
+        file = _parser(name, command, "structured_noise", whole="--help-all" in rest)
+        path = file.parse_known_args(rest)[0].config
+        if not (table := read_toml(path)):
+            raise ConfigError(f"{path} is empty: give [teacher] and [[stage]] tables")
     method = early["method"] or table.get("method") or "structured_noise"
     if not isinstance(method, str) or method not in METHODS:
         close = did_you_mean(method, METHODS) if isinstance(method, str) else ""

@@ -5,6 +5,7 @@ folder of them for each class where labels are asked for. Pictures are scaled an
 their center to the network's size.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def _pictures(path: Path, files: list[Path], spec: InputSpec) -> Tensor:
 
 def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Read a picture upright, as uint8 (height, width, channels)."""
+    warnings.simplefilter("error", Image.DecompressionBombWarning)  # within `reading`
     with Image.open(file, formats=FORMATS) as picture:
         if picture.mode.startswith(("I", "F")):
             raise DataError(f"{file} has more than 8 bits a channel: save it with 8")

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dreamstill.errors import ConfigError, DreamstillError, first_line
+from dreamstill.errors import ConfigError, DreamstillError, RunError, first_line
 
-__all__ = ["StrPath", "check_file", "read_json", "read_toml", "reading", "understood"]
+__all__ = ["StrPath", "check_file", "check_run", "read_json", "read_toml", "reading", "understood"]
 
 StrPath = str | os.PathLike[str]
 
@@ -89,6 +89,18 @@ def check_file(path: StrPath, error: type[DreamstillError], what: str = "") -> N
         raise error(f"cannot read {path}: {failed}") from failed
     if kind != stat.S_IFREG:
         raise error(f"cannot read {path}: it is {KINDS.get(kind, 'special')}, not a regular file")
+
+
+def check_run(folder: Path, what: str = "run") -> None:
+    """Raise RunError unless a directory holds a run of this version, such as a run to resume."""
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "settings.json").is_file():  # what config.json was called before 0.1
+        raise RunError(
+            f"{folder} holds a run of an earlier version, whose settings have other names now: its "
+            "networks and images are good, but it is not read or resumed; start another run"
+        )
+    raise RunError(f"{folder} holds no {what}: config.json is missing")
 
 
 def read_json(path: StrPath, error: type[DreamstillError], wrong: str = "is damaged") -> Any:

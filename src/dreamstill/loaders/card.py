@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from dreamstill.config import from_plain
+from dreamstill.config import Float, Int, from_plain
 from dreamstill.errors import ConfigError, TeacherError, shown
 from dreamstill.files.reading import StrPath, read_json, read_toml
 from dreamstill.input_spec import InputSpec
@@ -37,8 +37,8 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
         raise TeacherError("give either range or mean and std, not both")
     if "range" not in card and not ("mean" in card and "std" in card):
         raise TeacherError("the input's normalization is missing: give mean and std, or range")
-    lists = {"shape": tuple[int, ...], "range": tuple[float, float]}
-    lists |= dict.fromkeys(("mean", "std"), tuple[float, ...])
+    lists: dict[str, Any] = {"shape": tuple[Int, ...], "range": tuple[Float, Float]}
+    lists |= dict.fromkeys(("mean", "std"), tuple[Float, ...])
     try:
         found = {n: from_plain(kind, card[n], n) for n, kind in lists.items() if n in card}
     except ConfigError as error:

@@ -251,13 +251,18 @@ def read_job(kind: Any, plain: dict[str, Any]) -> Any:
             effect.
 
     """
-    plain = dict(plain)
+    plain, names = dict(plain), [part.name for part in fields(kind)]
+    for name in plain:
+        if name not in (*names, "preset", "stage"):
+            close = did_you_mean(name, names)
+            raise ConfigError(
+                f"unknown setting {shown(name)[1:-1]}{close}; known: {', '.join(names)}"
+            )
     table = plain.get("teacher", {})
     if not isinstance(table, dict):
         raise ConfigError(f"teacher must be a table of settings; got {shown(table)}")
     if "weights" not in table:
         raise ConfigError("no teacher: give --teacher.weights FILE, or weights in [teacher]")
-    names = [part.name for part in fields(kind)]
     method, preset = plain.get("method", "structured_noise"), plain.pop("preset", None)
     if isinstance(method, str) and method in METHODS:
         if preset is not None or "synthesis" in plain:

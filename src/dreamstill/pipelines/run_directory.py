@@ -20,6 +20,7 @@ import torch
 from dreamstill.config import read_plain, to_plain
 from dreamstill.errors import RunError
 from dreamstill.files.checkpoints import digest
+from dreamstill.files.reading import check_run
 from dreamstill.files.writing import _remove, making, write_json
 
 __all__ = [
@@ -78,10 +79,10 @@ def claimed(
         RunError: another process has the folder, it holds something else, or it cannot be made.
 
     """
-    if not resume:
+    if resume:
+        check_run(folder, "run to resume")
+    else:
         check_empty(folder)
-    elif not (folder / "config.json").is_file():
-        raise RunError(f"{folder} holds no run to resume: config.json is missing")
     with making(folder), locked(folder):
         remove_temporaries(folder)
         plain = to_plain(job)
@@ -151,8 +152,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
     """
     path, origin = folder / "config.json", folder / "fingerprints.json"
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run: config.json is missing")
+    check_run(folder)
     plain = read_plain(path)
     if origin.is_file() and read_plain(origin).get("settings") != settings_digest(plain):
         raise RunError(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dreamstill.errors import RunError
+from dreamstill.files.reading import check_run
 from dreamstill.formatting import percent, shown
 from dreamstill.report import figures
 from dreamstill.report.page import (
@@ -35,9 +36,8 @@ def write_report(run: Path) -> Path:
         RunError: there is no run at `run`, or the page cannot be written.
 
     """
+    check_run(run)
     config = read_table(run / "config.json")
-    if not config:
-        raise RunError(f"{run} holds no run: config.json is missing")
     if "student" not in config:
         raise RunError(f"{run} holds no run of distill")
     summary = read_table(run / "summary.json")

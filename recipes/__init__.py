@@ -1,1 +1,0 @@
-"""Recipes: one file for each published row."""
