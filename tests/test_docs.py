@@ -51,6 +51,7 @@ def blocks(page: Path, language: str) -> list[Block]:
 def commands(page: Path) -> list[list[str]]:
     """Return the commands of a page, fenced or indented: continued lines joined, no comments."""
     text = page.read_text().replace("\\\n", " ")
+    text = text.replace(" ... ", " --teacher.weights net.safetensors ")  # what a reader fills in
     fenced = "\n".join(re.findall(r"```(?:bash|console|sh)\n(.*?)```", text, re.DOTALL))
     lines = re.findall(r"^ *(dreamstill .*)$", fenced, re.M)
     lines += re.findall(r"^ {4,}(dreamstill .*)$", text, re.M)
