@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # one thread: on networks this small a second one costs more than it gives
 demo: .venv/installed  ## the main job: teacher in, student on a device out, no data
@@ -10,6 +10,9 @@ demo: .venv/installed  ## the main job: teacher in, student on a device out, no 
 
 test: .venv/dev lint  ## the whole test command, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+docs: .venv/dev  ## the documentation, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/dev
 	$(BIN)/ruff check .

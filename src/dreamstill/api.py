@@ -169,8 +169,10 @@ def load_teacher(
 def list_methods(teacher: Teacher | None = None) -> list[str]:
     """Return the names of the methods that make images, or of those that a teacher can serve.
 
-    >>> "structured_noise" in list_methods()
-    True
+    Examples:
+        >>> "structured_noise" in list_methods()
+        True
+
     """
     return [name for name in METHODS if teacher is None or not missing_capabilities(name, teacher)]
 
@@ -178,8 +180,10 @@ def list_methods(teacher: Teacher | None = None) -> list[str]:
 def list_presets(method: str | None = None) -> dict[str, list[str]]:
     """Return the names of the presets by method, or those of one method.
 
-    >>> list_presets("zskt")
-    {'zskt': ['cifar10', 'svhn']}
+    Examples:
+        >>> list_presets("zskt")
+        {'zskt': ['cifar10', 'svhn']}
+
     """
     if method is not None:
         _known_method(method)
@@ -214,7 +218,7 @@ def synthesize(
             no room for so many images.
         TeacherError: the teacher lacks what the method needs.
 
-    Example:
+    Examples:
         >>> import dreamstill as ds
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
         >>> teacher = ds.Teacher(net, ds.InputSpec((1, 8, 8), mean=(0.5,), std=(0.5,)))

@@ -27,7 +27,7 @@ class InputSpec:
     Raises:
         TeacherError: a value is wrong, or of pixels in [0, 255].
 
-    Example:
+    Examples:
         >>> spec = InputSpec((1, 1, 2), mean=(0.5,), std=(0.5,))
         >>> spec.encode(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).flatten().tolist()
         [-1.0, 1.0]
@@ -73,7 +73,7 @@ class InputSpec:
 
     @classmethod
     def from_range(cls, shape: tuple[int, int, int], low: float, high: float) -> "InputSpec":
-        """The spec of a network whose inputs lie in [low, high]; TeacherError if low >= high."""
+        """Return the spec of inputs in [low, high]; TeacherError if low >= high."""
         if not -float("inf") < low < high < float("inf"):
             raise TeacherError(f"range must be low < high, both finite; got {low}, {high}")
         width = high - low
@@ -83,11 +83,11 @@ class InputSpec:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1], (N, C, H, W) float -> the network's input space."""
+        """Return pixels in [0, 1], (N, C, H, W) float, in the network's input space."""
         return (pixels - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
 
     def denormalize(self, inputs: Tensor) -> Tensor:
-        """The network's input space -> pixels, (N, C, H, W) float; not clipped."""
+        """Return inputs (N, C, H, W) as pixels in [0, 1], float; not clipped."""
         return inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
 
     def clip(self, inputs: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Teacher:
             probabilities; the answer for an image differs from one call to the next, or with the
             other images of its batch; the network cannot be copied.
 
-    Example:
+    Examples:
         >>> import dreamstill as ds
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
         >>> teacher = ds.Teacher(network, ds.InputSpec((1, 8, 8), mean=(0.5,), std=(0.5,)))
@@ -149,9 +149,14 @@ class Teacher:
         return self._layouts[network]
 
     def with_features(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> logits (N, num_classes) and penultimate features (N, num_features).
+        """Return logits (N, num_classes) and penultimate features (N, num_features).
 
-        Raises TeacherError for a network whose logits do not come from a linear layer.
+        Args:
+            inputs: (N, C, H, W) in the input space.
+
+        Raises:
+            TeacherError: the logits do not come from a linear layer.
+
         """
         layer = self.last_linear
         with Probe({"last": layer}) as probe:
@@ -160,7 +165,7 @@ class Teacher:
 
     @property
     def last_linear(self) -> nn.Linear:
-        """The layer that makes the logits; TeacherError where there is none."""
+        """Return the layer that makes the logits; TeacherError where there is none."""
         if self.capabilities.last_linear is None:
             raise TeacherError("the teacher has no last linear layer, which this method needs")
         layer = self.module.get_submodule(self.capabilities.last_linear)
@@ -169,10 +174,9 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """Names the teacher in records: 16 hex digits of a SHA-256.
+        """Return the teacher's name in records: 16 hex digits of a SHA-256.
 
-        Of all that decides its answers: weights, factory, and what its card says of its input and
-        classes.
+        It covers all that decides the answers: weights, factory, input and number of classes.
         """
         card = (
             self.factory,
@@ -196,7 +200,7 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
 
