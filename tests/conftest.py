@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from dreamstill.distillation.config import LOSS_NAMES
 from dreamstill.distillation.distillation_losses import LOSSES
 from dreamstill.pipelines.config import STAGE_CONFIGS
 from dreamstill.pipelines.stages import STAGES
@@ -21,7 +22,7 @@ def _seed() -> None:
 @pytest.fixture
 def tables_restored() -> Iterator[None]:
     """Take what a test registers off the tables of methods, tasks and losses again."""
-    tables: list[dict[Any, Any]] = [METHODS, STAGES, STAGE_CONFIGS, LOSSES]
+    tables: list[dict[Any, Any]] = [METHODS, STAGES, STAGE_CONFIGS, LOSSES, LOSS_NAMES]
     kept = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):

@@ -120,8 +120,8 @@ class Flags:
                 self.add(nested, f"{name}.", default=value, short=short)
                 continue
             names = [f"--{name}"]
-            if prefix == short and prefix:
-                names.insert(0, f"--{field.name}")
+            if short and name.startswith(short):
+                names.insert(0, f"--{name.removeprefix(short)}")
             text = docs.get(field.name, "")
             if value is not dataclasses.MISSING:
                 text += f" [{_typed(value)}]"

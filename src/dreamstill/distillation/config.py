@@ -4,10 +4,13 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Annotated
 
+from pydantic import AfterValidator
+
 from dreamstill.config import (
     Bool,
     Float,
     Int,
+    Text,
     above,
     at_least,
     config_class,
@@ -16,9 +19,9 @@ from dreamstill.config import (
     zero_or_at_least,
 )
 from dreamstill.data.config import Augmentation
-from dreamstill.errors import ConfigError
+from dreamstill.errors import ConfigError, shown
 
-__all__ = ["DistillConfig", "FinetuneConfig", "LossName", "Optimizer"]
+__all__ = ["DistillConfig", "FinetuneConfig", "LOSS_NAMES", "LossName", "Optimizer"]
 
 
 class Optimizer(StrEnum):
@@ -44,6 +47,19 @@ class LossName(StrEnum):
     SIMILARITY = "similarity"
 
 
+LOSS_NAMES: dict[str, str] = {name.value: name for name in LossName}
+"""Names that `losses` may hold; `register_loss` adds to them."""
+
+
+def _known_loss(name: str) -> str:
+    if name not in LOSS_NAMES:
+        raise ConfigError(f"must be one of {', '.join(LOSS_NAMES)}; got {shown(name)}")
+    return LOSS_NAMES[name]
+
+
+Loss = Annotated[Text, AfterValidator(_known_loss)]
+
+
 @config_class
 class FinetuneConfig:
     """Configuration of training a network toward its teacher on a set of images."""
@@ -54,7 +70,7 @@ class FinetuneConfig:
     """Images per step; at least 2. A batch that a method just made has synthesis.batch_size."""
     augment: Augmentation = field(default_factory=Augmentation)
     """Random changes of the images."""
-    losses: tuple[LossName, ...] = (LossName.KL, LossName.L1)
+    losses: tuple[Loss, ...] = (LossName.KL, LossName.L1)
     """Distillation losses, summed. On logits: kl, reverse-kl, js, mse, l1. On feature maps: mimic,
     attention, boundary (a first phase that initializes the student). On penultimate features:
     relational, similarity. On all layers of a student made from its teacher: layers."""

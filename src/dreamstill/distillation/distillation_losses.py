@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamstill.distillation.config import LossName
+from dreamstill.distillation.config import LOSS_NAMES, LossName
 from dreamstill.errors import ConfigError
 from dreamstill.losses import features as feature_losses
 from dreamstill.losses import logits as logit_losses
@@ -330,8 +330,9 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def register_loss(loss: type[Loss]) -> type[Loss]:
-    """Add a loss to the table under its name; return it, so that a class can be decorated."""
+    """Add a loss under its name, for `losses` of every training; return it, as a decorator does."""
     LOSSES[loss.name] = loss
+    LOSS_NAMES[loss.name] = loss.name
     return loss
 
 

@@ -59,7 +59,7 @@ class StageContext:
     stem: Path
     """Path of the stage's files, without a suffix."""
     warnings: list[str] = field(default_factory=list)
-    """Warnings of training that did not improve the netcontext."""
+    """Warnings of training that did not improve the network."""
 
     def progressed(self, progress: Progress) -> None:
         """Keep the warning of a training without improvement, and pass the progress on."""
@@ -260,7 +260,7 @@ STAGES: dict[str, Stage] = {
 
 
 def register_stage(name: str, config: Any, stage: Stage) -> None:
-    """Add a task of your own to the pipelines, for `compress` and the command line.
+    """Add a task of your own to the pipelines, for `compress` and TOML files.
 
     Args:
         name: of the task; not in STAGES yet.

@@ -60,7 +60,7 @@ METHODS: dict[str, MethodEntry] = {
 
 
 def register_method(name: str, config: Any, synthesizer: Any) -> None:
-    """Add a method of your own to the table, for `synthesize`, `distill` and the command line.
+    """Add a method of your own to the table, for `synthesize` and `distill`.
 
     Args:
         name: what it is called; not in the table yet.
