@@ -256,12 +256,12 @@ def test_links_that_are_not_finished_may_be_others_on_resuming(
     assert [stage["task"] for stage in summary["stages"]] == ["prune", "pack", "int8"]
     assert (folder / "stages" / "1-prune.pt").read_bytes() == pruned
     assert json.loads((folder / "config.json").read_text()) == to_plain(longer)
-    with pytest.raises(RunError, match="started with another stages"):
+    with pytest.raises(RunError, match="started with other stages"):
         run_compression(
             folder, read_job(CompressJob, plain | {"stage": STAGE_TABLES[:1]}), resume=True
         )
     other = [STAGE_TABLES[0] | {"keep": 0.6}, *corrected[1:]]
-    with pytest.raises(RunError, match="started with another stages"):
+    with pytest.raises(RunError, match="started with other stages"):
         run_compression(folder, read_job(CompressJob, plain | {"stage": other}), resume=True)
 
 

@@ -566,7 +566,7 @@ BAD: dict[str, tuple[Break, str]] = {
     "negative steps": (flags("--distill.steps", "-1"), "steps must be at least 0; got -1"),
     "no steps from a random start": (flags("--distill.steps", "0"), "or let it inherit"),
     "words for a number": (flags("--distill.steps", "many"), "'many'"),
-    "a fraction for a count": (flags("--distill.steps", "1.5"), "an integer; got 1.5"),
+    "a fraction for a count": (flags("--distill.steps", "1.5"), "an integer; got '1.5'"),
     "unknown loss": (flags("--distill.losses", "l7"), "relational, similarity; got 'l7'"),
     "a word for a switch": (flags("--distill.anneal", "maybe"), "true or false"),
     "batch of zero": (flags("--synthesis.batch_size", "0"), "batch_size must be at least 1"),

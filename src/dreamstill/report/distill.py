@@ -51,7 +51,7 @@ def write_report(run: Path) -> Path:
         verdict=verdict_of_distill(summary),
         figures=[*image_figures(pictures, names), *student_figures(pictures, log, names)],
         method=config.get("method", ""),
-        inherits=config.get("inherit", False),
+        inherits=config.get("distill", {}).get("inherit", False),
         student_factory=str(config.get("student", "")).rpartition(":")[2],
         teacher_file=Path(str(config.get("teacher", {}).get("weights", ""))).stem,
         summary=summary,
