@@ -1,4 +1,4 @@
-"""LeNet-5 with the layer sizes of DAFL (Chen et al., ICCV 2019) and ZSKD, for (1, 28, 28) images."""
+"""LeNet-5 with the layer sizes of DAFL (Chen et al., ICCV 2019) and ZSKD, for 28 x 28 images."""
 
 from torch import Tensor, nn
 
