@@ -1,4 +1,4 @@
-"""Measure a network: accuracy, agreement, calibration; parameters, MACs, bytes, latency."""
+"""Measure a network's accuracy, agreement with another network, and calibration error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,14 +43,9 @@ def answers(
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return logits (N, K) on the CPU from a function of encoded images.
+    """Return logits (N, K) on the CPU for uint8 images (N, C, H, W), computed in batches.
 
-    Args:
-        run: function of inputs (N, C, H, W) in the input space to logits (N, K).
-        spec: input of the function.
-        images: uint8 (N, C, H, W).
-        device: device of the inputs.
-
+    `run` maps inputs (N, C, H, W), encoded by `spec` and on `device`, to logits.
     """
     batches = images.split(shown_at_once(spec.shape))
     return torch.cat([run(spec.encode(batch.to(device))).cpu() for batch in batches])

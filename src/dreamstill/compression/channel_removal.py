@@ -229,7 +229,7 @@ def _chance_outputs(
         scale = torch.logspace(-1, 1, len(chance)).view(-1, *[1] * (chance.ndim - 1))
         chance = (scale * chance).to(output)
         chance = _zeroed(chance, layer, cut.outputs.get(name))
-        calls.append((name, given.clone(), chance))  # later operations may work in place
+        calls.append((name, given.clone(), chance))  # later operations may change it in place
         return chance.clone()
 
     with _replaced_outputs(whole, made):

@@ -160,7 +160,7 @@ class QuantizeConfig:
     calibration: Calibration = Calibration.PERCENTILE
     """Ranges of activations on the images: min-max, or percentile (99.99 %)."""
     keep: Annotated[Float, within(0.25, 1)] | None = None
-    """Mixed precision in place of `weight_bits`: largest share of the 8-bit weight size to keep,
+    """Mixed precision instead of `weight_bits`: largest share of the 8-bit weight size to keep,
     reducing the least sensitive layers first; 0.25 to 1."""
     without_inputs: Bool = False
     """Quantize without any images (data-free quantization, DFQ)."""

@@ -363,7 +363,7 @@ def _remove_least(
     for step in range(1, 101):
         if config.importance is Importance.TAYLOR:
             _gradients(trial.model, teacher, images)
-        ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, positions that can go
+        ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, removable positions
         for group in trial.groups([plan.last, *plan.whole]):
             with torch.no_grad():
                 scores = importance(group.parts)

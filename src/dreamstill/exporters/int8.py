@@ -204,7 +204,7 @@ def _quantizer(backend: Backend, calibration: Calibration | None) -> Any:
     if backend is Backend.XNNPACK:
         return _xnnpack(
             "torchao.testing.pt2e._xnnpack_quantizer", calibration
-        )  # without ExecuTorch
+        )  # needs no ExecuTorch
     x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     config = x86.get_default_x86_inductor_quantization_config()
     return x86.X86InductorQuantizer().set_global(_observed_by(calibration, config))

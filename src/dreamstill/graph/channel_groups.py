@@ -115,7 +115,7 @@ def _after(
         return first
     if (layer := layer_at(node, modules)) is not None:
         by_linear = any(isinstance(modules[maker], nn.Linear) for maker in first.makers)
-        if by_linear and layer.weight.shape[1] != width(first, modules):  # (N, L, C), flattened
+        if by_linear and layer.weight.shape[1] != width(first, modules):  # flattened (N, L, C)
             mark(node, first)
         first.readers.append(name)
         return _new(found, ChannelGroup(makers=[name]))

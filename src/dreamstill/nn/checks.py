@@ -78,7 +78,7 @@ def check_logits(network: nn.Module, inputs: Tensor, logits: Any, role: str, las
             f"the {role} returns logarithms of probabilities: return what enters LogSoftmax"
         )
     total = shown.sum(1)
-    if (shown >= 0).all() and (total - total[0]).abs().max() < 1e-3 * total[0]:  # also percents
+    if (shown >= 0).all() and (total - total[0]).abs().max() < 1e-3 * total[0]:  # or percentages
         raise TeacherError(f"the {role} returns probabilities: return the logits before softmax")
     if ((shown >= 0) & (shown <= 1)).all():
         raise TeacherError(

@@ -109,7 +109,7 @@ def _apply_known(network: nn.Module) -> None:
             parametrize.remove_parametrizations(module, name)
         loading: dict[int, Any] = module._load_state_dict_pre_hooks
         for key, hook in list(loading.items()):
-            # this hook cannot be pickled
+            # a hook that cannot be pickled
             if getattr(hook.hook, "__qualname__", "").startswith("weight_norm."):
                 del loading[key]
         for computing in list(module._forward_pre_hooks.values()):

@@ -112,7 +112,7 @@ def ranks_by_price(layers: dict[str, Choices], target: str, budget: float) -> di
     if not layers:
         return {}
     total = sum(choices.whole[target] for choices in layers.values())
-    low, high = -8.0, 4.0  # exponents of ten that reduce no layer, and all layers to the least
+    low, high = -8.0, 4.0  # log10 of multipliers that reduce no layer, and every layer
     taken, spent = _at_multiplier(layers, target, 10**high / total)
     if spent > budget:
         return {}

@@ -99,7 +99,7 @@ class _Propagate(fx.Interpreter):
 
             return run(target, map_aggregate(args, picked), map_aggregate(kwargs, picked))
 
-        if target in MOVES:  # torch.cat takes several activations
+        if target in MOVES:  # all moments, as torch.cat takes several activations
             return Moments.of_parts([run_on(attrgetter(part)) for part in PARTS])
         return _moved_or_pooled(target, moments[0], lambda part: run_on(lambda _: part))
 
