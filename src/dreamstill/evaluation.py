@@ -1,4 +1,4 @@
-"""Measure a network: accuracy, agreement, calibration; parameters, MACs, bytes, latency."""
+"""Measure a network's accuracy, agreement with another network, and calibration error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,13 +25,13 @@ __all__ = [
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every submodule's own mode is restored."""
+    """Disable gradients and set eval mode inside the context; restore each submodule's mode."""
     with eval_mode(module), torch.no_grad():
         yield
 
 
 def predict(module: nn.Module, spec: InputSpec, images: Tensor) -> Tensor:
-    """uint8 images (N, C, H, W) -> logits (N, K) on the CPU."""
+    """Return a network's logits (N, K) on the CPU for uint8 images (N, C, H, W)."""
     with evaluating(module):
         return answers(module, spec, images, device=device_of(module))
 
@@ -43,23 +43,26 @@ def answers(
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Logits (N, K) on the CPU of anything that answers for uint8 images (N, C, H, W)."""
+    """Return logits (N, K) on the CPU for uint8 images (N, C, H, W), computed in batches.
+
+    `run` maps inputs (N, C, H, W), encoded by `spec` and on `device`, to logits.
+    """
     batches = images.split(shown_at_once(spec.shape))
     return torch.cat([run(spec.encode(batch.to(device))).cpu() for batch in batches])
 
 
 def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, change: str) -> None:
-    """Compare a network before and after a change that keeps its function, on random images.
+    """Check on random images that a change has preserved a network's function.
 
     Args:
-        before: the network as it was.
-        after: the changed network.
-        spec: the input of both.
-        change: what was done, a verb phrase such as "folding BatchNorm", for the message.
+        before: original network.
+        after: changed network.
+        spec: input of both networks.
+        change: description of the change for messages, such as "folding BatchNorm".
 
     Raises:
-        TeacherError: a logit differs by more than a thousandth of the largest logit, or the changed
-            network does not run.
+        TeacherError: a logit differs by more than 0.1 % of the largest logit, or a network does not
+            run.
 
     """
     rng = torch.Generator().manual_seed(0)
@@ -79,43 +82,40 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
 def _answers_or_refusal(module: nn.Module, spec: InputSpec, images: Tensor, when: str) -> Tensor:
     try:
         return predict(module, spec, images)
-    except Exception as error:  # the user's own code: anything can come out of it
+    except Exception as error:  # user code may raise anything
         raise TeacherError(
             f"{type(module).__name__} does not run {when}: {first_line(error)}"
         ) from error
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a network's parameters are; the CPU where it has none."""
+    """Return the device of a network's parameters, or the CPU if it has none."""
     parameter = next(module.parameters(), None)
     return parameter.device if parameter is not None else torch.device("cpu")
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of (N, K) logits whose largest is the label (N,); in [0, 1]."""
+    """Return the share of logits (N, K) whose largest is at the label (N,); in [0, 1]."""
     return (logits.argmax(1) == labels).float().mean().item()
 
 
 def agreement(logits: Tensor, other_logits: Tensor) -> float:
-    """Share of inputs on which two networks' (N, K) logits name the same class; in [0, 1]."""
+    """Return the share of inputs for which two (N, K) logits predict the same class; in [0, 1]."""
     return accuracy(logits, other_logits.argmax(1))
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts (K, K), int64: rows are true classes, columns the network's answers."""
+    """Return counts (K, K), int64, with true classes as rows and predictions as columns."""
     index = labels.long() * num_classes + logits.argmax(1)
     return torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, *, num_bins: int = 15) -> float:
-    """Mean gap of confidence and accuracy over equal-width bins: Guo et al. 2017, equation 3.
+    """Return the mean gap between confidence and accuracy, in [0, 1]: Guo et al. 2017, equation 3.
 
     Args:
         logits, labels: (N, K) and (N,).
-        num_bins: bins of confidence in (0, 1].
-
-    Returns:
-        A fraction in [0, 1].
+        num_bins: number of equal-width bins of confidence in (0, 1].
 
     """
     confidence, answer = F.softmax(logits, dim=1).max(1)

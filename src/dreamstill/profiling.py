@@ -1,4 +1,4 @@
-"""Measure the size, the arithmetic and the latency of a network."""
+"""Measure parameters, multiply-accumulates (MACs), size and latency of a network."""
 
 import time
 import warnings
@@ -28,36 +28,35 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Milliseconds for one image: median, 10th and 90th percentile."""
+    """Latency of one image in milliseconds: median, 10th (low) and 90th (high) percentile."""
 
     median: float
     low: float
     high: float
     runtime: str = "PyTorch"
-    """What ran: times of two runtimes are not to be compared."""
+    """Runtime that was measured; latencies of different runtimes are not comparable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How large a network is."""
+    """Size of a network."""
 
     parameters: int
     macs: int
-    """Multiply-accumulates for one image: of convolutions, linear and recurrent layers, and of
-    attention."""
+    """MACs for one image in convolutions, linear and recurrent layers, and attention."""
     bytes: int
-    """Of parameters and buffers as stored."""
+    """Bytes of parameters and buffers as stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile(Size):
-    """How large a network is, and how long it takes for one image."""
+    """Size of a network and its latency for one image."""
 
     latency_ms: Latency
 
 
 def measure_size(module: nn.Module, spec: InputSpec) -> Size:
-    """Count a network's parameters, multiply-accumulates and bytes."""
+    """Count a network's parameters, MACs and bytes."""
     stored = [*module.parameters(), *module.buffers()]
     return Size(
         parameters=sum(p.numel() for p in module.parameters()),
@@ -67,14 +66,14 @@ def measure_size(module: nn.Module, spec: InputSpec) -> Size:
 
 
 def measure_profile(module: nn.Module, spec: InputSpec) -> Profile:
-    """Count a network, and time it in PyTorch with the current number of threads."""
+    """Measure a network's size, and its latency in PyTorch with the current number of threads."""
     with evaluating(module):
         latency = measure_latency(module, spec, device=device_of(module))
     return Profile(**asdict(measure_size(module, spec)), latency_ms=latency)
 
 
 def count_macs(module: nn.Module, spec: InputSpec) -> int:
-    """Multiply-accumulates for one image, see `Cost`."""
+    """Count the MACs for one image, see `Size`."""
     image = torch.zeros(1, *spec.shape, device=device_of(module))
     with evaluating(module), _no_fused_kernels(), FlopCounterMode(display=False) as counter:
         module(image)
@@ -84,10 +83,10 @@ def count_macs(module: nn.Module, spec: InputSpec) -> int:
 
 @contextmanager
 def _no_fused_kernels() -> Iterator[None]:
-    """Attention and LSTM in operations that can be counted: what runs in one kernel counts as 0."""
+    """Run attention and LSTM without fused kernels, which the counter would count as 0."""
     fast = torch.backends.mha.get_fastpath_enabled()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch looks at settings of other devices on the way
+        warnings.simplefilter("ignore")  # torch reads settings of other devices
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
@@ -104,14 +103,14 @@ def measure_latency(
     num_runs: int = 50,
     runtime: str = "PyTorch",
 ) -> Latency:
-    """Time anything that answers for one image, with the current number of threads.
+    """Measure the latency of a function on one image, with the current number of threads.
 
     Args:
-        run: inputs (1, C, H, W) to logits.
-        spec: its input.
-        device: where the inputs are.
-        num_runs: calls that count, after five that do not.
-        runtime: what `run` runs in, for the record.
+        run: function of inputs (1, C, H, W) to logits.
+        spec: input of the function.
+        device: device of the inputs.
+        num_runs: number of timed calls, after five warm-up calls.
+        runtime: name of the runtime for the record.
 
     """
     image = torch.zeros(1, *spec.shape, device=device)

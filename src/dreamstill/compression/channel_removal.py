@@ -1,11 +1,10 @@
-"""Remove channels from a network, and see that its layers still read what they read before.
+"""Remove channels from a network and verify that the remaining layers receive the same inputs.
 
-Which channels hang together is torch-pruning's dependency graph. It takes every operation that it
-does not know for one that leaves channels where they are, so that what flips, sorts or shuffles
-them, or has their number written in, comes out wrong. Hence a cut is compared with the whole
-network, layer by layer: every layer puts out chance values, with zeros in the whole network where
-channels were cut, and each must be given the same in both. What lies between two layers is then
-all that can differ, whatever it is called.
+torch-pruning's dependency graph finds the coupled channels. It assumes that an unknown operation
+leaves channels in place, which is wrong for code that flips, sorts or shuffles them or hard-codes
+their number. The pruned network is therefore compared with the original, layer by layer: every
+layer outputs the same random values in both, zero in the original where channels were removed, and
+every layer must then receive the same inputs.
 """
 
 import importlib
@@ -28,18 +27,18 @@ from dreamstill.nn.hooks import eval_mode, first_input
 __all__ = ["Cut", "Group", "difference", "followed", "library"]
 
 NORMS = (nn.LayerNorm, nn.GroupNorm)
-"""What reads all channels at once: after a cut they normalize over those that are left."""
+"""Norms over several channels: after pruning they normalize over the remaining ones."""
 LAYERS = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, nn.PReLU, *NORMS)
-"""What can lose channels."""
+"""Layers that can lose channels."""
 ROOTS = (_ConvNd, nn.Linear)
-"""What makes channels."""
+"""Layers that produce channels."""
 EXACT, ROUGH = 1e-5, 1e-2
-"""How far values may be apart, in shares of the largest: between layers, where the same numbers are
-added up in another order, and in them, where a GPU's TF32 has 10 bits."""
+"""Tolerances relative to the largest value: between layers, where only the order of summation
+differs, and within layers, where TF32 on a GPU has 10 bits of mantissa."""
 
 
 def library() -> Any:
-    """torch-pruning, which the extra `prune` installs; ConfigError where it is absent."""
+    """Import torch-pruning; raise ConfigError if the extra `prune` is not installed."""
     try:
         return importlib.import_module("torch_pruning")
     except ImportError as error:
@@ -47,9 +46,9 @@ def library() -> Any:
 
 
 class _Counted(list[Any]):
-    """A node's edges, looked at a limited number of times.
+    """List of a node's edges that can be iterated a limited number of times.
 
-    Where a network shifts its channels, torch-pruning's walk goes round in circles.
+    torch-pruning's traversal never ends in a network that shifts its channels.
     """
 
     left = 0
@@ -63,49 +62,49 @@ class _Counted(list[Any]):
 
 @dataclass(frozen=True)
 class Group:
-    """Channels of one layer or more that can only go together."""
+    """Channel group: coupled channels, which can only be removed together."""
 
     parts: Any
-    """torch-pruning's group, of all these channels."""
+    """torch-pruning's group of all these channels."""
     name: str
-    """The first layer that makes them."""
+    """First layer that produces the channels."""
     makers: list[str]
-    """All convolutions and linear layers that make them."""
+    """All convolutions and linear layers that produce the channels."""
     width: int
-    """How many there are."""
+    """Number of channels."""
     parcels: int
-    """Equal parts that lose the same positions each: the groups of a GroupNorm or convolution."""
+    """Number of equal parts that lose the same positions: groups of a GroupNorm or convolution."""
 
     def at(self, positions: Tensor) -> list[int]:
-        """Channels at these positions of every parcel."""
+        """Return the channels at these positions of every part."""
         starts = torch.arange(self.parcels) * (self.width // self.parcels)
         return (starts[:, None] + positions.cpu()).flatten().tolist()
 
 
 class Cut:
-    """A network from which channels are removed, in place, and what its layers have left.
+    """Network whose channels are removed in place, with masks of the channels that remain.
 
     Args:
-        model: the network; in eval mode and with gradients from then on.
-        example: (1, C, H, W), of its input space.
+        model: network; switched to eval mode with gradients enabled.
+        example: (1, C, H, W) in the input space.
 
     Raises:
-        TeacherError: torch-pruning cannot follow the network at all.
+        TeacherError: torch-pruning cannot build a dependency graph of the network.
 
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model = model.eval().requires_grad_(True)
         self.inputs: dict[str, Tensor] = {}
-        """By layer that lost inputs: of the whole one's (width,), whether each is left."""
+        """Masks (original width,) of the remaining inputs, by name of layers that lost inputs."""
         self.outputs: dict[str, Tensor] = {}
-        """By layer that lost outputs, the same."""
+        """Masks of the remaining outputs, by name of layers that lost outputs."""
         try:
             with quiet(), torch.enable_grad():
                 self._graph = library().DependencyGraph().build_dependency(model, example)
         except ConfigError:
             raise
-        except Exception as error:  # the library's own, of whatever it meets
+        except Exception as error:  # the library raises many kinds
             raise TeacherError(
                 f"the channels of {type(model).__name__} cannot be followed: {first_line(error)}"
             ) from error
@@ -114,7 +113,7 @@ class Cut:
         self._names = {module: name for name, module in model.named_modules()}
 
     def groups(self, whole: Collection[str]) -> Iterator[Group]:
-        """Every group of which no layer is to stay `whole`, and that torch-pruning can follow."""
+        """Yield the groups that torch-pruning can follow and that include no layer of `whole`."""
         ignored = {self.model.get_submodule(name) for name in whole}
         seen = set[nn.Module]()
         for root in list(self._graph.module2node):
@@ -122,7 +121,7 @@ class Cut:
                 continue
             try:
                 parts = self._group(root, list(range(self._graph.get_out_channels(root))))
-            except Exception:  # the library's own: its layers are not among those that can go
+            except Exception:  # the library cannot follow it, so the layer stays unpruned
                 continue
             made = [
                 part.target.module
@@ -138,13 +137,13 @@ class Cut:
                 yield Group(parts, names[0], names, width, parcels)
 
     def _group(self, root: nn.Module, channels: list[int]) -> Any:
-        """torch-pruning's group of a layer's output channels."""
-        _Counted.left = 300 + 10 * len(self._graph.module2node)  # in a whole ResNet 2 a node
+        """Return torch-pruning's group of a layer's output channels."""
+        _Counted.left = 300 + 10 * len(self._graph.module2node)  # a ResNet needs 2 per node
         pruning = self._graph.get_pruner_of_module(root).prune_out_channels
         return self._graph.get_pruning_group(root, pruning, channels)
 
     def _parcels(self, parts: Any) -> int:
-        """In how many equal parts the group's channels are divided by its layers."""
+        """Return the number of equal parts into which its layers divide a group's channels."""
         found = {1}
         for part, _ in parts:
             module = part.target.module
@@ -155,9 +154,9 @@ class Cut:
         return max(found)
 
     def remove(self, name: str, channels: list[int]) -> None:
-        """Remove channels of the layer `name`, as they are numbered now, and all that hang on them.
+        """Remove output channels of a layer, by current index, and all channels coupled to them.
 
-        Raises TeacherError where a layer would be left without any.
+        Raises TeacherError if a layer would have no channels left.
         """
         graph = self._graph
         parts = self._group(self.model.get_submodule(name), channels)
@@ -165,8 +164,8 @@ class Cut:
             raise TeacherError(f"{name} would leave a layer without channels")
         for part, indices in parts:
             layer = part.target.module
-            if layer in self._names:  # and not an operation, or a parameter of its own
-                # of depthwise convolutions and norms it is the same function
+            if layer in self._names:  # otherwise an operation or a bare parameter
+                # depthwise convolutions and norms have one function for inputs and outputs
                 if graph.is_out_channel_pruning_fn(part.handler):
                     self._lose(self.outputs, layer, graph.get_out_channels(layer), indices)
                 if graph.is_in_channel_pruning_fn(part.handler):
@@ -176,25 +175,25 @@ class Cut:
     def _lose(
         self, left: dict[str, Tensor], layer: nn.Module, width: int | None, indices: list[int]
     ) -> None:
-        if width is not None:  # a PReLU may have one slope for all
+        if width is not None:  # a PReLU may share one slope among all channels
             mask = left.setdefault(self._names[layer], torch.ones(width, dtype=torch.bool))
             mask[mask.nonzero().flatten()[indices]] = False
 
 
 class _DifferenceError(Exception):
-    """A layer is not given what it was given in the whole network."""
+    """Difference between the inputs of a layer in the pruned and in the original network."""
 
 
 def difference(whole: nn.Module, cut: Cut, inputs: Tensor) -> str | None:
-    """Say what a cut network does that the whole one, without the channels cut, does not.
+    """Compare a pruned network with the original in which the removed channels are zero.
 
     Args:
-        whole: the network before; left as it was.
+        whole: original network; not modified.
         cut: its copy with channels removed.
         inputs: (N, C, H, W) in the input space.
 
     Returns:
-        One line, or None where there is no difference.
+        One line that describes the first difference, or None if there is none.
 
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
@@ -212,7 +211,7 @@ def difference(whole: nn.Module, cut: Cut, inputs: Tensor) -> str | None:
                     _compare_layers(name, whole.get_submodule(name), cut, given.get(name))
     except _DifferenceError as error:
         return str(error)
-    except Exception as error:  # the user's own code, with sizes that it may not expect
+    except Exception as error:  # user code may fail on the new sizes
         return first_line(error)
     return None
 
@@ -221,16 +220,16 @@ def difference(whole: nn.Module, cut: Cut, inputs: Tensor) -> str | None:
 def _chance_outputs(
     whole: nn.Module, cut: Cut, calls: list[tuple[str, Tensor, Tensor]]
 ) -> Iterator[None]:
-    """Let the whole network's layers put out chance values, 0 where the cut one has nothing."""
+    """Replace the original network's layer outputs by random values, 0 at removed channels."""
     rng = torch.Generator().manual_seed(0)
 
     def made(name: str, layer: Any, given: Tensor, output: Tensor) -> Tensor:
         chance = torch.randn(output.shape, generator=rng)
-        # small and large ones: a softmax over channels shows in the former, a maximum in the latter
+        # small values reveal a softmax over channels, large ones a maximum
         scale = torch.logspace(-1, 1, len(chance)).view(-1, *[1] * (chance.ndim - 1))
         chance = (scale * chance).to(output)
         chance = _zeroed(chance, layer, cut.outputs.get(name))
-        calls.append((name, given.clone(), chance))  # what comes next may change it in place
+        calls.append((name, given.clone(), chance))  # later operations may change it in place
         return chance.clone()
 
     with _replaced_outputs(whole, made):
@@ -239,7 +238,7 @@ def _chance_outputs(
 
 @contextmanager
 def _repeated_outputs(cut: Cut, calls: list[tuple[str, Tensor, Tensor]]) -> Iterator[None]:
-    """Compare what the cut network's layers are given, and let them put out the same values."""
+    """Compare the inputs of the pruned network's layers and repeat the recorded outputs."""
 
     def made(name: str, layer: Any, given: Tensor, output: Tensor) -> Tensor:
         before, wanted, chance = calls.pop(0) if calls else ("nothing", given, output)
@@ -259,7 +258,7 @@ def _repeated_outputs(cut: Cut, calls: list[tuple[str, Tensor, Tensor]]) -> Iter
 def _replaced_outputs(
     model: nn.Module, made: Callable[[str, Any, Tensor, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Put what `made` returns of name, layer, input and output in the place of every output."""
+    """Replace every layer's output by made(name, layer, input, output) inside the context."""
     with ExitStack() as stack:
         for name, layer in model.named_modules():
             if isinstance(layer, LAYERS):
@@ -274,7 +273,7 @@ def _replaced_outputs(
 
 
 def _compare_layers(name: str, before: Any, cut: Cut, given: Tensor | None) -> None:
-    """Compare a layer of its own with its part of the whole one, on the same inputs."""
+    """Compare a pruned layer with the same channels of the original layer, on equal inputs."""
     after: Any = cut.model.get_submodule(name)
     if given is None or not isinstance(before, LAYERS):
         raise _DifferenceError(f"{name} is not a layer whose channels can be told apart")
@@ -290,7 +289,7 @@ def _compare_layers(name: str, before: Any, cut: Cut, given: Tensor | None) -> N
 
 
 def _axis(values: Tensor, layer: nn.Module, width: int) -> int:
-    """Where a layer's channels lie."""
+    """Return the channel axis of a layer's input or output."""
     axis = 1
     if isinstance(layer, nn.Linear | nn.LayerNorm):
         axis = values.ndim - 1
@@ -298,14 +297,15 @@ def _axis(values: Tensor, layer: nn.Module, width: int) -> int:
         axis = values.ndim - len(layer.kernel_size) - 1
     if values.shape[axis] == width:
         return axis
-    fitting = [n for n, size in enumerate(values.shape) if size == width]  # of layers that permute
+    # the network may permute axes
+    fitting = [n for n, size in enumerate(values.shape) if size == width]
     if len(fitting) != 1:
         raise _DifferenceError(f"channels of {type(layer).__name__} cannot be told from positions")
     return fitting[0]
 
 
 def _part(values: Tensor, layer: nn.Module, left: Tensor | None) -> Tensor:
-    """Those channels that are left."""
+    """Return the remaining channels of `values`."""
     if left is None:
         return values
     left = left.to(values.device)
@@ -313,7 +313,7 @@ def _part(values: Tensor, layer: nn.Module, left: Tensor | None) -> Tensor:
 
 
 def _zeroed(values: Tensor, layer: nn.Module, left: Tensor | None) -> Tensor:
-    """All channels, 0 where none is left."""
+    """Return `values` with the removed channels set to 0."""
     if left is None:
         return values
     gone = (~left).to(values.device).nonzero().flatten()
@@ -325,7 +325,7 @@ def _compare(name: str, wanted: Tensor, got: Tensor, tolerance: float) -> None:
         raise _DifferenceError(f"{name} is given {tuple(got.shape)}, not {tuple(wanted.shape)}")
     rows = wanted.abs().reshape(len(wanted), -1).nan_to_num(posinf=0)
     limit = tolerance * (1 + rows.amax(1)).view(-1, *[1] * (wanted.ndim - 1))
-    same = wanted.eq(got) | (wanted.isnan() & got.isnan())  # infinite, too
+    same = wanted.eq(got) | (wanted.isnan() & got.isnan())  # `eq` covers equal infinities
     if not (same | ((wanted - got).abs() <= limit)).all():
         raise _DifferenceError(f"{name} is given other channels than before")
 
@@ -333,19 +333,18 @@ def _compare(name: str, wanted: Tensor, got: Tensor, tolerance: float) -> None:
 def followed(
     whole: nn.Module, inputs: Tensor, gone: Mapping[str, list[int]]
 ) -> tuple[Cut, dict[str, str]]:
-    """Remove channels wherever every layer still reads what it read.
+    """Remove channels from every layer where `difference` finds no error, found by bisection.
 
     Args:
-        whole: the network; left as it was.
+        whole: network; not modified.
         inputs: (N, C, H, W) in the input space.
-        gone: by layer, which of its outputs are to go, with all that hangs on them.
+        gone: output channels to remove, by layer name; coupled channels are removed too.
 
     Returns:
-        The network with as many of these layers cut as can be, found by halving, and for the
-        others what goes wrong.
+        A pruned copy, and the reason of each layer that could not be pruned, by name.
 
     Raises:
-        TeacherError: torch-pruning cannot follow the network at all.
+        TeacherError: torch-pruning cannot build a dependency graph of the network.
 
     """
     best = Cut(copy_network(whole), inputs[:1])
@@ -359,7 +358,7 @@ def followed(
             for name, channels in (done | asked).items():
                 cut.remove(name, channels)
             reason = difference(whole, cut, inputs)
-        except Exception as error:  # the library's own, of indices that it took wrong
+        except Exception as error:  # the library mixes up indices of operations it does not know
             reason = first_line(error)
         if reason is None:
             best = cut

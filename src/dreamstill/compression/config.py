@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Importance(StrEnum):
-    """The measure of a channel's importance."""
+    """Measure of a channel's importance."""
 
     MAGNITUDE = "magnitude"
     BATCH_NORM = "batch-norm"
@@ -40,7 +40,7 @@ class Importance(StrEnum):
 
 
 class Target(StrEnum):
-    """The quantity of which a share is kept."""
+    """Quantity of which a share is kept."""
 
     PARAMETERS = "parameters"
     MACS = "macs"
@@ -52,22 +52,21 @@ class PruneConfig:
     """Configuration of pruning channels."""
 
     keep: Annotated[Float, share(whole=False)] = 0.5
-    """Share of the target to keep, at most; in (0, 1)."""
+    """Largest share of the target to keep; in (0, 1)."""
     target: Target = Target.MACS
-    """macs, parameters, or the measured latency of one image."""
+    """Quantity to reduce: macs, parameters, or the measured latency of one image."""
     keep_layer: Annotated[Float, share(whole=False)] = 0.25
-    """Least share of its channels that every layer keeps, so that none becomes a bottleneck; in
-    (0, 1)."""
+    """Least share of channels that every layer keeps, to avoid bottlenecks; in (0, 1)."""
     importance: Importance = Importance.MAGNITUDE
-    """magnitude, batch-norm (the scale of BatchNorm), or taylor on the images (DeepInversion)."""
+    """Importance of a channel: magnitude, batch-norm (scale of BatchNorm), or taylor on the images
+    (DeepInversion)."""
     latency: Annotated[Float, at_least(0)] = 0.0
-    """Weight of latency in the importance; at least 0. At 1 a channel of average time loses the
-    mean importance, a channel of a slow layer more."""
+    """Weight of latency in the importance; at least 0. At 1 a channel of average latency loses the
+    mean importance."""
     rounds: Annotated[Int, at_least(1)] = 4
     """Rounds of pruning and fine-tuning; at least 1."""
     reconstruct: Annotated[Int, zero_or_at_least(2)] = 2048
-    """Images on which layers are solved, by least squares, for their outputs before the cut; at
-    least 2, or 0 to skip this."""
+    """Number of images for layer reconstruction by least squares; at least 2, or 0 to skip it."""
     finetune: FinetuneConfig | None = field(
         default_factory=lambda: FinetuneConfig(
             steps=500, batch_size=64, lr=1e-3, num_validation=256
@@ -81,22 +80,21 @@ class MergeConfig:
     """Configuration of merging neurons and filters."""
 
     keep: Annotated[Float, share()] | None = None
-    """Share of the neurons of every layer to keep; in (0, 1]. Default: up to where the curve of
-    saliencies turns, for linear layers; half, for convolutions."""
+    """Share of neurons to keep in every layer; in (0, 1]. Default: half for convolutions; for
+    linear layers, up to the turning point of the saliency curve."""
     layers: tuple[Text, ...] = ()
-    """Names of the layers to make narrower. Default: all that feed one other layer alone."""
+    """Names of the layers to narrow. Default: all layers that feed exactly one other layer."""
     compensate: Bool = True
-    """Give the weights of a removed neuron to those that stay. False is the baseline that merging
-    is compared with."""
+    """Add the weights of a removed neuron to the one it is merged into. False is the baseline."""
     threshold: Annotated[Float, within(-1, 1)] = 0.1
-    """Least cosine between a removed filter and the one it is merged into, else it is dropped; -1
-    to 1. Kim et al. have 0.45, on other networks."""
+    """Least cosine similarity for merging two filters, below which the removed one is dropped; -1
+    to 1. Kim et al. use 0.45 on other networks."""
     cosine_share: Annotated[Float, within(0, 1)] = 0.85
-    """Share of the cosine in the choice of that filter behind BatchNorm, as in Kim et al.; the
-    rest compares their biases; 0 to 1."""
+    """Weight of the cosine similarity against that of the biases when filters with BatchNorm are
+    matched; 0 to 1. Kim et al. use 0.85."""
     reconstruct: Annotated[Int, zero_or_at_least(2)] = 2048
-    """Images on which layers are solved, by least squares, for their outputs before the merge; at
-    least 2, or 0: the papers' method, from the weights alone."""
+    """Number of images for layer reconstruction by least squares; at least 2, or 0 for the papers'
+    data-free method."""
     finetune: FinetuneConfig | None = None
     """Fine-tuning at the end; None for none."""
 
@@ -117,19 +115,19 @@ class FactorizeConfig:
     """Configuration of factorizing layers."""
 
     keep: Annotated[Float, share()] | None = None
-    """Share of the target to keep, at most; in (0, 1]. Default: what `energy` needs."""
+    """Largest share of the target to keep; in (0, 1]. Default: determined by `energy`."""
     target: Target = Target.MACS
-    """macs or parameters."""
+    """Quantity to reduce: macs or parameters."""
     energy: Annotated[Float, share()] = 0.99
-    """Without `keep`: the share of the squares of a layer's responses to keep in every mode, on
-    average; in (0, 1]. With `responses` 0, of the squares of its weights."""
+    """Share of the energy of a layer's responses (of its weights if `responses` is 0) to keep if
+    `keep` is not given, averaged over modes; in (0, 1]."""
     first_layer: Bool = False
-    """Factorize the first layer too: it is small, and its errors reach all others."""
+    """Factorize the first layer too: it is small, and its errors affect all later layers."""
     responses: Annotated[Int, at_least(0)] = 2048
-    """Images whose responses decide what to keep of a layer; 0 decides from the weights alone."""
+    """Number of images whose responses determine the factors; 0 uses the weights alone."""
     reconstruct: Annotated[Int, zero_or_at_least(2)] = 2048
-    """Images on which the factors, and the layers that stay, are solved by least squares; at least
-    2, or 0 to skip this."""
+    """Number of images for reconstruction of all layers by least squares; at least 2, or 0 to skip
+    it."""
     finetune: FinetuneConfig | None = None
     """Fine-tuning at the end; None for none."""
 
@@ -156,16 +154,16 @@ class QuantizeConfig:
     activation_bits: Annotated[Int, within(2, 8)] = 8
     """Bits of each layer's input; 2 to 8."""
     first_last_bits: Annotated[Int, within(2, 8)] | None = 8
-    """Bits of the first and the last layer, weights and inputs; 2 to 8. None: as the others."""
+    """Bits of weights and inputs of the first and last layer; 2 to 8. None: same as the others."""
     per_channel: Bool = True
-    """One step size per output channel of a weight; False: one per weight."""
+    """Use one step size per output channel; False uses one per weight tensor."""
     calibration: Calibration = Calibration.PERCENTILE
     """Ranges of activations on the images: min-max, or percentile (99.99 %)."""
     keep: Annotated[Float, within(0.25, 1)] | None = None
-    """Mixed precision: the share of their size at 8 bits to keep of the weights, at most, the least
-    sensitive layers reduced first; 0.25 to 1. In place of `weight_bits`."""
+    """Mixed precision instead of `weight_bits`: largest share of the 8-bit weight size to keep,
+    reducing the least sensitive layers first; 0.25 to 1."""
     without_inputs: Bool = False
-    """Data-free quantization (DFQ): look at no image at all."""
+    """Quantize without any images (data-free quantization, DFQ)."""
     finetune: FinetuneConfig | None = None
     """Fine-tuning of weights and step sizes; None for none."""
 
@@ -187,16 +185,16 @@ class QuantizeConfig:
 
 @config_class
 class PackConfig:
-    """Configuration of packing: pruned, shared and Huffman-coded weights."""
+    """Configuration of packing: pruning, weight sharing and Huffman coding."""
 
     keep: Annotated[Float, share()] = 0.1
-    """Share of the weights to keep, over all layers; in (0, 1]."""
+    """Share of weights to keep over all layers; in (0, 1]."""
     rounds: Annotated[Int, at_least(1)] = 4
     """Rounds of pruning and fine-tuning, each to a lower share; at least 1."""
     convolution_bits: Annotated[Int, within(1, 8)] = 5
-    """Codebooks of convolutions have 2 to this power entries; 1 to 8."""
+    """Bits of a weight index in convolutions; 1 to 8."""
     linear_bits: Annotated[Int, within(1, 8)] = 4
-    """Codebooks of linear layers have 2 to this power entries; 1 to 8."""
+    """Bits of a weight index in linear layers; 1 to 8."""
     finetune: FinetuneConfig | None = field(
         default_factory=lambda: FinetuneConfig(
             steps=1000, batch_size=64, lr=2e-3, num_validation=256

@@ -1,12 +1,11 @@
-"""Merge neurons that do alike: a smaller network from its weights alone.
+"""Merge similar neurons and filters: a smaller network from its weights alone.
 
-Sources: Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015
-(linear layers: the saliency, the update, and the curve that tells where to stop); Kim et al.,
-"Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020 (convolutions: the filters of the
-smallest l1 norm go, each into the kept one of the most similar direction, scaled by their norms, or
-nowhere where none is similar). Where this differs: norms are of weights with BatchNorm folded in;
-the curve's cut-off is the one of `turning_point`, not the paper's; with images the layers are then
-solved for what they made before, by `reconstruct`.
+Sources: Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015, for
+linear layers; Kim et al., "Neuron Merging: Compensating for Pruned Neurons", NeurIPS 2020, for
+convolutions, where the filters of the smallest l1 norm are merged into the most similar remaining
+filter, scaled by their norms, or dropped. Differences: norms include folded BatchNorm;
+`turning_point` chooses the cut-off of the saliency curve; if images are given, `reconstruct` then
+fits the layers to their original outputs.
 """
 
 import copy
@@ -39,27 +38,27 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What happened to a layer."""
+    """Widths of a layer before and after merging."""
 
     layer: str
     before: int
     after: int
     saliency: tuple[float, ...]
-    """Of a linear layer, the price of each removal in order, to the last neuron; else empty."""
+    """Saliency of each removal in order, for linear layers; empty for convolutions."""
 
 
 def merge_order(
     weight: Tensor, bias: Tensor, outgoing: Tensor
 ) -> tuple[list[tuple[int, int]], list[float]]:
-    """The order in which neurons are removed: equation 8 and algorithm 1 of Srinivas and Babu.
+    """Return the order in which neurons are removed: Srinivas and Babu, eq. 8 and algorithm 1.
 
     Args:
-        weight, bias: of the layer, (n, d) and (n,).
+        weight, bias: the layer's parameters (n, d) and (n,).
         outgoing: the next layer's weights (m, n).
 
     Returns:
-        Pairs (kept i, removed j) and their saliencies mean(a_j^2) * ||w_i - w_j||^2, n - 1 of each;
-        a_i becomes a_i + a_j at every step.
+        n - 1 pairs (kept i, removed j) and their saliencies mean(a_j^2) * ||w_i - w_j||^2, where
+        a_j is column j of `outgoing`; every step replaces a_i by a_i + a_j.
 
     """
     augmented = torch.cat([weight, bias[:, None]], 1).double()
@@ -87,10 +86,10 @@ def merge_order(
 
 
 def turning_point(saliencies: list[float]) -> int:
-    """Return how many neurons to remove: while one costs no more than most would at first.
+    """Return the number of neurons to remove before the saliency curve rises.
 
-    Ours, not the paper's: the cut-off is the median of the curve's first half, where removals are
-    each neuron's own; beyond it the curve climbs with every neuron that has taken over others.
+    The cut-off, which is not the paper's, is 1.1 times the median of the first half of the curve;
+    later saliencies grow because the remaining neurons have absorbed others.
 
     >>> turning_point([0.1, 0.1, 0.1, 0.1, 0.2, 0.5, 2.0, 9.0])
     4
@@ -103,18 +102,18 @@ def turning_point(saliencies: list[float]) -> int:
 def filter_partners(
     weight: Tensor, bias: Tensor, remove: int, config: MergeConfig, *, batch_norm: bool
 ) -> list[tuple[int, int, float]]:
-    """Return which filters are removed, and what each goes into: Neuron Merging, algorithm 3.
+    """Match each removed filter with a remaining one: Kim et al., algorithm 3.
 
     Args:
-        weight, bias: of a convolution, (n, ...) and (n,), with BatchNorm folded in.
-        remove: how many, in [0, n).
-        config: its `threshold` and `cosine_share`.
-        batch_norm: the layer had BatchNorm. Directions are then of weights alone, and biases count
-            by their distance; else a bias is one weight more.
+        weight, bias: parameters of a convolution (n, ...) and (n,), with BatchNorm folded in.
+        remove: number of filters to remove, in [0, n).
+        config: `threshold` and `cosine_share` are used.
+        batch_norm: whether the layer had BatchNorm. If so, the cosine is of the weights alone and
+            biases are compared separately; otherwise the bias counts as one more weight.
 
     Returns:
-        (kept i, removed j, factor): a_i becomes a_i + factor * a_j, and the factor is 0 where the
-        cosine of i and j is below the threshold.
+        Triples (kept i, removed j, factor): a_i becomes a_i + factor * a_j. The factor is 0 where
+        the cosine similarity of i and j is below the threshold.
 
     """
     rows = weight.flatten(1).double()
@@ -128,7 +127,7 @@ def filter_partners(
     distance = 1 - cosine
     if batch_norm:
         share = config.cosine_share
-        # w_j = s w_i makes b_j = s b_i + a rest
+        # if w_j = s w_i, then b_j = s b_i + rest
         scaled = bias[gone, None] * norms[kept] / norms[gone, None]
         rest = (scaled - bias[kept]).abs()
         least, most = rest.amin(1, keepdim=True), rest.amax(1, keepdim=True)
@@ -140,7 +139,7 @@ def filter_partners(
 
 
 def _count(keep: float, width: int) -> int:
-    """Return how many of `width` neurons go so that at least the share `keep` stays.
+    """Return how many of `width` neurons can be removed to keep at least the share `keep`.
 
     >>> _count(0.71, 100)
     29
@@ -151,14 +150,14 @@ def _count(keep: float, width: int) -> int:
 def _narrow(
     model: nn.Module, pair: Pair, config: MergeConfig, *, batch_norm: bool
 ) -> tuple[LayerRecord, Tensor]:
-    """Make one layer narrower, in place; its record, and which of its outputs are left."""
+    """Narrow one layer in place; return its record and the indices of the remaining outputs."""
     first, second = model.get_submodule(pair.first), model.get_submodule(pair.second)
     assert isinstance(first, nn.Conv2d | nn.Linear)
     assert isinstance(second, nn.Conv2d | nn.Linear)
     width = first.weight.shape[0]
     bias = first.bias.detach() if first.bias is not None else first.weight.new_zeros(width)
     saliencies: list[float] = []
-    # (m, n, rest): what leaves each neuron, whatever the second layer is
+    # (m, n, rest): outgoing weights of each neuron, for either kind of second layer
     outgoing = second.weight.detach().reshape(second.weight.shape[0], width, -1).clone()
     if isinstance(first, nn.Linear):
         flat = outgoing.transpose(1, 2).reshape(-1, width)
@@ -186,7 +185,7 @@ def _narrow(
 
 
 def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A copy of a convolution or linear layer with other weights and their sizes."""
+    """Return a copy of a convolution or linear layer with other weights and matching sizes."""
     new = copy.deepcopy(layer)
     assert isinstance(new, nn.Conv2d | nn.Linear)
     new.weight = nn.Parameter(weight.detach().clone())
@@ -203,7 +202,7 @@ def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.M
 
 @torch.no_grad()
 def check_mergeable(model: nn.Module, config: MergeConfig) -> dict[str, Pair]:
-    """Find the layers to merge, each with the one that it feeds; raises what `merge` raises."""
+    """Return the layers to narrow, each paired with the one it feeds; raise as `merge` does."""
     graph = trace(model)
     found = {pair.first: pair for pair in pairs(graph) if pair.relu}
     if not found:
@@ -226,24 +225,22 @@ def merge(
     *,
     rng: torch.Generator | None = None,
 ) -> tuple[nn.Module, list[LayerRecord]]:
-    """Make layers narrower: what goes, and what takes it over, the weights alone say.
+    """Merge similar neurons and filters, chosen from the weights alone.
 
     Args:
-        model: left as it was. Its BatchNorm layers are folded first. It must be traceable.
-        spec: its input.
+        model: traceable network; not modified. BatchNorm is folded first.
+        spec: input of the network.
         config: see MergeConfig.
-        images: uint8 (N, C, H, W), synthetic or not, on which layers are solved; None: they stay
-            as they were merged.
-        rng: draws the positions in the images at which layers are solved; default: of seed 0.
+        images: uint8 (N, C, H, W) for layer reconstruction; None skips it.
+        rng: draws the positions used for layer reconstruction; default: seed 0.
 
     Returns:
-        A new network and a record for each layer, in order.
+        A new network and the records of its narrowed layers, in order.
 
     Raises:
-        TeacherError: it cannot be traced, has no two layers that feed one another alone, has the
-            width of one of them written into its code, or computes something else once BatchNorm
-            is folded.
-        ConfigError: a named layer is not among those.
+        TeacherError: the network cannot be traced, has no layer that feeds exactly one other,
+            hard-codes a layer's width, or computes something else with BatchNorm folded.
+        ConfigError: a layer named in `config` cannot be narrowed.
 
     """
     folded = fold_batch_norm(model, spec)

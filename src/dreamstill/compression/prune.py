@@ -1,13 +1,11 @@
-"""Prune channels to a target, in rounds, fine-tuning on synthetic images after each.
+"""Prune channels to a target in rounds, fine-tuning on synthetic images after each round.
 
-Which channels hang together is torch-pruning's dependency graph, looked over in `channels`, and
-importances are its own.
-Magnitude and BatchNorm scale need no image. Taylor, first order on synthetic batches, stands for
-that of DeepInversion (Yin et al. 2020, section 4.3), which to our knowledge sums (g w)^2 over a
-filter and compares these sums across layers. Here |g w| is summed over a channel in each layer that
-has weights of it, the mean is taken over these layers, and a group's scores are scaled to a mean of
-1, as those of the other importances. DeepInversion's latency term is `latency`: a layer's share of
-the network's time, per channel, makes slow layers go first.
+Channel groups and importances come from torch-pruning; `channel_removal` verifies the groups.
+Magnitude and BatchNorm scale need no images. Taylor follows DeepInversion (Yin et al. 2020, section
+4.3), which to our knowledge sums (g w)^2 over a filter and compares the sums across layers. Here
+|g w| is summed over a channel in each layer of its group and averaged over these layers, and the
+scores of a group are scaled to a mean of 1, as for the other importances. DeepInversion's latency
+term is `latency`: channels of slow layers are removed first.
 """
 
 import math
@@ -46,26 +44,26 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """A network after a round."""
+    """Profile of the network after a round."""
 
     parameters: int
     macs: int
     latency_ms: float
     left_whole: tuple[str, ...]
-    """Layers whose channels cannot be followed: they keep all of them."""
+    """Layers that keep all channels because these cannot be followed."""
 
 
 LayerSeconds = dict[nn.Conv2d | nn.Linear, float]
 
 
 def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> LayerSeconds:
-    """Seconds that each convolution and linear layer takes on one image, the least of some runs."""
+    """Return each layer's latency on an image (1, C, H, W) in seconds, the minimum over runs."""
     seconds: LayerSeconds = {}
     started: LayerSeconds = {}
 
     def now() -> float:
         if image.is_cuda:
-            torch.cuda.synchronize()  # launches alone are no time
+            torch.cuda.synchronize()  # kernels run asynchronously
         return time.perf_counter()
 
     def start(module: Any, args: Any) -> None:
@@ -89,7 +87,7 @@ def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> Laye
 
 
 def importance_of(config: PruneConfig, seconds: LayerSeconds) -> Any:
-    """torch-pruning's importance, less the latency of the layer that a channel belongs to."""
+    """Return torch-pruning's importance, reduced by the latency that a channel causes."""
     tp = library()
     kinds = {
         Importance.MAGNITUDE: tp.importance.GroupMagnitudeImportance,
@@ -101,7 +99,7 @@ def importance_of(config: PruneConfig, seconds: LayerSeconds) -> Any:
         return base
     channels = sum(layer.weight.shape[0] for layer in seconds)
     per_channel = sum(seconds.values()) / channels
-    widths = dict[frozenset[nn.Module], int]()  # of when the time was taken
+    widths = dict[frozenset[nn.Module], int]()  # at the time of the measurement
 
     def importance(group: Any) -> Any:
         scores = base(group)
@@ -110,7 +108,7 @@ def importance_of(config: PruneConfig, seconds: LayerSeconds) -> Any:
         layers = frozenset(dep.target.module for dep, _ in group)
         width = widths.setdefault(layers, len(scores))
         saved = sum(seconds.get(layer, 0.0) for layer in layers) / width
-        # in the importance's own units: an average channel's time costs `latency` of the mean score
+        # in units of the score: a channel of average latency loses `latency` times the mean
         return scores - config.latency * scores.mean() * saved / per_channel
 
     return importance
@@ -127,24 +125,23 @@ def prune(
 ) -> tuple[nn.Module, list[RoundRecord]]:
     """Remove channels from a copy of a network and fine-tune it towards the teacher, in rounds.
 
-    Layers whose channels cannot be followed to all that read them keep them: see `channels`.
+    A layer keeps all its channels if they cannot be followed to every layer that reads them.
 
     Args:
-        teacher: what the copy is fine-tuned towards.
-        images: uint8 (N, C, H, W), synthetic or not.
+        teacher: target of the fine-tuning.
+        images: uint8 (N, C, H, W), synthetic or real.
         config: see PruneConfig.
-        rng: of the reconstruction and the fine-tuning.
-        model: what is pruned; default: the teacher itself. Left as it was.
+        rng: generator for reconstruction and fine-tuning.
+        model: network to prune, not modified; default: the teacher.
         on_progress: called after each step.
 
     Returns:
-        The narrower network, and its cost and the layers left whole after each round.
+        The pruned network, and its profile and the unpruned layers after each round.
 
     Raises:
-        ConfigError: the target cannot be met, torch-pruning is absent, or the importance is of
-            BatchNorm layers and there are none.
-        TeacherError: the network has no last linear layer to leave alone, or no other layer
-            whose channels can be followed.
+        ConfigError: the target cannot be met, torch-pruning is not installed, or the importance is
+            batch-norm and the network has no BatchNorm.
+        TeacherError: the network has no last linear layer, or no other layer can be pruned.
 
     """
     own = model is None or model is teacher.module
@@ -180,19 +177,19 @@ def prune(
 
 @dataclass
 class Plan:
-    """What is known of a network before anything is removed for good."""
+    """Facts about a network, found before pruning."""
 
     last: str
-    """The layer whose outputs are the classes."""
+    """Name of the layer that outputs the logits."""
     cost: float
-    """Of the whole network, in terms of the target."""
+    """Target quantity (MACs, parameters or milliseconds) of the unpruned network."""
     widths: dict[str, int]
-    """By layer that makes channels, how many its group has."""
+    """Number of channels in a layer's channel group, by layer name."""
     whole: dict[str, str]
-    """Layers whose channels cannot be followed, and why."""
+    """Reason why a layer's channels cannot be followed, by layer name."""
 
     def leave(self, groups: Iterable[Group], wrong: dict[str, str], model: nn.Module) -> None:
-        """Let the groups that came out wrong keep their channels from now on."""
+        """Exclude the groups in `wrong` from further pruning."""
         for group in groups:
             if group.name in wrong:
                 written = [_written(model, name) for name in group.makers]
@@ -201,11 +198,8 @@ class Plan:
 
 
 def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> Plan:
-    """Find what of a network can go, and see that it is enough; no image is looked at.
-
-    Raises what `prune` raises.
-    """
-    check_trainable(model, teacher.input_spec)  # the library follows gradients from layer to layer
+    """Check, without images, that enough of a network can be pruned; raise as `prune` does."""
+    check_trainable(model, teacher.input_spec)  # torch-pruning follows gradients
     last = _last_layer(model, teacher, config)
     plan = Plan(last, _cost(model, teacher, config.target), {}, {})
     inputs = _chance_inputs(teacher)
@@ -236,7 +230,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
 
 
 def _chance_inputs(teacher: Teacher) -> Tensor:
-    """Three images of noise, in the input space."""
+    """Return three images of noise (3, C, H, W) in the input space."""
     rng = torch.Generator().manual_seed(0)
     size = (3, *teacher.input_spec.shape)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=rng)
@@ -244,7 +238,7 @@ def _chance_inputs(teacher: Teacher) -> Tensor:
 
 
 def _unmet(plan: Plan, config: PruneConfig, left: float) -> ConfigError:
-    """The error of a target that is out of reach."""
+    """Return the error for a target that cannot be met; `left` is the least possible value."""
     whole = f", {_reasons(plan.whole)}" if plan.whole else ""
     return ConfigError(
         f"keep {config.keep} of {config.target.value} cannot be met: {left / plan.cost:.3f} is "
@@ -253,7 +247,7 @@ def _unmet(plan: Plan, config: PruneConfig, left: float) -> ConfigError:
 
 
 def _reasons(whole: dict[str, str]) -> str:
-    """Layers that are left whole, the first with its reason."""
+    """Format the names of unpruned layers with one reason."""
     names = list(whole)
     if not names:
         return "they have one each"
@@ -263,22 +257,22 @@ def _reasons(whole: dict[str, str]) -> str:
 
 
 def _written(model: nn.Module, name: str) -> str | None:
-    """Where a layer's number of channels is written into the network's code."""
+    """Return where the network's code hard-codes a layer's number of channels, or None."""
     weight: Any = model.get_submodule(name).weight
     try:
         return written_size(trace(model), name, len(weight))
-    except TeacherError:  # torch-pruning follows what torch.fx cannot
+    except TeacherError:  # torch-pruning can follow networks that torch.fx cannot trace
         return None
 
 
 def _least(group: Group, plan: Plan, config: PruneConfig) -> int:
-    """How many channels of each of its parcels a group keeps at least."""
+    """Return the least number of channels that each part of a group keeps."""
     size = plan.widths[group.name] / group.parcels
     return min(group.width // group.parcels, max(1, math.ceil(config.keep_layer * size - 1e-9)))
 
 
 def _kept(cut: Cut) -> dict[str, Tensor]:
-    """Of each convolution, linear and BatchNorm layer with weights, the outputs that are left."""
+    """Return the indices of the remaining outputs of every layer with weights, by name."""
     return {
         name: mask.nonzero().flatten()
         for name, layer in cut.model.named_modules()
@@ -288,7 +282,7 @@ def _kept(cut: Cut) -> dict[str, Tensor]:
 
 
 def _last_layer(model: nn.Module, teacher: Teacher, config: PruneConfig) -> str:
-    """Name of the layer whose outputs stay, in a network that can be pruned as asked."""
+    """Return the name of the last linear layer, whose outputs are never pruned."""
     last = Teacher(model, teacher.input_spec, device=str(teacher.device)).capabilities.last_linear
     if last is None:
         raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
@@ -297,7 +291,7 @@ def _last_layer(model: nn.Module, teacher: Teacher, config: PruneConfig) -> str:
 
 
 def check_importance(model: nn.Module, config: PruneConfig) -> None:
-    """ConfigError for an importance that reads what the network has not."""
+    """Raise ConfigError if the importance needs BatchNorm scales and the network has none."""
     scaled = any(isinstance(m, _BatchNorm) and m.affine for m in model.modules())
     if config.importance is Importance.BATCH_NORM and not scaled:
         raise ConfigError(
@@ -323,9 +317,9 @@ def _narrow(
     config: PruneConfig,
     goal: float,
 ) -> Cut:
-    """A copy without the least important channels, cut so that the goal is met.
+    """Return a copy without the least important channels that meets the goal.
 
-    Where layers read anything else after it, the makers are left whole and others chosen.
+    If the check after pruning fails for a group, the group is excluded and others are chosen.
     """
     inputs = _chance_inputs(teacher)
     while True:
@@ -336,7 +330,7 @@ def _narrow(
             _remove_least(trial, plan, teacher, images, config, goal)
         except DreamstillError:
             raise
-        except Exception as error:  # where the library took channels wrong
+        except Exception as error:  # the library may remove the wrong channels
             failed = error
         gone = {
             group.name: (~trial.outputs[group.name]).nonzero().flatten().tolist()
@@ -369,7 +363,7 @@ def _remove_least(
     for step in range(1, 101):
         if config.importance is Importance.TAYLOR:
             _gradients(trial.model, teacher, images)
-        ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, positions that can go
+        ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, removable positions
         for group in trial.groups([plan.last, *plan.whole]):
             with torch.no_grad():
                 scores = importance(group.parts)
@@ -395,9 +389,9 @@ def _remove_least(
 
 
 def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
-    """Fill .grad with that of the cross-entropy with the classes that the teacher names.
+    """Compute gradients of the cross-entropy with the teacher's predicted classes.
 
-    Not of the divergence from the teacher: that is flat where the network is still the teacher.
+    The divergence from the teacher has no gradient while the network still equals the teacher.
     """
     model.zero_grad()
     images = some_of(images, 256)

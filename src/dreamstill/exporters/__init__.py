@@ -1,1 +1,1 @@
-"""Write a network in the format of a runtime, and compare it there."""
+"""Export networks to file formats of runtimes, and verify the files there."""

@@ -9,14 +9,14 @@ __all__ = ["Backend", "Calibration", "Int8Config"]
 
 
 class Backend(StrEnum):
-    """The kernels for which a .pt2 file is quantized; a .pte file is for XNNPACK's."""
+    """Kernels for which a .pt2 file is quantized; .pte files always use XNNPACK's."""
 
     X86 = "x86"
     XNNPACK = "xnnpack"
 
 
 class Calibration(StrEnum):
-    """How the range of an activation is read from its values on the images."""
+    """Method to choose the range of an activation from its values on the images."""
 
     MIN_MAX = "min-max"
     PERCENTILE = "percentile"
@@ -28,12 +28,12 @@ class Int8Config:
     """Configuration of static int8 files."""
 
     formats: tuple[Text, ...] = ("onnx",)
-    """onnx, for onnxruntime; pt2, by torchao; pte, for ExecuTorch."""
+    """File formats: onnx for onnxruntime, pt2 by torchao, pte for ExecuTorch."""
     calibration: Calibration | None = None
-    """min-max, percentile (99.999 %), or entropy (least divergence from the rounded values).
-    Default: the library's own, min-max in onnxruntime and the least squared error in torchao."""
+    """Ranges of activations: min-max, percentile (99.999 %), or entropy (least divergence from the
+    rounded values). Default: min-max in onnxruntime, least squared error in torchao."""
     backend: Backend = Backend.X86
-    """The kernels for which a pt2 file is quantized: x86 or xnnpack."""
+    """Kernels for which a pt2 file is quantized: x86 or xnnpack."""
 
     def __post_init__(self) -> None:
         if not self.formats:

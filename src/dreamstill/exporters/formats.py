@@ -1,4 +1,4 @@
-"""Write a network in a device's format, re-open it in its own runtime, compare, or fail."""
+"""Export networks and compare each file with the network in the file's own runtime."""
 
 import contextlib
 import faulthandler
@@ -45,17 +45,17 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class ExportRecord:
-    """What was written and how far its answers are from the network's."""
+    """Result of an export."""
 
     path: str
     format: str
     bytes: int
     max_abs_difference: float
-    """Largest difference of a logit, over batches of 1 and 7 random images."""
+    """Largest absolute difference of a logit over batches of 1 and 7 random images."""
 
 
 def check_formats(names: Iterable[str]) -> None:
-    """ExportError for a format that is unknown, or whose library is absent."""
+    """Raise ExportError if a format is unknown or its library is not installed."""
     for name in names:
         if name not in _WRITERS:
             raise ExportError(f"unknown format {name!r}; known: {', '.join(_WRITERS)}")
@@ -64,15 +64,15 @@ def check_formats(names: Iterable[str]) -> None:
 
 
 def on_cpu(module: nn.Module) -> nn.Module:
-    """Return the network, or a copy on the CPU, where files are made and compared."""
+    """Return the network if it is on the CPU, otherwise a copy on the CPU."""
     return module if device_of(module).type == "cpu" else copy_network(module).cpu()
 
 
 def onnxruntime(part: str = "") -> Any:
-    """Return onnxruntime, or a module of it such as "quantization", without its telemetry.
+    """Import onnxruntime, or a submodule such as "quantization", with telemetry disabled.
 
-    That would open sockets and keep a file in the home folder, and whether it may is read when the
-    library is imported; whoever wants it sets ORT_DISABLE_TELEMETRY to something else before.
+    Telemetry opens sockets and writes to the home directory, and can only be disabled before the
+    import. A value of ORT_DISABLE_TELEMETRY that is already set is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return importlib.import_module(f"onnxruntime.{part}" if part else "onnxruntime")
@@ -80,21 +80,21 @@ def onnxruntime(part: str = "") -> Any:
 
 @rng_kept()  # exporters draw from the global generator
 def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportRecord:
-    """Write a network in the format of a runtime, run the file there, and compare the two.
+    """Export a network, run the file in its runtime, and compare the logits.
 
     Args:
-        model: the network, left as it was, on any device.
-        path: .onnx or .pt2, of a free batch size, or .pte, of one image at a time: ExecuTorch's
-            memory is planned before it runs.
-        input_spec: its input.
+        model: network on any device; not modified.
+        path: file to write: .onnx or .pt2, with a dynamic batch size, or .pte, with a batch size of
+            1 because ExecuTorch plans its memory ahead.
+        input_spec: input of the network.
 
     Returns:
-        The path, the format, the bytes of the file, and the largest difference of a logit.
+        The path, format and size of the file, and the largest difference of a logit.
 
     Raises:
-        ExportError: the format is unknown or its library absent, the network cannot be exported,
-            the file cannot be written, or a logit differs by more than 1e-4 of max(1, largest
-            logit). Nothing is left behind then.
+        ExportError: the format is unknown, its library is not installed, the network cannot be
+            exported, the file cannot be written, or a logit differs by more than 1e-4 * max(1,
+            largest logit). No file is left behind.
 
     """
     path, model = Path(path), on_cpu(model)
@@ -117,7 +117,7 @@ def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportReco
 
 
 def _reason(error: BaseException) -> str:
-    """The first cause, and what to change where it is a batch size that the code fixes."""
+    """Return the root cause of an error, or advice if the network's code fixes the batch size."""
     reason = innermost(error)
     if any(sign in reason for sign in ("Constraints violated", "Got invalid dimensions")):
         return "the network's code fixes the batch size: it takes x.shape[0], not len(x) or an int"
@@ -125,13 +125,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _example(spec: InputSpec, num: int) -> Tensor:
-    """(num, C, H, W) random images that span the valid range."""
+    """Return random images (num, C, H, W) that span the valid range."""
     rng = torch.Generator().manual_seed(num)
     return spec.normalize(torch.rand(num, *spec.shape, generator=rng))
 
 
 def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]) -> float:
-    """Largest difference of logits; ExportError beyond the tolerance."""
+    """Return the largest difference of a logit; raise ExportError if above the tolerance."""
     largest = 0.0
     for num in (1, 7):
         inputs = _example(spec, num)
@@ -150,7 +150,7 @@ def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters and quantizers narrate, and warn of their own deprecations."""
+    """Suppress the output, logs and warnings of exporters and quantizers inside the context."""
     loggers = [logging.getLogger(name) for name in ("", "torch", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     try:
@@ -180,7 +180,7 @@ def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
     )
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # the paths and lines of the source
+        node.metadata_props.clear()  # holds paths and lines of the source code
     for name in ("shape", "mean", "std"):
         program.model.metadata_props[name] = json.dumps(getattr(spec, name))
     data: bytes = program.model_proto.SerializeToString()
@@ -188,20 +188,20 @@ def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
 
 
 def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
-    """The file of a network in PyTorch's own format."""
+    """Return the bytes of a network's .pt2 file, PyTorch's own format."""
     shapes = ({0: torch.export.Dim("batch")},)
     return pt2.to_pt2(torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes))
 
 
 def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
-    """The file of a network in ExecuTorch's format, lowered to XNNPACK's kernels for phones."""
+    """Return the bytes of a network's .pte file for ExecuTorch, lowered to XNNPACK's kernels."""
     exir = importlib.import_module("executorch.exir")
     xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     config = importlib.import_module("executorch.backends.xnnpack.partition.config")
     program = torch.export.export(module, (_example(spec, 1),))
     kinds = config.ALL_PARTITIONER_CONFIGS
     if any("prelu" in str(n.target) and n.meta["val"].ndim != 4 for n in program.graph.nodes):
-        kinds = [kind for kind in kinds if kind.__name__ != "PreluConfig"]  # which is of maps
+        kinds = [kind for kind in kinds if kind.__name__ != "PreluConfig"]  # 4D inputs only
     partitioner = xnnpack.XnnpackPartitioner(configs=kinds)
     lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
     return bytes(lowered.to_executorch().buffer)
@@ -209,13 +209,13 @@ def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
 
 _WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
 RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
-"""What runs a file, by its format."""
+"""Name of the runtime of each format."""
 
 
 def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
-    """Open a .onnx, .pt2 or .pte file in its runtime: (N, C, H, W) inputs to (N, K) logits.
+    """Open a .onnx, .pt2 or .pte file; return a function of inputs (N, C, H, W) to logits (N, K).
 
-    ExportError for a file that is absent or damaged.
+    Raises ExportError if the file is missing or damaged.
     """
     path = Path(path)
     with reading(path, ExportError, "does not open in its runtime"), quiet():
@@ -225,34 +225,34 @@ def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
 
 
 def _try_pte(path: Path) -> None:
-    """Open a file in a copy of this process first: ExecuTorch aborts its process at some damage."""
+    """Open a .pte file in a forked process first, since ExecuTorch may abort on a damaged file."""
     if path.read_bytes()[4:8] != b"ET12":
         raise ValueError("it is not a program of ExecuTorch")
     if not hasattr(os, "fork"):  # on Windows
         return
-    importlib.import_module("executorch.runtime")  # once, and not in each copy
+    importlib.import_module("executorch.runtime")  # import before the fork, only once
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # threads are not copied, and none is needed to look
+        warnings.simplefilter("ignore")  # a fork has no other threads, and none are needed
         child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            faulthandler.disable()  # the parent says what happened
+            faulthandler.disable()  # the parent reports the crash
             for descriptor in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
             open_written(path)
-        os._exit(0)  # what is raised, is raised again in this process
+        os._exit(0)  # the parent raises the same exception again
     _, status = os.waitpid(child, 0)
     if status:
         raise ValueError("ExecuTorch aborts when it opens it")
 
 
 def open_written(path: Path) -> Callable[[Tensor], Tensor]:
-    """Open a file that was just written; see `load_exported`, which expects damage."""
+    """Open a file that was just written; `load_exported` also handles damaged files."""
     if path.suffix == ".pte":
         runtime = importlib.import_module("executorch.runtime").Runtime.get()
         method = runtime.load_program(path).load_method("forward")
 
-        def run_pte(inputs: Tensor) -> Tensor:  # the runtime writes every answer to one place
+        def run_pte(inputs: Tensor) -> Tensor:  # clone: the runtime reuses its output buffer
             return torch.cat([method.execute((image,))[0].clone() for image in inputs.split(1)])
 
         return run_pte

@@ -1,10 +1,10 @@
-"""Static int8 files for a device's runtime, calibrated on images: onnxruntime and torchao PT2E.
+"""Export static int8 files, calibrated on images, with onnxruntime and torchao PT2E.
 
-What quantizes is the libraries' own: `onnxruntime.quantization.quantize_static` for .onnx,
-torchao's `prepare_pt2e` and `convert_pt2e` for .pt2 and ExecuTorch's .pte. Percentile and entropy
-are onnxruntime's in all of them: torchao has neither. Its entropy has as many bins as steps by
-default, so that no range is ever narrowed; here it has more. Files are re-opened in their runtime
-and their answers compared with the network's.
+`onnxruntime.quantization.quantize_static` quantizes .onnx files; torchao's `prepare_pt2e` and
+`convert_pt2e` quantize .pt2 and ExecuTorch's .pte files. torchao has no percentile or entropy
+calibration, so that onnxruntime's is used for all formats, with more histogram bins for entropy:
+the default, as many as int8 has steps, never narrows a range. Every file is run in its runtime and
+compared with the network.
 """
 
 import importlib
@@ -51,24 +51,24 @@ __all__ = [
 
 
 BINS = {Calibration.PERCENTILE: 2048, Calibration.ENTROPY: 1024}
-"""Of a histogram of an activation's values; entropy takes time by their square."""
+"""Bins of an activation's histogram; the time of entropy grows with their square."""
 STEPS = 256
-"""Of int8."""
+"""Number of int8 values."""
 PERCENTILE = 99.999
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Record:
-    """What was written, and how much of the network's answers it keeps in its runtime."""
+    """Result of an int8 export."""
 
     path: str
     bytes: int
     agreement: float
-    """Share of the images on which file and network name the same class."""
+    """Share of images for which file and network predict the same class."""
 
 
 def check_int8_formats(names: Iterable[str]) -> None:
-    """ExportError for a format that is unknown, or whose libraries are absent."""
+    """Raise ExportError if a format is unknown or its libraries are not installed."""
     kinds = set(names)
     check_formats(sorted(kinds))
     if kinds - {"onnx"} and importlib.util.find_spec("torchao") is None:
@@ -76,7 +76,7 @@ def check_int8_formats(names: Iterable[str]) -> None:
 
 
 def check_int8_layers(model: nn.Module, names: Iterable[str]) -> None:
-    """ExportError for a layer that a format's int8 kernels lack."""
+    """Raise ExportError if the int8 kernels of a format do not support a layer."""
     if "pte" not in names:
         return
     for name, layer in model.named_modules():
@@ -97,20 +97,20 @@ def export_int8(
     calibration: Calibration | str | None = None,
     backend: Backend | str = Backend.X86,
 ) -> Int8Record:
-    """Write a static int8 file by the suffix of `path`, .onnx, .pt2 or .pte, and run it.
+    """Write a static int8 file and compare it with the network in its runtime.
 
     Args:
-        model: in whole precision, on any device: a copy on the CPU is quantized; left as it was.
-        spec: its input.
-        images: uint8 (N, C, H, W) to calibrate on; the last half only compares.
-        path: to write.
-        calibration: min-max, percentile or entropy; None: the library's own, which is min-max in
-            onnxruntime, and in torchao the range of the least squared error.
-        backend: of .pt2.
+        model: full-precision network on any device; not modified.
+        spec: input of the network.
+        images: uint8 (N, C, H, W), at most 1024 used: one half to calibrate, one to compare.
+        path: file to write, with suffix .onnx, .pt2 or .pte.
+        calibration: min-max, percentile or entropy; None: min-max in onnxruntime, least squared
+            error in torchao.
+        backend: kernels for .pt2.
 
     Raises:
-        ExportError: the format is unknown, a library is absent or fails, or the file agrees with
-            the network on fewer than half of the images: then it is not kept.
+        ExportError: the format is unknown, a library is not installed or fails, or the file agrees
+            with the network on less than half of the images, in which case it is deleted.
 
     """
     path, model = Path(path), on_cpu(model)
@@ -150,12 +150,12 @@ def export_int8(
 
 
 class _Reader:
-    """onnxruntime asks for one batch at a time."""
+    """Calibration data reader, which gives onnxruntime one batch at a time."""
 
     def __init__(self, spec: InputSpec, images: Tensor) -> None:
         parts = images.split(32)
         if len(parts) > 1 and len(parts[-1]) < len(parts[0]):
-            parts = parts[:-1]  # histograms are of batches of one size
+            parts = parts[:-1]  # histograms need batches of equal size
         self.batches = iter(spec.encode(part).numpy() for part in parts)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
@@ -175,7 +175,7 @@ def _to_onnx(
         export(model, whole, spec)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         overrides = {}
-        if calibration is Calibration.ENTROPY:  # quantize_static takes no number of bins
+        if calibration is Calibration.ENTROPY:  # quantize_static has no option for the bins
             calibrator = quantization.create_calibrator(
                 ready,
                 augmented_model_path=str(Path(folder) / "observed.onnx"),
@@ -204,7 +204,7 @@ def _quantizer(backend: Backend, calibration: Calibration | None) -> Any:
     if backend is Backend.XNNPACK:
         return _xnnpack(
             "torchao.testing.pt2e._xnnpack_quantizer", calibration
-        )  # without ExecuTorch
+        )  # needs no ExecuTorch
     x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     config = x86.get_default_x86_inductor_quantization_config()
     return x86.X86InductorQuantizer().set_global(_observed_by(calibration, config))
@@ -221,7 +221,7 @@ def _xnnpack(module: str, calibration: Calibration | None) -> Any:
 
 
 def _observed_by(calibration: Calibration | None, config: Any) -> Any:
-    """A quantizer's configuration, in which activations are observed by a calibration."""
+    """Return a quantizer configuration whose activations are calibrated by this method."""
     if calibration is None:
         return config
     observers = importlib.import_module("torchao.quantization.pt2e.observer")
@@ -235,7 +235,7 @@ def _observed_by(calibration: Calibration | None, config: Any) -> Any:
 
 
 def _choosing(calibration: Calibration) -> Any:
-    """A class of torchao's observers whose range `range_of` chooses."""
+    """Return a torchao observer class that takes its range from `range_of`."""
     observers: Any = importlib.import_module("torchao.quantization.pt2e.observer")
 
     class Choosing(observers.HistogramObserver):  # type: ignore[misc]
@@ -251,18 +251,18 @@ def _choosing(calibration: Calibration) -> Any:
 def range_of(
     calibration: Calibration, counts: NDArray[Any], low: float, high: float
 ) -> tuple[float, float]:
-    """The range that onnxruntime chooses by percentile or entropy.
+    """Return the range that onnxruntime chooses for a histogram.
 
     Args:
-        calibration: not min-max, which asks for no histogram.
-        counts: of the values in equal bins of [low, high].
-        low, high: the least and the largest value.
+        calibration: percentile or entropy.
+        counts: numbers of values in equal bins of [low, high].
+        low, high: smallest and largest value.
 
     """
     values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
     limit = max(abs(low), abs(high))
     ends = (-limit, limit)
-    if calibration is Calibration.PERCENTILE:  # of magnitudes
+    if calibration is Calibration.PERCENTILE:  # uses a histogram of magnitudes
         values, ends = abs(values), (0.0, limit)
     found, edges = np.histogram(values, BINS[calibration], ends, weights=counts)
     collector = onnxruntime("quantization.calibrate").HistogramCollector(
@@ -279,7 +279,7 @@ def range_of(
 
 
 def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any) -> nn.Module:
-    """The graph of a network, quantized; of the weights it keeps those that it reads."""
+    """Return the quantized graph of a network, without weights that it does not read."""
     pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
     shapes = ({0: torch.export.Dim("batch")},)
     graph = torch.export.export(

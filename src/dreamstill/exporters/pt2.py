@@ -1,8 +1,8 @@
-"""PyTorch's exported programs: written in memory, and opened where no code can come with them.
+"""Write PyTorch's exported programs, and load them without running code from the file.
 
-torch.export.load unpickles what a file says is pickled, evaluates its expressions of sizes as
-Python, and calls any function of torch that a node names. What is written here needs none of that:
-tensors are raw, sizes are arithmetic on symbols, and nodes are of torch.ops.
+torch.export.load unpickles data, evaluates size expressions as Python, and calls any torch function
+that a node names. Files written here need none of this: tensors are raw, sizes are arithmetic on
+symbols, and nodes call torch.ops. Only such files are loaded.
 """
 
 import io
@@ -35,20 +35,20 @@ WORDS = re.compile(
     r"|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|IntTrueDiv|FloatTrueDiv|TruncToInt|CeilToInt"
     r"|FloorToInt|RoundToInt|ToFloat|PowByNatural|FloatPow|Where|Identity|LShift|RShift"
 )
-"""Of expressions of sizes, as sympy writes them."""
+"""Words allowed in size expressions, as sympy writes them."""
 
 
 def to_pt2(program: torch.export.ExportedProgram) -> bytes:
-    """The file of a program, without the paths and lines of its source."""
+    """Return the bytes of a program's file, without paths and lines of the source code."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    buffer = io.BytesIO()  # on a full disk, torch's own writer ends the process
+    buffer = io.BytesIO()  # torch's file writer aborts the process if the disk is full
     torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
 def open_pt2(path: Path) -> Callable[[Tensor], Tensor]:
-    """What a file computes, (N, C, H, W) to (N, K); ValueError where it may hold code."""
+    """Return a file's function (N, C, H, W) -> (N, K); raise ValueError if it may hold code."""
     data = path.read_bytes()
     _check(data)
     module = torch.export.load(io.BytesIO(data)).module()
@@ -61,7 +61,7 @@ def open_pt2(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _check(data: bytes) -> None:
-    """ValueError unless a file holds what `to_pt2` writes and nothing else."""
+    """Raise ValueError if a file holds anything that `to_pt2` does not write."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         if len(set(names)) < len(names):
@@ -76,7 +76,7 @@ def _check(data: bytes) -> None:
 
 
 def _check_plain(plain: Any) -> None:
-    """ValueError where a file's JSON asks for something to be unpickled, evaluated or called."""
+    """Raise ValueError if JSON data would have code unpickled, evaluated or called."""
     for name, value in _entries(plain):
         if name == "use_pickle" and value is not False:
             raise ValueError("it holds a pickle, which is not opened: it may run code")
@@ -87,7 +87,7 @@ def _check_plain(plain: Any) -> None:
 
 
 def _is_arithmetic(value: Any) -> bool:
-    """An expression of known words, numbers and signs."""
+    """Return whether a value is an expression of known words, numbers and operators."""
     return (
         isinstance(value, str)
         and re.fullmatch(r"[\w\s'+\-*/(),.<>=&|~]*", value) is not None
@@ -96,7 +96,7 @@ def _is_arithmetic(value: Any) -> bool:
 
 
 def _entries(plain: Any) -> Iterator[tuple[str, Any]]:
-    """Names and values of all tables within plain values."""
+    """Yield the keys and values of all dicts nested in JSON data."""
     if isinstance(plain, dict):
         yield from plain.items()
     for value in plain.values() if isinstance(plain, dict) else plain:

@@ -17,15 +17,15 @@ __all__ = ["batch_norms", "fold_batch_norm"]
 def fold_batch_norm(model: nn.Module, spec: InputSpec | None = None) -> nn.Module:
     """Return a copy whose BatchNorm layers are folded into the layers before them.
 
-    A BatchNorm layer that does not follow one layer alone stays, as does one that has hooks or
-    follows a layer with hooks; the others become identities.
+    Folded layers become identities. Not folded are layers that do not follow exactly one layer, or
+    where either of the two has hooks.
 
     Args:
-        model: left as it was.
-        spec: its input; where it is given, the copy is compared with the model.
+        model: network; not modified.
+        spec: input of the network; if given, the outputs of copy and model are compared.
 
     Raises:
-        TeacherError: the model has BatchNorm and cannot be traced, or the copy answers differently.
+        TeacherError: the model has BatchNorm and cannot be traced, or the outputs differ.
 
     """
     whole, model = model, copy_network(model).eval()
@@ -34,7 +34,7 @@ def fold_batch_norm(model: nn.Module, spec: InputSpec | None = None) -> nn.Modul
     for name, norm in batch_norms(trace(model)).items():
         layer, after = model.get_submodule(name), model.get_submodule(norm)
         assert isinstance(after, _BatchNorm)
-        if after.weight is None and after.running_var is not None:  # affine=False; cannot be fused
+        if after.weight is None and after.running_var is not None:  # fusing needs affine parameters
             after.weight = nn.Parameter(torch.ones_like(after.running_var))
             after.bias = nn.Parameter(torch.zeros_like(after.running_var))
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
@@ -46,7 +46,10 @@ def fold_batch_norm(model: nn.Module, spec: InputSpec | None = None) -> nn.Modul
 
 
 def batch_norms(graph: fx.GraphModule) -> dict[str, str]:
-    """By layer, the BatchNorm with running statistics that alone takes what it puts out."""
+    """Return the BatchNorm that is the only reader of a layer's output, by layer name.
+
+    BatchNorm layers without running statistics are left out.
+    """
     modules, calls = dict(graph.named_modules()), _calls(graph)
     found = {}
     for node in graph.graph.nodes:

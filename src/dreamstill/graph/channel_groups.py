@@ -1,4 +1,4 @@
-"""Channels that hang together in a network, followed through its graph."""
+"""Find groups of coupled channels by following them through a network's graph."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -20,34 +20,34 @@ __all__ = ["ChannelGroup", "channel_groups"]
 
 @dataclass(eq=False)
 class ChannelGroup:
-    """Channels that hang together: one choice serves all who make, pass or read them."""
+    """Coupled channels: layers that must all keep the same ones."""
 
     makers: list[str] = field(default_factory=list)
-    """Convolutions and linear layers that put them out; none: the images'."""
+    """Convolutions and linear layers that output the channels; empty for the image channels."""
     readers: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
     norm_groups: list[int] = field(default_factory=list)
-    """In how many groups each norm that looks at several channels divides them."""
+    """Number of groups of each norm over several channels."""
     depthwise: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
-    """Operations through which they cannot be followed."""
+    """Operations through which the channels cannot be followed."""
     padded: "PaddedGroup | None" = None
     joined: "ChannelGroup | None" = None
 
     def root(self) -> "ChannelGroup":
-        """The group that this one became part of."""
+        """Return the group that this one was merged into, or itself."""
         return self if self.joined is None else self.joined.root()
 
     def carriers(self) -> list[str]:
-        """The layers whose outputs are these channels."""
+        """Return the layers whose outputs are these channels."""
         return self.makers + self.norms + self.depthwise
 
     def depth(self) -> int:
-        """How many groups lie within this one, one in the other."""
+        """Return the number of padded groups nested in this one."""
         return self.padded.group.depth() + 1 if self.padded else 0
 
     def join(self, other: "ChannelGroup") -> None:
-        """Make one of two."""
+        """Merge another group into this one."""
         if self is not other:
             other.joined = self
             for name in ("makers", "readers", "norms", "norm_groups", "depthwise", "unclear"):
@@ -57,7 +57,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class PaddedGroup:
-    """Another group's channels, all of them, between channels of padding."""
+    """All channels of another group, with `front` and `back` channels of padding around them."""
 
     of: ChannelGroup
     front: int
@@ -65,16 +65,16 @@ class PaddedGroup:
 
     @property
     def group(self) -> ChannelGroup:
-        """Where the other channels stand now."""
+        """Return the group that the padded channels belong to after merging."""
         return self.of.root()
 
 
 def channel_groups(graph: fx.GraphModule) -> list[ChannelGroup]:
-    """Every group of channels in a graph, the images' first.
+    """Return all channel groups of a graph, that of the images first.
 
-    Channels are followed past normalization, depthwise convolutions, pooling, flattening, sums and
-    products, padding on either side, and the elementwise functions of `ELEMENTWISE`. Those that
-    go into anything else, or out of the network, are marked.
+    Channels are followed through normalization, depthwise convolutions, pooling, flattening, sums,
+    products, padding and the functions of `ELEMENTWISE`. Groups that reach any other operation, or
+    the output of the network, are marked as unclear.
     """
     modules = dict(graph.named_modules())
     found = [ChannelGroup()]
@@ -94,7 +94,7 @@ def _after(
     found: list[ChannelGroup],
     modules: dict[str, nn.Module],
 ) -> ChannelGroup:
-    """The group of what a node makes of `here`: one of these, or a new one, put to `found`."""
+    """Return the group of a node's output from those of its inputs; add new groups to `found`."""
     name, first = str(node.target), here[0]
     module = modules.get(name) if node.op == "call_module" else None
     again = next((group.root() for group in found if name in group.carriers()), None)
@@ -115,7 +115,7 @@ def _after(
         return first
     if (layer := layer_at(node, modules)) is not None:
         by_linear = any(isinstance(modules[maker], nn.Linear) for maker in first.makers)
-        if by_linear and layer.weight.shape[1] != width(first, modules):  # (N, L, C), flattened
+        if by_linear and layer.weight.shape[1] != width(first, modules):  # flattened (N, L, C)
             mark(node, first)
         first.readers.append(name)
         return _new(found, ChannelGroup(makers=[name]))
@@ -140,7 +140,10 @@ def _after(
 def _norm_groups(
     module: nn.Module | None, group: ChannelGroup, modules: Mapping[str, nn.Module]
 ) -> list[int] | None:
-    """Groups in which a norm looks at several channels of a group; None for anything else."""
+    """Return the number of groups of a norm over several channels, as a list.
+
+    The list is empty for norms of single channels; the result is None for other modules.
+    """
     if isinstance(module, _BatchNorm | _InstanceNorm):
         return []
     if isinstance(module, nn.GroupNorm):
@@ -163,7 +166,7 @@ def _joined(
     images: ChannelGroup,
     modules: Mapping[str, nn.Module],
 ) -> ChannelGroup:
-    """The one group of a sum or product, or the widest, where the others are spread over it."""
+    """Return the merged group of a sum or product; mark groups that cannot be merged."""
     sizes = [width(group, modules) for group in here]
     widest = here[sizes.index(max(sizes))]
     padded_ones = {(group.padded.group, group.padded.front) for group in here if group.padded}
@@ -177,7 +180,7 @@ def _joined(
 
 
 def width(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> int:
-    """Channels; 0 where no layer made them."""
+    """Return the number of channels of a group; 0 if no layer outputs them."""
     if group.padded and not group.makers:
         return group.padded.front + width(group.padded.group, modules) + group.padded.back
     weights: Any = [modules[name].weight for name in group.makers[:1]]
@@ -185,36 +188,36 @@ def width(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> int:
 
 
 def mark(node: fx.Node, *groups: ChannelGroup) -> None:
-    """The channels cannot be followed past a node."""
+    """Record in each group that its channels cannot be followed through a node."""
     for group in groups:
         group.unclear.append(str(node.target if node.op == "call_module" else node))
 
 
 def _takes_pixels(node: fx.Node) -> bool:
-    """x[:, :, rows, columns]: all images, all channels."""
+    """Return whether a node is x[:, :, rows, columns], which keeps all channels."""
     index = node.args[1] if node.target is operator.getitem else None
     return isinstance(index, tuple) and index[:2] == (slice(None), slice(None))
 
 
 def _padding(node: fx.Node) -> list[int]:
-    """Numbers of F.pad, from the last axis to the first; none of anything else."""
+    """Return the widths given to F.pad, from the last axis to the first; [] for other nodes."""
     widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
     if node.target is not F.pad or not isinstance(widths, tuple | list):
         return []
     numbers = list(widths)
-    while len(numbers) > 6 and numbers[-2:] == [0, 0]:  # of the images themselves
+    while len(numbers) > 6 and numbers[-2:] == [0, 0]:  # batch axis
         del numbers[-2:]
     return numbers
 
 
 def _pads_pixels(node: fx.Node) -> bool:
-    """Padding of height and width alone: two numbers each."""
+    """Return whether a node pads height and width only."""
     widths = _padding(node)
     return bool(widths) and not any(widths[4:])
 
 
 def _pads_channels(node: fx.Node) -> tuple[int, int] | None:
-    """How many channels are put before and behind."""
+    """Return the numbers of channels padded in front and at the back; None for other nodes."""
     match _padding(node):
         case [_, _, _, _, int(front), int(back)] if front >= 0 and back >= 0:
             return front, back
@@ -222,7 +225,7 @@ def _pads_channels(node: fx.Node) -> tuple[int, int] | None:
 
 
 def _averages_pixels(node: fx.Node) -> bool:
-    """x.mean((2, 3))."""
+    """Return whether a node is a mean over height and width, such as x.mean((2, 3))."""
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     dims = dims if isinstance(dims, tuple | list) else (dims,)
     return node.target in (torch.mean, "mean") and all(d in (2, 3, -1, -2) for d in dims)

@@ -1,4 +1,4 @@
-"""Find layers that feed one another alone."""
+"""Find pairs of layers where the first feeds only the second."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,34 +17,33 @@ __all__ = ["Pair", "flattens", "pairs", "relu_for_relu6"]
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer whose output goes, past ReLU, pooling and flattening, to one other layer alone."""
+    """Two layers: the first feeds only the second, through ReLU, pooling and flattening."""
 
     first: str
     second: str
     relu: bool
-    """There is a ReLU between."""
+    """True if a ReLU lies between the layers."""
     positions: int
-    """Inputs of a linear second layer that belong to each channel of the first; else 1."""
+    """Number of inputs of a linear second layer per channel of the first; otherwise 1."""
     fades: bool
-    """An average between them counts zeros at the border: a constant does not come through."""
+    """True if average pooling between the layers counts padding, which changes constants."""
 
 
 def pairs(graph: fx.GraphModule, *, grouped: bool = False) -> list[Pair]:
-    """Every pair of layers (convolution or linear), in order.
+    """Return all pairs of convolutions and linear layers, in order.
 
     Args:
-        graph: of `trace`.
-        grouped: convolutions with groups, depthwise ones among them, are layers too.
+        graph: result of `trace`.
+        grouped: include convolutions with groups, such as depthwise ones.
 
     """
     return [pair for pair, ceilings in _pairs(graph, grouped=grouped) if not ceilings]
 
 
 def relu_for_relu6(model: nn.Module) -> None:
-    """Put ReLU, in place, for every ReLU6 module that keeps two layers from being a pair.
+    """Replace, in place, every ReLU6 module between two layers that would otherwise be a pair.
 
-    6 is not 6 any more behind a factor, where 0 is still 0. A call of F.relu6 stays: it is
-    written into the network's own code.
+    Scaling channels moves the bound 6 but not the bound 0. Calls of F.relu6 cannot be replaced.
     """
     found = _pairs(trace(model), grouped=True)
     ceilings = {module for _, between in found for module in between}
@@ -54,7 +53,7 @@ def relu_for_relu6(model: nn.Module) -> None:
 
 
 def _pairs(graph: fx.GraphModule, *, grouped: bool) -> Iterator[tuple[Pair, list[nn.Module]]]:
-    """Pairs, each with the ReLU6 between its layers."""
+    """Yield pairs, each with the ReLU6 modules between its layers."""
     modules, calls = dict(graph.named_modules()), _calls(graph)
     for node in graph.graph.nodes:
         first = layer_at(node, modules, grouped=grouped)
@@ -88,7 +87,7 @@ def _pairs(graph: fx.GraphModule, *, grouped: bool) -> Iterator[tuple[Pair, list
 
 
 def _averages_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """An average pool that counts its padding."""
+    """Return whether a node is an average pool that counts its padding."""
     if node.op == "call_module":
         pool = modules[str(node.target)]
         if not isinstance(pool, nn.AvgPool2d):
@@ -104,7 +103,7 @@ def _averages_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """(N, C, ...) -> (N, everything): x.flatten(1), x.view(x.size(0), -1), x.reshape(-1, 400)."""
+    """Return whether a node flattens (N, C, ...) to (N, D), as x.flatten(1) or x.view(n, -1)."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         return isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1

@@ -12,15 +12,15 @@ __all__ = ["map_modules", "plain_layers", "replace_module", "shared_weights"]
 
 
 def _calls(graph: fx.GraphModule) -> Counter[str]:
-    """How often each module's weight is used: one that is used twice belongs to no one place."""
+    """Count the uses of each module's weight; a weight used twice cannot be changed for one use."""
     nodes = graph.graph.nodes
     calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
-    read = (str(node.target) for node in nodes if node.op == "get_attr")  # by the network's code
+    read = (str(node.target) for node in nodes if node.op == "get_attr")  # read in `forward`
     return calls + Counter(shared_weights(graph)) + Counter(n.rpartition(".")[0] for n in read)
 
 
 def shared_weights(model: nn.Module) -> list[str]:
-    """Names of modules whose weight is another's too, or computed, or that have two names."""
+    """Return names of modules whose weight is shared or computed, or that have two names."""
     every = dict(model.named_modules(remove_duplicate=False))
     weights = {name: getattr(module, "weight", None) for name, module in every.items()}
     count = Counter(id(weight) for weight in weights.values() if weight is not None)
@@ -34,10 +34,10 @@ def shared_weights(model: nn.Module) -> list[str]:
 def plain_layers(
     model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 ) -> dict[str, Any]:
-    """By name, layers of some kinds that another module may stand in for.
+    """Return the layers of the given kinds that can be replaced, by name.
 
-    Not those of torch's attention and transformer layers, which read their weights themselves, nor
-    of subclasses, which may compute something else, nor those with hooks, which do.
+    Left out are layers inside torch's attention and transformer modules, which read weights
+    directly, and subclasses and layers with hooks, which may compute something else.
     """
     modules = dict(model.named_modules())
     found = {}
@@ -54,7 +54,7 @@ def plain_layers(
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place of the submodule `name`."""
+    """Replace the submodule `name` by `new`, in place."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, new)
 
@@ -62,7 +62,7 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 def map_modules(
     model: nn.Module, change: Callable[[str, nn.Module], nn.Module | None]
 ) -> nn.Module:
-    """Replace, in place, every submodule for which `change` returns one."""
+    """Replace, in place, every submodule for which `change` returns a module; return the model."""
     for name, module in list(model.named_modules()):
         new = change(name, module)
         if new is not None:

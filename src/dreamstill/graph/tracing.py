@@ -1,4 +1,4 @@
-"""See a network as a graph: fold BatchNorm, and find layers that feed one another alone."""
+"""Trace networks with torch.fx and classify the nodes of the graph."""
 
 import operator
 from typing import Any
@@ -14,18 +14,18 @@ __all__ = ["layer_at", "is_one_of", "is_relu6", "is_size", "trace", "written_siz
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """A network's graph, as it is in eval mode; TeacherError where its code cannot be traced."""
+    """Return a network's graph in eval mode; raise TeacherError if it cannot be traced."""
     try:
         with eval_mode(model):
             return fx.symbolic_trace(model)
-    except Exception as error:  # tracing runs the user's own code
+    except Exception as error:  # tracing runs user code
         raise TeacherError(
             f"{type(model).__name__} cannot be traced to a graph: {first_line(error)}"
         ) from error
 
 
 def is_one_of(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[Any, ...]) -> bool:
-    """A node calls one of these modules, functions or methods."""
+    """Return whether a node calls one of these modules, functions or methods."""
     if node.op == "call_module":
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         module = modules[str(node.target)]
@@ -34,14 +34,14 @@ def is_one_of(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[Any, ..
 
 
 def is_relu6(module: nn.Module) -> bool:
-    """ReLU6, or a Hardtanh from 0 to 6, which is the same."""
+    """Return whether a module is ReLU6 or the equal Hardtanh from 0 to 6."""
     return isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6)
 
 
 def layer_at(
     node: fx.Node, modules: dict[str, nn.Module], *, grouped: bool = False
 ) -> nn.Conv2d | nn.Linear | None:
-    """The convolution or linear layer that a node calls; none of anything else."""
+    """Return the convolution or linear layer that a node calls, without hooks; otherwise None."""
     module = modules.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, nn.Conv2d) and module.groups > 1 and not grouped:
         return None
@@ -51,15 +51,15 @@ def layer_at(
 
 
 def written_size(graph: fx.GraphModule, name: str, width: int) -> str | None:
-    """Say where the number of a layer's outputs is written into the network's code.
+    """Find a call that hard-codes the number of a layer's outputs.
 
     Args:
-        graph: of `trace`.
-        name: of a layer.
-        width: how many outputs it has; what is written is a multiple of it.
+        graph: result of `trace`.
+        name: name of the layer.
+        width: number of its outputs; any multiple of it in a shape counts as hard-coded.
 
     Returns:
-        A line that names the call and what to write instead; None where nothing is written.
+        A line that names the call and a replacement; None if there is no such call.
 
     """
     modules = dict(graph.named_modules())
@@ -85,7 +85,7 @@ def written_size(graph: fx.GraphModule, name: str, width: int) -> str | None:
 
 
 def _shape_asked(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, ...]:
-    """The sizes that a view, reshape, expand or unflatten is given; none of anything else."""
+    """Return the sizes given to view, reshape, expand or unflatten; () for other nodes."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         return tuple(module.unflattened_size) if isinstance(module, nn.Unflatten) else ()
@@ -99,7 +99,7 @@ def _shape_asked(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, ...
 
 
 def is_size(node: fx.Node) -> bool:
-    """x.size(0) and x.shape[0], which only serve a view."""
+    """Return whether a node reads a size, such as x.size(0) or x.shape[0]."""
     if node.target is operator.getitem:
         return isinstance(node.args[0], fx.Node) and is_size(node.args[0])
     return node.target == "size" or (node.target is getattr and node.args[1] == "shape")

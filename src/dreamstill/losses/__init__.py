@@ -1,1 +1,1 @@
-"""Pure functions: tensors in, a scalar out. No state, no hooks, no devices."""
+"""Loss functions: pure functions of tensors that return a scalar."""

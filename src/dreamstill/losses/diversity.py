@@ -8,26 +8,26 @@ __all__ = ["information_entropy", "sample_diversity"]
 
 
 def information_entropy(logits: Tensor) -> Tensor:
-    """Negative entropy of the batch's mean class probability, in nats.
+    """Return the negative entropy of the batch's mean class probabilities, in nats.
 
-    Chen et al. 2019 (DAFL), equation 4. In [-log K, 0]; the minimum is a batch that the teacher
-    spreads evenly over the K classes.
+    Chen et al. 2019 (DAFL), equation 4. The value is in [-log K, 0], with the minimum for a batch
+    spread evenly over the K classes.
 
     Args:
-        logits: (N, K).
+        logits: the teacher's (N, K).
 
     """
-    # above 0, where the gradient of x log x is no number
+    # the gradient of x log x is not finite at 0
     mean = F.softmax(logits, dim=1).mean(0).clamp_min(1e-30)
     entropy: Tensor = torch.special.xlogy(mean, mean).sum()
     return entropy
 
 
 def sample_diversity(images: Tensor, probabilities: Tensor) -> Tensor:
-    """How little the images of a batch differ for how much the teacher's answers do.
+    """Return the change of the teacher's outputs relative to that of the images in a batch.
 
-    Han et al. 2021 (RDSKD): 1 / (||x2 - x1|| / ||p2 - p1||), Frobenius norms between the two halves
-    of the batch.
+    Han et al. 2021 (RDSKD): 1 / (||x2 - x1|| / ||p2 - p1||), with Frobenius norms between the two
+    halves of the batch.
 
     Args:
         images: (N, C, H, W), N even.

@@ -1,7 +1,7 @@
 """Distillation losses on logits.
 
-All take (N, K) student logits, (N, K) teacher logits and a temperature, and return a scalar that
-is the mean over the batch.
+All take (N, K) student logits, (N, K) teacher logits and a temperature > 0, and return the mean
+over the batch as a scalar.
 """
 
 import math
@@ -14,10 +14,7 @@ __all__ = ["js_divergence", "kl_divergence", "l1", "mse", "reverse_kl", "soft_cr
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Forward KL(teacher || student) times temperature^2: Hinton et al. 2015, section 2.
-
-    At temperature 1 it is the plain forward KL.
-    """
+    """Return the forward KL(teacher || student) * temperature^2: Hinton et al. 2015, section 2."""
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
     kl = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
@@ -25,20 +22,20 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Backward KL(student || teacher) times temperature^2: seeks the teacher's modes.
+    """Return the reverse KL(student || teacher) * temperature^2, which is mode-seeking.
 
-    It grows where the student names what the teacher does not, not where it leaves a class of the
-    teacher's out.
+    It penalizes probability that the student gives to classes unlikely for the teacher, but hardly
+    classes of the teacher that the student omits.
     """
     return kl_divergence(teacher, student, temperature)
 
 
 def js_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Jensen-Shannon divergence in nats, in [0, ln 2]: Yin et al. 2020, equation 7.
+    """Return the Jensen-Shannon divergence in nats, in [0, ln 2]: Yin et al. 2020, equation 7.
 
-    Half the KL from each distribution to their mean; taken in log space, so that it needs no
-    clamp. Not multiplied by temperature^2: it is bounded, and the competition of Adaptive
-    DeepInversion is 1 minus it.
+    It is the mean of the KLs from both distributions to their average, computed in log space. It is
+    not multiplied by temperature^2, because Adaptive DeepInversion's competition loss, 1 minus this
+    value, needs a bounded divergence.
     """
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
@@ -53,21 +50,21 @@ def js_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
 
 def mse(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean squared difference of logits: Ba and Caruana 2014.
+    """Return the mean squared error of logits: Ba and Caruana 2014.
 
-    The temperature has no part in it; it stands there so that every loss is called alike.
+    The temperature is ignored; it is accepted so that all losses share one signature.
     """
     return F.mse_loss(student, teacher)
 
 
 def l1(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean absolute difference of logits: Fang et al. 2019 (DFAD), equation 3.
+    """Return the mean absolute error of logits: Fang et al. 2019 (DFAD), equation 3.
 
-    The temperature has no part in it; it stands there so that every loss is called alike.
+    The temperature is ignored; it is accepted so that all losses share one signature.
     """
     return (student - teacher).abs().mean()
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy with soft targets (N, K) that sum to 1: Nayak et al. 2019 (ZSKD), eq. 4."""
+    """Return the cross-entropy with soft targets (N, K) that sum to 1: Nayak et al. 2019, eq. 4."""
     return -(targets * F.log_softmax(logits / temperature, dim=1)).sum(1).mean()

@@ -7,19 +7,19 @@ __all__ = ["batch_statistics", "batch_statistics_distance", "gaussian_kl"]
 
 
 def batch_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and biased variance of a layer's input (N, C, ...), each (C,)."""
+    """Return the mean (C,) and biased variance (C,) per channel of a layer's input (N, C, ...)."""
     flat = inputs.transpose(0, 1).flatten(1)
     return flat.mean(1), flat.var(1, correction=0)
 
 
 def batch_statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """||variance - batch variance||_2 + ||mean - batch mean||_2 for one BatchNorm layer.
+    """Return ||variance - batch variance||_2 + ||mean - batch mean||_2 for a BatchNorm layer.
 
     Yin et al. 2020 (DeepInversion), equation 4.
 
     Args:
-        inputs: what enters the layer, (N, C, ...).
-        mean, variance: its running statistics, (C,).
+        inputs: input of the layer, (N, C, ...).
+        mean, variance: running statistics of the layer, (C,).
 
     """
     batch_mean, batch_variance = batch_statistics(inputs)
@@ -30,10 +30,10 @@ def batch_statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) ->
 def gaussian_kl(
     mean: Tensor, variance: Tensor, batch_mean: Tensor, batch_variance: Tensor
 ) -> Tensor:
-    """KL(N(mean, variance) || N(batch mean, batch variance)) per channel, averaged over channels.
+    """Return KL(N(mean, variance) || N(batch mean, batch variance)), averaged over channels.
 
-    Haroush et al. 2020 (The Knowledge Within), the BNS measure: how badly the batch's moments
-    code what the layer was fed in training. All four are (C,); variances above 0.
+    This is the BNS measure of Haroush et al. 2020 (The Knowledge Within). All arguments are (C,);
+    variances must be above 0.
 
     >>> import torch
     >>> one, zero = torch.ones(1), torch.zeros(1)

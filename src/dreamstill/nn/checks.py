@@ -1,6 +1,6 @@
-"""Examine a network once, on opening: what it answers, alone and among others, again, in training.
+"""Check a network when it is opened: its logits, their dependence on the batch, its training.
 
-Every check returns or raises before any work starts, and says what would be right.
+Every error message says how to fix the network.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ __all__ = ["check_logits", "check_steady", "logits_of", "obstacle_to_training", 
 
 
 def probing_images(shape: tuple[int, int, int]) -> Tensor:
-    """Draw four images (4, C, H, W) of pixels in [0, 1] that differ in brightness and contrast.
+    """Return four images (4, C, H, W) in [0, 1] that differ in brightness and contrast.
 
-    Noise of full, low and high brightness, and an even gray that grows lighter downwards: a network
-    that looks at the others of a batch answers differently beside them.
+    Three are noise of full, low and high brightness, one is a vertical gradient, so that a network
+    whose outputs depend on the rest of the batch is detected.
     """
     noise = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     slope = torch.linspace(0, 1, shape[1]).view(1, -1, 1).expand(shape)
@@ -29,10 +29,10 @@ def probing_images(shape: tuple[int, int, int]) -> Tensor:
 
 
 def logits_of(output: Any) -> Any:
-    """Return the logits among what a network returns: GoogLeNet's, Inception's and their like.
+    """Return the logits from a network's output, which may have auxiliary outputs (GoogLeNet).
 
-    A tensor is returned as it is; else the entry `logits` or `out`, or the first of a sequence, as
-    networks with auxiliary outputs return them in train mode.
+    These are the tensor itself, the entry or attribute `logits` or `out`, or the first item of a
+    sequence. Other outputs are returned unchanged.
     """
     if isinstance(output, Tensor):
         return output
@@ -45,17 +45,17 @@ def logits_of(output: Any) -> Any:
 
 
 def check_logits(network: nn.Module, inputs: Tensor, logits: Any, role: str, last: Any) -> None:
-    """Check that what a network returned for `inputs` are finite logits (N, K), K >= 2.
+    """Check that a network's output consists of finite logits (N, K), K >= 2.
 
     Args:
-        network: in eval mode.
+        network: network in eval mode.
         inputs: (N, C, H, W).
-        logits: what it returned.
-        role: what messages call it.
-        last: the linear layer that makes the logits, if one does: then no activation follows.
+        logits: output of the network for `inputs`.
+        role: name of the network in messages.
+        last: the linear layer that outputs the logits, or None if an activation may follow it.
 
     Raises:
-        TeacherError: of another shape, not finite, or probabilities or their logarithms.
+        TeacherError: the output has another shape, is not finite, or is (log-)probabilities.
 
     """
     num = len(inputs)
@@ -70,7 +70,7 @@ def check_logits(network: nn.Module, inputs: Tensor, logits: Any, role: str, las
         raise TeacherError(f"the {role}'s logits are not finite on random pixels")
     if last is not None:
         return
-    with torch.no_grad():  # what grows with the input is no probability
+    with torch.no_grad():  # unlike probabilities, logits grow with the input
         shown = torch.cat([logits, network(1000 * inputs)]).double()
     shown = shown[shown.isfinite().all(1)]
     if ((shown.exp().sum(1) - 1).abs() < 1e-3).all():
@@ -78,7 +78,7 @@ def check_logits(network: nn.Module, inputs: Tensor, logits: Any, role: str, las
             f"the {role} returns logarithms of probabilities: return what enters LogSoftmax"
         )
     total = shown.sum(1)
-    if (shown >= 0).all() and (total - total[0]).abs().max() < 1e-3 * total[0]:  # also percents
+    if (shown >= 0).all() and (total - total[0]).abs().max() < 1e-3 * total[0]:  # or percentages
         raise TeacherError(f"the {role} returns probabilities: return the logits before softmax")
     if ((shown >= 0) & (shown <= 1)).all():
         raise TeacherError(
@@ -88,16 +88,16 @@ def check_logits(network: nn.Module, inputs: Tensor, logits: Any, role: str, las
 
 
 def check_steady(network: nn.Module, inputs: Tensor, logits: Tensor, role: str) -> None:
-    """Check that a network gives one image one answer: twice, and alone or among others.
+    """Check that a network's logits are repeatable and do not depend on the rest of the batch.
 
     Args:
-        network: in eval mode.
+        network: network in eval mode.
         inputs: (N, C, H, W) images that differ, N >= 2.
-        logits: (N, K), what it answered for them.
-        role: what messages call it.
+        logits: (N, K), output of the network for `inputs`.
+        role: name of the network in messages.
 
     Raises:
-        TeacherError: it does not; names the layers where that can be said.
+        TeacherError: the logits differ; names the first layer that differs if known.
 
     """
     leaves = {
@@ -117,11 +117,11 @@ def check_steady(network: nn.Module, inputs: Tensor, logits: Tensor, role: str) 
                 f"the {role} answers differently when it is asked again, in eval mode: give "
                 "F.dropout training=self.training, and keep nothing from one call to the next"
             )
-        for image in (0, len(inputs) - 1):  # each may see the one before or behind it alone
+        for image in (0, len(inputs) - 1):  # an image may depend only on the previous or next one
             try:
                 with Probe(leaves, copy=True) as alone:
                     answer = network(inputs[image : image + 1])
-            except Exception as error:  # the user's own code: anything can come out of it
+            except Exception as error:  # user code may raise anything
                 raise TeacherError(
                     f"the {role} runs on {len(inputs)} images and not on one: {first_line(error)}"
                 ) from error
@@ -146,7 +146,7 @@ def _same(answer: Tensor, wanted: Tensor) -> bool:
 
 
 def _differs(alone: Any, together: Any, image: int) -> bool:
-    """Whether a layer puts out for one image alone what it does not among others."""
+    """Return whether a layer's output for one image alone differs from that in a batch."""
     if not isinstance(alone, Tensor) or not isinstance(together, Tensor):
         return False
     if len(alone) != 1 or len(together) <= image or alone.shape[1:] != together.shape[1:]:
@@ -155,13 +155,13 @@ def _differs(alone: Any, together: Any, image: int) -> bool:
 
 
 def obstacle_to_training(network: nn.Module, inputs: Tensor) -> str | None:
-    """Say why a network cannot be trained as it is; None where it can.
+    """Return the reason why a network cannot be trained, or None if it can.
 
-    A copy is run in train mode, but for torch's own layers: dropout and batch statistics would
-    change its answers, and it is these that say which of several outputs are the logits.
+    Runs a copy in train mode, except for torch's own layers, whose dropout and batch statistics
+    would change the outputs that are compared with those in eval mode.
 
     Args:
-        network: answers in eval mode; left as it was.
+        network: network in eval mode; not modified.
         inputs: (N, C, H, W).
 
     """
@@ -173,7 +173,7 @@ def obstacle_to_training(network: nn.Module, inputs: Tensor) -> str | None:
             wanted = network(inputs)
         with torch.enable_grad():
             output = trained(inputs)
-    except Exception as error:  # the user's own code: anything can come out of it
+    except Exception as error:  # user code may raise anything
         return f"in train mode it fails: {first_line(error)}"
     logits = logits_of(output)
     if not isinstance(logits, Tensor) or logits.shape != wanted.shape:

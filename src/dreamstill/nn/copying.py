@@ -1,4 +1,4 @@
-"""Copy networks, and turn weights that are computed before each pass into plain parameters."""
+"""Copy networks, and turn weights that are computed before each forward pass into parameters."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -21,17 +21,17 @@ __all__ = ["copy_network", "is_hooked", "make_weights_plain"]
 def copy_network(network: nn.Module) -> nn.Module:
     """Return an independent copy of a network.
 
-    Results of a forward pass that the network keeps (`self.features = x`) are detached in the copy:
-    `copy.deepcopy` refuses tensors that are part of a gradient's graph.
+    Results of a forward pass that the network stores (`self.features = x`) are detached in the
+    copy, because `copy.deepcopy` rejects tensors with a gradient history.
 
     Raises:
-        TeacherError: the network holds something that cannot be copied, such as a lock, or a layer
-            calls a function that another layer's forward is caught in.
+        TeacherError: an attribute cannot be copied, such as a lock, or a layer's `forward` was
+            replaced by a closure, which would still call the original layer.
 
     """
     for name, module in network.named_modules():
         own = vars(module).get("forward")
-        if isinstance(own, FunctionType) and own.__closure__:  # which deepcopy leaves as it is
+        if isinstance(own, FunctionType) and own.__closure__:  # deepcopy does not copy closures
             raise TeacherError(
                 f"{name or type(network).__name__} has been given a forward that would call the "
                 "old layer from a copy: write a subclass with that forward"
@@ -39,7 +39,7 @@ def copy_network(network: nn.Module) -> nn.Module:
     kept = {id(value): value.detach().clone() for value in _results_in(network, set())}
     try:
         return copy.deepcopy(network, dict[int, Any](kept))
-    except Exception as error:  # the network's own attributes decide what is raised
+    except Exception as error:  # user attributes may raise anything
         raise TeacherError(
             f"{type(network).__name__} cannot be copied ({first_line(error)}): keep what cannot be "
             "copied out of its attributes"
@@ -47,7 +47,7 @@ def copy_network(network: nn.Module) -> nn.Module:
 
 
 def _results_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Find the tensors with a gradient's history below an object's attributes and containers."""
+    """Yield all tensors with a gradient history in an object's attributes and containers."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -65,31 +65,31 @@ def _results_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its class: forward hooks, or a forward of its own.
+    """Return whether a module has forward hooks or a `forward` that was replaced on the instance.
 
-    Such a layer cannot be replaced by one that computes the same from its weight and its input.
+    Such a layer cannot be replaced by one that computes only with its weight and input.
     """
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def make_weights_plain(network: nn.Module, inputs: Tensor | None = None) -> None:
-    """Make weights that are computed before each pass plain parameters, in place.
+    """Turn weights that are computed before each forward pass into plain parameters, in place.
 
     Covers parametrizations, weight_norm, spectral_norm, the masks of torch.nn.utils.prune, and
-    forward pre-hooks of any other origin that set a weight, such as an equalized learning rate.
-    What they were computed from is removed: changing a network means changing its weights.
+    other forward pre-hooks that set a weight, such as an equalized learning rate. The tensors that
+    the weights were computed from are removed.
 
     Args:
-        network: of which no computed weight is left.
-        inputs: (N, C, H, W) in its input space, N >= 2; shown to it where it has pre-hooks. None:
-            those are left as they are.
+        network: network to modify.
+        inputs: (N, C, H, W) in the input space, N >= 2, to run other pre-hooks on. None: other
+            pre-hooks are kept.
 
     Raises:
-        TeacherError: a pre-hook sets a weight and changes the layer's input too, or a weight
+        TeacherError: a pre-hook sets a weight and also changes the layer's input, or a weight
             depends on the input.
 
     """
-    with eval_mode(network), torch.no_grad():  # in train mode, spectral_norm takes steps
+    with eval_mode(network), torch.no_grad():  # in train mode, spectral_norm updates its state
         wanted = None if inputs is None else network(inputs.flip(0, -1))
         _apply_known(network)
         if inputs is None or wanted is None:
@@ -103,13 +103,14 @@ def make_weights_plain(network: nn.Module, inputs: Tensor | None = None) -> None
 
 
 def _apply_known(network: nn.Module) -> None:
-    """Make the weights plain that torch's own utilities compute."""
+    """Turn weights that torch's own utilities compute into parameters."""
     for module in list(network.modules()):
         for name in list(getattr(module, "parametrizations", ())):
             parametrize.remove_parametrizations(module, name)
         loading: dict[int, Any] = module._load_state_dict_pre_hooks
         for key, hook in list(loading.items()):
-            if getattr(hook.hook, "__qualname__", "").startswith("weight_norm."):  # no pickle
+            # a hook that cannot be pickled
+            if getattr(hook.hook, "__qualname__", "").startswith("weight_norm."):
                 del loading[key]
         for computing in list(module._forward_pre_hooks.values()):
             if isinstance(computing, WeightNorm):
@@ -121,7 +122,7 @@ def _apply_known(network: nn.Module) -> None:
 
 
 def _apply_own_hooks(network: nn.Module, inputs: Tensor) -> None:
-    """Run each pre-hook once, keep the weights that it sets, and take it away."""
+    """Run each other pre-hook once, keep the weights that it sets, and remove it."""
     with _watched_hooks(network) as watches:
         if not watches:
             return
@@ -139,9 +140,9 @@ def _apply_own_hooks(network: nn.Module, inputs: Tensor) -> None:
 
 
 def _register(owner: nn.Module, name: str) -> None:
-    """Make a tensor that is a mere attribute a parameter; drop what it was computed from."""
+    """Turn a tensor attribute into a parameter; remove the tensors that it was computed from."""
     if name in owner._parameters:
-        return  # changed where it is
+        return  # changed in place
     value = getattr(owner, name).detach().clone()
     delattr(owner, name)
     for source in [*owner._parameters, *owner._buffers]:
@@ -151,7 +152,7 @@ def _register(owner: nn.Module, name: str) -> None:
 
 
 class _Watch:
-    """Stand in for a pre-hook, and note which weights it sets."""
+    """Wrapper of a pre-hook that records which weights it sets."""
 
     def __init__(self, name: str, module: nn.Module, key: int) -> None:
         self.name, self.module, self.key = name or type(module).__name__, module, key
@@ -160,7 +161,7 @@ class _Watch:
         self.changes_input = False
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
-        """Run the hook on spoilt weights, to see which it sets, then on the right ones."""
+        """Run the hook on perturbed weights to see which it sets, then on the original ones."""
         right = [(part, name, value, value.detach().clone()) for part, name, value in self._all()]
         for _, _, value, kept in right:
             value.data = kept + 1
@@ -183,7 +184,7 @@ class _Watch:
             self.weights.append((owner, name))
 
     def _all(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
-        """Yield the weights of the module and its parts: parameters, and what stands in for one."""
+        """Yield the parameters of the module and its parts, and tensors computed from them."""
         for part in self.module.modules():
             for name, value in [*part._parameters.items(), *vars(part).items()]:
                 sources = (n for n in [*part._parameters, *part._buffers] if n != name)
@@ -194,14 +195,14 @@ class _Watch:
                     yield part, name, value
 
     def remove(self) -> None:
-        """Take the hook off its module."""
+        """Remove the hook from its module."""
         self.module._forward_pre_hooks.pop(self.key, None)
         self.module._forward_pre_hooks_with_kwargs.pop(self.key, None)
 
 
 @contextmanager
 def _watched_hooks(network: nn.Module) -> Iterator[list[_Watch]]:
-    """Put a watch in the place of every forward pre-hook while the body runs."""
+    """Replace every forward pre-hook by a `_Watch` inside the context."""
     watches = []
     with ExitStack() as stack:
         for name, module in network.named_modules():

@@ -7,18 +7,18 @@ __all__ = ["Generator"]
 
 
 class Generator(nn.Module):
-    """Linear, two upsamplings, three convolutions, BatchNorm.
+    """Generator of DAFL: a linear layer, two upsamplings, three convolutions with BatchNorm.
 
-    The generator of DAFL and of most methods after it. The papers' widths are (128, 64); its bill
-    is nearly all in the convolutions, so size it to the teacher (LeNet-5: (32, 16)).
+    The papers' widths are (128, 64). The convolutions take most of the time, so choose widths that
+    suit the teacher, such as (32, 16) for LeNet-5.
 
     Args:
         latent: length of the latent vector.
         shape: (C, H, W) of the images; H and W need not be multiples of 4.
         widths: channels before and after the second convolution.
-        eps: of the inner BatchNorm layers; DAFL's code has 0.8.
-        bounded: end with tanh and a BatchNorm without affine, as DAFL does; else with a BatchNorm
-            that learns its range, as ZSKT does.
+        eps: epsilon of the inner BatchNorm layers; DAFL's code uses 0.8.
+        bounded: end with tanh and a BatchNorm without affine parameters, as DAFL does; otherwise
+            with an affine BatchNorm and no tanh, as ZSKT does.
 
     """
 
@@ -51,9 +51,9 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """(N, latent) -> (N, C, H, W) of about zero mean and unit variance per channel."""
+        """Return images (N, C, H, W) of about zero mean and unit variance for z (N, latent)."""
         x = self.linear(z).view(-1, self.wide, *self.sizes[0])
         x = F.interpolate(self.norm(x), size=self.sizes[1])
         x = F.interpolate(self.middle(x), size=self.sizes[2])
         images: Tensor = self.last(x)
-        return images.contiguous()  # a network may `view` its input
+        return images.contiguous()  # the network may call `view` on its input

@@ -1,4 +1,4 @@
-"""Record what enters and leaves layers during a forward pass; always unhooked on leaving."""
+"""Record the inputs and outputs of layers during a forward pass, with hooks that are removed."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,15 +28,13 @@ __all__ = [
 
 
 class Probe:
-    """Context manager that keeps the first input and the output of each named layer.
+    """Context manager that records the first input and the output of each layer as float32.
 
-    As float32, in the order in which the layers finish. A layer that runs several times in one
-    forward pass keeps what it last had.
+    Entries are in the order in which the layers finish; the last call of a layer counts.
 
     Args:
-        layers: by the names to record them under.
-        copy: record outputs as copies, for networks that go on to change them in place.
-
+        layers: layers by name.
+        copy: record copies of outputs, which the network may later change in place.
 
     Example:
     >>> import torch
@@ -80,9 +78,9 @@ class Probe:
 
 
 class ReluInputs(TorchFunctionMode):
-    """Context manager that keeps what enters each ReLU and its kin, be it a module or a call.
+    """Context manager that records the input of each ReLU or variant, as module or function.
 
-    `inputs` has copies as float32, by number, in the order of the calls.
+    `inputs` holds float32 copies by call number: "0", "1", ...
 
     Example:
     >>> with ReluInputs() as relus:
@@ -99,7 +97,7 @@ class ReluInputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Keep a copy of the first argument of a ReLU; call every function as it is."""
+        """Record a copy of a ReLU's first argument; call every function unchanged."""
         kwargs = kwargs or {}
         if func in RELUS:
             self.inputs[str(len(self.inputs))] = first_input(args, kwargs).clone().float()
@@ -107,16 +105,15 @@ class ReluInputs(TorchFunctionMode):
 
 
 class BeforeRelu(TorchFunctionMode):
-    """Context manager that keeps what leaves each named layer, as the ReLU behind it takes it.
+    """Context manager that records the pre-activation of each layer: the input of its ReLU.
 
-    Where normalization, pooling, dropout or another shape stands between a layer and its ReLU, it
-    is what leaves these. A layer without a ReLU behind it keeps its own output. `outputs` has
-    copies as float32, by name, in the order in which the layers finish; `rectified` names those
-    with a ReLU (or ReLU6, or a clamp at 0; not its leaky kin). A layer that runs several times in
-    one forward pass keeps what it last had.
+    Normalization, pooling, dropout and reshaping may lie between a layer and its ReLU; without a
+    ReLU, the layer's own output is recorded. `outputs` holds float32 copies by name, in the order
+    in which the layers finish; `rectified` holds the names of layers with a ReLU, ReLU6 or clamp at
+    0, but no leaky variant. The last call of a layer counts.
 
     Args:
-        layers: by the names to record them under.
+        layers: layers by name.
 
     Example:
     >>> layer = nn.Linear(1, 2)
@@ -133,11 +130,11 @@ class BeforeRelu(TorchFunctionMode):
         self.outputs: dict[str, Tensor] = {}
         self.rectified: set[str] = set()
         self._layers = layers
-        # by id; the tensor is held, so that no other can have its id
+        # by id; holding the tensor prevents reuse of its id
         self._source: dict[int, tuple[Tensor, str]] = {}
 
     def __enter__(self) -> "BeforeRelu":
-        """Hook the layers and watch what is called on what they put out."""
+        """Register the hooks and start to intercept torch functions."""
         self._handles = [
             layer.register_forward_hook(partial(self._record, name))
             for name, layer in self._layers.items()
@@ -152,7 +149,7 @@ class BeforeRelu(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Keep a copy of what enters a ReLU; call every function as it is."""
+        """Record a copy of a ReLU's input; call every function unchanged."""
         kwargs, called = kwargs or {}, getattr(func, "__name__", "")
         given, name = self._source.get(id(first_input(args, kwargs)), (None, ""))
         if given is None:
@@ -160,7 +157,7 @@ class BeforeRelu(TorchFunctionMode):
         if called in RECTIFIERS and _rectifies(func, args, kwargs):
             self.outputs[name] = _float32(given.clone())
             self.rectified.add(name)
-            del self._source[id(given)]  # it may be overwritten in place
+            del self._source[id(given)]  # an in-place ReLU overwrites it
         result = func(*args, **kwargs)
         if called in NORMS + SHAPES or called.rstrip("123d") in POOLS:
             self._source[id(result)] = result, name
@@ -172,7 +169,7 @@ class BeforeRelu(TorchFunctionMode):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Unhook the layers."""
+        """Remove the hooks."""
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._source.clear()
         for handle in self._handles:
@@ -180,7 +177,7 @@ class BeforeRelu(TorchFunctionMode):
 
 
 def _rectifies(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a function that is called with `args` makes 0 of what is below 0."""
+    """Return whether a function called with these arguments maps negative values to 0."""
     below = torch.full_like(first_input(args, kwargs).detach(), -1.0)
     rest = kwargs if args else kwargs | {"input": below}
     return not func(*((below, *args[1:]) if args else ()), **rest).any()
@@ -190,10 +187,9 @@ def _rectifies(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
 def watched(
     layers: Mapping[str, nn.Module], look: Callable[[str, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Call `look` with name, input and output after each run of a layer, at once.
+    """Call look(name, input, output) right after each call of a layer.
 
-    For what cannot wait for the end of the pass: what follows a layer may change both in place, and
-    a layer may run more than once.
+    Unlike `Probe`, this sees every call, before later operations change tensors in place.
     """
 
     def hook(name: str, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -207,17 +203,17 @@ def watched(
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a layer was called with, by place or as `input`; None where neither."""
+    """Return the first positional argument of a call, or the keyword `input`, or None."""
     return args[0] if args else kwargs.get("input")
 
 
 def _float32(value: Any) -> Any:
-    """A tensor of floats as float32; anything else, as blocks give and take it, as it is."""
+    """Convert a floating-point tensor to float32; return any other value unchanged."""
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
-    """BatchNorm layers that carry running statistics, by name, in definition order."""
+    """Return BatchNorm layers with running statistics, by name, in order of definition."""
     return {
         name: layer
         for name, layer in module.named_modules()
@@ -227,7 +223,7 @@ def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Run the body with the module in eval mode; each part's own mode comes back on leaving."""
+    """Set a module to eval mode inside the context; restore the mode of each submodule after."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -238,10 +234,10 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def probed_at_once(shape: tuple[int, int, int]) -> int:
-    """Images (C, H, W) to show at once while the activations of all layers are kept.
+    """Return the batch size for images (C, H, W) while the activations of all layers are kept.
 
-    256 of CIFAR's size, fewer of larger ones: the activations of a ResNet-50 are 45 MB an image of
-    224 pixels.
+    It is 256 at most and smaller for images larger than CIFAR's: the activations of a ResNet-50
+    take 45 MB per image of 224 pixels.
 
     >>> probed_at_once((1, 28, 28)), probed_at_once((3, 224, 224))
     (256, 5)
@@ -251,9 +247,9 @@ def probed_at_once(shape: tuple[int, int, int]) -> int:
 
 
 def some_of(images: Tensor, num: int) -> Tensor:
-    """Of images (N, ...), `num` drawn by chance, always the same, or all in their order if fewer.
+    """Return `num` of the images (N, ...), drawn with a fixed seed, or all in order if N <= num.
 
-    Not the first: sets are often sorted by class.
+    The first images would not do: sets are often sorted by class.
 
     >>> len(set(some_of(torch.arange(9), 3).tolist())), some_of(torch.arange(2), 3).tolist()
     (3, [0, 1])
@@ -264,7 +260,7 @@ def some_of(images: Tensor, num: int) -> Tensor:
 
 
 def shown_at_once(shape: tuple[int, int, int]) -> int:
-    """Images (C, H, W) to show at once where no activation is kept.
+    """Return the batch size for images (C, H, W) when no activations are kept.
 
     >>> shown_at_once((1, 28, 28)), shown_at_once((3, 224, 224))
     (500, 40)

@@ -1,4 +1,4 @@
-"""LeNet-5 in the layer sizes of DAFL (Chen et al., ICCV 2019) and ZSKD, for (1, 28, 28) inputs."""
+"""LeNet-5 with the layer sizes of DAFL (Chen et al., ICCV 2019) and ZSKD, for 28 x 28 images."""
 
 from torch import Tensor, nn
 
@@ -6,13 +6,13 @@ __all__ = ["LeNet5", "lenet5", "lenet5_bn", "lenet5_half", "lenet5_half_bn"]
 
 
 class LeNet5(nn.Module):
-    """Three 5x5 convolutions and two linear layers.
+    """LeNet-5: three 5x5 convolutions and two linear layers.
 
     Args:
-        widths: output channels of the three convolutions and the size of the hidden linear layer.
-        in_channels: channels of the input, which is (N, in_channels, 28, 28).
+        widths: output channels of the three convolutions and size of the hidden linear layer.
+        in_channels: channels of the input (N, in_channels, 28, 28).
         num_classes: number of logits.
-        batch_norm: a BatchNorm2d after every convolution, as DeepInversion needs.
+        batch_norm: add a BatchNorm2d after every convolution, as DeepInversion needs.
 
     """
 
@@ -44,26 +44,26 @@ class LeNet5(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 28, 28) -> (N, num_classes) logits."""
+        """Return logits (N, num_classes) for images (N, C, 28, 28)."""
         logits: Tensor = self.classifier(self.features(x))
         return logits
 
 
 def lenet5() -> LeNet5:
-    """LeNet-5: 61,706 parameters, 416,520 multiply-accumulates."""
+    """Return LeNet-5: 61,706 parameters, 416,520 multiply-accumulates."""
     return LeNet5()
 
 
 def lenet5_half() -> LeNet5:
-    """LeNet-5-Half: half of every width, 15,738 parameters."""
+    """Return LeNet-5 with half of every width: 15,738 parameters."""
     return LeNet5((3, 8, 60, 42))
 
 
 def lenet5_bn() -> LeNet5:
-    """LeNet-5 with a BatchNorm2d after every convolution."""
+    """Return LeNet-5 with a BatchNorm2d after every convolution."""
     return LeNet5(batch_norm=True)
 
 
 def lenet5_half_bn() -> LeNet5:
-    """LeNet-5-Half with a BatchNorm2d after every convolution."""
+    """Return LeNet-5-Half with a BatchNorm2d after every convolution."""
     return LeNet5((3, 8, 60, 42), batch_norm=True)

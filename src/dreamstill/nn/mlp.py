@@ -6,12 +6,12 @@ __all__ = ["HintonNet", "hinton_net", "hinton_net_small"]
 
 
 class HintonNet(nn.Module):
-    """Two hidden layers with ReLU.
+    """Multilayer perceptron with two hidden layers and ReLU.
 
     Args:
-        hidden: neurons of each hidden layer.
-        inputs: pixels of an image, all channels.
-        num_classes: K.
+        hidden: neurons per hidden layer.
+        inputs: values per image, C * H * W.
+        num_classes: number of logits.
 
     """
 
@@ -27,16 +27,16 @@ class HintonNet(nn.Module):
         self.head = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, num_classes) logits."""
+        """Return logits (N, num_classes) for images (N, C, H, W)."""
         logits: Tensor = self.head(self.body(x))
         return logits
 
 
 def hinton_net() -> HintonNet:
-    """784-1200-1200-10: 2.4 M parameters."""
+    """Return the MLP 784-1200-1200-10: 2.4 M parameters."""
     return HintonNet(1200)
 
 
 def hinton_net_small() -> HintonNet:
-    """784-800-800-10: 1.3 M parameters."""
+    """Return the MLP 784-800-800-10: 1.3 M parameters."""
     return HintonNet(800)

@@ -1,4 +1,4 @@
-"""Operations by what they do to channels and values."""
+"""Sets of operations, grouped by their effect on channels and values."""
 
 import operator
 from typing import Any
@@ -17,13 +17,13 @@ RELUS = (
 
 NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm")
 POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "dropout")
-"""With the number of dimensions at the end, as in max_pool2d."""
+"""Name prefixes; pools end with their number of dimensions, as in max_pool2d."""
 SHAPES = ("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose")
 RECTIFIERS = (
     *("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "_threshold", "threshold_"),
     *("clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"),
 )
-"""Functions that are a ReLU, or can be: see `_rectifies`."""
+"""Functions that are or can act as a ReLU."""
 
 LARGEST: tuple[Any, ...] = (
     *(nn.MaxPool2d, nn.AdaptiveMaxPool2d),
@@ -42,7 +42,7 @@ MOVES: tuple[Any, ...] = (
     *(operator.getitem, getattr, "chunk", "split", "transpose", "permute", "contiguous"),
     *("flatten", "view", "reshape", "size", "dim", "squeeze", "unsqueeze"),
 )
-"""What moves values around."""
+"""Operations that only move values."""
 KNOWN = (*LARGEST, *AVERAGE, *MEAN, *MOVES)
 
 RELU: tuple[Any, ...] = (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
@@ -58,7 +58,7 @@ POSITIVE: tuple[Any, ...] = (
     F.adaptive_avg_pool2d,
     F.dropout,
 )
-"""What commutes with a positive factor on each channel."""
+"""Operations that commute with a positive factor on each channel."""
 
 ELEMENTWISE: tuple[Any, ...] = (
     *POSITIVE,
@@ -86,10 +86,10 @@ ELEMENTWISE: tuple[Any, ...] = (
     "sigmoid",
     "contiguous",
 )
-"""What leaves every channel where it is."""
+"""Operations that leave every channel in place."""
 JOIN: tuple[Any, ...] = (
     *(operator.add, operator.iadd, torch.add, "add", "add_"),
     *(operator.sub, torch.sub, "sub"),
     *(operator.mul, operator.imul, torch.mul, "mul", "mul_"),
 )
-"""What brings two tensors together channel by channel."""
+"""Operations that combine two tensors channel by channel."""

@@ -1,7 +1,7 @@
-"""Layers that compute on a grid: steps of weights and inputs, which may be learned.
+"""Layers with simulated quantization of weights and inputs, whose step sizes can be learned.
 
-Source: Esser et al., "Learned Step Size Quantization", ICLR 2020. Where this differs: steps learn
-as logarithms, without the scaling of their gradients.
+Source: Esser et al., "Learned Step Size Quantization" (LSQ), ICLR 2020. Differences: the logarithm
+of a step size is learned, and its gradient is not scaled.
 """
 
 import copy
@@ -15,20 +15,20 @@ __all__ = ["Logarithm", "QuantizedLayer", "best_step", "fake_quantize", "quantiz
 
 
 def round_through(values: Tensor) -> Tensor:
-    """Round; the gradient passes as if it had not."""
+    """Round with a straight-through gradient."""
     return values + (values.round() - values).detach()
 
 
 def fake_quantize(values: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """Values on the grid step * {low, ..., high}; gradients to values and step: LSQ."""
+    """Round values to the grid step * {low, ..., high}, with LSQ's gradients for both tensors."""
     return round_through(torch.clamp(values / step, low, high)) * step
 
 
 def best_step(weight: Tensor, bits: int, *, per_channel: bool) -> Tensor:
-    """The symmetric step of least squared error: of 80 shares of the largest magnitude.
+    """Return the symmetric step size of least squared error, by grid search over the range.
 
     Returns:
-        (O, 1, ...) for each output channel, or a scalar's shape for all.
+        (O, 1, ...), one per output channel, or (1, 1, ...) for the whole weight.
 
     """
     high = 2 ** (bits - 1) - 1
@@ -46,13 +46,13 @@ def best_step(weight: Tensor, bits: int, *, per_channel: bool) -> Tensor:
 
 
 class QuantizedLayer(nn.Module):
-    """A convolution or linear layer that computes with quantized weight and input.
+    """Convolution or linear layer with simulated quantization of its weight and input.
 
     Args:
-        layer: its weight and bias are taken over.
+        layer: layer whose weight and bias are used.
         weight_bits, activation_bits: 2 to 8.
-        low, high: the range of its input; a grid of 2^bits values spans it, 0 among them.
-        per_channel: see QuantizeConfig.
+        low, high: range of the input, spanned by a grid of 2^bits values that includes 0.
+        per_channel: whether each output channel has its own step size.
 
     """
 
@@ -71,41 +71,41 @@ class QuantizedLayer(nn.Module):
         step = best_step(layer.weight.detach(), weight_bits, per_channel=per_channel)
         self.weight_step = nn.Parameter(step)
         low, high = min(low, 0.0), max(high, 1e-6)
-        self.weight_only = False  # else the input is left as it comes
+        self.weight_only = False  # if True, the input is not quantized
         levels = 2**activation_bits - 1
         self.input_step = nn.Parameter(torch.tensor((high - low) / levels, device=step.device))
-        # whole steps below zero, so that zero, which padding puts in, is on the grid
+        # an integer, so that zero, as in padding, is on the grid
         self.zero_point = round(-low / (high - low) * levels)
 
     @torch.no_grad()
     def plain(self) -> nn.Conv1d | nn.Conv2d | nn.Linear:
-        """A layer with the weight on its grid, whose input is left as it comes."""
+        """Return a plain layer with the quantized weight, without quantization of the input."""
         layer = copy.deepcopy(self.layer)
         layer.weight.copy_(self.quantized_weight())
         return layer
 
     def quantized_weight(self) -> Tensor:
-        """The weight on its grid."""
+        """Return the weight rounded to its grid."""
         high = 2 ** (self.weight_bits - 1) - 1
         return fake_quantize(self.layer.weight, self.weight_step, -high - 1, high)
 
     @property
     def weight(self) -> Tensor:
-        """The weight on its grid, for code that reads a layer's weight itself."""
+        """Return the quantized weight, for code that reads a layer's weight directly."""
         return self.quantized_weight()
 
     @property
     def bias(self) -> Tensor | None:
-        """The layer's bias."""
+        """Return the layer's bias."""
         return self.layer.bias
 
     def quantized_input(self, inputs: Tensor) -> Tensor:
-        """What enters, on its grid."""
+        """Return the input rounded to its grid."""
         levels = 2**self.activation_bits - 1
         return fake_quantize(inputs, self.input_step, -self.zero_point, levels - self.zero_point)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As the layer, on the grids."""
+        """Compute the layer's output from the quantized weight and input."""
         if not self.weight_only:
             inputs = self.quantized_input(inputs)
         layer, weight = self.layer, self.quantized_weight()
@@ -116,11 +116,11 @@ class QuantizedLayer(nn.Module):
 
 
 def quantized_bytes(model: nn.Module) -> int:
-    """Bytes of a quantized network: weights at their bits, steps and all the rest as float32.
+    """Return the size of a quantized network in bytes: weights at their bits, the rest as stored.
 
-    A weight that layers share is counted once for each grid that it is put on.
+    A weight that layers share is counted once per grid.
     """
-    modules = model.named_modules(remove_duplicate=False)  # as the state dict names them
+    modules = model.named_modules(remove_duplicate=False)  # all names in the state dict
     layers = {n: m for n, m in modules if isinstance(m, QuantizedLayer)}
     codes: dict[Any, int] = {}
     for layer in layers.values():
@@ -138,12 +138,12 @@ def quantized_bytes(model: nn.Module) -> int:
 
 
 class Logarithm(nn.Module):
-    """Learn a step as its logarithm: it stays above 0, and Adam changes it by a share of itself."""
+    """Parametrization of a step size by its logarithm: it stays positive, updates are relative."""
 
     def forward(self, logarithm: Tensor) -> Tensor:
-        """The step."""
+        """Return the step size."""
         return logarithm.exp()
 
     def right_inverse(self, step: Tensor) -> Tensor:
-        """What is learned."""
+        """Return the logarithm, which is the learned parameter."""
         return step.log()

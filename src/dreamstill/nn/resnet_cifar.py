@@ -7,19 +7,19 @@ __all__ = ["ResNetCifar", "resnet20", "resnet20_half", "resnet56"]
 
 
 class Shortcut(nn.Module):
-    """Every second pixel, and zero channels on both sides: option A."""
+    """Option A shortcut: every second pixel, padded with `padding` zero channels on both sides."""
 
     def __init__(self, padding: int) -> None:
         super().__init__()
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + 2 padding, H/2, W/2)."""
+        """Return (N, C + 2 padding, H/2, W/2) for (N, C, H, W)."""
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with BatchNorm, and a shortcut."""
+    """Residual block of two 3 x 3 convolutions with BatchNorm."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -31,18 +31,18 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Identity() if same else Shortcut((outputs - inputs) // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+        """Return (N, outputs, H / stride, W / stride) for (N, inputs, H, W)."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 class ResNetCifar(nn.Module):
-    """6n + 2 layers in three groups of n blocks.
+    """ResNet of 6n + 2 layers in three groups of n blocks.
 
     Args:
-        depth: 20, 32, 56, ...; 6n + 2.
+        depth: number of layers 6n + 2: 20, 32, 56, ...
         width: channels of the first group; the others have twice and four times as many.
-        num_classes: K.
+        num_classes: number of logits.
 
     """
 
@@ -62,7 +62,7 @@ class ResNetCifar(nn.Module):
         return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, num_classes) logits."""
+        """Return logits (N, num_classes) for images (N, 3, H, W)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
@@ -70,15 +70,15 @@ class ResNetCifar(nn.Module):
 
 
 def resnet20() -> ResNetCifar:
-    """ResNet-20: 0.27 M parameters, 41 M multiply-accumulates."""
+    """Return ResNet-20: 0.27 M parameters, 41 M multiply-accumulates."""
     return ResNetCifar(20)
 
 
 def resnet56() -> ResNetCifar:
-    """ResNet-56: 0.85 M parameters, 126 M multiply-accumulates."""
+    """Return ResNet-56: 0.85 M parameters, 126 M multiply-accumulates."""
     return ResNetCifar(56)
 
 
 def resnet20_half() -> ResNetCifar:
-    """ResNet-20 with half of every width: 0.07 M parameters."""
+    """Return ResNet-20 with half of every width: 0.07 M parameters."""
     return ResNetCifar(20, width=8)

@@ -1,4 +1,4 @@
-"""Initialize modules from an rng of our own: torch's initializers know the global one alone."""
+"""Control the global random generators, which torch's initializers use."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ __all__ = ["rng_kept", "seeded"]
 
 @contextmanager
 def rng_kept() -> Iterator[None]:
-    """Run the body and leave the global generators of torch, NumPy and Python as they were.
+    """Restore the global generators of torch, NumPy and Python when the context ends.
 
     >>> before = torch.get_rng_state()
     >>> with rng_kept():
@@ -32,7 +32,7 @@ def rng_kept() -> Iterator[None]:
 
 @contextmanager
 def seeded(rng: torch.Generator) -> Iterator[None]:
-    """Run the body with the global CPU seed drawn from `rng`; the global state is restored.
+    """Seed torch's global CPU generator from `rng` inside the context; restore its state after.
 
     >>> with seeded(torch.Generator().manual_seed(0)):
     ...     a = torch.rand(1)
@@ -43,5 +43,5 @@ def seeded(rng: torch.Generator) -> Iterator[None]:
     """
     seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's alone
+        torch.default_generator.manual_seed(seed)  # CPU only, unlike torch.manual_seed
         yield

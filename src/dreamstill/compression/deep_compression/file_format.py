@@ -1,13 +1,12 @@
-r"""The file of a packed network, decoded exactly: Huffman-coded weights of few values.
+r"""Lossless file format of packed networks, with Huffman-coded weight indices.
 
-Source: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 4. Little endian: the magic
-`DSPACK2\n`; two lengths in bytes (uint32), of header and numbers; the header, JSON within zlib; the
-numbers, each in its own dtype: the codebooks in order, then the tensors that are not shared
-(biases, BatchNorm, other buffers); then one stream of bits, the codes and the gaps of each shared
-tensor. The header holds what decoding needs: each tensor's name, shape and dtype, and for a shared
-one its number of weights, its codebook's size and the canonical Huffman code lengths of codes and
-gaps. All of it is counted in the size. Files of `DSPACK1\n`, whose numbers all are float32, are
-read too.
+Source: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 4. Layout, little endian: the
+magic `DSPACK2\n`; the lengths of header and numbers in bytes (two uint32); the header, JSON within
+zlib; the numbers, each in its own dtype: codebooks, then tensors that are not shared (biases,
+BatchNorm, other buffers); a bit stream with the codes and gaps of each shared tensor. The header
+lists each tensor's name, shape and dtype, and for shared tensors the number of nonzero weights, the
+codebook size and the canonical Huffman code lengths of codes and gaps. `DSPACK1\n` files, which
+store all numbers as float32, can be read too.
 """
 
 import heapq
@@ -35,19 +34,19 @@ __all__ = ["load_packed", "save_packed"]
 
 MAGIC = b"DSPACK2\n"
 ALL_FLOAT32 = b"DSPACK1\n"
-"""Of files in which integers are floats too."""
+"""Magic of files that store integers as float32 too."""
 MAX_GAP = 255
-"""A longer run of zeros is written as a gap of this and a weight of zero."""
+"""Longest gap; a longer run of zeros is split by weights of zero."""
 MOST_WEIGHTS = 2**28
-"""Of a file: more are not packed, and a damaged header asks for any number."""
+"""Largest number of weights in a file; a damaged header may claim any number."""
 MOST_HEADER = 2**26
-"""Bytes of a header: damaged, it may inflate without end."""
+"""Largest header in bytes; a damaged one may inflate without end."""
 LONGEST_CODE = 64
-"""Bits of a symbol; those of 2^28 weights have no more than 40."""
+"""Largest number of bits of a symbol; codes of 2^28 weights need at most 40."""
 
 
 def huffman_lengths(symbols: Iterable[int]) -> dict[int, int]:
-    """Bits of each symbol's code in an optimal prefix code.
+    """Return the length in bits of each symbol's code in an optimal prefix code.
 
     >>> sorted(huffman_lengths([0, 0, 0, 0, 1, 1, 2]).items())
     [(0, 1), (1, 2), (2, 2)]
@@ -69,7 +68,7 @@ def huffman_lengths(symbols: Iterable[int]) -> dict[int, int]:
 
 
 def canonical_codes(lengths: dict[int, int]) -> dict[int, str]:
-    """Prefix codes by length and symbol alone, so that a decoder needs the lengths alone.
+    """Return the canonical prefix codes, which a decoder can rebuild from the lengths alone.
 
     >>> canonical_codes({0: 1, 1: 2, 2: 2})
     {0: '0', 1: '10', 2: '11'}
@@ -83,7 +82,7 @@ def canonical_codes(lengths: dict[int, int]) -> dict[int, str]:
 
 
 def gaps_of(codes: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Codes that are not 0 and the zeros before each, with fillers for gaps above MAX_GAP."""
+    """Return the nonzero codes and the zeros before each; a 0 fills each gap above MAX_GAP."""
     symbols, gaps, last = [], [], -1
     for position in codes.nonzero()[0].tolist():
         gap = position - last - 1
@@ -98,7 +97,7 @@ def gaps_of(codes: NDArray[np.int64]) -> tuple[list[int], list[int]]:
 
 
 def from_gaps(symbols: list[int], gaps: list[int], size: int) -> NDArray[np.int64]:
-    """The inverse of `gaps_of`."""
+    """Return the (size,) codes that `gaps_of` encoded."""
     codes = np.zeros(size, dtype=np.int64)
     position = -1
     for symbol, gap in zip(symbols, gaps, strict=True):
@@ -108,13 +107,13 @@ def from_gaps(symbols: list[int], gaps: list[int], size: int) -> NDArray[np.int6
 
 
 class _Numbers:
-    """Read tensors one after the other; with `all_float32` that is what they are stored as."""
+    """Sequential reader of tensors; with `all_float32`, all are stored as float32."""
 
     def __init__(self, data: bytes, *, all_float32: bool) -> None:
         self.data, self.all_float32, self.at = data, all_float32, 0
 
     def read(self, num: int, name: str) -> Tensor:
-        """(num,) of the dtype of that name."""
+        """Return the next `num` values as a tensor of the named dtype, such as "float32"."""
         dtype = getattr(torch, name, None)
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"there is no dtype {name}")
@@ -129,7 +128,7 @@ class _Numbers:
 
 
 def _raw(value: Tensor) -> bytes:
-    """The inverse of `_Numbers.read`."""
+    """Return a tensor's raw bytes, as `_Numbers.read` expects them."""
     return value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -138,7 +137,7 @@ def _dtype(value: Tensor) -> str:
 
 
 class _Bits:
-    """Read prefix codes one bit at a time."""
+    """Reader of prefix codes, one bit at a time."""
 
     def __init__(self, data: bytes) -> None:
         self.bits = np.unpackbits(np.frombuffer(data, np.uint8))
@@ -159,15 +158,15 @@ class _Bits:
 
 
 def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None = None) -> int:
-    """Write a packed network, and return the size of the file in bytes.
+    """Write a packed network and return the size of the file in bytes.
 
     Args:
-        model: what `pack` returned.
-        path: to write.
-        card: anything to keep in the header, such as the factory and the input's spec.
+        model: network returned by `pack`.
+        path: file to write.
+        card: JSON data to store in the header, such as the factory and the input specification.
 
     Raises:
-        ExportError: the file cannot be written, or does not decode to the network exactly.
+        ExportError: the file cannot be written, or does not decode to exactly the same network.
 
     """
     path = Path(path)
@@ -217,18 +216,18 @@ def save_packed(model: nn.Module, path: StrPath, *, card: dict[str, Any] | None 
 
 
 def _plain_entries(left: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
-    """Yield the header's entry of each tensor that is stored as it is, or is another one again."""
+    """Yield the header entries of tensors that are not coded; repeated ones name the first."""
     written: dict[tuple[int, torch.Size], str] = {}
     for name, value in left.items():
         first = written.setdefault((value.data_ptr() or id(value), value.shape), name)
-        if first != name:  # two layers of one weight
+        if first != name:  # a weight shared by two layers
             yield {"name": name, "same_as": first}
         else:
             yield {"name": name, "shape": list(value.shape), "dtype": _dtype(value)}
 
 
 def unpacked_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a packed network as its plain architecture has it."""
+    """Return a packed network's state dict in the format of its plain architecture."""
     state = {k: v for k, v in model.state_dict().items() if ".parametrizations." not in k}
     for name, layer in weights_of(model).items():
         state[f"{name}.weight"] = layer.weight.detach()
@@ -236,7 +235,7 @@ def unpacked_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_packed(path: StrPath) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a packed file: the state dict and the card; ExportError if it is not one."""
+    """Return the state dict and card of a packed file; raise ExportError if it is not one."""
     with reading(path, ExportError, "is not a whole packed network"):
         data = Path(path).read_bytes()
         if not data.startswith((MAGIC, ALL_FLOAT32)):
@@ -256,7 +255,7 @@ def load_packed(path: StrPath) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _size(entry: dict[str, Any]) -> int:
-    """How many values a tensor has, by its entry in the header."""
+    """Return a tensor's number of values according to its header entry."""
     shape = entry.get("shape", ())
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError(f"{entry['name']} has no shape: {shape}")

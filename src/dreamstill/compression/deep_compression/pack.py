@@ -1,9 +1,8 @@
-"""Pack a network: few weights, of few values, for a small file.
+"""Pack a network into a small file: prune its weights and share the remaining ones.
 
-Source: Han, Mao and Dally, "Deep Compression", ICLR 2016. Where this differs: the re-training after
-pruning and after sharing is distillation from the network itself on images that need not be real;
-densities are chosen over all layers together by LAMP (Lee et al. 2021), not by hand. The file is
-`packed`'s.
+Source: Han, Mao and Dally, "Deep Compression", ICLR 2016. Differences: fine-tuning after pruning
+and sharing is distillation from the teacher on synthetic or real images; LAMP (Lee et al. 2021)
+chooses the densities of all layers together. `file_format` writes the file.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,7 @@ __all__ = ["PackConfig", "pack", "weights_of"]
 
 
 class Mask(nn.Module):
-    """Weights that were pruned stay zero."""
+    """Parametrization that keeps pruned weights at zero."""
 
     mask: Tensor
 
@@ -34,13 +33,13 @@ class Mask(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight with its zeros."""
+        """Return the masked weight."""
         masked: Tensor = weight * self.mask
         return masked
 
 
 class Shared(nn.Module):
-    """A weight whose entries are those of a codebook; the codebook is what is trained."""
+    """Parametrization of a weight by indices into a trainable codebook."""
 
     codes: Tensor
 
@@ -49,14 +48,14 @@ class Shared(nn.Module):
         self.register_buffer("codes", codes)
 
     def forward(self, codebook: Tensor) -> Tensor:
-        """(entries,) with 0 first -> the weight."""
+        """Return the weight for a codebook (entries,), whose first entry counts as 0."""
         fixed = torch.cat([codebook.new_zeros(1), codebook[1:]])
         weight: Tensor = fixed[self.codes]
         return weight
 
 
 def weights_of(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
-    """Layers whose weights are pruned and shared, by name; weights of two layers stay whole."""
+    """Return the layers to pack by name, without those that tie their weight to another's."""
     tied = shared_weights(model)
     return {
         n: m
@@ -66,7 +65,10 @@ def weights_of(model: nn.Module) -> dict[str, _ConvNd | nn.Linear]:
 
 
 def lamp_masks(weights: dict[str, Tensor], density: float) -> dict[str, Tensor]:
-    """Keep the largest LAMP scores over all layers: w^2 over the sum of squares not below it."""
+    """Return masks of the weights with the largest LAMP scores over all layers.
+
+    The score is w^2 divided by the sum of all squares in the layer that are at least w^2.
+    """
     scores = {}
     for name, weight in weights.items():
         squares, order = weight.flatten().double().pow(2).sort()
@@ -81,14 +83,14 @@ def lamp_masks(weights: dict[str, Tensor], density: float) -> dict[str, Tensor]:
 
 
 def codebook_of(values: Tensor, size: int, *, iterations: int = 50) -> tuple[Tensor, Tensor]:
-    """k-means in one dimension from centroids spread evenly: section 3.2.
+    """Cluster values by one-dimensional k-means from evenly spaced centroids: section 3.2.
 
     Args:
         values: (n,).
-        size: centroids; fewer where there are fewer distinct values.
+        size: number of centroids; reduced to the number of distinct values.
 
     Returns:
-        Sorted centroids (k,) and the index of each value's (n,).
+        Sorted centroids (k,) and the centroid index of each value (n,).
 
     """
     size = min(size, len(values.unique()))
@@ -113,22 +115,22 @@ def pack(
     model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """A copy of a network with few, shared weights, ready for `save_packed`.
+    """Return a copy of a network with pruned and shared weights, ready for `save_packed`.
 
     Args:
-        teacher: what the copy is fine-tuned towards.
-        images: uint8 (N, C, H, W) to fine-tune on, synthetic or not.
+        teacher: target of the fine-tuning.
+        images: uint8 (N, C, H, W) to fine-tune on, synthetic or real.
         config: see PackConfig.
-        rng: of the fine-tuning.
-        model: what is packed; default: the teacher itself. Left as it was.
+        rng: generator for the fine-tuning.
+        model: network to pack, not modified; default: the teacher.
         on_progress: called after each step.
 
     Raises:
         DataError: fewer than 8 images.
-        ConfigError: `finetune` asks for images to be synthesized, or for a distillation loss that
-            finds nothing to compare in the two networks.
+        ConfigError: `finetune` asks for image synthesis, or for a distillation loss that does not
+            apply to the two networks.
         NonFiniteError: a loss of the fine-tuning is not finite.
-        TeacherError: no layer of weights of its own.
+        TeacherError: no layer can be packed.
 
     """
     model = copy_network(teacher.module if model is None else model).requires_grad_(True)
@@ -160,7 +162,7 @@ def pack(
 
 
 def share(layer: _ConvNd | nn.Linear, bits: int) -> None:
-    """Replace a layer's weight by a codebook of 2^bits entries, zero the first, in place."""
+    """Replace a layer's weight in place by a codebook of 2^bits entries, the first of them 0."""
     weight = layer.weight
     codes = torch.zeros(weight.shape, dtype=torch.long, device=weight.device)
     kept = weight.detach() != 0

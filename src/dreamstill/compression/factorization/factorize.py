@@ -1,16 +1,15 @@
-"""Factorize layers: one of them becomes two or three of low rank.
+"""Factorize layers: replace a layer by two or three layers of low rank.
 
 Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks for Efficient
-Evaluation", 2014 (SVD of linear layers, and of convolutions of 1x1, which are linear at every
-position); Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power
-Mobile Applications", 2016 (Tucker-2 of other convolutions: 1x1, k x k, 1x1). These read the weights
-alone; with images what stays is what they are given and make, as in Zhang et al., "Accelerating
-Very Deep Convolutional Networks for Classification and Detection", 2015 (see `factors`). Then each
-factor is solved for what it would make at full rank, from what it is given after those before it:
-the asymmetric form of Zhang et al., section 3.3, by `reconstruct`. A layer is left whole where its
-factors would not be smaller or have no fewer multiply-accumulates, where another shares its weight,
-and inside torch's attention, which reads its weights itself. Ours is how a target is met: each
-layer loses what is cheapest for what it saves, at one price for all (see `ranks`).
+Evaluation", 2014 (SVD of linear layers and 1x1 convolutions); Kim et al., "Compression of Deep
+Convolutional Neural Networks for Fast and Low Power Mobile Applications", 2016 (Tucker-2 of other
+convolutions: 1x1, k x k, 1x1). Both use the weights alone. With images, the factors approximate the
+responses, as in Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and
+Detection", 2015 (see `factors`), and `reconstruct` fits each factor to its full-rank outputs given
+the inputs from the layers already factorized (asymmetric reconstruction, section 3.3). Not
+factorized are layers whose factors would not have fewer parameters and MACs, layers that share
+their weight, and layers inside torch's attention, which reads their weights directly. Ranks for a
+target come from `rank_selection`, which is not from these papers.
 """
 
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ __all__ = ["FactorizeConfig", "RankRecord", "factorize"]
 
 @dataclass(frozen=True)
 class RankRecord:
-    """Ranks of a factorized layer: (r,) of a matrix, (inputs, outputs) of other convolutions."""
+    """Ranks of a factorized layer: (r,) for a matrix, (inputs, outputs) for Tucker-2."""
 
     layer: str
     full: tuple[int, ...]
@@ -50,7 +49,7 @@ class RankRecord:
 def ranks_of(
     layers: dict[str, Choices], config: FactorizeConfig, model: nn.Module, spec: InputSpec
 ) -> dict[str, tuple[int, ...]]:
-    """Of the layers that are not left whole. ConfigError: no ranks meet the target."""
+    """Return the ranks of the layers to factorize; raise ConfigError if none meet the target."""
     target, share = config.target.value, config.keep
     if share is None:
         found = {name: ranks_by_energy(choices, config.energy) for name, choices in layers.items()}
@@ -65,7 +64,7 @@ def ranks_of(
     return {name: tuple(layers[name].ranks[index].tolist()) for name, index in taken.items()}
 
 
-@rng_kept()  # the new layers are initialized before they have their weights
+@rng_kept()  # initialization of the new layers draws random numbers
 @torch.no_grad()
 def factorize(
     model: nn.Module,
@@ -75,15 +74,15 @@ def factorize(
     *,
     rng: torch.Generator | None = None,
 ) -> tuple[nn.Module, list[RankRecord]]:
-    """A new network whose layers are factorized, and the ranks of those that were.
+    """Return a factorized copy of a network and the ranks of its factorized layers.
 
     Args:
-        model: left as it was.
-        spec: its input.
+        model: network; not modified.
+        spec: input of the network.
         config: see FactorizeConfig.
-        images: uint8 (N, C, H, W), synthetic or not, whose responses say what to keep, and on which
-            factors are solved; None: the weights alone say it, and nothing is solved.
-        rng: draws the positions in the images at which factors are solved; default: of seed 0.
+        images: uint8 (N, C, H, W), synthetic or real, for responses and layer reconstruction; None:
+            factorize from the weights alone, without reconstruction.
+        rng: draws the positions used for layer reconstruction; default: seed 0.
 
     Raises:
         ConfigError: no ranks meet the target.

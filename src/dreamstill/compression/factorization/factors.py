@@ -1,9 +1,9 @@
-"""The factors of a layer: its principal directions, and the layers of low rank along them.
+"""Split layers into low-rank factors along principal directions.
 
-By the weights alone, SVD of a matrix (Denton et al. 2014) and Tucker-2 of other convolutions (Kim
-et al. 2016). By responses, outputs along the principal directions of what a layer makes (Zhang et
-al. 2015, section 3.1, without the mean), the inputs of a larger convolution along those of the
-weights times the root of the inputs' second moments.
+From the weights alone: SVD of a matrix (Denton et al. 2014), Tucker-2 of other convolutions (Kim et
+al. 2016). From responses: output directions are the principal directions of the layer's outputs
+(Zhang et al. 2015, section 3.1, without centering); input directions of Tucker-2 are those of the
+weights times the square root of the inputs' second moment.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,49 +21,49 @@ __all__ = ["Modes", "is_matrix", "modes_by_responses", "modes_of", "with_factors
 
 @dataclass(frozen=True)
 class Mode:
-    """Directions of a layer's input or output channels C, those of most energy first."""
+    """Directions in the space of a layer's C input or output channels, by falling energy."""
 
     energy: Tensor
-    """(n,)"""
+    """Energy of each direction (n,)."""
     into: Tensor
-    """(n, C): from channels to directions."""
+    """Matrix (n, C) from channels to directions."""
     back: Tensor
-    """(C, n): the inverse of `into`."""
+    """Inverse (C, n) of `into`."""
 
 
 Modes = tuple[Mode, ...]
-"""(outputs,) of a matrix, (inputs, outputs) of other convolutions."""
+"""Modes (outputs,) of a matrix or (inputs, outputs) of other convolutions."""
 RIDGE = 1e-2
-"""Added to the inputs' second moments, in units of their mean: few images leave some unseen."""
+"""Ridge on the inputs' second moments relative to their mean, for directions without samples."""
 
 
 def is_matrix(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Whether one matrix is all that a layer does at every position: linear ones and 1x1."""
+    """Return whether a layer applies one matrix at every position: linear or 1x1 convolution."""
     return isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1)
 
 
 def principal(moment: Tensor) -> Mode:
-    """Principal directions of a second moment (C, C)."""
+    """Return the principal directions of a second moment (C, C)."""
     energy, vectors = torch.linalg.eigh(moment)
     vectors = vectors.flip(1)
     return Mode(energy.flip(0).clamp_min(0), vectors.T, vectors)
 
 
 def unfold(weight: Tensor, mode: int) -> Tensor:
-    """Matrix whose rows run over one mode of a tensor."""
+    """Return the matrix unfolding of a tensor whose rows run over one mode."""
     return weight.movedim(mode, 0).flatten(1)
 
 
 def modes_of(
     layer: nn.Conv2d | nn.Linear, given: Tensor | None = None, made: Tensor | None = None
 ) -> Modes:
-    """By energy in the responses, or in the weights.
+    """Return a layer's modes by energy in its responses or in its weights.
 
     Args:
         layer: a linear layer, or a convolution without groups.
-        given: second moments (I, I) of the input channels; None: all count the same. Of a matrix
-            they say nothing more than `made`.
-        made: second moments (O, O) of the outputs less the bias; None: those of the weights.
+        given: second moment (I, I) of the input channels; None: the identity. Not used for a
+            matrix, for which `made` is enough.
+        made: second moment (O, O) of the outputs without bias; None: that of the weights.
 
     """
     weight = layer.weight.double()
@@ -80,19 +80,19 @@ def modes_of(
     root = vectors * values.sqrt() @ vectors.T
     inputs = principal(root @ across @ across.T @ root)
     into = inputs.into @ (vectors / values.sqrt() @ vectors.T)
-    length = into.norm(dim=1)  # of 1, as of outputs: factors of one size are trained alike
+    length = into.norm(dim=1)  # unit length, as for outputs: factors of similar size train better
     return Mode(inputs.energy, into / length[:, None], root @ inputs.back * length), outputs
 
 
 def split_matrix(layer: nn.Conv2d | nn.Linear, modes: Modes, rank: int) -> nn.Sequential:
-    """Two layers of the kind, of `rank` between: the best in squared error."""
+    """Return two layers of the same kind with `rank` channels between them, by truncated modes."""
     (outputs,) = modes
     first: nn.Conv2d | nn.Linear
     second: nn.Conv2d | nn.Linear
     if isinstance(layer, nn.Linear):
         first = nn.Linear(layer.in_features, rank, bias=False)
         second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
-    else:  # the stride comes first: what it leaves out is not computed
+    else:  # stride in the first layer saves work
         first = nn.Conv2d(
             layer.in_channels,
             rank,
@@ -113,7 +113,7 @@ def split_matrix(layer: nn.Conv2d | nn.Linear, modes: Modes, rank: int) -> nn.Se
 
 
 def split_convolution(layer: nn.Conv2d, modes: Modes, ranks: tuple[int, int]) -> nn.Sequential:
-    """Tucker-2: 1x1 to ranks[0] channels, the k x k core, 1x1 from ranks[1] channels."""
+    """Return the Tucker-2 factors: 1x1 to ranks[0] channels, k x k core, 1x1 from ranks[1]."""
     inputs, outputs = modes
     core = torch.einsum(
         "oikl,po,iq->pqkl",
@@ -143,7 +143,7 @@ def split_convolution(layer: nn.Conv2d, modes: Modes, ranks: tuple[int, int]) ->
 
 
 def split(layer: nn.Module, modes: Modes, ranks: tuple[int, ...]) -> nn.Sequential:
-    """The factors of a layer."""
+    """Return the factors of a layer."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     if is_matrix(layer):
         return split_matrix(layer, modes, ranks[0])
@@ -152,7 +152,7 @@ def split(layer: nn.Module, modes: Modes, ranks: tuple[int, ...]) -> nn.Sequenti
 
 
 def second_moment(values: Tensor, channels: int, less: Tensor | None = None) -> Tensor:
-    """(C, C) summed over all but the axis of the channels, in double precision."""
+    """Return the second moment (C, C) along the axis `channels`, in double precision."""
     rows = values.movedim(channels, -1).flatten(0, -2).double()
     rows = rows if less is None else rows - less
     return rows.T @ rows
@@ -161,7 +161,10 @@ def second_moment(values: Tensor, channels: int, less: Tensor | None = None) -> 
 def modes_by_responses(
     model: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], batches: Iterable[Tensor]
 ) -> dict[str, Modes]:
-    """Of layers on batches (N, C, H, W) in the input space; the model is in its eval mode."""
+    """Return the modes of layers from their responses to batches (N, C, H, W) in the input space.
+
+    The model must be in eval mode.
+    """
     given, made = dict[str, Tensor](), dict[str, Tensor]()
 
     def look(name: str, entering: Tensor, leaving: Tensor) -> None:
@@ -180,7 +183,7 @@ def modes_by_responses(
 def with_factors(
     model: nn.Module, modes: Mapping[str, Modes], ranks: Mapping[str, tuple[int, ...]]
 ) -> nn.Module:
-    """A copy of a network in which the layers of `ranks` are factors."""
+    """Return a copy of a network with the layers in `ranks` factorized."""
 
     def change(name: str, layer: nn.Module) -> nn.Module | None:
         return split(layer, modes[name], ranks[name]) if name in ranks else None

@@ -1,4 +1,4 @@
-"""Which ranks the factors of a network's layers have: by energy, or by one price for all layers."""
+"""Select the ranks of factorized layers: by energy, or by a Lagrange multiplier on the cost."""
 
 import math
 from collections.abc import Mapping
@@ -15,21 +15,22 @@ __all__ = ["Choices", "choices_of", "positions_of", "ranks_by_energy", "ranks_by
 
 @dataclass(frozen=True)
 class Choices:
-    """Every way to factorize a layer that makes it smaller and faster."""
+    """All n choices of ranks that make a layer smaller and faster."""
 
     full: tuple[int, ...]
+    """Full ranks."""
     whole: dict[str, float]
-    """`parameters` and `macs` of the layer as it is, without its bias."""
+    """Values of `parameters` and `macs` of the original layer, without its bias."""
     ranks: Tensor
-    """(n, 1) of a matrix, (n, 2) of other convolutions."""
+    """Ranks (n, 1) of a matrix, (n, 2) of other convolutions."""
     lost: Tensor
-    """(n,) -log of the share of the energy that is kept, a sum over modes."""
+    """Loss (n,): -log of the share of energy kept, summed over modes."""
     cost: dict[str, Tensor]
-    """(n,) `parameters` and `macs`."""
+    """Values (n,) of `parameters` and `macs`."""
 
 
 def loss_of_ranks(energy: Tensor) -> Tensor:
-    """-log of the share of the energy that ranks 1, 2, ... keep: shares of layers multiply.
+    """Return -log of the share of energy that ranks 1, 2, ... keep; it adds up over layers.
 
     >>> (-loss_of_ranks(torch.tensor([9.0, 1.0, 0.0]))).exp().round(decimals=6).tolist()
     [0.9, 1.0, 1.0]
@@ -39,13 +40,13 @@ def loss_of_ranks(energy: Tensor) -> Tensor:
 
 
 Positions = tuple[int, int]
-"""Of the maps that enter and leave a layer on one image, over all its calls."""
+"""Numbers of positions in a layer's inputs and outputs for one image, over all its calls."""
 
 
 def positions_of(
     model: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], image: Tensor
 ) -> dict[str, Positions]:
-    """Of layers in the order in which they are first called."""
+    """Return the positions of each layer, in the order of their first calls on one image."""
     found: dict[str, Positions] = {}
 
     def look(name: str, given: Tensor, made: Tensor) -> None:
@@ -62,7 +63,7 @@ def positions_of(
 
 
 def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions) -> Choices:
-    """Of a layer without groups."""
+    """Return the choices of ranks for a layer without groups."""
     weight = layer.weight
     if is_matrix(layer):
         lost = loss_of_ranks(modes[0].energy)[: min(weight.shape[:2])]
@@ -79,7 +80,7 @@ def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions)
         lost = inputs[ranks[:, 0] - 1] + outputs[ranks[:, 1] - 1]
         first = ranks[:, 0] * layer.in_channels
         rest = ranks.prod(1) * weight[0, 0].numel() + ranks[:, 1] * layer.out_channels
-        # the first of the three works before any stride
+        # the first 1x1 runs at the input's resolution
         entering, leaving = positions
         parameters, macs = first + rest, first * entering + rest * leaving
         work = weight.numel() * leaving
@@ -95,61 +96,62 @@ def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions)
 
 
 def ranks_by_energy(choices: Choices, energy: float) -> int | None:
-    """The cheapest choice that keeps this share, on average over modes; None: the whole layer."""
+    """Return the smallest choice that keeps this energy, averaged over modes; None if none does."""
     enough = choices.lost <= -math.log(energy) * choices.ranks.shape[1] + 1e-6
     cost = choices.cost["parameters"].masked_fill(~enough, torch.inf)
     return int(cost.argmin()) if enough.any() else None
 
 
 def ranks_by_price(layers: dict[str, Choices], target: str, budget: float) -> dict[str, int]:
-    """Of the layers to factorize, the choices whose costs, with all others whole, meet a budget.
+    """Return the choice of each layer to factorize such that the total cost meets a budget.
 
-    At one price for a unit of cost each layer takes what is cheapest, lost weights and price
-    together; the price rises until the budget is met. What is then left of it buys back the
-    largest losses. Empty where no price meets it.
+    Each layer minimizes loss + multiplier * cost; the multiplier, the same for all layers, is found
+    by bisection. The remaining budget then reduces the largest losses. Empty if the budget cannot
+    be met.
     """
     if not layers:
         return {}
     total = sum(choices.whole[target] for choices in layers.values())
-    low, high = -8.0, 4.0  # powers of ten: of nothing, and of all that can go
-    taken, spent = _at_price(layers, target, 10**high / total)
+    low, high = -8.0, 4.0  # log10 of multipliers that reduce no layer, and every layer
+    taken, spent = _at_multiplier(layers, target, 10**high / total)
     if spent > budget:
         return {}
     for _ in range(40):
         middle = (low + high) / 2
-        found = _at_price(layers, target, 10**middle / total)
+        found = _at_multiplier(layers, target, 10**middle / total)
         if found[1] <= budget:
             high, (taken, spent) = middle, found
         else:
             low = middle
-    return _bought_back(layers, target, taken, budget - spent)
+    return _spend_rest(layers, target, taken, budget - spent)
 
 
-def _at_price(
-    layers: dict[str, Choices], target: str, price: float
+def _at_multiplier(
+    layers: dict[str, Choices], target: str, multiplier: float
 ) -> tuple[dict[str, int], float]:
-    """What each layer takes, if not itself, and the cost of them all."""
+    """Return the best choices of the layers to factorize, and the total cost of all layers."""
     taken, spent = dict[str, int](), 0.0
     for name, choices in layers.items():
-        bill, whole = choices.lost + price * choices.cost[target], choices.whole[target]
-        if len(bill) and bill.min() < price * whole:
-            taken[name] = int(bill.argmin())
+        objective = choices.lost + multiplier * choices.cost[target]
+        whole = choices.whole[target]
+        if len(objective) and objective.min() < multiplier * whole:
+            taken[name] = int(objective.argmin())
             spent += float(choices.cost[target][taken[name]])
         else:
             spent += whole
     return taken, spent
 
 
-def _bought_back(
-    layers: dict[str, Choices], target: str, taken: dict[str, int], room: float
+def _spend_rest(
+    layers: dict[str, Choices], target: str, taken: dict[str, int], rest: float
 ) -> dict[str, int]:
-    """Better choices for what is left of a budget, the one that helps most first."""
+    """Return better choices for the rest of the budget, largest reduction of the loss first."""
     while True:
         best: tuple[float, str, int] | None = None
         for name, index in taken.items():
             choices = layers[name]
             cost, now = choices.cost[target], choices.lost[index]
-            lost = choices.lost.masked_fill(cost > cost[index] + room, torch.inf)
+            lost = choices.lost.masked_fill(cost > cost[index] + rest, torch.inf)
             better = int(lost.argmin())
             gain = float(now - lost[better])
             if gain > 1e-6 and (best is None or gain > best[0]):
@@ -157,5 +159,5 @@ def _bought_back(
         if best is None:
             return taken
         _, name, better = best
-        room -= float(layers[name].cost[target][better] - layers[name].cost[target][taken[name]])
+        rest -= float(layers[name].cost[target][better] - layers[name].cost[target][taken[name]])
         taken = taken | {name: better}

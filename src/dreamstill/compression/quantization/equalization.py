@@ -1,11 +1,10 @@
-"""DFQ: make a network ready for low bits with no input at all.
+"""Prepare a network for low-bit quantization without data (DFQ).
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
 2019: BatchNorm folding, ReLU in place of ReLU6, cross-layer equalization (section 4.1), high-bias
-absorption (4.1.3), and the expected inputs of every layer from BatchNorm parameters, which give
-ranges and bias correction (4.2 and 5.1). Where this differs: what comes without BatchNorm has its
-moments propagated, by weights and through pooling, see `moments`; a ReLU6 that keeps no two layers
-apart stays.
+absorption (4.1.3), and expected layer inputs from BatchNorm parameters, for ranges and bias
+correction (4.2 and 5.1). Differences: without BatchNorm, moments are propagated through weights and
+pooling (see `moments`); a ReLU6 that separates no two equalized layers is not replaced.
 """
 
 import operator
@@ -33,19 +32,19 @@ from dreamstill.nn.op_sets import AVERAGE, KNOWN, LARGEST, MEAN, MOVES, RELU
 __all__ = ["Equalized", "Moments", "equalize", "expected_inputs", "relu_moments"]
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
-"""By layer, mean and standard deviation (C,) of what it puts out."""
+"""Mean and standard deviation (C,) of the outputs of each layer, by name."""
 
 
 class _Propagate(fx.Interpreter):
-    """Run a graph on moments; keeps what enters convolutions and linear layers at each call."""
+    """Interpreter that runs a graph on moments and records every input of the layers."""
 
     def __init__(self, graph: fx.GraphModule, statistics: Statistics) -> None:
         super().__init__(graph)
         self.statistics, self.calls = statistics, dict[str, list[Moments]]()
-        self.extra_traceback = False  # it would be put into the message of a refusal
+        self.extra_traceback = False  # it would be added to error messages
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A layer, a ReLU, or something that moves values around."""
+        """Propagate moments through a module."""
         module, x = self.fetch_attr(target), args[0]
         if isinstance(module, nn.Conv2d | nn.Linear):
             calls = self.calls.setdefault(target, [])
@@ -71,15 +70,15 @@ class _Propagate(fx.Interpreter):
         return Moments.normal(mean.expand_as(like), std.expand_as(like) ** 2)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """ReLU, addition, or something that moves values around."""
+        """Propagate moments through a function."""
         return self._call(target, super().call_function, args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The same as a method."""
+        """Propagate moments through a tensor method."""
         return self._call(target, super().call_method, args, kwargs)
 
     def _call(self, target: Any, run: Any, args: Any, kwargs: Any) -> Any:
-        moments: list[Moments] = []  # also those in a list, as concatenation takes them
+        moments: list[Moments] = []  # including those in lists, as for torch.cat
         map_aggregate(
             (args, kwargs), lambda v: moments.append(v) if isinstance(v, Moments) else None
         )
@@ -100,13 +99,13 @@ class _Propagate(fx.Interpreter):
 
             return run(target, map_aggregate(args, picked), map_aggregate(kwargs, picked))
 
-        if target in MOVES:  # of several activations, where it concatenates
+        if target in MOVES:  # all moments, as torch.cat takes several activations
             return Moments.of_parts([run_on(attrgetter(part)) for part in PARTS])
         return _moved_or_pooled(target, moments[0], lambda part: run_on(lambda _: part))
 
 
 def _moved_or_pooled(kind: Any, x: Moments, change: Callable[[Tensor], Any]) -> Any:
-    """Return the moments behind an operation of a kind that is known."""
+    """Return the moments after an operation of a known kind."""
     if kind in LARGEST:
         if not isinstance(change(x.mean), Tensor):
             raise _unclear("a max pool that returns indices")
@@ -126,7 +125,7 @@ def _unclear(what: str) -> TeacherError:
 
 @dataclass
 class Equalized:
-    """A network with its BatchNorm folded, and what its layers put out."""
+    """Equalized network with BatchNorm folded, and the statistics of its layers' outputs."""
 
     model: nn.Module
     statistics: Statistics
@@ -134,11 +133,11 @@ class Equalized:
 
 @torch.no_grad()
 def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]:
-    """Moments of what enters every convolution and linear layer, by name.
+    """Return the moments of the inputs of every convolution and linear layer, by name.
 
-    The network's own input is taken as normal with mean 0 and variance 1 in its normalized space
-    (`InputSpec.from_unit`), within the valid range. TeacherError where something but a layer,
-    BatchNorm, ReLU, ReLU6, sum, pooling or move stands between.
+    The network's input is assumed normal with mean 0 and variance 1 in its normalized space
+    (`InputSpec.from_unit`), within the valid range. Raises TeacherError for operations other than
+    layers, BatchNorm, ReLU, ReLU6, sums, pooling and moves of values.
     """
     zeros = torch.zeros(1, *spec.shape)
     mean = spec.from_unit(zeros)
@@ -153,18 +152,19 @@ def expected_inputs(equalized: Equalized, spec: InputSpec) -> dict[str, Moments]
 def equalize(
     model: nn.Module, spec: InputSpec, *, iterations: int = 40, absorb: bool = True
 ) -> Equalized:
-    """Fold BatchNorm, equalize weight ranges across layers, absorb high biases; on a copy.
+    """Fold BatchNorm, equalize weight ranges across layers and absorb high biases, on a copy.
+
+    The function is preserved except that ReLU replaces ReLU6 modules between equalized layers, and
+    that absorption clips activations more than 3 standard deviations below their mean.
 
     Args:
-        model: traceable; its function is the same afterwards, but for ReLU in place of a ReLU6
-            module between two layers that are equalized, and for the tail of activations that
-            absorption cuts off (3 standard deviations below their mean).
-        spec: its input; on random images of it the function is compared before the absorption.
-        iterations: of equalization over all pairs of layers; it stops when no weight moves.
-        absorb: high-bias absorption.
+        model: traceable network.
+        spec: input of the network; random images verify the function before the absorption.
+        iterations: largest number of passes over all pairs of layers; ends early on convergence.
+        absorb: whether to absorb high biases.
 
     Raises:
-        TeacherError: the model cannot be traced, or its function is not kept.
+        TeacherError: the model cannot be traced, or its function is not preserved.
 
     """
     graph = trace(model)
@@ -187,7 +187,7 @@ def equalize(
 
 
 def _after(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of what a BatchNorm puts out: its bias and scale."""
+    """Return mean and standard deviation (C,) of a BatchNorm's outputs: its bias and scale."""
     assert isinstance(norm, _BatchNorm)
     zeros = torch.zeros(norm.num_features)
     if not norm.affine:
@@ -203,13 +203,13 @@ def _layers(model: nn.Module, pair: Pair) -> tuple[nn.Conv2d | nn.Linear, nn.Con
 
 
 def _by_channel(second: nn.Conv2d | nn.Linear, width: int) -> Tensor:
-    """The second layer's weight as (groups, outputs, channels of the first, the rest), a view."""
+    """Return a view of the second layer's weight: (groups, outputs, first's channels, rest)."""
     groups = second.groups if isinstance(second, nn.Conv2d) else 1
     return second.weight.view(groups, len(second.weight) // groups, width // groups, -1)
 
 
 def _equalize_pair(model: nn.Module, pair: Pair, statistics: Statistics) -> float:
-    """Equation 11: both ranges of channel i become sqrt(r1 r2); returns the largest move."""
+    """Scale both weight ranges of channel i to sqrt(r1 r2), eq. 11; return the largest |log s|."""
     first, second = _layers(model, pair)
     outgoing = _by_channel(second, len(first.weight))
     r1 = first.weight.flatten(1).abs().amax(1)
@@ -227,12 +227,12 @@ def _equalize_pair(model: nn.Module, pair: Pair, statistics: Statistics) -> floa
 
 
 def _absorb(model: nn.Module, pair: Pair, statistics: Statistics) -> None:
-    """Equation 15: what is above 0 at 3 deviations below the mean goes to the next bias."""
+    """Move max(0, mean - 3 std) of a layer's bias to the next layer's bias: equation 15."""
     first, second = _layers(model, pair)
     if pair.first not in statistics or first.bias is None or not pair.relu:
         return
     if pair.fades or (not isinstance(second, nn.Linear) and any(second.padding)):
-        return  # padded zeros would not carry the constant: the function would change at the border
+        return  # zero padding does not carry the constant: the function would change at the border
     mean, std = statistics[pair.first]
     surplus = (mean - 3 * std).clamp_min(0)
     first.bias.sub_(surplus)

@@ -1,4 +1,4 @@
-"""What layers hold, for a chain's page: weights, and what enters those that are quantized."""
+"""Summarize weights and the inputs of quantized layers for the report of a pipeline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +14,13 @@ from dreamstill.nn.quantized import QuantizedLayer
 __all__ = ["entering_quantized", "weights_in"]
 
 BINS = 41
-"""Of a histogram."""
+"""Number of bins of a histogram."""
 
 
 def entering_quantized(model: nn.Module, spec: InputSpec, images: Tensor) -> dict[str, Tensor]:
-    """What enters each quantized layer, at all calls, on the first images uint8 (N, C, H, W).
+    """Return the inputs of each quantized layer, flattened over all calls, by name.
 
-    Flat, by name; nothing where there is no image.
+    Shows the model the first images of a uint8 (N, C, H, W); empty if there are none.
     """
     layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
     if not layers or not len(images):
@@ -38,10 +38,10 @@ def entering_quantized(model: nn.Module, spec: InputSpec, images: Tensor) -> dic
 def weights_in(
     model: nn.Module, entering: Mapping[str, Tensor] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Of every convolution and linear layer: outputs, share of zeros, and a histogram.
+    """Return the number of outputs, share of zeros and weight histogram of every layer, by name.
 
-    Where `entering` has what enters a quantized layer also, as `inputs`, its range, the range that
-    the grid keeps of it, and histograms before and after it is put on the grid.
+    For layers in `entering`, the entry `inputs` holds the range of the inputs, the range that the
+    grid covers, and histograms before and after quantization.
     """
     layers: dict[str, dict[str, Any]] = {}
     for name, layer in model.named_modules():

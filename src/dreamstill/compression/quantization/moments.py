@@ -1,13 +1,13 @@
-"""What is known of an activation without data: mean, variance and bounds, operation by operation.
+"""Propagate mean, variance and bounds of activations without data, operation by operation.
 
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV
-2019, equation 19, for the mean behind a ReLU. The rest is ours. What trained layers add goes
-together more than it does by chance: as if it were independent, ranges come out up to 14 times too
-small, and as if it all went together, larger from layer to layer. Behind a layer without BatchNorm,
-and behind an average pool, the standard deviation is a third of the way from the one to the other,
-on a logarithmic scale: chosen on networks of 4 to 8 layers for MNIST and CIFAR-10, where no range
-came out too small and halfway the last ones came out up to 50 times too large. The two parts of a
-sum, and what a max pool looks at, are taken as independent.
+2019, equation 19, for the mean after a ReLU; the rest is ours. The terms that a trained layer sums
+are correlated: assuming independence gives ranges up to 14 times too small, assuming full
+correlation gives ranges that grow from layer to layer. After a layer without BatchNorm and after an
+average pool, the standard deviation is therefore interpolated on a logarithmic scale, one third of
+the way from independence to full correlation. On networks of 4 to 8 layers for MNIST and CIFAR-10,
+no range was then too small; one half made the last ranges up to 50 times too large. The two terms
+of a residual sum and the values in a max pool are assumed independent.
 """
 
 import math
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 __all__ = ["Moments", "PARTS", "relu_moments", "window_sizes"]
 
 REACH = 6.0
-"""Standard deviations to either side that a data-free range spans, as in the authors' code."""
+"""Half-width of a data-free range in standard deviations, as in the authors' code."""
 STEPS = 100
-"""Of the integral over the values behind a max pool."""
+"""Number of steps of the integral for a max pool."""
 TOGETHER = 1 / 3
-"""How far, on a logarithmic scale, what is added is from independent to going all together."""
+"""Position between independence (0) and full correlation (1) of summed terms, on a log scale."""
 PARTS = ("mean", "variance", "low", "high")
 Change = Callable[[Tensor], Tensor]
 
@@ -48,9 +48,9 @@ def relu_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def before_relu(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and std of the normal that has these moments behind a ReLU.
+    """Return mean and std of the normal distribution that has these moments after a ReLU.
 
-    Their ratio is found by bisection in [-5, 50], the std from the mean.
+    Bisection finds the ratio mean / std in [-5, 50].
     """
     wanted = mean**2 / (mean**2 + variance).clamp_min(1e-30)
     low, high = torch.full_like(mean, -5.0), torch.full_like(mean, 50.0)
@@ -64,13 +64,13 @@ def before_relu(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def window_sizes(pool: Change, like: Tensor) -> Tensor:
-    """Return how many values of a map (..., H, W) each window (H', W') of a pool holds."""
+    """Return the number of values of a map (..., H, W) in each window (H', W') of a pool."""
     rows, columns = _windows(pool, like)
     return rows.sum(1, keepdim=True) * columns.sum(0, keepdim=True)
 
 
 def _windows(pool: Change, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which rows (H', H) and which columns (W, W') a pool's windows hold, as 0 and 1."""
+    """Return 0/1 masks of the rows (H', H) and columns (W, W') in a pool's windows."""
     height, width = like.shape[-2:]
     rows = torch.eye(height).view(-1, 1, height, 1).expand(-1, 1, -1, width)
     columns = torch.eye(width).view(-1, 1, 1, width).expand(-1, 1, height, -1)
@@ -79,18 +79,18 @@ def _windows(pool: Change, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_sum(independent: Tensor, together: Tensor) -> Tensor:
-    """Return the variance of a sum of which only the two ends are known.
+    """Return the variance of a sum, interpolated between independence and full correlation.
 
     Args:
-        independent: the variance of parts that are independent: the sum of theirs.
-        together: the standard deviation of parts that go together: the sum of theirs.
+        independent: variance for independent terms: the sum of their variances.
+        together: standard deviation for fully correlated terms: the sum of theirs.
 
     """
     return independent ** (1 - TOGETHER) * together ** (2 * TOGETHER)
 
 
 def _without_bias(layer: nn.Conv2d | nn.Linear, inputs: Tensor, weight: Tensor) -> Tensor:
-    """Return what a layer makes of inputs with another weight and no bias."""
+    """Return a layer's output for another weight and no bias."""
     if isinstance(layer, nn.Linear):
         return F.linear(inputs, weight)
     output: Tensor = layer._conv_forward(inputs, weight, None)
@@ -99,30 +99,33 @@ def _without_bias(layer: nn.Conv2d | nn.Linear, inputs: Tensor, weight: Tensor) 
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of an activation (1, C, ...) without data."""
+    """Expected mean, variance and bounds of an activation (1, C, ...)."""
 
     mean: Tensor
     variance: Tensor
     low: Tensor
-    """Below which it hardly ever is."""
+    """Lower bound; values below it are rare."""
     high: Tensor
 
     @classmethod
     def normal(cls, mean: Tensor, variance: Tensor) -> "Moments":
-        """Return a normal distribution with bounds REACH deviations away."""
+        """Return a normal distribution with bounds REACH standard deviations from the mean."""
         reach = REACH * variance.sqrt()
         return cls(mean, variance, mean - reach, mean + reach)
 
     @classmethod
     def mixture(cls, parts: Sequence["Moments"]) -> "Moments":
-        """Return the moments of what is as often the one as the other of parts of one shape."""
+        """Return the moments of an even mixture of distributions of equal shape."""
         mean, variance, low, high = (torch.stack([getattr(p, of) for p in parts]) for of in PARTS)
         spread = mean.var(0, correction=0)
         return cls(mean.mean(0), variance.mean(0) + spread, low.amin(0), high.amax(0))
 
     @classmethod
     def of_parts(cls, parts: Sequence[Any]) -> Any:
-        """Return moments of their PARTS, which chunk and split give in pieces; else the first."""
+        """Join PARTS into moments, or a list of moments for chunk and split.
+
+        Results that are not tensors, such as sizes, are equal in all parts: return the first.
+        """
         if isinstance(parts[0], Tensor):
             return cls(*parts)
         if isinstance(parts[0], tuple | list) and isinstance(parts[0][0], Tensor):
@@ -130,16 +133,16 @@ class Moments:
         return parts[0]
 
     def each(self, move: Callable[[Tensor], Any]) -> Any:
-        """Return the moments behind an operation that moves values around."""
+        """Return the moments after an operation that only moves values."""
         return self.of_parts([move(getattr(self, part)) for part in PARTS])
 
     def relu(self) -> "Moments":
-        """Return the moments behind a ReLU."""
+        """Return the moments after a ReLU."""
         mean, variance = relu_moments(self.mean, self.variance.sqrt())
         return Moments(mean, variance, self.low.relu(), self.high.relu())
 
     def relu6(self) -> "Moments":
-        """Return the moments behind a ReLU that ends at 6: the ReLU less what is above."""
+        """Return the moments after a ReLU6, which is relu(x) - relu(x - 6)."""
         std = self.variance.sqrt()
         (mean, variance), (above, its_variance) = (
             relu_moments(self.mean - end, std) for end in (0, 6)
@@ -151,24 +154,24 @@ class Moments:
         return Moments(mean, variance, self.low.clamp(0, 6), self.high.clamp(0, 6))
 
     def layer(self, layer: nn.Conv2d | nn.Linear) -> "Moments":
-        """Return the moments behind a convolution or linear layer, as of a normal distribution."""
+        """Return the moments after a convolution or linear layer, assumed normal."""
         independent = _without_bias(layer, self.variance, layer.weight**2)
         together = _without_bias(layer, self.variance.sqrt(), layer.weight.abs())
         return Moments.normal(layer(self.mean), _of_sum(independent, together))
 
     def average(self, pool: Change, count: Tensor | float) -> "Moments":
-        """Return the moments behind an average pool, or a mean, of `count` values at a time."""
+        """Return the moments after an average pool or mean over `count` values."""
         mean, together, low, high = (
             pool(part) for part in (self.mean, self.variance.sqrt(), self.low, self.high)
         )
-        weight = pool(torch.ones_like(self.mean)) / count  # of each value
+        weight = pool(torch.ones_like(self.mean)) / count  # factor of each value in the average
         return Moments(mean, _of_sum(weight * pool(self.variance), together), low, high)
 
     def largest(self, pool: Change) -> "Moments":
-        """Return the moments behind a max pool of independent values, normal or behind a ReLU.
+        """Return the moments after a max pool of independent values, normal or rectified normal.
 
-        Where F is the product of the distributions in a window, and `low` its end, the mean is
-        low + the integral of 1 - F(x), and E[(x - low)^2] that of 2 (x - low) (1 - F(x)).
+        F is the product of the distribution functions in a window and `low` its lower bound. The
+        mean is low + the integral of 1 - F(x); E[(x - low)^2] is that of 2 (x - low) (1 - F(x)).
         """
         rows, columns = (part.double() for part in _windows(pool, self.mean))
         mean, variance = self.mean.double(), self.variance.double()

@@ -1,10 +1,9 @@
-"""Quantize to 2 to 8 bits by simulation: with no input at all, or calibrated and fine-tuned.
+"""Simulate quantization to 2 to 8 bits: without data, or calibrated and fine-tuned on images.
 
-Every convolution and linear layer gets a quantized weight and a quantized input, but those inside
-torch's attention, which reads their weights itself. Sources: DFQ (Nagel et al. 2019) for ranges and
-bias correction without inputs; LSQ (Esser et al. 2020) for step sizes that learn (`quantized`);
-ZeroQ (Cai et al. 2020) for the bits of each layer (`sensitivity`). The fine-tuning is distillation
-from the network itself.
+Weights and inputs of all convolutions and linear layers are quantized, except inside torch's
+attention, which reads its weights directly. Sources: DFQ (Nagel et al. 2019) for ranges and bias
+correction without data; LSQ (Esser et al. 2020) for learned step sizes (`nn.quantized`); ZeroQ (Cai
+et al. 2020) for the bits of each layer (`sensitivity`). Fine-tuning distills from the teacher.
 """
 
 import copy
@@ -44,7 +43,7 @@ __all__ = [
 
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
-"""Layers that are quantized."""
+"""Kinds of layers that are quantized."""
 Ranges = dict[str, tuple[float, float]]
 
 
@@ -52,9 +51,9 @@ Ranges = dict[str, tuple[float, float]]
 def observed_ranges(
     model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration
 ) -> Ranges:
-    """Range of what enters each layer over images uint8 (N, C, H, W), in the order of the calls.
+    """Return the input range of each layer over uint8 images (N, C, H, W), in order of the calls.
 
-    A layer that is called several times has the range of all its calls.
+    The range of a layer that is called several times covers all calls.
     """
     chunks: list[Ranges] = []
     device = next(model.parameters()).device
@@ -83,7 +82,7 @@ def observed_ranges(
 def _with_bits(
     model: nn.Module, config: QuantizeConfig, ranges: Ranges, bits: dict[str, int] | None = None
 ) -> nn.Module:
-    """A copy with every layer quantized that has a range."""
+    """Return a copy in which every layer with a range is quantized."""
     names = list(ranges)
 
     def change(name: str, module: nn.Module) -> nn.Module | None:
@@ -92,7 +91,7 @@ def _with_bits(
         assert isinstance(module, KINDS)
         weight_bits, activation_bits = config.weight_bits, config.activation_bits
         if bits is not None:
-            weight_bits = bits[name]  # of the first and last layer too
+            weight_bits = bits[name]  # includes the first and last layer
         if config.first_last_bits and name in (names[0], names[-1]):
             weight_bits = activation_bits = config.first_last_bits
         return QuantizedLayer(
@@ -103,7 +102,7 @@ def _with_bits(
 
 
 def check_layers(ranges: dict[str, tuple[float, float]]) -> None:
-    """TeacherError where no layer's input has a range: nothing would be quantized."""
+    """Raise TeacherError if no layer has a range and nothing would be quantized."""
     if not ranges:
         raise TeacherError("there is no convolution or linear layer that can be quantized")
 
@@ -112,25 +111,23 @@ def check_layers(ranges: dict[str, tuple[float, float]]) -> None:
 def quantize_without_inputs(
     teacher: Teacher, config: QuantizeConfig, *, correct: bool = True
 ) -> nn.Module:
-    """DFQ: fold, equalize, absorb, ranges from BatchNorm, and analytic bias correction.
+    """Quantize without data (DFQ): equalization, ranges from BatchNorm, analytic bias correction.
 
     Args:
-        teacher: left as it was; traceable, on the CPU.
-        config: the bits; `calibration`, `keep` and `finetune` need images and must be left out.
-        correct: the bias correction.
+        teacher: traceable, on the CPU; not modified.
+        config: bits; `calibration`, `keep` and `finetune` need images and must not be set.
+        correct: whether to correct biases.
 
     Returns:
-        A quantized copy, frozen; of the network with ReLU in place of each ReLU6 module between two
-        layers that are equalized, see `equalize`.
+        A frozen, quantized copy. ReLU may replace ReLU6, see `equalize`.
 
     Raises:
-        ConfigError: a setting that needs images.
-        TeacherError: the network cannot be traced, computes something else once it is equalized,
-            has something in it whose output cannot be known without inputs, or no layer that can
-            be quantized.
+        ConfigError: a setting needs images.
+        TeacherError: the network cannot be traced, changes its function when equalized, contains an
+            operation whose output range is unknown, or has no layer that can be quantized.
 
     """
-    config = replace(config, without_inputs=True)  # which refuses what needs images
+    config = replace(config, without_inputs=True)  # raises ConfigError if images are needed
     equalized = equalize(teacher.module, teacher.input_spec)
     layers = plain_layers(equalized.model, KINDS)
     expected = {
@@ -150,7 +147,7 @@ def quantize_without_inputs(
 
 
 def _correct_bias(layer: QuantizedLayer, moments: Moments) -> None:
-    """Take the expected output of the weight's rounding error off the bias: DFQ, equation 17."""
+    """Subtract the expected output of the weight's rounding error from the bias: DFQ, eq. 17."""
     error = layer.quantized_weight() - layer.layer.weight
     whole = copy.deepcopy(layer.layer)
     whole.weight, whole.bias = nn.Parameter(error), None
@@ -169,21 +166,21 @@ def quantize(
     model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """A quantized copy of a network, calibrated on images and, if asked, fine-tuned on them.
+    """Return a quantized copy of a network, calibrated and optionally fine-tuned on images.
 
     Args:
-        teacher: what the copy is fine-tuned towards.
-        images: uint8 (N, C, H, W), synthetic or not.
+        teacher: target of the fine-tuning.
+        images: uint8 (N, C, H, W), synthetic or real.
         config: see QuantizeConfig.
-        rng: of the fine-tuning.
-        model: what is quantized; default: the teacher itself. Left as it was; BatchNorm is folded,
-            so that a network with it must be traceable.
-        on_progress: called after each step of it.
+        rng: generator for the fine-tuning.
+        model: network to quantize, not modified; default: the teacher. Must be traceable if it has
+            BatchNorm, which is folded.
+        on_progress: called after each step of the fine-tuning.
 
     Raises:
-        TeacherError: the network has BatchNorm and cannot be traced, computes something else once
-            it is folded, or has no layer that can be quantized.
-        ConfigError: a size that the fewest bits do not meet.
+        TeacherError: the network has BatchNorm and cannot be traced, changes its function when it
+            is folded, or has no layer that can be quantized.
+        ConfigError: the fewest bits do not meet `keep`.
 
     """
     model = fold_batch_norm(teacher.module if model is None else model, teacher.input_spec)
@@ -196,7 +193,7 @@ def quantize(
         table = sensitivities(
             model, teacher.input_spec, images, names, per_channel=config.per_channel
         )
-        if fixed := config.first_last_bits:  # they count in the size and have no choice
+        if fixed := config.first_last_bits:  # counted in the size, but not searched
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layers[name].weight.numel() for name in names}
         bits = mixed_bits(table, sizes, config.keep)
@@ -218,13 +215,15 @@ def quantize(
 
 
 def _steps(model: nn.Module) -> list[tuple[QuantizedLayer, str]]:
-    """Every quantized layer with the names of its two steps."""
+    """Return every quantized layer with the name of each of its two step sizes."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     return [(layer, name) for layer in layers for name in ("weight_step", "input_step")]
 
 
 def check_plain(quantized: nn.Module, plain: nn.Module, spec: InputSpec) -> None:
-    """Compare a network with one whose quantized layers were made `plain`, inputs as they come.
+    """Check that plain layers with quantized weights compute the same as the simulation.
+
+    Inputs are not quantized in either network.
 
     Raises:
         TeacherError: the plain network computes something else.

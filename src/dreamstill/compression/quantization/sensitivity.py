@@ -1,9 +1,8 @@
-"""How many bits each layer needs: what its rounding alone does to the answers.
+"""Choose the bits of each layer by the effect of its quantization alone on the outputs.
 
 Source: Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020: the sensitivity of
-a layer is KL(whole precision || that layer alone at low bits). Where this differs: a size is met by
-lowering, one step at a time, the layer whose KL rises least for each bit saved; what the last step
-saved beyond it is given back, where it lowers a KL most.
+a layer is KL(full precision || only this layer at low bits). Difference: the size is met by a
+greedy search instead of a Pareto frontier, see `mixed_bits`.
 """
 
 from collections.abc import Iterable
@@ -31,15 +30,15 @@ def sensitivities(
     *,
     per_channel: bool,
 ) -> dict[str, dict[int, float]]:
-    """By layer and bits, mean KL(model || model with this layer's weight alone at these bits).
+    """Return mean KL(model || model with one layer's weight quantized), by layer and bits.
 
     Args:
-        model: its layers `names` are changed one at a time, and brought back.
-        spec: its input.
-        images: uint8 (N, C, H, W); 512 of them are shown.
-        names: of layers.
-        candidates: bits.
-        per_channel: a step for each output channel; else one for all.
+        model: network; its layers are changed one at a time and restored.
+        spec: input of the network.
+        images: uint8 (N, C, H, W), of which at most 512 are used.
+        names: layers to measure.
+        candidates: numbers of bits.
+        per_channel: whether each output channel has its own step size.
 
     """
     shown = some_of(images, 512)
@@ -62,17 +61,18 @@ def sensitivities(
 def mixed_bits(
     table: dict[str, dict[int, float]], sizes: dict[str, int], share: float
 ) -> dict[str, int]:
-    """Bits of each layer: from the most, lower the one whose KL rises least for each bit saved.
+    """Return the bits of each layer that meet a size, by greedy search.
 
-    Then raise, within the size, those whose KL falls most.
+    Starting at the most bits, lower the layer whose KL rises least per bit saved until the size is
+    met; then spend the remaining bits where the KL falls most.
 
     Args:
-        table: of `sensitivities`.
-        sizes: weights of each layer.
-        share: of the size at 8 bits, at most.
+        table: result of `sensitivities`.
+        sizes: number of weights of each layer.
+        share: largest share of the size at 8 bits.
 
     Raises:
-        ConfigError: the fewest bits are still too many.
+        ConfigError: the fewest bits exceed the size.
 
     """
     bits = {name: max(choices) for name, choices in table.items()}
