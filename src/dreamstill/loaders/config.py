@@ -1,4 +1,4 @@
-"""Configuration of the file that a teacher comes from."""
+"""Configuration of a teacher's files."""
 
 from dreamstill.config import Bool, Float, Int, Text, config_class
 
@@ -7,7 +7,7 @@ __all__ = ["TeacherFile"]
 
 @config_class
 class TeacherFile:
-    """Where the teacher is. Whatever is None is read from the card beside the weights."""
+    """Files and input of a teacher. Fields that are None are read from the card."""
 
     weights: Text
     """Path of a .safetensors file or of a torch state dict."""
