@@ -93,7 +93,7 @@ def first_line(error: BaseException) -> str:
 
 
 def innermost(error: BaseException) -> str:
-    """Return the first line of the error at the start of a chain of causes."""
+    """Return the first line of the message of an error's original cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)

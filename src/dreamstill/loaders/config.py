@@ -26,6 +26,6 @@ class TeacherFile:
     num_classes: Int | None = None
     """Number of classes, checked against the network."""
     class_names: tuple[Text, ...] | None = None
-    """A name for each class, in their order, for reports and pictures."""
+    """Names of the classes, in order, for reports and pictures."""
     allow_pickle: Bool = False
     """Consent to run the code in a full pickle. Never for a file that you do not trust."""

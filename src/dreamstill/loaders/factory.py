@@ -16,7 +16,7 @@ __all__ = ["build"]
 def build(factory: str | Callable[[], nn.Module]) -> nn.Module:
     """Build a network with a function without arguments, or with the name `module:function`.
 
-    Raises TeacherError if it cannot be imported or fails, or does not return a plain Module.
+    Raises TeacherError if it cannot be imported or fails, or does not return an initialized Module.
     """
     if not callable(factory) and ":" not in factory:
         raise TeacherError(f"a factory is written module:function; got {factory!r}")

@@ -84,7 +84,7 @@ def claimed(
         if resume:
             _check_same(folder, plain, origin, keeps=keeps, free=free)
         else:
-            check_empty(folder)  # again, now that nobody else can fill it
+            check_empty(folder)  # again, now that no other process can fill it
         try:
             _note(folder, plain, origin, device)
             yield
@@ -177,7 +177,7 @@ def is_vacant(folder: Path) -> bool:
 
 
 def _usable_images(folder: Path) -> str:
-    """Return the end of a message that offers the images of a directory, or ""."""
+    """Return the end of a message that suggests reusing the images of a directory, or ""."""
     images = folder / "images.npz"
     return f"; its images may be used again: --images {images}" if images.is_file() else ""
 
