@@ -23,7 +23,7 @@ LONGEST = 380
 
 
 class DreamstillError(ValueError):
-    """Base class; the message names in one line the wrong value and what would be right."""
+    """Base class; a message says in one line which value is wrong and what would be right."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message))

@@ -15,7 +15,7 @@ def start_kept(steps: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One synthesized batch of the warm-up, or one training step."""
+    """Progress after a synthesized batch or a training step."""
 
     stage: str
     """"warm up", "synthesize" or "distill"."""

@@ -18,7 +18,7 @@ The file is safetensors with the format in its header. It holds, for each view v
 layers with D activations and for K classes: `v/mean` (K, D); `v/root` (K, R, R), a root of each
 class's covariance, unless D is large; `v/basis` (D, R), the basis of the root in a spectral view
 (otherwise R is D); `v/std` (K, D), of the deviations without a root; and `v/rectified` (D,), true
-if a ReLU follows. It contains class means of activations: protect it like average images of classes.
+if a ReLU follows. It contains class means of activations: protect it like the classes' mean images.
 """
 
 import itertools
