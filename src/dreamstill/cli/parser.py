@@ -293,7 +293,7 @@ def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser
 
 
 def _normalized(argv: Sequence[str]) -> list[str]:
-    """Write _ for - in flags and commands, and join lists such as `--range -1,1` to their flags.
+    """Replace - by _ in flags and commands, and join lists such as `--range -1,1` to their flags.
 
     Otherwise argparse reads a list that begins with a minus as a flag.
     """

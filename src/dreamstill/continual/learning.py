@@ -99,8 +99,7 @@ def learn(
         on_progress: called after each step.
 
     Raises:
-        DataError: images are missing, or a label is wrong.
-        TeacherError: the network has no last linear layer.
+        DataError, TeacherError: see `check_new_classes`; or there are no synthetic images.
         NonFiniteError: the loss is NaN or infinite.
 
     """

@@ -35,7 +35,7 @@ from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
-from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
+from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_size
 from dreamstill.teacher import Teacher
 
@@ -103,7 +103,7 @@ def compressed(
     with claimed(
         folder,
         job,
-        origin_of(teacher, images=images),
+        fingerprints_of(teacher, images=images),
         resume=resume,
         keeps=("images.npz", "images.pt", "stages/*.json"),
         makes=("images.npy", "stages"),
@@ -187,8 +187,8 @@ def _run_stages(
                 record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.input_spec, shown, wanted)
             save_network(network, stem.with_suffix(".pt"))
-            origin = {"config": digest(to_plain(stage)), "images": shown_of}
-            write_json(stem.with_suffix(".json"), record | origin | {"sha256": _hashes(stem)})
+            made_from = {"config": digest(to_plain(stage)), "images": shown_of}
+            write_json(stem.with_suffix(".json"), record | made_from | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
     return made
 

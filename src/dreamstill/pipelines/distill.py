@@ -94,13 +94,13 @@ def distill(
         )
     _check_competition(job)
     folder = Path(folder)
-    origin = {"teacher": teacher.fingerprint}
+    fingerprints = {"teacher": teacher.fingerprint}
     with (
         seeded_process(job.seed, job.device),
         claimed(
             folder,
             job,
-            origin,
+            fingerprints,
             device=job.device,
             resume=resume,
             keeps=("checkpoint.pt",),
@@ -161,7 +161,7 @@ def _follow(
 
     def save() -> None:
         state = {
-            "origin": _origin_of_checkpoint(job, work.teacher),
+            "origin": _checkpoint_fingerprints(job, work.teacher),
             "work": work.state_dict(),
             "seconds": spent + time.monotonic() - start,
             "process_rng": _process_rng(job.device),
@@ -194,7 +194,7 @@ def _follow(
     return work.chosen
 
 
-def _origin_of_checkpoint(job: DistillJob, teacher: Teacher) -> dict[str, str]:
+def _checkpoint_fingerprints(job: DistillJob, teacher: Teacher) -> dict[str, str]:
     """Return the fingerprints of teacher and configuration that a checkpoint belongs to."""
     return {"teacher": teacher.fingerprint, "settings": digest(to_plain(job))}
 
@@ -205,7 +205,7 @@ def _take_up(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
     Raises RunError if it is damaged or belongs to another run.
     """
     state = load_checkpoint(checkpoint, job.device)
-    wanted = _origin_of_checkpoint(job, work.teacher)
+    wanted = _checkpoint_fingerprints(job, work.teacher)
     if state.get("origin") != wanted:
         raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
     with understood(checkpoint, RunError, "does not fit its run"):

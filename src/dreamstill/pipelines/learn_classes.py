@@ -22,7 +22,7 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import LearnClassesJob
 from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import claimed
-from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
+from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["LEARNED", "learn_classes"]
@@ -70,7 +70,7 @@ def learn_classes(
     with claimed(
         folder,
         job,
-        origin_of(teacher, images=given, new=new, labels=labels),
+        fingerprints_of(teacher, images=given, new=new, labels=labels),
         resume=resume,
         keeps=("images.npz", "images.pt", LEARNED),
         makes=("images.npy",),

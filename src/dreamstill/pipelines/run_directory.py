@@ -21,7 +21,7 @@ from dreamstill.files.writing import _remove, making, write_json
 
 __all__ = [
     "check_empty",
-    "check_origin",
+    "check_fingerprints",
     "claimed",
     "environment",
     "is_vacant",
@@ -45,7 +45,7 @@ CLAIM = ("config.json", "fingerprints.json", "environment.json")
 def claimed(
     folder: Path,
     job: Any,
-    origin: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     *,
     device: str = "cpu",
     resume: bool = False,
@@ -61,7 +61,7 @@ def claimed(
     Args:
         folder: run directory, new or empty; with `resume`, one of the same job.
         job: configuration, written to config.json.
-        origin: fingerprints of other inputs by name, such as the teacher.
+        fingerprints: fingerprints of other inputs by name, such as the teacher.
         device: device for environment.json.
         resume: continue the run in the directory.
         keeps: patterns of the files to resume from.
@@ -80,13 +80,13 @@ def claimed(
     with making(folder), locked(folder):
         remove_temporaries(folder)
         plain = to_plain(job)
-        origin = {"settings": settings_digest(plain), **origin}
+        fingerprints = {"settings": settings_digest(plain), **fingerprints}
         if resume:
-            _check_same(folder, plain, origin, keeps=keeps, free=free)
+            _check_same(folder, plain, fingerprints, keeps=keeps, free=free)
         else:
             check_empty(folder)  # again, now that no other process can fill it
         try:
-            _note(folder, plain, origin, device)
+            _note(folder, plain, fingerprints, device)
             yield
         except BaseException:
             if not any(any(folder.glob(pattern)) for pattern in keeps):
@@ -95,12 +95,12 @@ def claimed(
             raise
 
 
-def _note(folder: Path, plain: Any, origin: Mapping[str, str], device: str) -> None:
+def _note(folder: Path, plain: Any, fingerprints: Mapping[str, str], device: str) -> None:
     """Write the missing files of CLAIM; config.json first, as it marks a run directory."""
     if not (folder / "config.json").is_file():
         write_json(folder / "config.json", plain)
     if not (folder / "fingerprints.json").is_file():
-        write_json(folder / "fingerprints.json", dict(origin))
+        write_json(folder / "fingerprints.json", dict(fingerprints))
     if not (folder / "environment.json").is_file():
         write_json(folder / "environment.json", environment(device))
 
@@ -108,12 +108,12 @@ def _note(folder: Path, plain: Any, origin: Mapping[str, str], device: str) -> N
 def _check_same(
     folder: Path,
     plain: dict[str, Any],
-    origin: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     *,
     keeps: tuple[str, ...],
     free: tuple[str, ...],
 ) -> None:
-    """Raise RunError unless a run directory has the settings `plain` and fingerprints `origin`."""
+    """Raise RunError unless a run directory has these settings and fingerprints."""
     found = read_settings(folder)
     for key in plain.keys() - {*free}:
         if found.get(key) != plain[key]:
@@ -125,16 +125,16 @@ def _check_same(
         any(any(folder.glob(pattern)) for pattern in keeps)
         or (folder / "fingerprints.json").is_file()
     ):
-        check_origin(folder, origin)
+        check_fingerprints(folder, fingerprints)
 
 
-def check_origin(folder: Path, origin: Mapping[str, str]) -> None:
+def check_fingerprints(folder: Path, fingerprints: Mapping[str, str]) -> None:
     """Raise RunError if a fingerprint of a run directory, such as the teacher's, has changed."""
     found = read_plain(folder / "fingerprints.json")
-    if changed := [name for name in origin if found.get(name) != origin[name]]:
+    if changed := [name for name in fingerprints if found.get(name) != fingerprints[name]]:
         raise RunError(
             f"{folder} was started with another {changed[0]} ({found.get(changed[0])}, now "
-            f"{origin[changed[0]]}): its file or card has changed since"
+            f"{fingerprints[changed[0]]}): its file or card has changed since"
         )
 
 
@@ -143,10 +143,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
     Raises RunError if it is missing or damaged, or was edited after the run began.
     """
-    path, origin = folder / "config.json", folder / "fingerprints.json"
+    path, digests = folder / "config.json", folder / "fingerprints.json"
     check_run(folder)
     plain = read_plain(path)
-    if origin.is_file() and read_plain(origin).get("settings") != settings_digest(plain):
+    if digests.is_file() and read_plain(digests).get("settings") != settings_digest(plain):
         raise RunError(
             f"{path} was edited after the run began: put back what it said, or start another run"
         )

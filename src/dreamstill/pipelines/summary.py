@@ -27,7 +27,7 @@ from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
-from dreamstill.pipelines.run_directory import check_origin, locked, read_settings
+from dreamstill.pipelines.run_directory import check_fingerprints, locked, read_settings
 from dreamstill.profiling import measure_profile
 from dreamstill.teacher import Teacher
 
@@ -69,7 +69,7 @@ def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
         raise RunError(f"{folder / 'student.json'} is of another student than {job.student}")
     student = load_module(job.student, folder / "student.safetensors").eval()
     teacher = open_from(job.teacher)
-    check_origin(folder, {"teacher": teacher.fingerprint})
+    check_fingerprints(folder, {"teacher": teacher.fingerprint})
     return job, teacher, student.requires_grad_(False)
 
 

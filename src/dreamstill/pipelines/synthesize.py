@@ -37,7 +37,7 @@ __all__ = [
     "draw_images",
     "forget",
     "images_beside",
-    "origin_of",
+    "fingerprints_of",
     "own_images",
     "synthesize",
 ]
@@ -107,14 +107,14 @@ def draw_beside(
     check_room("num_images", num_images, size, folder=folder)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, config, rng=rng)
-    origin = {
+    fingerprints = {
         "method": method,
         "settings": to_plain(config),
         "seed": seed,
         "num_images": num_images,
         "teacher": teacher.fingerprint,
     }
-    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    drawn = _Drawn(checkpoint, checkpoint_every, fingerprints, synthesizer, rng)
     drawn.open(num_images, teacher)
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
@@ -148,11 +148,11 @@ class _Drawn:
         self,
         path: Path | None,
         every: float,
-        origin: dict[str, Any],
+        fingerprints: dict[str, Any],
         synthesizer: Method,
         rng: torch.Generator,
     ) -> None:
-        self.path, self.every, self.origin = path, every, origin
+        self.path, self.every, self.fingerprints = path, every, fingerprints
         self.synthesizer, self.rng = synthesizer, rng
         self.done, self.warmed_up = 0, 0
         self.saved = time.monotonic()
@@ -175,8 +175,8 @@ class _Drawn:
     def _take_up(self, path: Path) -> None:
         state = load_checkpoint(path, str(self.rng.device))
         with understood(path, RunError, "does not fit its run"):
-            found = state["origin"]
-            if changed := [name for name in self.origin if found[name] != self.origin[name]]:
+            found, wanted = state["origin"], self.fingerprints
+            if changed := [name for name in wanted if found[name] != wanted[name]]:
                 raise RunError(f"{path} was made with another {changed[0]}")
             self.synthesizer.load_state_dict(state["synthesizer"])
             self.rng.set_state(state["rng"].cpu())
@@ -205,7 +205,7 @@ class _Drawn:
         assert isinstance(self.images, np.memmap)
         self.images.flush()
         state = {
-            "origin": self.origin,
+            "origin": self.fingerprints,
             "synthesizer": self.synthesizer.state_dict(),
             "rng": self.rng.get_state(),
             "done": self.done,
@@ -240,7 +240,7 @@ def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: 
     forget(checkpoint)
 
 
-def origin_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
+def fingerprints_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
     """Return the fingerprint of the teacher and digests of the given tensors, by name."""
     return {"teacher": teacher.fingerprint} | {
         name: digest(values.numpy().reshape(-1).data)
