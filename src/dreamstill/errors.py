@@ -1,4 +1,4 @@
-"""Every mistake of a user has one typed error here; the command line prints it in one line."""
+"""Typed errors for mistakes of the user, which the command line prints in one line."""
 
 import re
 
@@ -17,44 +17,44 @@ __all__ = [
 ]
 
 MOST_SHOWN = 200
-"""Characters of somebody else's error: torch's name every backend that it knows."""
+"""Maximum characters of a third-party error: torch lists every backend that it knows."""
 LONGEST = 380
-"""Characters of a message; with the name of the command it stays below 400."""
+"""Maximum characters of a message: below 400 with the name of the command."""
 
 
 class DreamstillError(ValueError):
-    """Base of every error that names a value of the user's and what would be right, in a line."""
+    """Base class; a message says in one line which value is wrong and what would be right."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message))
 
 
 class TeacherError(DreamstillError):
-    """The teacher's file, factory, card or first forward pass is wrong."""
+    """Error in a teacher's file, factory, card or first forward pass."""
 
 
 class ConfigError(DreamstillError):
-    """A setting is outside its range, unknown, or contradicts another."""
+    """Setting that is unknown, out of range, or contradicts another."""
 
 
 class DataError(DreamstillError):
-    """Images or labels handed in for evaluation are wrong."""
+    """Error in the images or labels that the user provides."""
 
 
 class RunError(DreamstillError):
-    """A run's folder cannot be created, written, or resumed."""
+    """Run directory that cannot be created, written, read or resumed."""
 
 
 class ExportError(DreamstillError):
-    """An exported file does not load in its runtime or does not compute what the model does."""
+    """Exported file that does not load, or whose output differs from the network's."""
 
 
 class NonFiniteError(DreamstillError):
-    """A loss became NaN or infinite; the step was stopped before the update."""
+    """Loss that became NaN or infinite; the step ended before the weights were updated."""
 
 
 def one_line(message: object, most: int = LONGEST) -> str:
-    r"""Return a message as one printable line of at most `most` characters, its middle left out.
+    r"""Return a message as one printable line; cut the middle to fit in `most` characters.
 
     >>> one_line("no file at\n" + 300 * "a" + "\x00", 40)
     'no file at aaaaaaaaaaaaa ... aaaaaaa\\x00'
@@ -68,7 +68,7 @@ def one_line(message: object, most: int = LONGEST) -> str:
 
 
 def shown(value: object, most: int = 100) -> str:
-    """Return a value's repr for a message, of at most `most` characters.
+    """Return the repr of a value for a message, at most `most` characters.
 
     >>> shown([1, "a"]), shown(10**5000)
     ("[1, 'a']", 'int, too large to print')
@@ -80,7 +80,7 @@ def shown(value: object, most: int = 100) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error of somebody else's says, in a line: the first that says anything, uncolored.
+    r"""Return the first non-empty line of a third-party error's message, without colors.
 
     >>> first_line(ValueError("\n \x1b[96mstep 1\x1b[0m failed\nmore"))
     'step 1 failed'
@@ -93,14 +93,14 @@ def first_line(error: BaseException) -> str:
 
 
 def innermost(error: BaseException) -> str:
-    """What the first cause of an error of somebody else's says, in a line."""
+    """Return the first line of the message of an error's original cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, torch's on a CPU, torch's on a GPU, or a size that no machine has.
+    """Tell whether an error of Python or torch, on a CPU or GPU, means that memory ran out.
 
     >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     True

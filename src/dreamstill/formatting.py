@@ -1,4 +1,4 @@
-"""Numbers and plain values as a person reads them, in tables of the terminal and of a page."""
+"""Format numbers and plain values for tables in the terminal and in reports."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ __all__ = ["duration", "percent", "shown"]
 
 
 def shown(value: Any) -> str:
-    """Return a plain value in words: numbers rounded, lists and tables without brackets.
+    """Format a plain value: round numbers, and write lists and tables without brackets.
 
     >>> shown(8.949544280767441e-05), shown(61706), shown(123456.7), shown(0.1306)
     ('8.95e-05', '61,706', '123,457', '0.1306')
@@ -31,7 +31,7 @@ def shown(value: Any) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Three digits where there is an exponent, else four, and thousands in full."""
+    """Format a float with 3 digits if it has an exponent, else 4; from 1000 on as an integer."""
     if 1000 <= abs(value) < 1e15:
         return f"{value:,.0f}"
     text = f"{value:.4g}"
@@ -39,7 +39,7 @@ def _rounded(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in [0, 1] as a percentage with two decimals.
+    """Format a fraction in [0, 1] as a percentage with two decimals.
 
     >>> percent(0.98312)
     '98.31 %'
@@ -48,7 +48,7 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in a unit that suits them.
+    """Format seconds in seconds, minutes or hours.
 
     >>> duration(4.2), duration(200), duration(9000)
     ('4 s', '3 min', '2.5 h')

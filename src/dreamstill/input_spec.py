@@ -12,12 +12,12 @@ from dreamstill.errors import TeacherError
 __all__ = ["InputSpec"]
 
 MOST_VALUES = 2**28
-"""Of an input: a gigabyte."""
+"""Maximum values of an input: 1 GiB as float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The input of a network: pixels in [0, 1], minus `mean`, over `std`, per channel.
+    """Shape and normalization of a network's input: (pixels in [0, 1] - mean) / std, per channel.
 
     Args:
         shape: (C, H, W).
@@ -25,7 +25,7 @@ class InputSpec:
         std: one value per channel, in units of pixels in [0, 1]; above 0.
 
     Raises:
-        TeacherError: a value is wrong, or of pixels in [0, 255].
+        TeacherError: a value is invalid, or is meant for pixels in [0, 255].
 
     Examples:
         >>> spec = InputSpec((1, 1, 2), mean=(0.5,), std=(0.5,))
@@ -73,7 +73,7 @@ class InputSpec:
 
     @classmethod
     def from_range(cls, shape: tuple[int, int, int], low: float, high: float) -> "InputSpec":
-        """Return the spec of inputs in [low, high]; TeacherError if low >= high."""
+        """Return the spec for inputs in [low, high]; raise TeacherError unless low < high."""
         if not -float("inf") < low < high < float("inf"):
             raise TeacherError(f"range must be low < high, both finite; got {low}, {high}")
         width = high - low
@@ -83,24 +83,24 @@ class InputSpec:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Return pixels in [0, 1], (N, C, H, W) float, in the network's input space."""
+        """Map pixels in [0, 1], float (N, C, H, W), to the network's input space."""
         return (pixels - self._per_channel(self.mean, pixels)) / self._per_channel(self.std, pixels)
 
     def denormalize(self, inputs: Tensor) -> Tensor:
-        """Return inputs (N, C, H, W) as pixels in [0, 1], float; not clipped."""
+        """Map inputs (N, C, H, W) to pixels, float, not clipped to [0, 1]."""
         return inputs * self._per_channel(self.std, inputs) + self._per_channel(self.mean, inputs)
 
     def clip(self, inputs: Tensor) -> Tensor:
-        """Clip (N, C, H, W) in the network's input space to what pixels in [0, 1] can reach."""
+        """Clip inputs (N, C, H, W) to the range of pixels in [0, 1]."""
         zero = torch.zeros(1, self.shape[0], 1, 1, dtype=inputs.dtype, device=inputs.device)
         return torch.clamp(inputs, self.normalize(zero), self.normalize(zero + 1))
 
     def from_unit(self, values: Tensor) -> Tensor:
-        """Values (N, C, H, W) of about zero mean and unit variance -> the input space, not clipped.
+        """Map values (N, C, H, W) of about zero mean and unit variance to inputs, not clipped.
 
-        Where mean and std are statistics of pixels, the input space is of that kind already. Where
-        they stand for a range, as in [0, 1] or [0, 255], pixels of mean 0.5 and deviation 0.25 are
-        meant: N(0, 1) in [0, 255] would be black.
+        If mean and std are statistics of pixels, the values are inputs already. If they encode a
+        range such as [0, 255], where N(0, 1) would be black, the values become pixels of mean 0.5
+        and standard deviation 0.25.
 
         >>> spec = InputSpec.from_range((1, 1, 1), 0.0, 255.0)
         >>> values = torch.tensor([-2.0, 0.0, 1.0]).view(3, 1, 1, 1)
@@ -110,16 +110,16 @@ class InputSpec:
         return values if self._of_statistics() else self.normalize(0.5 + 0.25 * values)
 
     def to_unit(self, inputs: Tensor) -> Tensor:
-        """The inverse of `from_unit`."""
+        """Invert `from_unit`."""
         return inputs if self._of_statistics() else (self.denormalize(inputs) - 0.5) / 0.25
 
     def _of_statistics(self) -> bool:
         return all(0 < m < 1 for m in self.mean) and all(0.05 <= s <= 0.7 for s in self.std)
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 images (N, C, H, W) -> the network's input space, float32."""
+        """Map uint8 images (N, C, H, W) to the network's input space, float32."""
         return self.normalize(images.float() / 255)
 
     def decode(self, inputs: Tensor) -> Tensor:
-        """The network's input space -> uint8 images (N, C, H, W), rounded and clipped."""
+        """Map inputs (N, C, H, W) to uint8 images, rounded and clipped."""
         return (self.denormalize(inputs) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Progress of long work."""
+"""Progress of long-running tasks."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ __all__ = ["Progress", "start_kept"]
 
 
 def start_kept(steps: int) -> str:
-    """Say that training was in vain, and what to do."""
+    """Return a message that no step improved on the start, with advice."""
     return (
         f"none of the {steps:,} steps improved on the start, which was kept: lower the learning "
         "rate, or leave the steps out"
@@ -15,12 +15,12 @@ def start_kept(steps: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One batch that was synthesized before the first step, or one student step."""
+    """Progress after a synthesized batch or a training step."""
 
     stage: str
     """"warm up", "synthesize" or "distill"."""
     done: int
     total: int
     record: dict[str, float]
-    """Of a student step: step, loss and, after a validation, agreement, kl and best; of the last
-    step also chosen_at_step, the step whose student was chosen: 0 is the start."""
+    """Metrics of a training step: step and loss; after a validation also agreement, kl and best;
+    at the last step also chosen_at_step, the step of the best checkpoint (0 is the start)."""

@@ -1,8 +1,4 @@
-"""Open a teacher from a module or a file, freeze it, and say what it offers.
-
-A teacher's file is a safetensors or weights-only state dict; a card beside it (the same name with
-.json or .toml) says which factory builds the module and what input it takes.
-"""
+"""Check and freeze a teacher, and determine its capabilities."""
 
 import hashlib
 from dataclasses import dataclass
@@ -30,39 +26,39 @@ __all__ = ["Capabilities", "Precision", "Teacher", "check_trainable"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a teacher gives beside its logits."""
+    """Capabilities of a teacher beyond its logits."""
 
     gradient: bool
-    """Logits can be differentiated with respect to the input."""
+    """Whether the logits can be differentiated with respect to the input."""
     batch_norm: tuple[str, ...]
     """Names of the BatchNorm layers with running statistics, in forward order."""
     last_linear: str | None
-    """Name of the linear layer that makes the logits; its input is the penultimate feature."""
+    """Name of the linear layer that computes the logits; its input is the penultimate feature."""
     num_features: int | None
     """Size of the penultimate feature."""
     obstacle: str | None = None
-    """Why a copy of the network cannot be trained as it is; None: it can."""
+    """Reason why a copy of the network cannot be trained; None if it can."""
 
 
 class Teacher:
-    """A copy of a network, frozen in eval mode and examined; it counts its queries.
+    """Frozen copy of a network in eval mode that counts its queries: one per image.
 
-    Weights that are computed before each pass, as by weight_norm or a mask, become plain ones in
-    the copy: tasks change weights. One image shown is one query.
+    Weights that are computed before each pass, as by weight_norm or a mask, become plain
+    parameters in the copy, so that tasks can change them.
 
     Args:
-        network: any network that maps (N, C, H, W) to (N, K) logits; left as it was.
-        input_spec: its input.
-        num_classes: K where it is known; checked. Read from the forward pass where it is None.
-        device: where to put the copy, such as "cpu" or "cuda".
-        precision: in which it and whatever it runs compute: float32 or bfloat16.
-        role: what messages call it.
-        factory: module:function that built it, for its fingerprint.
+        network: maps (N, C, H, W) to logits (N, K); not changed.
+        input_spec: shape and normalization of the input.
+        num_classes: K, to be checked; None reads it from the forward pass.
+        device: device of the copy, such as "cpu" or "cuda".
+        precision: float32 or bfloat16, for this network and all that it runs.
+        role: name of the network in messages.
+        factory: module:function that built the network, for the fingerprint.
 
     Raises:
-        TeacherError: a pass fails; the output is not finite (N, K) logits with K >= 2, or is
-            probabilities; the answer for an image differs from one call to the next, or with the
-            other images of its batch; the network cannot be copied.
+        TeacherError: the network cannot be copied or does not run; its output is not finite
+            logits (N, K) with K >= 2, or is probabilities; or the output for an image changes
+            between calls or with the other images of the batch.
 
     Examples:
         >>> import dreamstill as ds
@@ -89,10 +85,10 @@ class Teacher:
         self.precision: Precision = from_plain(Precision, precision, "precision")
         self.input_spec, self.factory, self.queries = input_spec, factory, 0
         self.class_names: tuple[str, ...] = ()
-        self.source: Any = None  # the file that it was loaded from, for runs in a directory
+        self.source: Any = None  # the file that it was loaded from, for run directories
         self._layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = WeakKeyDictionary()
         cuda = [device] if device.startswith("cuda") else []
-        with torch.random.fork_rng(devices=cuda):  # a network may draw from it, and is then refused
+        with torch.random.fork_rng(devices=cuda):  # a network that draws from it is refused
             module = copy_network(network).to(device, torch.get_default_dtype()).eval()
             inputs = input_spec.normalize(probing_images(input_spec.shape)).to(device)
             logits, last, probe = _first_answer(module, inputs, role)
@@ -117,12 +113,12 @@ class Teacher:
         return f"Teacher({name}, {shape} -> {self.num_classes} classes, {self.fingerprint})"
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """(N, C, H, W) in the input space -> (N, num_classes) logits; differentiable in inputs."""
+        """Return logits (N, num_classes) for inputs (N, C, H, W); differentiable in the inputs."""
         self.queries += len(inputs)
         return self.run(self.module, inputs)
 
     def run(self, network: nn.Module, inputs: Tensor) -> Tensor:
-        """What any network, say the student, puts out at the teacher's precision, as float32."""
+        """Run any network, such as the student, at the teacher's precision; return float32."""
         if self.precision is Precision.FLOAT32:
             output: Tensor = logits_of(network(inputs))
             return output
@@ -133,7 +129,7 @@ class Teacher:
         return output.float()
 
     def _layout(self, network: nn.Module, inputs: Tensor) -> torch.memory_format:
-        """Channels last is the fast one, and not for networks that `view` what they are given."""
+        """Return channels_last, which is faster, unless the network fails on it, as with `view`."""
         if network not in self._layouts:
             shown = inputs[:2].detach().contiguous(memory_format=torch.channels_last)
             with (
@@ -144,19 +140,14 @@ class Teacher:
                 try:
                     network(shown)
                     self._layouts[network] = torch.channels_last
-                except RuntimeError:  # what else is wrong, the plain layout shows
+                except RuntimeError:  # another cause is raised again in the plain layout
                     self._layouts[network] = torch.contiguous_format
         return self._layouts[network]
 
     def with_features(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, num_classes) and penultimate features (N, num_features).
 
-        Args:
-            inputs: (N, C, H, W) in the input space.
-
-        Raises:
-            TeacherError: the logits do not come from a linear layer.
-
+        Raises TeacherError if there is no last linear layer.
         """
         layer = self.last_linear
         with Probe({"last": layer}) as probe:
@@ -165,7 +156,7 @@ class Teacher:
 
     @property
     def last_linear(self) -> nn.Linear:
-        """Return the layer that makes the logits; TeacherError where there is none."""
+        """Linear layer that computes the logits; raises TeacherError if there is none."""
         if self.capabilities.last_linear is None:
             raise TeacherError("the teacher has no last linear layer, which this method needs")
         layer = self.module.get_submodule(self.capabilities.last_linear)
@@ -174,10 +165,7 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """Return the teacher's name in records: 16 hex digits of a SHA-256.
-
-        It covers all that decides the answers: weights, factory, input and number of classes.
-        """
+        """First 16 hex digits of the SHA-256 of weights, factory, input spec and num_classes."""
         card = (
             self.factory,
             self.num_classes,
@@ -189,7 +177,7 @@ class Teacher:
 
     @property
     def weights_digest(self) -> str:
-        """16 hex digits of the SHA-256 of the weights alone."""
+        """First 16 hex digits of the SHA-256 of the weights alone."""
         digest = hashlib.sha256()
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
@@ -200,12 +188,12 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Return the device of the weights."""
+        """Device of the weights."""
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
 
 def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:
-    """TeacherError where a network cannot be trained as it is, with what stands against it."""
+    """Raise TeacherError, with the reason, if a network cannot be trained."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     inputs = spec.normalize(probing_images(spec.shape)).to(device)
     with eval_mode(network), torch.random.fork_rng(devices=[]):
@@ -214,13 +202,13 @@ def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") 
 
 
 def _first_answer(module: nn.Module, inputs: Tensor, role: str) -> tuple[Any, str | None, Probe]:
-    """Run a network for the first time: its answer, the linear layer that makes it, and a probe."""
+    """Return a network's first output, the name of its last linear layer, and the probe."""
     linears = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear)}
     shown = inputs.clone()
     with Probe({**linears, **batch_norm_layers(module)}) as probe, torch.no_grad():
         try:
             logits = module(shown)
-        except Exception as error:  # the user's own code: anything can come out of it
+        except Exception as error:  # the user's own code can raise anything
             raise TeacherError(
                 f"the {role} does not run on inputs of shape {tuple(inputs.shape[1:])}: "
                 f"{first_line(error)}"
@@ -234,7 +222,7 @@ def _first_answer(module: nn.Module, inputs: Tensor, role: str) -> tuple[Any, st
 
 @torch.no_grad()
 def _last_linear(linears: dict[str, nn.Linear], probe: Probe, logits: Any) -> str | None:
-    """The linear layer whose recorded input reproduces the logits exactly."""
+    """Return the name of the linear layer whose recorded input reproduces the logits exactly."""
     for name, layer in reversed(linears.items()):
         if name in probe.inputs and not is_hooked(layer):
             output = layer(probe.inputs[name])

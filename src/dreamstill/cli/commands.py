@@ -1,4 +1,4 @@
-"""What each command does, once its flags are read."""
+"""Run the commands of the command line."""
 
 import argparse
 from collections.abc import Callable
@@ -178,13 +178,13 @@ def _demo(arguments: argparse.Namespace) -> Any:
 def _show(
     show: Callable[[dict[str, Any], Path], None], result: dict[str, Any], folder: Path
 ) -> None:
-    """Print a summary, part of which may have been read from a run's directory."""
+    """Print a summary; raise RunError if values read from the run directory do not fit."""
     with understood(folder, RunError, "holds a record that no run writes"):
         show(result, folder)
 
 
 def _option(arguments: argparse.Namespace, name: str) -> Any:
-    """Return an option that is no field of a job: as typed, else as the file has it, else None."""
+    """Return an option that is not a job field: from the command line, else the file, else None."""
     stated, typed = arguments.plain.get(name), getattr(arguments, name, None)
     return from_plain(Text | None, stated if typed is None else typed, name)
 
@@ -216,4 +216,4 @@ RUN: dict[str, Callable[[argparse.Namespace], Any]] = {
     "metadata": _metadata,
     "demo": _demo,
 }
-"""By command; a task alone is a compression of one stage."""
+"""Functions by command; a command that is missing here is a compression of one stage."""

@@ -1,4 +1,4 @@
-"""Flags from configuration classes: every field is one, and its docstring is the help."""
+"""Derive flags and their help from the fields and docstrings of configuration classes."""
 
 import argparse
 import ast
@@ -17,12 +17,12 @@ from dreamstill.config import nested_config, to_plain
 __all__ = ["PREFIX", "Flags", "given_flags"]
 
 PREFIX = "config:"
-"""Begins the name, in argparse's namespace, of every flag that is a field."""
+"""Prefix of configuration fields in the argparse namespace."""
 
 
 @functools.cache
 def field_docs(kind: type) -> dict[str, str]:
-    """Return the docstring under each field of a configuration class, its bases' among them."""
+    """Return the docstring of each field of a configuration class and its bases."""
     docs: dict[str, str] = {}
     for base in kind.__bases__:
         if dataclasses.is_dataclass(base):
@@ -37,7 +37,7 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 class _Given(argparse.Action):
-    """Store what was typed as the plain value that a file would have."""
+    """Argparse action that stores the plain value of a text, as in a TOML file."""
 
     def __call__(
         self,
@@ -50,7 +50,7 @@ class _Given(argparse.Action):
 
 
 def _plain(text: str, hint: Any) -> Any:
-    """Return the plain value of a typed text: lists are written 1,2,3; "none" is None.
+    """Convert a text to a plain value: lists are written 1,2,3; "none" is None.
 
     >>> _plain("0.5,1", tuple[float, ...]), _plain("true", bool), _plain("007", str)
     ([0.5, 1], True, '007')
@@ -72,16 +72,16 @@ def _plain(text: str, hint: Any) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text  # of a number: the message says what it should have been
+    return text  # `from_plain` reports a number that does not parse
 
 
 class Flags:
-    """Adds flags to a parser, and shows the help of those that matter, or of all.
+    """Flags of a command's parser.
 
     Args:
-        parser: of the command.
+        parser: parser of the command.
         main: dotted names of the fields whose help is shown.
-        whole: show the help of all.
+        whole: show the help of all fields.
 
     """
 
@@ -102,21 +102,21 @@ class Flags:
         """Add a flag for every field of a configuration class, nested ones too.
 
         Args:
-            kind: the class.
-            prefix: begins their dotted names.
-            default: an instance whose values are shown as the defaults.
-            short: of this prefix the fields may be written without it.
-            special: classes, by name, of nested fields whose type does not say which.
+            kind: configuration class.
+            prefix: prefix of the dotted names.
+            default: instance whose values are shown as defaults.
+            short: prefix that may be omitted on the command line.
+            special: classes of nested fields whose type hint is Any, by field name.
 
         """
         group, docs = self.parser.add_argument_group(prefix.rstrip(".") or None), field_docs(kind)
         for field in dataclasses.fields(kind):
             hint = typing.get_type_hints(kind, include_extras=True)[field.name]
             name, value = prefix + field.name, _default(field, default)
-            if field.name == "stages":  # a table of its own for each, in a file
+            if field.name == "stages":  # stages are tables of a TOML file
                 continue
             nested = (special or {}).get(field.name) or nested_config(hint)
-            if nested is not None:  # where it may be None, any of its flags makes it
+            if nested is not None:  # any of its flags sets a field that is None by default
                 self.add(nested, f"{name}.", default=value, short=short)
                 continue
             names = [f"--{name}"]
@@ -142,7 +142,7 @@ class Flags:
 
 
 class _Switch(_Given):
-    """A flag of true and false; alone it is true."""
+    """Argparse action of a true/false flag; without a value it is true."""
 
     def __call__(
         self,
@@ -159,7 +159,7 @@ def _is_bool(hint: Any) -> bool:
 
 
 def _metavar(hint: Any) -> str:
-    """Return what a flag's help calls its value, such as INT or A,B."""
+    """Return the placeholder of a value in the help, such as INT or TEXT,..."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _metavar(parts[0])
@@ -173,7 +173,7 @@ def _metavar(hint: Any) -> str:
 
 
 def _default(field: Any, of: Any) -> Any:
-    """Return a field's default: that of the instance `of`, or the field's own, or MISSING."""
+    """Return a field's value in the instance `of`, else its own default, else MISSING."""
     if dataclasses.is_dataclass(of) and hasattr(of, field.name):
         return getattr(of, field.name)
     if field.default_factory is not dataclasses.MISSING:
@@ -182,7 +182,7 @@ def _default(field: Any, of: Any) -> Any:
 
 
 def _typed(value: Any) -> str:
-    """Return a default as one would type it."""
+    """Return a default as it is written on the command line."""
     plain = to_plain(value)
     if isinstance(plain, list):
         return ",".join(map(str, plain))
@@ -190,7 +190,7 @@ def _typed(value: Any) -> str:
 
 
 def given_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields that were typed, as nested plain values."""
+    """Return the fields given on the command line, as nested plain values."""
     nested: dict[str, Any] = {}
     for name, value in vars(arguments).items():
         if name.startswith(PREFIX):

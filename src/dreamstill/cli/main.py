@@ -1,4 +1,4 @@
-"""The command line: reads what was typed, runs it, and says mistakes in a line."""
+"""Entry point of the command line; errors are printed in one line."""
 
 import argparse
 import io
@@ -18,10 +18,9 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command and return the exit status.
 
-    Returns 0 when it worked, 2 on a user's mistake, 130 on Ctrl-C, and 141 where whoever read the
-    output has gone, as a shell has it.
+    It is 0 on success, 2 on an error of the user, 130 on Ctrl-C and 141 on a broken pipe.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = argparse.Namespace()
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _flush()
     except BrokenPipeError:
         return 141
-    except (DreamstillError, OSError) as error:  # a folder that may not be read is the user's too
+    except (DreamstillError, OSError) as error:  # such as an unreadable directory
         return _fail(_of_system(error) if isinstance(error, OSError) else str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -47,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _find_users_modules() -> None:
-    """The user's module:function is in the working folder, and no library is: it comes last."""
+    """Put the working directory last on sys.path, so that its modules do not shadow libraries."""
     here = str(Path.cwd())
-    if sys.path[0] in ("", here):  # where Python puts it for -m and -c
+    if sys.path[0] in ("", here):  # Python puts it there for -m and -c
         sys.path.pop(0)
     if not {"", here} & {*sys.path}:
         sys.path.append(here)
@@ -57,9 +56,9 @@ def _find_users_modules() -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
-        if arguments.json:  # the result alone goes to stdout, whatever a factory prints
+        if arguments.json:  # a factory may print, and stdout must hold the result alone
             stack.enter_context(redirect_stdout(sys.stderr))
-        elif isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be of its encoding
+        elif isinstance(sys.stdout, io.TextIOWrapper):  # not every path fits its encoding
             sys.stdout.reconfigure(errors="backslashreplace")
         _find_users_modules()
         from dreamstill.cli.commands import RUN  # imports torch, which takes seconds
@@ -74,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _flush() -> None:
-    """Write out what was printed; where that fails, Python need not try again on its way out."""
+    """Flush stdout; on failure, redirect it so that Python does not try again at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -84,7 +83,7 @@ def _flush() -> None:
 
 
 def _of_system(error: OSError) -> str:
-    """Return what the system says, and of which file."""
+    """Return the message of a system error with its file names."""
     names = [shown(str(name)) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([error.strerror or str(error), *names])
 
@@ -95,7 +94,7 @@ def _fail(message: str) -> int:
 
 
 def _can_resume(arguments: argparse.Namespace) -> bool:
-    """Tell whether the command can resume, and its directory holds something to resume."""
+    """Tell whether the command supports --resume and its directory holds a run."""
     from dreamstill.pipelines.run_directory import is_vacant
 
     resume, out = (getattr(arguments, name, None) for name in ("resume", "out"))

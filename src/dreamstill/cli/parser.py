@@ -1,4 +1,4 @@
-"""The commands and their flags. Nothing here imports torch: mistakes are answered at once."""
+"""Define the commands and their flags, without importing torch, so that errors show at once."""
 
 import argparse
 import itertools
@@ -34,17 +34,17 @@ REAL = "images to measure every network on at the end: .npz with x and y, or a f
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its sentence, its flags, and the configuration that they make."""
+    """Summary, flags and configuration class of a command."""
 
     summary: str
     job: Any = None
     """Configuration class whose fields are flags."""
     main: tuple[str, ...] = ()
-    """Fields that `--help` shows; `--help-all` shows every one."""
+    """Fields that `--help` shows; `--help-all` shows all."""
     part: str = ""
-    """Field of the job whose own fields may be written without it."""
+    """Field of the job whose name may be omitted in the flags of its own fields."""
     arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()
-    """Other arguments, as for argparse."""
+    """Names and options of other arguments, for `add_argument`."""
 
 
 def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -174,24 +174,24 @@ COMMANDS: dict[str, Command] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says a mistake as the typed error that the command line prints in a line."""
+    """Parser that raises ConfigError instead of exiting."""
 
     def error(self, message: str) -> Any:
         raise ConfigError(message)
 
     def unknown(self, typed: Sequence[str]) -> ConfigError:
-        """Return the error of arguments that are not known."""
+        """Return the error for unknown arguments."""
         name = typed[0].split("=")[0]
         known = [option for option in self._option_string_actions if option.startswith("--")]
         return ConfigError(f"unknown argument {shown(name)[1:-1]}{did_you_mean(name, known)}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read a command line.
+    """Parse a command line.
 
     Returns:
-        `command`, its other arguments, and, where the command has a job, `plain`: the file and the
-        flags as nested plain values, and `job`: the configuration that they make.
+        The arguments, with `command`; `plain`, the settings of file and flags as nested plain
+        values; and `job`, the configuration built from them, or None.
 
     Raises:
         ConfigError: a command, flag or value is unknown or wrong.
@@ -202,7 +202,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not argv:
         raise ConfigError(f"no command; known: {', '.join(COMMANDS)}; see dreamstill --help")
     if not name or argv[0].startswith("-"):
-        _top().parse_args(argv)  # which ends here
+        _top().parse_args(argv)  # exits, unless the argument is unknown
         raise _top().unknown(argv)
     if name not in COMMANDS:
         known = f"{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
@@ -230,7 +230,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class _Version(argparse.Action):
-    """Prints the version of the installed package."""
+    """Argparse action that prints the version and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         from importlib.metadata import version  # takes a tenth of a second
@@ -257,7 +257,7 @@ def _top() -> _Parser:
 
 
 def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser:
-    """Return the parser of a command, with the flags of a method where it makes images."""
+    """Return the parser of a command, with the flags of `method` if it synthesizes images."""
     parser = _Parser(
         prog=f"dreamstill {name}",
         usage=f"dreamstill {name} [options]" + (" RUN" if RUN in command.arguments else ""),
@@ -293,9 +293,9 @@ def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser
 
 
 def _normalized(argv: Sequence[str]) -> list[str]:
-    """Return the words with _ for - inside of flags and commands, and lists joined to their flags.
+    """Replace - by _ in flags and commands, and join lists such as `--range -1,1` to their flags.
 
-    argparse takes a list that starts with a minus, as in `--range -1,1`, for a flag.
+    Otherwise argparse reads a list that begins with a minus as a flag.
     """
     words: list[str] = []
     for word in argv:
@@ -312,7 +312,7 @@ def _normalized(argv: Sequence[str]) -> list[str]:
 
 
 def _early(argv: Sequence[str], flag: str) -> str | None:
-    """Return a flag's last value before the parser is built: it decides which flags there are."""
+    """Return the last value of a flag that determines which other flags the parser has."""
     found = None
     for this, following in itertools.zip_longest(argv, argv[1:]):
         if this == flag:
@@ -323,7 +323,7 @@ def _early(argv: Sequence[str], flag: str) -> str | None:
 
 
 def _job(name: str, plain: dict[str, Any]) -> Any:
-    """Return the configuration of a command's job, or None where it has none; see `parse`."""
+    """Return the job configuration of a command, or None if it has no job."""
     plain = {key: value for key, value in plain.items() if key not in ("out", "real")}
     if name in STAGE_CONFIGS and name != "distill":
         stage = {"task": name, **plain.pop(name, {})}

@@ -1,4 +1,4 @@
-"""What a person sees of a command: progress and warnings on stderr, and tables."""
+"""Print progress and warnings to stderr, and results as tables."""
 
 import logging
 import sys
@@ -39,31 +39,28 @@ CONTINUAL_ROWS = {
     "average of the two": ("", "average_accuracy"),
     "forgetting": ("", "forgetting"),
 }
-"""Keys of what was measured, before and after."""
+"""Keys of each metric before and after learning."""
 
 
 class Terminal(Console):
-    """A console that leaves it to the command what to do where its reader has gone."""
+    """Console that raises BrokenPipeError."""
 
     def on_broken_pipe(self) -> None:
-        """Say so; rich would end the process."""
+        """Raise BrokenPipeError; rich would exit the process."""
         raise BrokenPipeError
 
 
 class Bars(logging.Handler):
-    """Progress on stderr with the time left, stage by stage; and the library's warnings, in a line.
-
-    Bars in a terminal; plain lines, where stderr is a file. Stopped on leaving.
-    """
+    """Progress on stderr, as bars in a terminal and as lines in a file, and one-line warnings."""
 
     share, seconds = 0.1, 30.0
-    """A plain line is written after so much of a stage, or of time."""
+    """Fraction of a stage, or seconds, after which the next line is written."""
 
     def __init__(self, *, quiet: bool) -> None:
         super().__init__(logging.WARNING)
         self.quiet, self.console = quiet, Terminal(stderr=True)
         self.under_way: tuple[Progress, TaskID] | None = None
-        self.stage, self.begun, self.told = "", (0, 0.0), (0, 0.0)  # steps, and when
+        self.stage, self.begun, self.told = "", (0, 0.0), (0, 0.0)  # (steps, time)
 
     def __enter__(self) -> "Bars":
         logging.getLogger("dreamstill").addHandler(self)
@@ -75,7 +72,7 @@ class Bars(logging.Handler):
             self.under_way[0].stop()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a warning in one line, above the bar where there is one."""
+        """Write a warning in one line, above the bar if there is one."""
         line = f"dreamstill: warning: {record.getMessage()}".replace("\n", " ")
         if self.under_way:
             bar, _ = self.under_way
@@ -84,7 +81,7 @@ class Bars(logging.Handler):
             print(line, file=sys.stderr)
 
     def __call__(self, step: Step) -> None:
-        """Show how far the stage has come."""
+        """Show the progress of a stage."""
         if self.quiet:
             return
         text = step.stage
@@ -114,7 +111,7 @@ class Bars(logging.Handler):
 
     def _tell(self, step: Step, text: str) -> None:
         now = time.monotonic()
-        if step.stage != self.stage or step.done <= self.told[0]:  # a stage may come again
+        if step.stage != self.stage or step.done <= self.told[0]:  # a stage may run again
             self.stage, self.begun, self.told = step.stage, (step.done, now), (0, now)
         done, told_at = step.done - self.told[0], now - self.told[1]
         if step.done < step.total and done < self.share * step.total and told_at < self.seconds:
@@ -131,13 +128,13 @@ class Bars(logging.Handler):
 
 
 def print_next(*commands: str) -> None:
-    """Print the commands that a user may want next."""
+    """Print commands to run next."""
     for word, command in zip(("next:", *("or:",) * len(commands)), commands, strict=False):
         print(f"{word} {command}")
 
 
 def print_rows(title: str, rows: dict[str, Any]) -> None:
-    """Names and values."""
+    """Print a table of names and values."""
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), escape(shown(value)))
@@ -145,7 +142,7 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """Names on the left, and numbers."""
+    """Return an empty table with a column of names and right-aligned columns of numbers."""
     table = Table(title=escape(title))
     for name in ("", *columns):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
@@ -153,7 +150,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """A run's summary.json: teacher, student and noise baseline side by side."""
+    """Print summary.json of a run: teacher, student and noise baseline side by side."""
     networks = [summary["teacher"], summary["student"], summary.get("noise_baseline", {})]
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
     table = _table(title, "teacher", "student", "noise baseline")
@@ -185,16 +182,16 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _chosen(step: int, steps: int) -> str:
-    """Which of so many steps' student was chosen."""
+    """Return a sentence that says at which step the student was selected."""
     if step:
         return f"the student of step {step:,} of {steps:,} was chosen"
     return start_kept(steps) if steps else "no step was taken"
 
 
 def print_compression(summary: dict[str, Any], folder: Path) -> None:
-    """A chain's summary.json: a row for each stage, and the files."""
+    """Print summary.json of a compression pipeline: a row for each stage, and the files."""
     columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", "accuracy")
-    table = _table(f"chain: bytes of files, ms in {summary['runtime']}", *columns)
+    table = _table(f"stages: bytes of files, ms in {summary['runtime']}", *columns)
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["stages"]]
     for record in networks:
         measured = record.get("latency_ms")
@@ -223,7 +220,7 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
 
 
 def print_learned(summary: dict[str, Any], folder: Path) -> None:
-    """The summary.json of a network that learned new classes: what it knows, and the files."""
+    """Print summary.json of learning new classes: accuracy and files."""
     old = summary["old_classes"]
     table = _table(f"{summary['classes'] - old} new classes beside {old} old ones", *WHEN)
     for label, keys in CONTINUAL_ROWS.items():

@@ -9,7 +9,7 @@ __all__ = ["LearnClassesConfig", "Recipe"]
 
 
 class Recipe(StrEnum):
-    """How the network is kept from forgetting its old classes."""
+    """Recipe against forgetting the old classes."""
 
     INVERSION = "inversion"
     ABD = "abd"
@@ -22,8 +22,8 @@ class LearnClassesConfig:
     """Configuration of learning new classes without the data of the old ones."""
 
     recipe: Recipe = Recipe.ABD
-    """abd or inversion (both on synthetic images), lwf (no synthetic images), or finetune (nothing
-    protects the old classes)."""
+    """abd or inversion (both use synthetic images), lwf (no synthetic images), or finetune (no
+    protection of the old classes)."""
     steps: Annotated[Int, at_least(1)] = 1000
     """Training steps; at least 1."""
     batch_size: Annotated[Int, at_least(2)] = 64
@@ -44,5 +44,5 @@ class LearnClassesConfig:
 
     @property
     def reads_images(self) -> bool:
-        """Tell whether synthetic images stand in for the old classes."""
+        """Whether the recipe uses synthetic images of the old classes."""
         return self.recipe in (Recipe.INVERSION, Recipe.ABD)

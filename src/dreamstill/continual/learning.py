@@ -1,16 +1,16 @@
-"""Learn new classes without the old data: the old network's dreams stand in for it.
+"""Learn new classes from their images and from synthetic images of the old classes.
 
-Sources: `inversion` is DeepInversion's recipe (Yin et al. 2020, section 4.5): cross-entropy on the
-new real images, and distillation of the old network's answers on synthetic and on new images; on
-synthetic ones over all classes, where the old network names no new one (without this every old
-image goes to a new class).
-`abd` is Smith et al., "Always Be Dreaming", ICCV 2021: cross-entropy among the new classes alone on
-the new images; cross-entropy over all classes with the features held fixed; and the old features
-kept where the old head's weights say that they matter. In both cross-entropies old classes weigh as
-their share of all classes, new ones as theirs, as in the authors' code. `lwf` is Li and Hoiem 2016,
-no synthetic image at all, and `finetune` forgets: what the others are measured against. Where this
-differs: all learn by Adam and a cosine, `continual.steps` long, where Smith et al. take 250 epochs
-of SGD at 0.1 with three drops.
+- `inversion`: DeepInversion (Yin et al. 2020, section 4.5). Cross-entropy on the new images, and
+  distillation from the old network on new and synthetic images. On synthetic images the target
+  gives the new classes probability 0; otherwise old images are classified as new classes.
+- `abd`: "Always Be Dreaming" (Smith et al., ICCV 2021, equations 8 to 11). Cross-entropy among the
+  new classes on the new images, cross-entropy over all classes with fixed features, and feature
+  distillation weighted by the old head. Class weights are those of the authors' code.
+- `lwf`: Learning without Forgetting (Li and Hoiem 2016), without synthetic images.
+- `finetune`: cross-entropy on the new images alone, the baseline.
+
+All recipes use Adam with cosine annealing; Smith et al. use 250 epochs of SGD at 0.1 with three
+drops.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,9 @@ __all__ = [
 
 
 def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
-    """A copy whose last linear layer has `num_classes` outputs, the old ones as they were.
+    """Copy the network and extend its last linear layer to `num_classes` outputs.
 
-    Raises TeacherError for a network without a last linear layer.
+    Raises TeacherError if there is no last linear layer.
     """
     check_head(teacher)
     old, name = teacher.last_linear, str(teacher.capabilities.last_linear)
@@ -56,15 +56,15 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
 
 
 def check_head(teacher: Teacher) -> None:
-    """TeacherError for a network without a last linear layer."""
+    """Raise TeacherError if the network has no last linear layer."""
     if teacher.capabilities.last_linear is None:
         raise TeacherError("learning new classes needs a last linear layer")
 
 
 def check_new_classes(teacher: Teacher, images: Tensor, labels: Tensor) -> None:
-    """DataError unless there are images, and labels that are not of old classes.
+    """Raise DataError unless each image has a label, and labels continue those of the old classes.
 
-    TeacherError for a network without a last linear layer.
+    Raises TeacherError if the network has no last linear layer.
     """
     check_head(teacher)
     old = teacher.num_classes
@@ -79,7 +79,7 @@ def check_new_classes(teacher: Teacher, images: Tensor, labels: Tensor) -> None:
 
 def learn(
     teacher: Teacher,
-    dreams: Tensor,
+    synthetic: Tensor,
     images: Tensor,
     labels: Tensor,
     config: LearnClassesConfig,
@@ -87,20 +87,20 @@ def learn(
     rng: torch.Generator,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Teacher:
-    """A network that knows the old classes and the new ones.
+    """Train a copy of the network on new classes, and return it.
 
     Args:
-        teacher: the old network of K classes, left as it was.
-        dreams: uint8 (N, C, H, W) synthesized from it; not looked at by lwf and finetune.
-        images: uint8 (M, C, H, W), the real images of the new classes.
-        labels: (M,) from K on.
-        config: see ContinualConfig.
-        rng: of the new outputs and the draws.
+        teacher: network of the K old classes; not changed.
+        synthetic: synthetic images, uint8 (N, C, H, W); not used by lwf and finetune.
+        images: real images of the new classes, uint8 (M, C, H, W).
+        labels: labels of the new images, (M,), from K on.
+        config: recipe and training settings.
+        rng: generator for the weights of the new outputs and for sampling.
         on_progress: called after each step.
 
     Raises:
-        DataError: a label below K, or no image.
-        TeacherError: no last linear layer.
+        DataError, TeacherError: see `check_new_classes`; or there are no synthetic images.
+        NonFiniteError: the loss is NaN or infinite.
 
     """
     check_new_classes(teacher, images, labels)
@@ -111,7 +111,7 @@ def learn(
     model = student.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    if config.reads_images and len(dreams) == 0:
+    if config.reads_images and len(synthetic) == 0:
         raise DataError(f"{config.recipe.value} needs synthetic images of the old classes; got 0")
 
     def draw(num: int) -> Tensor:
@@ -121,12 +121,12 @@ def learn(
         index = draw(len(images))
         new = teacher.input_spec.encode(images[index].to(teacher.device))
         target = labels[index].to(teacher.device)
-        dreamt = new[:0]
+        replayed = new[:0]
         if config.reads_images:
-            index = draw(len(dreams))
-            dreamt = teacher.input_spec.encode(dreams[index].to(teacher.device))
+            index = draw(len(synthetic))
+            replayed = teacher.input_spec.encode(synthetic[index].to(teacher.device))
         model.train()
-        loss = _loss(student, teacher, new, target, dreamt, config)
+        loss = _loss(student, teacher, new, target, replayed, config)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss became {loss.item()} at step {step}; lower lr")
         optimizer.zero_grad()
@@ -144,10 +144,10 @@ def _loss(
     teacher: Teacher,
     new: Tensor,
     target: Tensor,
-    dreamt: Tensor,
+    replayed: Tensor,
     config: LearnClassesConfig,
 ) -> Tensor:
-    both, old = torch.cat([new, dreamt]), teacher.num_classes
+    both, old = torch.cat([new, replayed]), teacher.num_classes
     if config.recipe is Recipe.ABD:
         return _abd_loss(student, teacher, both, target, config.old_weight)
     logits = student(both)
@@ -158,7 +158,7 @@ def _loss(
         wanted = teacher(both)
     num_new = len(new)
     kept = kl_divergence(logits[:num_new, :old], wanted[:num_new], config.temperature)
-    if len(dreamt):  # a dream is of no new class
+    if len(replayed):  # synthetic images are of old classes only
         padded = F.pad(wanted[num_new:], (0, logits.shape[1] - old), value=-1e4)
         kept = kept + kl_divergence(logits[num_new:], padded, config.temperature)
     return loss + config.old_weight * kept
@@ -167,7 +167,7 @@ def _loss(
 def _abd_loss(
     student: Teacher, teacher: Teacher, both: Tensor, target: Tensor, keep: float
 ) -> Tensor:
-    """ABD, equations 8 to 11: `both` is the new images, of the classes `target`, then the old."""
+    """Return the loss of ABD, equations 8 to 11, on `both`: new images, then synthetic ones."""
     num_new, old = len(target), teacher.num_classes
     logits, features = student.with_features(both)
     with torch.no_grad():
@@ -183,7 +183,7 @@ def _abd_loss(
 
 
 def _class_weights(num_old: int, num_classes: int) -> Tensor:
-    """ABD's weights by class id: of an old class the share of old classes, of a new one the rest.
+    """Return ABD's class weights (K,): the fraction of old classes for each old one, else the rest.
 
     >>> _class_weights(3, 4)
     tensor([0.7500, 0.7500, 0.7500, 0.2500])
@@ -194,21 +194,21 @@ def _class_weights(num_old: int, num_classes: int) -> Tensor:
 
 
 def _feature_distillation(change: Tensor, head: Tensor) -> Tensor:
-    """ABD's: 0.1 of the mean square of what a change of features does to the old logits.
+    """Return 0.1 times the mean squared change of the old logits (ABD).
 
     Args:
-        change: (N, features), new less old.
-        head: (old classes, features), the weights of the old head.
+        change: new features minus old features, (N, features).
+        head: weights of the old head, (old classes, features).
 
     """
     return 0.1 * F.linear(change, head).pow(2).mean()
 
 
 def average_and_forgetting(accuracies: list[list[float]]) -> tuple[float, float]:
-    """Mean accuracy over tasks at the end, and how much was lost since each task's best.
+    """Return the mean final accuracy over tasks, and the mean drop from each earlier task's best.
 
     Args:
-        accuracies: after each task i, the accuracy on tasks 0 to i.
+        accuracies: row i holds the accuracy on tasks 0 to i after learning task i.
 
     >>> average, forgetting = average_and_forgetting([[1.0], [0.75, 0.5]])
     >>> average, forgetting

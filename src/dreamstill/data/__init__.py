@@ -1,1 +1,1 @@
-"""Images: read, stored, replayed, augmented."""
+"""Read, store, replay and augment images."""

@@ -1,4 +1,4 @@
-"""Augment images that are shown again."""
+"""Augment replayed images."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ __all__ = ["Augmentation", "augment"]
 
 
 def augment(images: Tensor, spec: InputSpec, config: Augmentation, rng: torch.Generator) -> Tensor:
-    """Augment (N, C, H, W) in the teacher's input space; edges repeat; clipped to the range."""
+    """Augment inputs (N, C, H, W) and clip them to the valid range; borders repeat the edge."""
     num, device = len(images), images.device
 
     def uniform(low: float, high: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Warn where the images that a network learns from lack classes of its teacher."""
+"""Warn if training images lack classes of the teacher."""
 
 import logging
 
@@ -10,25 +10,23 @@ __all__ = ["class_counts", "missing_classes", "warn_of_classes"]
 log = logging.getLogger(__name__)
 
 MOST_SHARE = 0.95
-"""Share of the images that may be of one class."""
+"""Maximum fraction of the images in one class."""
 MOST_NAMED = 10
-"""Classes that are listed in a message."""
+"""Maximum number of classes listed in a message."""
 WAY_OUT = "make more images, or take another method or preset, or images of your own"
 
 
 def class_counts(logits: Tensor) -> Tensor:
-    """Count how many of (N, K) logits name each class: int64 (K,), on the CPU."""
+    """Count the predictions of each class in logits (N, K): int64 (K,), on the CPU."""
     return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
 
 
 def missing_classes(counts: Tensor, images: str = "synthetic images") -> str | None:
-    """Say in one line that a class is missing among images, or that nearly all are of one class.
+    """Return a warning if a class has no image, or one class more than 95 % of them; else None.
 
     Args:
-        counts: images that the teacher gives each class, (K,).
-        images: what they are.
-
-    None where every class is named and none is above 95 %, or where there are no images.
+        counts: number of images per class, as predicted by the teacher, (K,). All 0 gives None.
+        images: name of the images in the message.
 
     >>> print(missing_classes(torch.tensor([60, 0, 40]), "images"))
     the teacher gives none of the 100 images class 1: nothing here teaches it; make more images, \
@@ -57,11 +55,11 @@ or take another method or preset, or images of your own
 
 
 def warn_of_classes(logits: Tensor, *, given: bool = False) -> list[str]:
-    """Log what `missing_classes` finds of (N, K) logits; return it as a list of at most one line.
+    """Log the warning of `missing_classes`; return it in a list, which is empty without one.
 
     Args:
-        logits: the teacher's answers.
-        given: the images are the user's own, not synthetic.
+        logits: output of the teacher, (N, K).
+        given: whether the user provided the images.
 
     """
     found = missing_classes(class_counts(logits), "images" if given else "synthetic images")

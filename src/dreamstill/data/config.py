@@ -9,7 +9,7 @@ __all__ = ["Augmentation"]
 
 @config_class
 class Augmentation:
-    """Random changes of replayed images; the teacher answers anew for the changed images."""
+    """Random augmentation of replayed images; the teacher labels the augmented images again."""
 
     shift: Annotated[Float, within(0, 1)] = 0.0
     """Largest shift, as a fraction of the side; 0 to 1."""

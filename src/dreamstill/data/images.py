@@ -1,8 +1,7 @@
-"""Read real images that the user hands over; no other module opens any.
+"""Read the user's images from an .npz file or a directory of pictures.
 
-An .npz holds x, uint8 (N, C, H, W), and y (N,), or x_test and y_test. A folder holds pictures, one
-folder of them for each class where labels are asked for. Pictures are scaled and cropped around
-their center to the network's size.
+An .npz holds x, uint8 (N, C, H, W), and y (N,), or x_test and y_test. Labeled pictures need one
+directory per class. Pictures are scaled and center-cropped to the network's input size.
 """
 
 import warnings
@@ -24,15 +23,15 @@ __all__ = ["load_images", "load_unlabelled"]
 NAMES = ("x", "y", "x_test", "y_test")
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-"""No other is opened, whatever a file is called: some run programs."""
+"""Formats that Pillow may open, whatever the file's name: some others start programs."""
 MODES = {1: "L", 3: "RGB"}
 
 
 def load_unlabelled(path: StrPath, spec: InputSpec) -> Tensor:
-    """Read uint8 images (N, C, H, W): x or x_test of an .npz, or all pictures below a folder.
+    """Read uint8 images (N, C, H, W): x or x_test of an .npz, or all pictures under a directory.
 
-    They come in a random order, always the same: files are often sorted by class, and agreement is
-    measured on the last images of a set. Raises DataError that names what is wrong with the file.
+    The images are shuffled with a fixed seed: files are often sorted by class, and agreement is
+    measured on the last images. Raises DataError if a file is wrong.
     """
     if (path := Path(path)).is_dir():
         images = _pictures(path, _picture_files(path, deep=True), spec)
@@ -47,14 +46,14 @@ def load_images(
     """Read uint8 images (N, C, H, W) and labels (N,).
 
     Args:
-        path: an .npz with x, y or x_test, y_test; or a folder of classes' folders. Their names are
-            the labels where they are numbers, else classes are numbered in the order of names.
-        spec: what the images must fit.
-        num_classes: labels are below it; None: as many as there are.
-        first: number of the first class, of a folder whose classes have names.
+        path: .npz with x and y, or x_test and y_test; or a directory with one directory per class,
+            whose names are the labels if all are numbers, else sorted and numbered.
+        spec: input spec that the images must match.
+        num_classes: exclusive upper bound of the labels; None for no bound.
+        first: label of the first class in a directory of named classes.
 
     Raises:
-        DataError: names what is wrong.
+        DataError: a file, an image or a label is wrong.
 
     """
     if (path := Path(path)).is_dir():
@@ -118,7 +117,7 @@ def _pictures(path: Path, files: list[Path], spec: InputSpec) -> Tensor:
 
 
 def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read a picture upright, as uint8 (height, width, channels)."""
+    """Read a picture, rotated as its EXIF data says, as uint8 (height, width, channels)."""
     warnings.simplefilter("error", Image.DecompressionBombWarning)  # within `reading`
     with Image.open(file, formats=FORMATS) as picture:
         if picture.mode.startswith(("I", "F")):
@@ -129,13 +128,13 @@ def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays x and y of an .npz, or x_test and y_test under those names."""
+    """Read x and y of an .npz, or x_test and y_test under the names x and y."""
     with (
         reading(path, DataError, "is not an .npz of plain arrays", what="images"),
-        path.open("rb") as file,  # NumPy does not close what it cannot read
+        path.open("rb") as file,  # NumPy leaves a file open that it cannot read
         np.load(file, allow_pickle=False) as archive,
     ):
-        # an entry that is no array comes as bytes
+        # an entry that is not an array is read as bytes
         arrays = {name: np.asarray(archive[name]) for name in archive.files if name in NAMES}
     suffix = "" if "x" in arrays else "_test"
     return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}

@@ -1,8 +1,8 @@
-"""A bounded store of synthetic images to replay: uint8, in memory or in a file that is mapped.
+"""Replay buffer of uint8 images, in memory or in a memory-mapped file.
 
-Between commits new images live in memory alone; `state_dict` carries them, and `commit` writes
-them. So a checkpoint and the file always agree, wherever a kill falls: write the checkpoint,
-then commit; on resume the checkpoint's images are written again over whatever was half done.
+New images stay in memory until `commit` writes them; `state_dict` includes them. Save the
+checkpoint before the commit: if the process is killed in between, resuming writes the images of
+the checkpoint again.
 """
 
 import math
@@ -27,17 +27,18 @@ __all__ = ["ReplayBuffer"]
 
 
 class ReplayBuffer:
-    """Store at most `capacity` images; a new one replaces the oldest.
+    """Replay buffer of at most `capacity` images, in which new images replace the oldest.
 
     Args:
-        folder: holds images.npy (uint8 (capacity, C, H, W)) and buffer.json. None: in memory alone.
-        spec: the teacher's input.
+        folder: directory of images.npy, uint8 (capacity, C, H, W), and buffer.json; None keeps the
+            images in memory.
+        spec: input spec of the teacher.
         capacity: at least 1.
-        create: make the file; else it must be there, and `load_state_dict` checks what is in it.
+        create: create the file; otherwise it must exist, and `load_state_dict` checks its images.
 
     Raises:
-        ConfigError: there is no room for so many images in memory.
-        RunError: the file cannot be made, or is not there, or of another shape or type.
+        ConfigError: `capacity` is below 1, or the images do not fit in memory.
+        RunError: the file cannot be created, is missing, or has another shape or type.
 
     """
 
@@ -62,12 +63,12 @@ class ReplayBuffer:
             except OSError as error:
                 raise RunError(f"cannot make {folder}: {error.strerror}") from error
             make_images(folder / "images.npy", self._shape)
-        self._sums = np.zeros(capacity, np.uint32)  # of each image
+        self._sums = np.zeros(capacity, np.uint32)
         self._open(folder)
 
     @classmethod
     def reopen(cls, folder: StrPath, spec: InputSpec) -> "ReplayBuffer":
-        """Open a buffer as its last commit left it, to read; RunError where it is not as it was."""
+        """Open a buffer for reading, as of its last commit; raise RunError if it has changed."""
         folder = Path(folder)
         card = read_plain(folder / "buffer.json")
         capacity, added = card.get("capacity"), card.get("added")
@@ -83,7 +84,7 @@ class ReplayBuffer:
         return buffer
 
     def _open(self, folder: Path) -> None:
-        # copy-on-write: what is added stays in memory until it is committed
+        # copy-on-write: new images stay in memory until they are committed
         self._images = map_images(folder / "images.npy", self._shape, "c")
 
     def _checksum(self) -> str:
@@ -93,7 +94,7 @@ class ReplayBuffer:
         return min(self.added, self.capacity)
 
     def add(self, batch: Batch) -> None:
-        """Store the batch's images, rounded to uint8, over the oldest ones."""
+        """Store the images of a batch, rounded to uint8, in place of the oldest."""
         images = self.spec.decode(batch.images).cpu()[-self.capacity :]
         self._put(self._images, self.added, images)
         if self._folder is not None:
@@ -103,7 +104,7 @@ class ReplayBuffer:
         while self._journal and self._journal[0][0] + len(self._journal[0][1]) <= (
             self.added - self.capacity
         ):
-            self._journal.pop(0)  # all overwritten since
+            self._journal.pop(0)  # all of its images have been replaced
 
     def _slots(self, start: int, images: Tensor) -> NDArray[np.int64]:
         return (start + np.arange(len(images))) % self.capacity
@@ -112,17 +113,17 @@ class ReplayBuffer:
         store[self._slots(start, images)] = images.numpy()
 
     def images(self, most: int | None = None) -> Tensor:
-        """Return a copy of the stored images, or of at most so many: uint8 (N, C, H, W)."""
+        """Return a copy of the stored images, at most `most`: uint8 (N, C, H, W)."""
         return torch.from_numpy(np.array(self._images[: len(self)][:most]))
 
     def sample(self, num: int, rng: torch.Generator) -> Tensor:
-        """Draw `num` images with replacement, in the teacher's input space, on the rng's device."""
+        """Draw `num` images with replacement, as inputs of the teacher on the device of `rng`."""
         index = torch.randint(len(self), (num,), generator=rng, device=rng.device).cpu()
         images = torch.from_numpy(self._images[index.numpy()])
         return self.spec.encode(images.to(rng.device))
 
     def commit(self) -> None:
-        """Write what was added since the last commit to the file, where there is one."""
+        """Write the images added since the last commit to the file, if there is one."""
         if self._folder is None:
             return
         if self._journal:
@@ -141,7 +142,7 @@ class ReplayBuffer:
         write_json(self._folder / "buffer.json", card)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the images that are not on disk yet, how many were ever added, and checksums."""
+        """Return the images not yet written, the number ever added, and all checksums."""
         return {
             "added": self.added,
             "journal": list(self._journal),
@@ -149,12 +150,7 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, and write its images to the file again.
-
-        Raises:
-            RunError: the file does not hold the images that the checkpoint was written beside.
-
-        """
+        """Restore a state and commit its images; raise RunError if the file's images differ."""
         self.added = state["added"]
         self._journal = [(start, images.cpu()) for start, images in state["journal"]]
         self._sums[: len(self)] = state["checksums"].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Files of uint8 images that are made whole beforehand and looked at by memory map."""
+"""Create files of uint8 images at full size, and memory-map them."""
 
 import math
 import mmap
@@ -20,17 +20,14 @@ Images = NDArray[np.uint8]
 
 
 def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
-    """Refuse images that there is no room for, before any of them is made.
+    """Raise ConfigError if `num` images do not fit in memory, or twice on the disk.
 
     Args:
-        name: of the setting that says how many.
-        num: images.
-        size: bytes of each.
-        folder: where they are to go, and then to an archive of them; it may have to be made. None:
-            they are in memory alone.
-
-    Raises:
-        ConfigError: less than they need is free in memory or on the disk.
+        name: setting that gives the number of images, for the message.
+        num: number of images.
+        size: bytes per image.
+        folder: directory of the images and later of their archive; it need not exist yet. None
+            checks memory only.
 
     """
     need, rooms = num * size, list[str]()
@@ -51,7 +48,7 @@ def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
 
 
 def free_memory() -> int | None:
-    """Return the bytes of memory that a process could still have; None where nobody says."""
+    """Return the bytes of free memory, or None if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024 * int(ln.split()[1]) for ln in lines if ln.startswith("MemAvailable"))
@@ -64,14 +61,10 @@ def free_memory() -> int | None:
 
 
 def make_images(path: Path, shape: tuple[int, ...]) -> None:
-    """Make an .npy file of black images (N, C, H, W) whose whole room is taken on the disk.
+    """Create an .npy file of black images (N, C, H, W) with all its disk space allocated.
 
-    What is written to it by memory map can fail no more: a sparse file on a full disk would kill
-    the process at its first write.
-
-    Raises:
-        RunError: it cannot be made; then it is not.
-
+    In a sparse file, a write through a memory map kills the process when the disk is full. Raises
+    RunError, and leaves no file, if it cannot be created.
     """
     size = math.prod(shape)
     try:
@@ -94,29 +87,27 @@ def make_images(path: Path, shape: tuple[int, ...]) -> None:
 def map_images(
     path: Path, shape: tuple[int, ...], mode: Literal["r", "r+", "c"]
 ) -> "np.memmap[Any, np.dtype[np.uint8]]":
-    """Map a file that `make_images` made; never make one.
+    """Memory-map a file that `make_images` created.
 
-    Raises:
-        RunError: there is none, or it is of another shape, type or size.
-
+    Raises RunError if it is missing, or has another shape, type or size.
     """
     if not path.is_file():
         raise RunError(f"{path} is missing: its images were deleted or moved, and are needed")
     with reading(path, RunError):
-        images = np.lib.format.open_memmap(path, "r")  # "r+" would mend a short file
+        images = np.lib.format.open_memmap(path, "r")  # "r+" would extend a short file
         if images.dtype != np.uint8 or images.shape != shape or not images.flags.c_contiguous:
             raise ValueError(f"it must hold uint8 {shape}, and has {images.dtype} {images.shape}")
     return images if mode == "r" else np.lib.format.open_memmap(path, mode)
 
 
 def let_go(images: Images) -> None:
-    """Take the pages of a map of mode "r+" out of this process's memory; the file keeps them."""
+    """Drop the pages of a map of mode "r+" from this process's memory; the file keeps them."""
     if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         images.base.madvise(mmap.MADV_DONTNEED)
 
 
 def checksums(images: Images) -> NDArray[np.uint32]:
-    """CRC-32 of each image (N, C, H, W); uint32 (N,).
+    """Return the CRC-32 of each image (N, C, H, W) as uint32 (N,).
 
     >>> checksums(np.zeros((2, 1, 1, 1), np.uint8)).tolist()
     [3523407757, 3523407757]

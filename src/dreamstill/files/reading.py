@@ -1,4 +1,4 @@
-"""The one place through which files are read: whatever a reader raises becomes one typed line."""
+"""Read files, and turn whatever a reader raises into a typed one-line error."""
 
 import json
 import os
@@ -17,9 +17,9 @@ __all__ = ["StrPath", "check_file", "check_run", "read_json", "read_toml", "read
 StrPath = str | os.PathLike[str]
 
 DEEPEST = 64
-"""Tables and lists within one another in a JSON or TOML file; ours have a handful."""
+"""Maximum nesting depth of a JSON or TOML file."""
 MOST_BITS = 12_000
-"""Of an integer: Python prints none of more than 4,300 digits."""
+"""Maximum size of an integer: Python cannot print more than 4,300 digits."""
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -38,18 +38,14 @@ def reading(
     what: str = "",
     instead: str = "",
 ) -> Iterator[None]:
-    """Run a body that reads a regular file, and let it raise nothing but `error`.
+    """Turn exceptions raised while a regular file is read into `error`.
 
     Args:
-        path: of the file. Anything else than a regular file is never opened: a FIFO waits for ever.
-        error: what to raise.
-        wrong: what the file is where it cannot be read, such as "is not a whole .npz file".
-        what: what is looked for, such as "weights", for the message where there is nothing.
-        instead: what to do where the file cannot be read, for the end of the message.
-
-    Raises:
-        DreamstillError: an `error` that names the file and what is wrong; those that the body
-            raises itself pass as they are.
+        path: file to read. Only a regular file is opened: opening a FIFO would block forever.
+        error: class to raise. A DreamstillError from the body passes unchanged.
+        wrong: predicate of the message for an unreadable file, such as "is not a whole .npz file".
+        what: content of the file, such as "weights", for the message when there is no file.
+        instead: advice at the end of the message.
 
     """
     check_file(path, error, what)
@@ -61,22 +57,22 @@ def reading(
 def understood(
     where: StrPath, error: type[DreamstillError], wrong: str, *, instead: str = ""
 ) -> Iterator[None]:
-    """Run a body that interprets what was read from `where`; see `reading`."""
+    """Turn exceptions raised while the content of `where` is parsed into `error`; see `reading`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # readers warn of oddities that they get over
+            warnings.simplefilter("ignore")  # of oddities that do not stop the reader
             yield
     except (DreamstillError, BrokenPipeError):
         raise
-    except Exception as failed:  # the bytes of a file can provoke anything
-        if isinstance(failed, OSError) and failed.errno is not None:  # Pillow's have none
+    except Exception as failed:  # a damaged file can cause any exception
+        if isinstance(failed, OSError) and failed.errno is not None:  # Pillow's have no errno
             raise error(f"cannot read {where}: {failed.strerror}") from failed
         more = f"; {instead}" if instead else ""
         raise error(f"{where} {wrong}: {_reason(failed)}{more}") from failed
 
 
 def check_file(path: StrPath, error: type[DreamstillError], what: str = "") -> None:
-    """Raise `error` unless there is a regular file at `path`; see `reading`."""
+    """Raise `error` unless `path` is a regular file; see `reading`."""
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 (an empty Path is the folder)
     except (FileNotFoundError, NotADirectoryError) as failed:
@@ -92,10 +88,10 @@ def check_file(path: StrPath, error: type[DreamstillError], what: str = "") -> N
 
 
 def check_run(folder: Path, what: str = "run") -> None:
-    """Raise RunError unless a directory holds a run of this version, such as a run to resume."""
+    """Raise RunError unless a directory holds a run of this version."""
     if (folder / "config.json").is_file():
         return
-    if (folder / "settings.json").is_file():  # what config.json was called before 0.1
+    if (folder / "settings.json").is_file():  # the name of config.json before 0.1
         raise RunError(
             f"{folder} holds a run of an earlier version, whose settings have other names now: its "
             "networks and images are good, but it is not read or resumed; start another run"
@@ -104,20 +100,20 @@ def check_run(folder: Path, what: str = "run") -> None:
 
 
 def read_json(path: StrPath, error: type[DreamstillError], wrong: str = "is damaged") -> Any:
-    """Return what a JSON file holds, as plain values; raise `error` where it is no JSON."""
+    """Return the plain values in a JSON file; raise `error` if it is not JSON."""
     with reading(path, error, wrong):
         return _within_limits(json.loads(Path(path).read_text("utf-8")))
 
 
 def read_toml(path: StrPath, error: type[DreamstillError] = ConfigError) -> dict[str, Any]:
-    """Return what a TOML file holds, as plain values; raise `error` where it is no TOML."""
+    """Return the plain values in a TOML file; raise `error` if it is not TOML."""
     with reading(path, error, "is not valid TOML"):
         table: dict[str, Any] = _within_limits(tomllib.loads(Path(path).read_text("utf-8")))
         return table
 
 
 def _within_limits(value: Any, depth: int = 0) -> Any:
-    """Return the value; raise ValueError for what nothing after the reader could handle."""
+    """Return the value; raise ValueError if it is nested too deep or holds too large an integer."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
@@ -129,7 +125,7 @@ def _within_limits(value: Any, depth: int = 0) -> Any:
 
 
 def _reason(failed: Exception) -> str:
-    """Say in a line what a reader of somebody else's raised."""
+    """Describe an exception of a third-party reader in one line."""
     if isinstance(failed, RecursionError):
         return "it is nested too deep"
     if isinstance(failed, KeyError):

@@ -1,4 +1,4 @@
-"""Write files whole or not at all: under a temporary name, to the disk, and renamed."""
+"""Write files atomically."""
 
 import json
 import os
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 PART = 2**22
-"""Bytes of arrays that are written at once."""
+"""Bytes of an array written at a time."""
 
 
 def write_atomically(
@@ -35,14 +35,14 @@ def write_atomically(
     check: Callable[[Path], object] = lambda temporary: None,
     error: type[DreamstillError] = RunError,
 ) -> None:
-    """Write a file whole or not at all: under a temporary name, to the disk, and renamed.
+    """Write a file whole or not at all: sync a temporary file to the disk, then rename it.
 
     Args:
-        path: to write; the folders above it are made.
-        data: what is to be in it, or what writes that to an open file.
-        check: looks at the temporary file, which has the suffix of `path`; where it raises, no
-            file gets the name.
-        error: raised where the file cannot be written.
+        path: file to write; missing parent directories are created.
+        data: content of the file, or a function that writes it to an open file.
+        check: called with the temporary file, which has the suffix of `path`; if it raises,
+            `path` is not written.
+        error: class to raise if the file cannot be written.
 
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -69,8 +69,8 @@ def write_atomically(
 
 
 def _sync(folder: Path) -> None:
-    """See to it that a folder's names outlast a loss of power, where that can be done."""
-    with suppress(OSError):  # Windows opens no folder
+    """Sync a directory, so that a rename in it survives a loss of power."""
+    with suppress(OSError):  # Windows cannot open a directory
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -79,7 +79,7 @@ def _sync(folder: Path) -> None:
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays as a compressed .npz, a part at a time, so that those of files stay there."""
+    """Write arrays as a compressed .npz, in parts, so that memory maps are not read whole."""
 
     def write(file: IO[bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
@@ -93,7 +93,7 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 
 def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
-    """Write an array in .npy's format."""
+    """Write an array in the .npy format."""
     header = np.lib.format.header_data_from_array_1_0(array)
     np.lib.format.write_array_header_1_0(file, header | {"fortran_order": False})
     rows = array if array.ndim else array[None]
@@ -109,14 +109,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were not there, or OSError and none."""
+    """Create a directory and its parents; return the new ones. On OSError, none remains."""
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     made: list[Path] = []
     try:
         for path in reversed(absent):
             path.mkdir(exist_ok=True)
             made.append(path)
-        folder.mkdir(exist_ok=True)  # which says so where it is a file
+        folder.mkdir(exist_ok=True)  # raises if it is a file
     except OSError:
         remove_empty(made)
         raise
@@ -124,14 +124,14 @@ def make_folders(folder: Path) -> list[Path]:
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the last first, as far as they are empty."""
+    """Remove the directories that are empty, the last first."""
     for path in reversed(folders):
         with suppress(OSError):
             path.rmdir()
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or a folder and all that is in it, as far as that is possible."""
+    """Remove a file or a directory tree, and ignore errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -141,11 +141,9 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; where the body fails, what was made goes if it is empty.
+    """Create a directory and its parents; if the body fails, remove those that are still empty.
 
-    Raises:
-        RunError: it cannot be made.
-
+    Raises RunError if it cannot be created.
     """
     try:
         made = make_folders(folder)

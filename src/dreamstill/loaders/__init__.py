@@ -1,1 +1,1 @@
-"""Open a teacher from files."""
+"""Load teachers from files."""

@@ -1,4 +1,4 @@
-"""Read the card beside a file of weights."""
+"""Read the card of a teacher: a .json or .toml file next to its weights."""
 
 import difflib
 from pathlib import Path
@@ -12,11 +12,11 @@ from dreamstill.input_spec import InputSpec
 __all__ = ["CARD", "class_names_from_card", "read_card", "spec_from_card"]
 
 CARD = ("factory", "shape", "mean", "std", "range", "num_classes", "class_names")
-"""What a card says of a teacher; it may hold other notes."""
+"""Keys of a card that describe a teacher; other keys are allowed."""
 
 
 def read_card(path: StrPath) -> dict[str, Any]:
-    """Read a teacher's card (.json or .toml): see CARD. TeacherError for a misspelt name."""
+    """Read a card (.json or .toml); raise TeacherError if a key of CARD is misspelled."""
     if (path := Path(path)).suffix == ".toml":
         card = read_toml(path, TeacherError)
     else:
@@ -30,7 +30,7 @@ def read_card(path: StrPath) -> dict[str, Any]:
 
 
 def spec_from_card(card: dict[str, Any]) -> InputSpec:
-    """The input spec in a card: `shape` and either `mean` and `std` or `range`."""
+    """Return the input spec of a card: `shape`, and either `mean` and `std` or `range`."""
     if "shape" not in card:
         raise TeacherError("the input's shape is missing: give shape = [C, H, W]")
     if "range" in card and ("mean" in card or "std" in card):
@@ -51,7 +51,7 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
 
 
 def class_names_from_card(card: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return the `class_names` in a card, none where it has none; TeacherError for odd ones."""
+    """Return the `class_names` of a card, or (); raise TeacherError if type or number is wrong."""
     names = card.get("class_names", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise TeacherError(f"class_names must be a list of strings; got {shown(names)}")

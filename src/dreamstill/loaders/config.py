@@ -1,4 +1,4 @@
-"""Configuration of the file that a teacher comes from."""
+"""Configuration of a teacher's files."""
 
 from dreamstill.config import Bool, Float, Int, Text, config_class
 
@@ -7,7 +7,7 @@ __all__ = ["TeacherFile"]
 
 @config_class
 class TeacherFile:
-    """Where the teacher is. Whatever is None is read from the card beside the weights."""
+    """Files and input of a teacher. Fields that are None are read from the card."""
 
     weights: Text
     """Path of a .safetensors file or of a torch state dict."""
@@ -26,6 +26,6 @@ class TeacherFile:
     num_classes: Int | None = None
     """Number of classes, checked against the network."""
     class_names: tuple[Text, ...] | None = None
-    """A name for each class, in their order, for reports and pictures."""
+    """Names of the classes, in order, for reports and pictures."""
     allow_pickle: Bool = False
     """Consent to run the code in a full pickle. Never for a file that you do not trust."""

@@ -14,7 +14,10 @@ __all__ = ["build"]
 
 
 def build(factory: str | Callable[[], nn.Module]) -> nn.Module:
-    """Call the function of no arguments, or `module:function`, that builds a network."""
+    """Build a network with a function without arguments, or with the name `module:function`.
+
+    Raises TeacherError if it cannot be imported or fails, or does not return an initialized Module.
+    """
     if not callable(factory) and ":" not in factory:
         raise TeacherError(f"a factory is written module:function; got {factory!r}")
     try:
@@ -25,7 +28,7 @@ def build(factory: str | Callable[[], nn.Module]) -> nn.Module:
     try:
         with rng_kept():
             module = function()
-    except (Exception, SystemExit) as error:  # the user's own code: anything can come out of it
+    except (Exception, SystemExit) as error:  # the user's own code can raise anything
         raise TeacherError(f"the factory {factory!r} failed: {error!r}") from error
     if not isinstance(module, nn.Module):
         raise TeacherError(

@@ -1,4 +1,4 @@
-"""Find the state dict in a checkpoint, make its tensors plain, and fit its names to a network."""
+"""Find the state dict in a checkpoint, and match its names to a network."""
 
 import re
 from collections import Counter
@@ -18,28 +18,26 @@ from dreamstill.nn.copying import make_weights_plain
 __all__ = ["find_state_dict", "fit_to", "load_module", "load_weights"]
 
 CHECKPOINTS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params")
-"""Names under which torch files hold a state dict among other things."""
+"""Usual keys of the state dict in a checkpoint."""
 AVERAGES = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "module")
-"""Names of averaged weights, or of their wrapper: taken where there are no others."""
+"""Keys of averaged weights or of their wrapper, used if no key of CHECKPOINTS is present."""
 EXTRAS = ("n_averaged", "total_ops", "total_params", "initted", "step", "num_updates", "decay")
-"""Last parts of names that averaging and counting of operations add, and no layer has."""
+"""Last parts of names that weight averaging and operation counters add, to be dropped."""
 
 
 def find_state_dict(loaded: Any, source: Any) -> dict[str, Tensor]:
-    """Find the state dict in what a file held: itself, a module's, or an entry of a checkpoint.
-
-    Sparse and quantized tensors become dense ones of floats.
+    """Return the state dict in a loaded file, with sparse and quantized tensors made dense floats.
 
     Args:
-        loaded: what was loaded.
-        source: what messages call the file.
+        loaded: a state dict, a module, or a checkpoint with either as an entry.
+        source: name of the file in messages.
 
     Raises:
-        TeacherError: there is none, or a name or a tensor in it is of no use to a network.
+        TeacherError: there is no state dict, a name is not a string, or a tensor is complex.
 
     """
     state = loaded.state_dict() if isinstance(loaded, nn.Module) else loaded
-    for _ in range(3):  # an average may be wrapped once more
+    for _ in range(3):  # averaged weights may be nested
         inside = _inside(state)
         if inside is None:
             break
@@ -58,7 +56,7 @@ def find_state_dict(loaded: Any, source: Any) -> dict[str, Tensor]:
 
 
 def _inside(state: Any) -> Any:
-    """The state dict in an entry of a checkpoint; None where this is one, or has none."""
+    """Return the state dict in an entry of a checkpoint, or None if there is no such entry."""
     if isinstance(state, nn.Module):
         return state.state_dict()
     if not isinstance(state, Mapping):
@@ -82,27 +80,27 @@ def _dense(name: str, value: Tensor, source: Any) -> Tensor:
 def fit_to(
     expected: Mapping[str, Tensor], state: dict[str, Tensor], source: Any, factory: str
 ) -> dict[str, Tensor]:
-    """Bring the names of a state dict to those that a network has.
+    """Match the names of a state dict to those of a network.
 
-    Wrappers put something before every name (DataParallel, torch.compile, Lightning, averages, a
-    network that was part of a larger one); counters of averaging and of operations are dropped, and
-    masks of torch.nn.utils.prune applied where the network has none.
+    Strips the prefixes of wrappers (DataParallel, torch.compile, Lightning, averages, a larger
+    network), drops the entries in EXTRAS, and applies masks of torch.nn.utils.prune if the network
+    has none.
 
     Args:
-        expected: the network's own state dict.
-        state: of the file.
-        source: what messages call the file.
-        factory: what they call the network.
+        expected: state dict of the network.
+        state: state dict of the file.
+        source: name of the file in messages.
+        factory: name of the network in messages.
 
     Raises:
-        TeacherError: a tensor is missing, unexpected, of another shape, or not finite.
+        TeacherError: a tensor is missing, unexpected or of another shape.
 
     """
     if not any(name.endswith("_mask") for name in expected):
         state = _masked(state)
     state = _without_wrapper(expected, state, source)
     for name in expected.keys() - state.keys():
-        if name.endswith("num_batches_tracked"):  # files of before torch 0.4.1 have none
+        if name.endswith("num_batches_tracked"):  # absent before torch 0.4.1
             state[name] = expected[name]
     if missing := sorted(expected.keys() - state.keys()):
         raise TeacherError(f"{source} lacks {missing[0]!r}, which {factory} has")
@@ -119,7 +117,7 @@ def fit_to(
 
 
 def _masked(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply the masks of torch.nn.utils.prune: `weight_orig` and `weight_mask` become `weight`."""
+    """Replace `weight_orig` and `weight_mask` of torch.nn.utils.prune by their product."""
     masks = {
         name.removesuffix("_mask"): value for name, value in state.items() if name.endswith("_mask")
     }
@@ -133,7 +131,7 @@ def _masked(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _without_wrapper(
     expected: Iterable[str], state: dict[str, Tensor], source: Any
 ) -> dict[str, Tensor]:
-    """Take off what stands before the names of the network that is meant."""
+    """Strip the prefix of wrappers; raise TeacherError if several networks match."""
     wanted = {name for name in expected if not name.endswith("num_batches_tracked")}
     if not wanted or wanted & state.keys():
         return state
@@ -154,7 +152,7 @@ def _without_wrapper(
 
 
 def _prefixes(wanted: set[str], names: Iterable[str]) -> Counter[str]:
-    """By what stands before a wanted name, a dot at its end, how many wanted names it precedes."""
+    """Count, for each prefix with its final dot, the wanted names that follow it."""
     found = Counter[str]()
     for name in names:
         cuts = [0, *(match.end() for match in re.finditer(r"\.", name))]
@@ -163,14 +161,14 @@ def _prefixes(wanted: set[str], names: Iterable[str]) -> Counter[str]:
 
 
 def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """Read a state dict from .safetensors, or from a torch file.
+    """Load a state dict from a .safetensors or torch file.
 
     Args:
-        path: the file. A torch file may hold the state dict itself, or an entry of a checkpoint.
-        allow_pickle: run the code that a full pickle carries. Never for a file you do not trust.
+        path: file with a state dict, or a torch checkpoint with one as an entry.
+        allow_pickle: run the code in a full pickle. Do not set it for a file you do not trust.
 
     Raises:
-        TeacherError: there is no such file, or it holds no state dict.
+        TeacherError: the file is missing or damaged, or holds no state dict.
 
     """
     path = Path(path)
@@ -185,14 +183,10 @@ def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tens
 
 
 def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -> nn.Module:
-    """Build by `module:function` and load weights; names, shapes and finiteness are checked.
+    """Build a network with `module:function` and load its weights as float32.
 
-    Weights are float32 whatever the file has, and those that torch's utilities compute, as
-    weight_norm does, become plain.
-
-    Raises:
-        TeacherError: the factory fails, or the file is not weights of what it builds.
-
+    Weights that are computed before each pass, as by weight_norm, become plain parameters. Raises
+    TeacherError if the factory fails, or names, shapes or values of the weights are wrong.
     """
     module = build(factory)
     state = load_weights(weights, allow_pickle=allow_pickle)
@@ -203,7 +197,7 @@ def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], weights: StrPath, factory: str) -> None:
-    """Load a state dict whose names, shapes and values are checked."""
+    """Load a state dict into a module; raise TeacherError if a name, shape or value is wrong."""
     state = fit_to(module.state_dict(), state, weights, factory)
     parameters = dict(module.named_parameters())
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Open a teacher from a state dict and its factory."""
+"""Open a teacher from its weights, factory and card."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ __all__ = ["TeacherFile", "open_from"]
 def open_from(
     file: TeacherFile, *, device: str = "cpu", precision: Precision = Precision.FLOAT32
 ) -> Teacher:
-    """Open the teacher that a TeacherFile describes; options win over the card.
+    """Open the teacher that a TeacherFile describes; its fields override the card.
 
     Raises:
-        ConfigError: no factory is given, what is given is of another type, or the device is not
+        ConfigError: the factory is missing, a value has the wrong type, or the device is not
             available.
         TeacherError: the card, the factory or the weights are wrong, or the network does not run.
 

@@ -1,1 +1,1 @@
-"""Whole jobs: synthesize, distill, chains, continual learning, the demo."""
+"""Run whole jobs in run directories: synthesize, distill, compress, learn classes, demo."""

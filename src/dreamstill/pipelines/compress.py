@@ -1,10 +1,10 @@
-"""Compress a network in stages, on one set of images: distill, prune, merge, factorize, ...
+"""Compress a network in stages, such as distill, prune and int8, on one set of images.
 
-A run's directory holds config.json, environment.json, fingerprints.json (digests of the
-configuration, the teacher and the given images), images.npz, weights.json, and for every stage its
-network (stages/N-TASK.pt), its record (stages/N-TASK.json) and its files; a resume does not repeat
-finished stages. The record has digests of the stage's configuration and files and of the images: a
-file that does not match is not opened. `saved_networks` reads networks back without running code.
+A run directory holds config.json, environment.json, fingerprints.json (of configuration, teacher
+and given images), images.npz, weights.json, and for every stage its network (stages/N-TASK.pt), its
+record (stages/N-TASK.json) and its files. Finished stages are not repeated on resuming. A record
+has digests of the stage's configuration, files and images; a file that does not match is not
+opened.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import claimed
 from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
-from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
+from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_size
 from dreamstill.teacher import Teacher
 
 __all__ = ["compressed", "run_compression"]
 
 NUM_SHOWN = 1000
-"""The last images, on which agreement is measured and ranges are shown."""
+"""Number of images, from the end, for agreement and activation ranges."""
 
 
 def run_compression(
@@ -53,30 +53,30 @@ def run_compression(
     real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
-    """Run a compression pipeline in a directory, or resume it after its last finished stage.
+    """Run a compression pipeline, or resume it after its last finished stage.
 
     Args:
-        folder: new, or with `resume` one that holds the same job, as far as it was finished.
-        chain: what to do.
-        resume: finished stages are read back, not done again.
-        real: .npz with x, y: every network is measured on it, once, after the last stage.
+        folder: run directory, new or empty; with `resume`, one whose finished stages are the first
+            stages of `job`.
+        job: configuration.
+        resume: read finished stages back.
+        real: images and labels, as .npz or a directory, to measure all networks on at the end.
         on_progress: called after every synthesized batch and training step.
 
     Returns:
-        What summary.json holds: the teacher and every stage with its bytes, parameters,
-        multiply-accumulates, latency in the one `runtime`, agreement on a thousand of the images
-        where there are any, accuracy if measured, and the files written; `warnings`, of the
-        images' classes.
+        Content of summary.json: for the teacher and every stage bytes, parameters, MACs, latency
+        in one `runtime`, agreement on up to 1000 of the images, accuracy with `real`, and files;
+        and `warnings` about classes without images.
 
     Raises:
-        TeacherError: a network cannot be opened, built, kept between stages, or changed by a task.
-        DataError: images that are given are wrong, or too few.
-        RunError: the folder holds something else, or with `resume` another job, one of another
-            teacher or other images, or a damaged file.
-        ConfigError: what a task is asked for does not go with its network, or a library that the
-            task needs is absent.
-        ExportError: an int8 or packed file cannot be written, or does not answer as its network.
-        NonFiniteError: a loss, or a layer's solution, is not finite.
+        TeacherError: a network cannot be opened, built, saved or changed by a task.
+        DataError: given images are wrong or too few.
+        RunError: the directory is not empty, belongs to another job, teacher or images, or has a
+            damaged file.
+        ConfigError: a task does not fit its network, or its library is not installed.
+        ExportError: an int8 or packed file cannot be written, or its output differs from its
+            network's.
+        NonFiniteError: a loss or the solution of a layer is not finite.
 
     """
     return compressed(folder, job, resume=resume, real=real, on_progress=on_progress)[1]
@@ -90,7 +90,7 @@ def compressed(
     real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Do as `run_compression` does, and return the last network with the summary."""
+    """Do as `run_compression`, and return the last network with the summary."""
     folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     rng = torch.Generator(job.device).manual_seed(job.seed)
@@ -103,9 +103,9 @@ def compressed(
     with claimed(
         folder,
         job,
-        origin_of(teacher, images=images),
+        fingerprints_of(teacher, images=images),
         resume=resume,
-        worth=("images.npz", "images.pt", "stages/*.json"),
+        keeps=("images.npz", "images.pt", "stages/*.json"),
         makes=("images.npy", "stages"),
         free=("stages",),
     ):
@@ -126,19 +126,19 @@ def compressed(
 def _own_images(
     folder: Path, job: CompressJob, teacher: Teacher, on_progress: OnProgress
 ) -> Tensor:
-    """A chain's own images, uint8 (N, C, H, W); none where it looks at none."""
+    """Return the synthetic images of a pipeline, uint8 (N, C, H, W); empty if it reads none."""
     if not job.reads_images:
         return torch.empty(0, *teacher.input_spec.shape, dtype=torch.uint8)
     return own_images(folder / "images.npz", job, teacher, on_progress)
 
 
 def _stem(folder: Path, index: int, stage: StageConfig) -> Path:
-    """Where a stage's files go, less their suffix."""
+    """Return the path of a stage's files without suffix."""
     return folder / f"{index + 1}-{stage.task}"
 
 
 def check_finished(folder: Path, job: CompressJob) -> None:
-    """RunError unless the finished stages of a run's folder are the first ones of a job."""
+    """Raise RunError unless the finished stages in a run directory are stages of the job."""
     names = {_stem(folder / "stages", i, stage).name: stage for i, stage in enumerate(job.stages)}
     for path in (folder / "stages").glob("*.json"):
         stage = names.get(path.stem)
@@ -150,7 +150,7 @@ def check_finished(folder: Path, job: CompressJob) -> None:
 
 
 class Made(NamedTuple):
-    """A network on the way, the teacher first, and its record."""
+    """Network of the teacher or of a stage, with its record."""
 
     name: str
     network: nn.Module
@@ -166,7 +166,7 @@ def _run_stages(
     kin: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
-    """Do every stage on what the one before it made, or read it back where it is finished."""
+    """Run every stage on the network of the stage before, or read it back if it is finished."""
     folder.mkdir(exist_ok=True)
     shown, wanted = images[-NUM_SHOWN:], wanted[-NUM_SHOWN:]
     record = _measured(teacher.module, {}, folder, teacher.input_spec, shown, wanted)
@@ -187,14 +187,14 @@ def _run_stages(
                 record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.input_spec, shown, wanted)
             save_network(network, stem.with_suffix(".pt"))
-            origin = {"config": digest(to_plain(stage)), "images": shown_of}
-            write_json(stem.with_suffix(".json"), record | origin | {"sha256": _hashes(stem)})
+            made_from = {"config": digest(to_plain(stage)), "images": shown_of}
+            write_json(stem.with_suffix(".json"), record | made_from | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
     return made
 
 
 def _hashes(stem: Path) -> dict[str, str]:
-    """SHA-256 of all files of a stage, by name."""
+    """Return the SHA-256 of all files of a stage except its record, by name."""
     files = sorted(path for path in stem.parent.glob(f"{stem.name}.*") if path.suffix != ".json")
     for path in files:
         check_file(path, RunError)
@@ -204,11 +204,9 @@ def _hashes(stem: Path) -> dict[str, str]:
 def _read_stage(
     stem: Path, images: str, kin: Sequence[nn.Module]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A finished stage's network and record.
+    """Read the network and record of a finished stage.
 
-    Raises:
-        RunError: a file of it is gone, or another than was written, or it was made on other images.
-
+    Raises RunError if a file is missing or changed, or the stage was run on other images.
     """
     record = read_plain(stem.with_suffix(".json"))
     written = record.pop("sha256", None)
@@ -236,7 +234,7 @@ def _summarize(
     real: Path | None,
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
-    """Measure what was made, and write weights.json, network.onnx and the stages' own files."""
+    """Measure all networks, and write weights.json, network.onnx and the files of the stages."""
     runtime = compare_delivered(folder / "stages", made, teacher.input_spec)
     summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
@@ -258,7 +256,7 @@ def _summarize(
         summary["network"] = export(
             made[-1].network, folder / "network.onnx", teacher.input_spec
         ).path
-    except ExportError as error:  # what the stages made is worth its summary
+    except ExportError as error:  # the stages are finished: their summary is still of use
         summary["not_exported"] = str(error)
     return summary
 
@@ -271,13 +269,13 @@ def _measured(
     images: Tensor,
     wanted: Tensor,
 ) -> dict[str, Any]:
-    """A stage's record with its size, and its agreement with the logits wanted for the images."""
+    """Return a record with the network's size and its agreement with the logits `wanted`."""
     run = _runtime(network, record, folder)
     size = asdict(measure_size(network, spec))
     if "files" not in record:
         size["weight_bytes"] = size["bytes"]
     del size["bytes"]
-    if not len(images):  # the tasks look at none, and none are made to measure agreement on
+    if not len(images):  # no task reads any, and none were asked for to measure agreement
         return size | record
     return size | {"agreement": agreement(_answers(network, run, spec, images), wanted)} | record
 
@@ -285,7 +283,7 @@ def _measured(
 def _answers(
     network: nn.Module, run: Callable[[Tensor], Tensor], spec: InputSpec, images: Tensor
 ) -> Tensor:
-    """Logits of what answers for a stage; files answer on the CPU."""
+    """Return the logits of a network or of its exported file, which runs on the CPU."""
     device = device_of(network) if run is network else "cpu"
     with evaluating(network):
         return answers(run, spec, images, device=device)
@@ -294,7 +292,7 @@ def _answers(
 def _runtime(
     network: nn.Module, record: dict[str, Any], folder: Path
 ) -> Callable[[Tensor], Tensor]:
-    """What answers for a stage: its network, or of int8 the first file in its own runtime."""
+    """Return the network of a stage, or the first int8 file loaded in its runtime."""
     if record.get("task") != "int8":
         return network
     return load_exported(folder / Path(record["files"][0]["path"]).name)  # it may have moved

@@ -1,4 +1,4 @@
-"""Configuration of whole jobs: a teacher, where the images come from, and what is made of them."""
+"""Configuration of jobs: the teacher, the images and the task."""
 
 from dataclasses import field, fields
 from typing import Annotated, Any, ClassVar
@@ -45,24 +45,24 @@ __all__ = [
 ]
 
 MOST_IMAGES = 10**15
-"""Upper bound of a number of images; `check_room` asks whether there is room for them."""
+"""Upper bound of a number of images; `check_room` checks whether they fit."""
 
 
 @config_class
 class JobConfig:
-    """Configuration that all jobs share."""
+    """Base of the configuration of all jobs."""
 
     teacher: TeacherFile
     method: Text = "structured_noise"
-    """The method that synthesizes images; see `list_methods`."""
+    """Method that synthesizes images; see `list_methods`."""
     synthesis: Any = None
     """Configuration of the method. Default: the method's own."""
     seed: Seed = 0
-    """Seed of everything random; in [0, 2^63)."""
+    """Seed of all random numbers; in [0, 2^63)."""
     device: Text = "cpu"
     """Device on which images are synthesized and networks trained, such as cpu or cuda."""
     precision: Precision = Precision.FLOAT32
-    """float32, or bfloat16: faster for all but the smallest networks, where the device has it."""
+    """float32, or bfloat16: faster for all but the smallest networks, if the device supports it."""
     checkpoint_every: Annotated[Float, at_least(0)] = 20.0
     """Seconds between checkpoints; at least 0. It does not change the result."""
 
@@ -76,13 +76,13 @@ class JobConfig:
 
     @property
     def needs_student(self) -> bool:
-        """Tell whether the method depends on a live student, with its configuration."""
+        """Whether the method, as configured, needs a live student."""
         return needs_student(self.method, self.synthesis)
 
 
 @config_class
 class DistillJob(JobConfig):
-    """Configuration of a student's distillation while a method makes its images."""
+    """Configuration of the distillation of a student on images that a method synthesizes."""
 
     student: Text
     """module:function that builds the student."""
@@ -107,7 +107,7 @@ class DistillJob(JobConfig):
 
 @config_class
 class SynthesizeJob(JobConfig):
-    """Configuration of making images alone."""
+    """Configuration of synthesizing images."""
 
     num_images: Annotated[Int, at_least(1, most=MOST_IMAGES)] = 1000
     """Number of images to make; at least 1."""
@@ -115,12 +115,12 @@ class SynthesizeJob(JobConfig):
 
 @config_class
 class ImagesJob(JobConfig):
-    """Configuration of a job on a set of images that is given, or made first."""
+    """Configuration of a job on images that are given or synthesized first."""
 
     images: Text | None = None
     """.npz with x, uint8 (N, C, H, W). Default: synthesize them."""
     num_images: Annotated[Int, at_least(8, most=MOST_IMAGES)] | None = None
-    """Number of images to synthesize; at least 8. Default: 4000, or none where no stage looks at
+    """Number of images to synthesize; at least 8. Default: 4000, or none if no stage reads
     images."""
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class ImagesJob(JobConfig):
             raise ConfigError(f"there is no student for {self.method} to play against here")
 
     def _refuse_synthesis(self, where: str, *names: str) -> None:
-        """Raise ConfigError if a method was chosen, or one of the named fields given."""
+        """Raise ConfigError if a method or one of the named fields is set."""
         no_effect(self, where, "method", *names)
         if self.synthesis not in (None, METHODS[self.method].config()):
             raise ConfigError(f"synthesis has no effect {where}: leave it out")
@@ -139,11 +139,11 @@ class ImagesJob(JobConfig):
 
 @config_class
 class LearnClassesJob(ImagesJob):
-    """Configuration of teaching new classes to a network."""
+    """Configuration of learning new classes."""
 
     new: Text
-    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a folder of
-    pictures for each class, named by its number or numbered in the order of their names."""
+    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a directory
+    with one directory of pictures per class, named by its number or numbered by sorted names."""
     learn_classes: LearnClassesConfig = field(default_factory=LearnClassesConfig)
     """Configuration of the training."""
 
@@ -156,7 +156,7 @@ class LearnClassesJob(ImagesJob):
 
 @config_class
 class DistillStage(DistillConfig):
-    """Configuration of a distillation on the images of a pipeline."""
+    """Configuration of the distillation stage of a pipeline."""
 
     student: Text
     """module:function that builds the student."""
@@ -175,12 +175,12 @@ STAGE_CONFIGS: dict[str, Any] = {
     "int8": Int8Config,
     "pack": PackConfig,
 }
-"""The configuration class of each task of a compression pipeline."""
+"""Configuration classes of the tasks of a compression pipeline."""
 
 
 @config_class
 class StageConfig:
-    """A task of a compression pipeline, and its configuration."""
+    """Task of a compression pipeline with its configuration."""
 
     task: Text
     config: Any
@@ -190,12 +190,12 @@ class StageConfig:
 
     @property
     def reads_images(self) -> bool:
-        """Tell whether the stage reads images, or works from the weights alone."""
+        """Whether the stage reads images; otherwise it needs the weights alone."""
         return bool(getattr(self.config, "reads_images", True))
 
 
 def _stage(task: Any) -> Any:
-    """Return the configuration class of a task; ConfigError for an unknown one."""
+    """Return the configuration class of a task; raise ConfigError if it is unknown."""
     if not isinstance(task, str) or task not in STAGE_CONFIGS:
         close = did_you_mean(task, STAGE_CONFIGS) if isinstance(task, str) else ""
         raise ConfigError(f"unknown task {shown(task)}{close}; known: {', '.join(STAGE_CONFIGS)}")
@@ -220,7 +220,7 @@ class CompressJob(ImagesJob):
         self._check_order()
 
     def _check_order(self) -> None:
-        """Raise ConfigError for stages that cannot follow one another."""
+        """Raise ConfigError if a stage cannot follow an earlier one."""
         tasks = [stage.task for stage in self.stages]
         if "distill" in tasks[1:]:
             raise ConfigError("distill starts a student afresh: it can only be the first stage")
@@ -234,20 +234,20 @@ class CompressJob(ImagesJob):
 
     @property
     def reads_images(self) -> bool:
-        """Tell whether a stage reads images, or agreement is to be measured on some."""
+        """Whether a stage reads images, or `num_images` asks for some to measure agreement."""
         return self.num_images is not None or any(stage.reads_images for stage in self.stages)
 
 
 def read_job(kind: Any, plain: dict[str, Any]) -> Any:
-    """Build a job from plain values, as a TOML file and flags have them.
+    """Build a job from the plain values of a TOML file and flags.
 
     Args:
-        kind: the class of the job.
-        plain: its fields; `preset` names values of the method and the student to start from;
-            `stage` lists the stages of a pipeline, each with its `task`.
+        kind: class of the job.
+        plain: its fields; `preset` names defaults of the method and the student, and `stage` lists
+            the stages of a pipeline, each with its `task`.
 
     Raises:
-        ConfigError: a name is unknown, or a value of another type, outside its range or without
+        ConfigError: a name is unknown, or a value has the wrong type, is out of range or has no
             effect.
 
     """

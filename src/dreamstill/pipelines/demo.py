@@ -1,4 +1,4 @@
-"""The demo: the embedded teacher from end to end."""
+"""Run the demo on the embedded teacher."""
 
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -21,8 +21,8 @@ __all__ = ["demo"]
 
 
 def demo_jobs(weights: Path, seed: int, steps: int) -> tuple[DistillJob, DistillJob]:
-    """The demo's job and its noise baseline: the same student, start, steps and schedule."""
-    # small batches: on a network this small the number of steps decides, not their size
+    """Return the demo's job and its noise baseline, which differ in the method alone."""
+    # small batches: on such a small network the number of steps matters more than their size
     distillation = DistillConfig(
         steps=steps, batch_size=64, lr=1e-3, validate_every=500, buffer_size=5000, inherit=True
     )
@@ -45,7 +45,7 @@ def demo(
     resume: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
-    """The embedded LeNet-5 to LeNet-5-Half, its noise baseline, real digits, exports and report."""
+    """Distill LeNet-5 to LeNet-5-Half, with its noise baseline, evaluation, exports and report."""
     folder = Path(folder)
     with as_file(files("dreamstill") / "assets") as assets:
         job, baseline = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)

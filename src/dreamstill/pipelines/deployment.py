@@ -1,4 +1,4 @@
-"""What a chain's networks take on a device: file beside file, and all times in one runtime."""
+"""Compare the networks of a compression pipeline by file size, and by latency in one runtime."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,34 +16,33 @@ from dreamstill.profiling import measure_latency
 __all__ = ["compare_delivered", "how_much_smaller"]
 
 SIMULATED = "quantize"
-"""The task whose networks have no file of their size, and the simulation's time."""
+"""Task without a file, and whose latency would be that of the simulation."""
 
 
 def compare_delivered(
     folder: Path, made: Sequence[tuple[str, nn.Module, dict[str, Any]]], spec: InputSpec
 ) -> str:
-    """Add to each record the bytes of its network's file, and its latency in one runtime.
+    """Add to each record the bytes of its network's file and the latency in one runtime.
 
-    Networks in floats are written to FOLDER/NAME.onnx and timed there, beside the int8 file; where
-    that is of another format, in its format. Where one cannot be written, all are timed in PyTorch,
-    and int8 files, which do not run in it, have no time. Nor has simulated quantization: its time
-    would be the simulation's.
+    Float networks are exported to FOLDER/NAME, in the format of the int8 file if there is one,
+    else as ONNX. If an export fails, networks are timed in PyTorch, and int8 files have no latency.
+    Simulated quantization never has one.
 
     Args:
-        folder: of the files; those that a record names are there.
-        made: names, networks and records, the whole network first. Of a record weight_bytes, task
-            and files are read; file_bytes, bytes (of the file, else of the weights), smaller and
-            latency_ms are added where they are known.
-        spec: the input of all.
+        folder: directory of the files.
+        made: names, networks and records, the original network first. Reads weight_bytes, task and
+            files of a record; adds file_bytes, bytes (of the file, else of the weights), smaller
+            and latency_ms, each if known.
+        spec: input spec of all networks.
 
     Returns:
-        The name of the runtime.
+        Name of the runtime.
 
     """
     int8 = [_paths(folder, record) for _, _, record in made if record.get("task") == "int8"]
     kind = int8[0][0].suffix if int8 else ".onnx"
     runtime = RUNTIMES[kind.removeprefix(".")]
-    files = dict[str, Path]()  # that run
+    files = dict[str, Path]()  # that the runtime can run
     try:
         for name, network, record in made:
             if record.get("task") == "int8":
@@ -67,12 +66,12 @@ def compare_delivered(
 
 
 def _paths(folder: Path, record: Mapping[str, Any]) -> list[Path]:
-    """The files that a record names, which may have moved."""
+    """Return the paths in `folder` of the files of a record, which may have moved."""
     return [folder / Path(file["path"]).name for file in record["files"]]
 
 
 def how_much_smaller(whole: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
-    """How many times smaller, file against file, else weights against weights; None: not known.
+    """Return the ratio of file sizes, else of weight sizes, else None.
 
     >>> how_much_smaller({"file_bytes": 110, "weight_bytes": 100}, {"weight_bytes": 25})
     4.0

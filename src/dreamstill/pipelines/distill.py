@@ -1,7 +1,4 @@
-"""A run's folder: settings, environment, log, checkpoint, buffer, student; kill it and resume it.
-
-The one place that owns seeds and devices.
-"""
+"""Run a distillation in a run directory, with a log and checkpoints to resume from."""
 
 import json
 import time
@@ -13,9 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dreamstill.config import (
-    to_plain,
-)
+from dreamstill.config import to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
@@ -37,11 +32,12 @@ __all__ = ["check_student", "distill", "open_student"]
 
 
 def open_student(factory: Any, teacher: Teacher, rng: torch.Generator) -> nn.Module:
-    """Build a student with weights drawn from `rng` and check that it answers as the teacher.
+    """Build a student with initial weights from `rng`, and check that it fits the teacher.
 
     Raises:
-        ConfigError: it has another number of classes.
-        TeacherError: the factory fails, or what it builds does not run on the teacher's inputs.
+        ConfigError: its number of classes is not the teacher's.
+        TeacherError: the factory fails, or the student does not run on the teacher's inputs or
+            cannot be trained.
 
     """
     with seeded(rng):
@@ -51,7 +47,7 @@ def open_student(factory: Any, teacher: Teacher, rng: torch.Generator) -> nn.Mod
 
 
 def check_student(student: nn.Module, teacher: Teacher, name: str) -> nn.Module:
-    """Return a student ready to train, in train mode; `open_student` says what it raises."""
+    """Return a student in train mode; raise what `open_student` raises if it does not fit."""
     probe = Teacher(student, teacher.input_spec, device=str(teacher.device), role="student")
     if probe.capabilities.obstacle:
         raise TeacherError(f"the student {name!r} cannot be trained: {probe.capabilities.obstacle}")
@@ -71,21 +67,24 @@ def distill(
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """Run a distillation in `folder`, or take it up where its last checkpoint is.
+    """Run a distillation in `folder`, or resume it from its last checkpoint.
 
     Args:
-        folder: new, or with `resume` one that holds a run of the same settings.
-        job: what to do; `teacher` must be the opened job.teacher.
+        folder: run directory, new or empty; with `resume`, one of the same configuration.
+        job: configuration.
+        teacher: the teacher opened from job.teacher.
+        resume: continue the run in `folder`.
         on_progress: called after every synthesized batch and student step.
 
     Returns:
-        The chosen student, in eval mode, also written to folder/student.safetensors.
+        Selected student in eval mode, also written to FOLDER/student.safetensors.
 
     Raises:
         ConfigError: the job contradicts itself, its teacher or its student.
-        TeacherError: the student does not run, or the teacher lacks what the method needs.
-        RunError: the folder holds something else, or cannot be made, read or written.
-        NonFiniteError: a loss is not finite; before the update.
+        TeacherError: the student does not run, or the teacher lacks a capability.
+        RunError: the directory is not empty, belongs to another job or teacher, or cannot be read
+            or written.
+        NonFiniteError: a loss is not finite; raised before the update.
 
     """
     if teacher.precision is not job.precision:
@@ -95,16 +94,16 @@ def distill(
         )
     _check_competition(job)
     folder = Path(folder)
-    origin = {"teacher": teacher.fingerprint}
+    fingerprints = {"teacher": teacher.fingerprint}
     with (
         seeded_process(job.seed, job.device),
         claimed(
             folder,
             job,
-            origin,
+            fingerprints,
             device=job.device,
             resume=resume,
-            worth=("checkpoint.pt",),
+            keeps=("checkpoint.pt",),
             makes=("replay_buffer", "log.jsonl"),
         ),
     ):
@@ -113,7 +112,7 @@ def distill(
 
 
 def _check_competition(job: DistillJob) -> None:
-    """What plays against the student is made while it learns, not all against its random start."""
+    """Raise ConfigError if an adversarial method would make all its images before training."""
     streams = METHODS[job.method].synthesizer.streams
     if not job.distill.fresh_period(streams=streams) and job.needs_student:
         raise ConfigError(
@@ -123,7 +122,7 @@ def _check_competition(job: DistillJob) -> None:
 
 
 def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillation:
-    """A job's distillation before its first step."""
+    """Return the distillation of a job before its first step."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
     inherited = inherit(teacher.module, student) if job.distill.inherit else None
@@ -153,7 +152,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
 def _follow(
     folder: Path, job: DistillJob, work: Distillation, on_progress: Callable[[Progress], None]
 ) -> nn.Module:
-    """Take a distillation from its checkpoint, if there is one, to its end."""
+    """Run a distillation to its end, from its checkpoint if there is one."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
         spent = _take_up(checkpoint, job, work)
@@ -162,7 +161,7 @@ def _follow(
 
     def save() -> None:
         state = {
-            "origin": _origin_of_checkpoint(job, work.teacher),
+            "origin": _checkpoint_fingerprints(job, work.teacher),
             "work": work.state_dict(),
             "seconds": spent + time.monotonic() - start,
             "process_rng": _process_rng(job.device),
@@ -195,20 +194,18 @@ def _follow(
     return work.chosen
 
 
-def _origin_of_checkpoint(job: DistillJob, teacher: Teacher) -> dict[str, str]:
-    """What a checkpoint is of."""
+def _checkpoint_fingerprints(job: DistillJob, teacher: Teacher) -> dict[str, str]:
+    """Return the fingerprints of teacher and configuration that a checkpoint belongs to."""
     return {"teacher": teacher.fingerprint, "settings": digest(to_plain(job))}
 
 
 def _take_up(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
-    """Go on from a checkpoint; the seconds that were spent before it.
+    """Restore a checkpoint and return the seconds spent before it.
 
-    Raises:
-        RunError: it is damaged, or of another run.
-
+    Raises RunError if it is damaged or belongs to another run.
     """
     state = load_checkpoint(checkpoint, job.device)
-    wanted = _origin_of_checkpoint(job, work.teacher)
+    wanted = _checkpoint_fingerprints(job, work.teacher)
     if state.get("origin") != wanted:
         raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
     with understood(checkpoint, RunError, "does not fit its run"):
@@ -218,7 +215,7 @@ def _take_up(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
 
 
 def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
-    """Write student.safetensors and its card, so that a student opens as a teacher does."""
+    """Write student.safetensors and its card, so that it can be opened as a teacher."""
     save_weights(folder / "student.safetensors", student)
     card = {"factory": factory, **to_plain(teacher.input_spec), "num_classes": teacher.num_classes}
     names = {"class_names": list(teacher.class_names)} if teacher.class_names else {}
@@ -226,7 +223,7 @@ def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teache
 
 
 class _Log:
-    """log.jsonl: one record a line, buffered; lines after the checkpoint's step are dropped."""
+    """Buffered log with one JSON record per line; drops the lines after the checkpoint's step."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.lines = path, list[str]()
@@ -254,4 +251,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return np.inf  # torn by a kill
+        return np.inf  # cut off when the process was killed

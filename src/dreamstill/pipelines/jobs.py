@@ -1,4 +1,4 @@
-"""The main job from end to end, as the command line and the demo run it."""
+"""Inspect a teacher, and run a distillation with its report."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +21,9 @@ OnProgress = Callable[[Progress], None]
 
 
 def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
-    """What the teacher is and offers, and the methods that can use it, as plain values.
+    """Return the input, size, capabilities and usable methods of a teacher, as plain values.
 
-    With unlabelled images (.npz with x) also how alike they are to what it was trained on.
+    With unlabeled images (.npz with x), includes their `data_similarity` to the training data.
     """
     capabilities = teacher.capabilities
     similarity = {}
@@ -48,7 +48,7 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
 def distill_and_report(
     folder: StrPath, job: DistillJob, *, resume: bool = False, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """Distill, measure without real data, and write the report."""
+    """Distill, measure the student without real data, write the report; return the summary."""
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     distill(folder, job, teacher, resume=resume, on_progress=on_progress)
     summary = summarize(folder)

@@ -1,4 +1,4 @@
-"""Teach a network new classes, from their file to the device's: no old data."""
+"""Run the job that teaches a network new classes without the old data."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import LearnClassesJob
 from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import claimed
-from dreamstill.pipelines.synthesize import OnProgress, origin_of, own_images
+from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.teacher import Teacher
 
 __all__ = ["LEARNED", "learn_classes"]
@@ -38,26 +38,25 @@ def learn_classes(
     real: StrPath | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
-    """Teach a network new classes; writes it as .safetensors, .onnx and .pt2, and its worth.
+    """Teach a network new classes, and write it as .safetensors, .onnx and .pt2.
 
     Args:
-        folder: new, or with `resume` one that holds the same job.
-        job: what to do.
-        resume: images that are finished are not synthesized again, what is learned is not again.
-        real: .npz with x, y of old and new classes, or a folder: accuracy on each, before and
-            after, and forgetting, at the end.
+        folder: run directory, new or empty; with `resume`, one of the same job.
+        job: configuration.
+        resume: reuse finished images and a finished network.
+        real: images and labels of old and new classes, as .npz or a directory, to measure accuracy
+            before and after learning, and forgetting.
         on_progress: called after every step.
 
     Returns:
-        What summary.json holds: the numbers of classes, the files written, or why they could not
-        be, and, if measured, accuracy on old and new classes, average and forgetting.
+        Content of summary.json: numbers of classes, files or the reason why there are none, and,
+        with `real`, accuracy on old and new classes, its average and forgetting.
 
     Raises:
         TeacherError: the network cannot be opened, or has no last linear layer.
         DataError: images or labels are wrong, or a label is of an old class.
-        RunError: the folder holds something else, or with `resume` another job, or one of another
-            teacher or other images.
-        ConfigError: the method does not go with the network.
+        RunError: the directory is not empty, or belongs to another job, teacher or images.
+        ConfigError: the method needs a student, or does not fit the network.
         NonFiniteError: a loss is not finite.
 
     """
@@ -71,21 +70,21 @@ def learn_classes(
     with claimed(
         folder,
         job,
-        origin_of(teacher, images=given, new=new, labels=labels),
+        fingerprints_of(teacher, images=given, new=new, labels=labels),
         resume=resume,
-        worth=("images.npz", "images.pt", LEARNED),
+        keeps=("images.npz", "images.pt", LEARNED),
         makes=("images.npy",),
     ):
-        dreams = new[:0] if given is None else given
+        synthetic = new[:0] if given is None else given
         if given is None and job.learn_classes.reads_images:
-            dreams = own_images(folder / "images.npz", job, teacher, on_progress)
+            synthetic = own_images(folder / "images.npz", job, teacher, on_progress)
         warnings, named = list[str](), labels[:0]
-        if len(dreams):
-            logits = predict(teacher.module, teacher.input_spec, dreams)
+        if len(synthetic):
+            logits = predict(teacher.module, teacher.input_spec, synthetic)
             warnings = warn_of_classes(logits, given=given is not None)
             named = logits.argmax(1)
-        network = _learned(folder / LEARNED, job, teacher, dreams, new, labels, on_progress)
-        pictures = _learned_from((dreams, named), (new, labels))
+        network = _learned(folder / LEARNED, job, teacher, synthetic, new, labels, on_progress)
+        pictures = _learned_from((synthetic, named), (new, labels))
         return _summarize(folder, teacher, network, real, test, pictures, warnings)
 
 
@@ -98,7 +97,7 @@ def _summarize(
     pictures: dict[str, np.ndarray[Any, Any]],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """Measure what was learned; write its files, pictures.npz and summary.json."""
+    """Measure and export the network; write pictures.npz and summary.json."""
     summary: dict[str, Any] = {
         "old_classes": teacher.num_classes,
         "classes": network.num_classes,
@@ -118,7 +117,7 @@ def _summarize(
         for kind in ("onnx", "pt2"):
             record = export(network.module, folder / f"network.{kind}", teacher.input_spec)
             summary["files"].append(asdict(record))
-    except ExportError as error:  # what was learned is worth its summary
+    except ExportError as error:  # the network is trained: its summary is still of use
         summary["not_exported"] = str(error)
     write_json(folder / "summary.json", summary)
     return summary
@@ -128,12 +127,12 @@ def _learned(
     path: Path,
     job: LearnClassesJob,
     teacher: Teacher,
-    dreams: Tensor,
+    synthetic: Tensor,
     new: Tensor,
     labels: Tensor,
     on_progress: OnProgress,
 ) -> Teacher:
-    """The network that knows the new classes too, kept in `path`, and read back from there."""
+    """Train the network and save it to `path`, or load it from there if it is finished."""
     rng = torch.Generator().manual_seed(job.seed)
     if path.is_file():
         model = grow(teacher, int(labels.max()) + 1, rng)
@@ -141,16 +140,16 @@ def _learned(
         return Teacher(model, teacher.input_spec, device=job.device, precision=job.precision)
     with seeded_process(job.seed, job.device):
         network = learn(
-            teacher, dreams, new, labels, job.learn_classes, rng=rng, on_progress=on_progress
+            teacher, synthetic, new, labels, job.learn_classes, rng=rng, on_progress=on_progress
         )
     save_weights(path, network.module)
     return network
 
 
 def _kept(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
-    """Accuracy on old and new classes, on each class, by logits before and after; forgetting.
+    """Return accuracy on old, new and single classes, from logits before and after; forgetting.
 
-    Old and new classes are a task each: the average is theirs, not that of all images.
+    The average is over two tasks, the old and the new classes, not over images.
     """
     num_old = before.shape[1]
     old = y < num_old
@@ -181,7 +180,7 @@ def _kept(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
 def _learned_from(
     *sources: tuple[Tensor, Tensor],
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Images for the report, uint8 (N, C, H, W), a dozen of a class of each source; classes."""
+    """Return images for the report, uint8 (N, C, H, W), 12 per class and source, and classes."""
     picked = [
         (images[index], classes[index])
         for images, classes in sources

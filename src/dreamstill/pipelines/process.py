@@ -1,4 +1,4 @@
-"""The process's random generators, threads and warnings."""
+"""Set the random generators and the floating-point mode of the process."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ __all__ = ["seeded_process", "settle_process"]
 
 @contextmanager
 def seeded_process(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Seed torch's global generators, which a student's dropout draws from, and restore them."""
+    """Seed torch's global generators, which dropout uses, for the body; restore them after it."""
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
         yield
 
 
 def _process_rng(device: str) -> list[Tensor]:
-    """State of torch's global generators: the CPU's, and that of a CUDA device."""
+    """Return the states of torch's global generators: of the CPU, and of a CUDA device."""
     own = [torch.cuda.get_rng_state(device)] if device.startswith("cuda") else []
     return [torch.get_rng_state(), *own]
 
@@ -30,8 +30,8 @@ def _set_process_rng(states: list[Tensor], device: str) -> None:
 
 
 def settle_process() -> None:
-    """Settings of the whole process: denormal numbers count as zero.
+    """Flush denormal numbers to zero in the whole process.
 
-    Generators and soft masks are full of them, and each costs a CPU many times a normal number.
+    Generators and soft masks produce many of them, and they are slow on a CPU.
     """
     torch.set_flush_denormal(True)

@@ -1,8 +1,4 @@
-"""A run's folder: one process at a time has it, and each file in it is written whole or not at all.
-
-A file is written under a temporary name, and renamed: a reader, or a resume, never sees half of
-one. What a process made and did not finish is removed; what it did not make never is.
-"""
+"""Create, check and lock run directories: one process at a time uses each."""
 
 import os
 import platform
@@ -25,7 +21,7 @@ from dreamstill.files.writing import _remove, making, write_json
 
 __all__ = [
     "check_empty",
-    "check_origin",
+    "check_fingerprints",
     "claimed",
     "environment",
     "is_vacant",
@@ -40,43 +36,41 @@ else:
 
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+?(\.\d+)?\.tmp(\.\w+)?")
-"""Names of files that were not finished; those of ours have the number of their process."""
+"""Names of unfinished files; those that this package writes contain the process id."""
 CLAIM = ("config.json", "fingerprints.json", "environment.json")
-"""What every run's folder has from its start."""
-
-
-# ---- whose a folder is
+"""Files that every run directory has from the start."""
 
 
 @contextmanager
 def claimed(
     folder: Path,
     job: Any,
-    origin: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     *,
     device: str = "cpu",
     resume: bool = False,
-    worth: tuple[str, ...],
+    keeps: tuple[str, ...],
     makes: tuple[str, ...] = (),
     free: tuple[str, ...] = (),
 ) -> Iterator[None]:
-    """Have a run's folder for the job in the body alone, new or with `resume` one of the same job.
+    """Create or reopen a run directory, and lock it while the body runs.
 
-    Where the body fails before there is anything worth keeping, all is undone, so that the
-    corrected command works.
+    If the body fails before it has written a file to resume from, the directory is emptied again,
+    so that the corrected command works.
 
     Args:
-        folder: of the run.
-        job: its settings, which go to config.json.
-        origin: digests by name of what else decides the run, such as the teacher.
-        device: for environment.json.
-        resume: go on with what is in the folder.
-        worth: patterns of the files that a resume would take up.
-        makes: what else the body may make in the folder before there is any of those.
-        free: names of settings that may be others on resuming.
+        folder: run directory, new or empty; with `resume`, one of the same job.
+        job: configuration, written to config.json.
+        fingerprints: fingerprints of other inputs by name, such as the teacher.
+        device: device for environment.json.
+        resume: continue the run in the directory.
+        keeps: patterns of the files to resume from.
+        makes: names of other files that the body writes before those.
+        free: names of settings that may change on resuming.
 
     Raises:
-        RunError: another process has the folder, it holds something else, or it cannot be made.
+        RunError: another process uses the directory, it holds something else, or it cannot be
+            created.
 
     """
     if resume:
@@ -86,27 +80,27 @@ def claimed(
     with making(folder), locked(folder):
         remove_temporaries(folder)
         plain = to_plain(job)
-        origin = {"settings": settings_digest(plain), **origin}
+        fingerprints = {"settings": settings_digest(plain), **fingerprints}
         if resume:
-            _check_same(folder, plain, origin, worth=worth, free=free)
+            _check_same(folder, plain, fingerprints, keeps=keeps, free=free)
         else:
-            check_empty(folder)  # again, now that nobody else can fill it
+            check_empty(folder)  # again, now that no other process can fill it
         try:
-            _note(folder, plain, origin, device)
+            _note(folder, plain, fingerprints, device)
             yield
         except BaseException:
-            if not any(any(folder.glob(pattern)) for pattern in worth):
+            if not any(any(folder.glob(pattern)) for pattern in keeps):
                 for name in (*makes, *CLAIM):
                     _remove(folder / name)
             raise
 
 
-def _note(folder: Path, plain: Any, origin: Mapping[str, str], device: str) -> None:
-    """Write what is not there yet of CLAIM; config.json first, which marks the folder as ours."""
+def _note(folder: Path, plain: Any, fingerprints: Mapping[str, str], device: str) -> None:
+    """Write the missing files of CLAIM; config.json first, as it marks a run directory."""
     if not (folder / "config.json").is_file():
         write_json(folder / "config.json", plain)
     if not (folder / "fingerprints.json").is_file():
-        write_json(folder / "fingerprints.json", dict(origin))
+        write_json(folder / "fingerprints.json", dict(fingerprints))
     if not (folder / "environment.json").is_file():
         write_json(folder / "environment.json", environment(device))
 
@@ -114,12 +108,12 @@ def _note(folder: Path, plain: Any, origin: Mapping[str, str], device: str) -> N
 def _check_same(
     folder: Path,
     plain: dict[str, Any],
-    origin: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     *,
-    worth: tuple[str, ...],
+    keeps: tuple[str, ...],
     free: tuple[str, ...],
 ) -> None:
-    """RunError unless a folder is of the job in `plain` and of `origin`."""
+    """Raise RunError unless a run directory has these settings and fingerprints."""
     found = read_settings(folder)
     for key in plain.keys() - {*free}:
         if found.get(key) != plain[key]:
@@ -128,33 +122,31 @@ def _check_same(
                 + _usable_images(folder)
             )
     if (
-        any(any(folder.glob(pattern)) for pattern in worth)
+        any(any(folder.glob(pattern)) for pattern in keeps)
         or (folder / "fingerprints.json").is_file()
     ):
-        check_origin(folder, origin)
+        check_fingerprints(folder, fingerprints)
 
 
-def check_origin(folder: Path, origin: Mapping[str, str]) -> None:
-    """RunError where a run's folder is of another origin, say of another teacher, than this."""
+def check_fingerprints(folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Raise RunError if a fingerprint of a run directory, such as the teacher's, has changed."""
     found = read_plain(folder / "fingerprints.json")
-    if changed := [name for name in origin if found.get(name) != origin[name]]:
+    if changed := [name for name in fingerprints if found.get(name) != fingerprints[name]]:
         raise RunError(
             f"{folder} was started with another {changed[0]} ({found.get(changed[0])}, now "
-            f"{origin[changed[0]]}): its file or card has changed since"
+            f"{fingerprints[changed[0]]}): its file or card has changed since"
         )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what config.json of a run's folder holds.
+    """Read config.json of a run directory.
 
-    Raises:
-        RunError: there is none, it is damaged, or it was edited after the run began.
-
+    Raises RunError if it is missing or damaged, or was edited after the run began.
     """
-    path, origin = folder / "config.json", folder / "fingerprints.json"
+    path, digests = folder / "config.json", folder / "fingerprints.json"
     check_run(folder)
     plain = read_plain(path)
-    if origin.is_file() and read_plain(origin).get("settings") != settings_digest(plain):
+    if digests.is_file() and read_plain(digests).get("settings") != settings_digest(plain):
         raise RunError(
             f"{path} was edited after the run began: put back what it said, or start another run"
         )
@@ -162,12 +154,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def settings_digest(plain: dict[str, Any]) -> str:
-    """Return the digest of a run's configuration, without a chain's stages: each has its own."""
+    """Return the digest of a configuration without its stages, which have their own digests."""
     return digest({key: value for key, value in plain.items() if key != "stages"})
 
 
 def check_empty(folder: Path) -> None:
-    """RunError unless a folder is absent, or holds nothing but what was not finished."""
+    """Raise RunError unless `is_vacant(folder)`."""
     if not is_vacant(folder):
         raise RunError(
             f"{folder} is not empty: choose another folder, or resume the run in it"
@@ -176,7 +168,7 @@ def check_empty(folder: Path) -> None:
 
 
 def is_vacant(folder: Path) -> bool:
-    """There is no such folder, or nothing in it but locks and files that were not finished."""
+    """Tell whether a directory does not exist, or holds nothing but locks and unfinished files."""
     if not folder.exists():
         return True
     return folder.is_dir() and all(
@@ -185,13 +177,13 @@ def is_vacant(folder: Path) -> bool:
 
 
 def _usable_images(folder: Path) -> str:
-    """What another job may take of a folder, where it has it."""
+    """Return the end of a message that suggests reusing the images of a directory, or ""."""
     images = folder / "images.npz"
     return f"; its images may be used again: --images {images}" if images.is_file() else ""
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what processes of ours that were killed have left in a folder."""
+    """Remove unfinished files that killed processes of this package have left."""
     for path in folder.rglob(".*"):
         found = TEMPORARY.fullmatch(path.name)
         if found is not None and found[1] and path.is_file():
@@ -200,18 +192,16 @@ def remove_temporaries(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Have a folder for the body alone: the lock goes with the process, however it ends.
+    """Lock a directory while the body runs; the lock ends with the process, even if killed.
 
-    Raises:
-        RunError: another process has it.
-
+    Raises RunError if another process holds the lock.
     """
     path = folder / LOCK
     file = _lock(path, folder)
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no file that is open; left behind, it locks none
+        with suppress(OSError):  # Windows cannot remove an open file; a leftover locks nothing
             path.unlink()
         file.close()
 
@@ -234,11 +224,11 @@ def _lock(path: Path, folder: Path) -> IO[bytes]:
             ) from error
         except FileNotFoundError:
             pass
-        file.close()  # who had it has removed it since: lock the one that is there now
+        file.close()  # removed by the process that had the lock: lock the new file
 
 
 def _hold(file: IO[bytes]) -> None:
-    """Lock an open file at once; BlockingIOError or PermissionError where somebody has it."""
+    """Lock an open file; raise BlockingIOError or PermissionError if it is locked already."""
     try:
         if sys.platform == "win32":
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -247,17 +237,14 @@ def _hold(file: IO[bytes]) -> None:
     except (BlockingIOError, PermissionError):
         raise
     except OSError:
-        pass  # a file system without locks: better without one than not at all
-
-
-# ---- what is in it
+        pass  # the file system has no locks: run without one
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, hardware, threads and commit, for the record."""
+    """Return versions, commit, hardware and number of threads."""
     here = Path(__file__)
     try:
-        tracked = subprocess.run(  # a folder that lies in another project's is none of its commits
+        tracked = subprocess.run(  # the directory may lie in the repository of another project
             ["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, capture_output=True
         )
         head = ["git", "rev-parse", "--short", "HEAD"]

@@ -1,10 +1,9 @@
-"""Networks kept whole in files, and read back without running anybody's code.
+"""Save whole networks with torch.save, and load them without running code from the file.
 
-torch.save pickles a network, and a pickle may call whatever it names. What reads one here lets it
-refer to classes and functions, but call nothing: tensors, dictionaries and the like are rebuilt by
-functions that are known, instances are made without their class's own code, and a function, a
-`functools.partial` or a method is only ever the value of an attribute. Nor may a file refer to
-anything but the parts of torch.nn, of this package and of the networks that it was made from.
+A pickle can call any function that it names. This reader lets a file refer to classes and functions
+of torch.nn, of this package and of the networks that it was derived from, but not call them:
+tensors and collections are rebuilt by a fixed list of functions, instances are created without
+code of their class, and functions, partials and methods can only be values of attributes.
 """
 
 import enum
@@ -30,11 +29,11 @@ __all__ = ["check_keepable", "read_network", "save_network"]
 
 
 def check_keepable(networks: Sequence[nn.Module]) -> None:
-    """TeacherError where a network cannot be kept in a file, and read back from it."""
+    """Raise TeacherError if a network cannot be saved and loaded."""
     for network in networks:
         try:
             _parts_of(network)
-        except Exception as error:  # pickle raises what the network's own attributes make it
+        except Exception as error:  # pickling runs code of the network's attributes
             raise TeacherError(
                 f"{type(network).__name__} cannot be kept between stages ({first_line(error)}): "
                 "give its functions names in their module, and its attributes plain values"
@@ -42,16 +41,14 @@ def check_keepable(networks: Sequence[nn.Module]) -> None:
 
 
 def save_network(network: nn.Module, path: Path) -> None:
-    """Write it, whole or not at all."""
+    """Save a network atomically."""
     save_checkpoint(path, network)
 
 
 def read_network(path: Path, kin: Sequence[nn.Module]) -> nn.Module:
-    """A network whose parts are of torch.nn, of this package or of the networks `kin`.
+    """Load a network that consists of parts of torch.nn, of this package and of `kin`.
 
-    Raises:
-        RunError: the file is damaged, or refers to anything else, or calls something.
-
+    Raises RunError if the file is damaged, refers to anything else or calls a function.
     """
     parts = frozenset[str]().union(*(_parts_of(network) for network in kin))
     with reading(path, RunError, "is not a network of this chain"):
@@ -59,18 +56,19 @@ def read_network(path: Path, kin: Sequence[nn.Module]) -> nn.Module:
 
 
 def _parts_of(network: nn.Module) -> frozenset[str]:
-    """Names of the classes and functions that a network refers to."""
+    """Return the names of the classes and functions that a network refers to."""
     buffer = io.BytesIO()
     torch.save(network, buffer)
     return _unpickled(buffer.getvalue(), None)[1]
 
 
 def _unpickled(data: bytes, allowed: frozenset[str] | None) -> tuple[nn.Module, frozenset[str]]:
-    """What torch.save wrote of a network, and the names in it; None: it may have any name.
+    """Return the network in bytes of torch.save, and the names that it refers to.
 
-    Raises ValueError for what is not a network, and whatever a damaged file provokes.
+    With `allowed` None, any name is allowed. Raises ValueError if the data is not a network; a
+    damaged file can raise other exceptions.
     """
-    if not data.startswith(b"PK\x03\x04"):  # the format of old is another pickle
+    if not data.startswith(b"PK\x03\x04"):  # torch's old format is a bare pickle
         raise ValueError("it is not what torch.save writes of a network")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if any(Path(name).name == "constants.pkl" for name in archive.namelist()):
@@ -78,7 +76,7 @@ def _unpickled(data: bytes, allowed: frozenset[str] | None) -> tuple[nn.Module, 
     found = set[str]()
 
     class Unpickler(_Unpickler):
-        """Of this file."""
+        """Unpickler of this file."""
 
         names, may_name = found, allowed
 
@@ -94,14 +92,14 @@ def _unpickled(data: bytes, allowed: frozenset[str] | None) -> tuple[nn.Module, 
 
 
 def _emptied(kind: type, *contents: Any) -> Any:
-    """An empty one: what is in it comes after."""
+    """Return an empty collection; the pickle fills it later."""
     if contents:
         raise ValueError(f"it fills {kind.__name__} in a way that torch.save does not")
     return kind()
 
 
 def _collected(kind: type, *contents: Any) -> Any:
-    """A set of a list."""
+    """Return a set or frozenset of the plain keys in a list."""
     (values,) = contents
     if type(values) is not list or not all(map(_is_plain_key, values)):
         raise ValueError(f"it fills {kind.__name__} with objects")
@@ -136,13 +134,13 @@ REBUILT: dict[str, Callable[..., Any]] = {
     "builtins.range": range,
     "_codecs.encode": _encoded,
 }
-"""What a file may call, and what is called for it."""
+"""Functions that a file may call by name, and the functions called instead."""
 OLD_NAMES = {
     "__builtin__.xrange": "builtins.range",
     "__builtin__": "builtins",
     "copy_reg": "copyreg",
 }
-"""Those of Python 2, in which torch.save writes."""
+"""Names of Python 2, which torch.save writes, and their present names."""
 HASHES: list[Any] = [
     kind.__hash__
     for kind in (object, str, bytes, int, float, complex, type(None), Tensor, enum.Enum)
@@ -155,21 +153,21 @@ VALUES = (
 
 
 def _is_plain_key(value: Any) -> bool:
-    """It can be put into a set or a dictionary without code of its class."""
+    """Tell whether hashing a value runs no code of a custom class."""
     if type(value) is tuple:
         return all(map(_is_plain_key, value))
     return type(value).__hash__ in HASHES
 
 
 def _is_value(value: Any) -> bool:
-    """What is called with it runs no code of its class."""
+    """Tell whether a value, as an argument, runs no code of a custom class."""
     if type(value) in (tuple, list):
         return all(map(_is_value, value))
     return type(value) in VALUES
 
 
 def _checked(attributes: Any) -> dict[str, Any]:
-    """Attributes of an instance; ValueError where they are not in a dictionary."""
+    """Return the attributes of an instance; raise ValueError if they are not a dictionary."""
     if type(attributes) not in (dict, OrderedDict):
         raise ValueError(f"it takes attributes from {type(attributes).__qualname__}")
     found: dict[str, Any] = attributes
@@ -177,7 +175,7 @@ def _checked(attributes: Any) -> dict[str, Any]:
 
 
 def _name_of(function: Any) -> str:
-    """Where it is from, for a message."""
+    """Return the qualified name of a function or object for a message."""
     if isinstance(function, _Called):
         return f"{function.name} with objects"
     name = getattr(function, "__qualname__", type(function).__name__)
@@ -185,25 +183,25 @@ def _name_of(function: Any) -> str:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Rebuild what a pickle describes, and call nothing that it names.
+    """Unpickler that calls nothing that a pickle names.
 
-    In Python, as pickle's own in C cannot be told what it may call.
+    It extends the Python version, because the C version cannot restrict calls.
     """
 
     names: set[str]
-    """What it has referred to."""
+    """Names that the file refers to."""
     may_name: frozenset[str] | None
-    """What it may refer to, beside the modules of torch.nn and of this package; None: anything."""
+    """Names that it may refer to besides modules of torch.nn and of this package; None: any."""
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.made: list[Any] = []
-        """Instances that are given their attributes after they were made."""
+        """Instances whose attributes may be set."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """What a name stands for; ValueError where the file may not name it."""
+        """Return the object with a name; raise ValueError if the file may not refer to it."""
         name = f"{module_name}.{global_name}"
         name = OLD_NAMES.get(name, f"{OLD_NAMES.get(module_name, module_name)}.{global_name}")
         module, _, last = name.rpartition(".")
@@ -223,7 +221,7 @@ class _Unpickler(pickle._Unpickler):
         raise ValueError(f"it holds {name}, which is neither ours nor of a named factory")
 
     def load_reduce(self) -> None:
-        """Rebuild by a function of REBUILT; anything else is not called."""
+        """Call a function of REBUILT; raise ValueError for any other."""
         arguments = self.stack.pop()
         function = self.stack[-1]
         if type(arguments) is not tuple:
@@ -236,7 +234,7 @@ class _Unpickler(pickle._Unpickler):
             self.stack[-1] = REBUILT[function.name](*arguments)
         elif function is functools.partial:
             (of,) = arguments
-            self.stack[-1] = functools.partial(of)  # what it is called with comes after
+            self.stack[-1] = functools.partial(of)  # its arguments are set by load_build
             self.made.append(self.stack[-1])
         elif isinstance(function, type) and issubclass(function, enum.Enum):
             (value,) = arguments
@@ -247,7 +245,7 @@ class _Unpickler(pickle._Unpickler):
             raise ValueError(f"it calls {_name_of(function)}, which no network of ours does")
 
     def _attribute(self, owner: Any, name: str) -> Any:
-        """A function or class within a class, or an instance's method, looked up without code."""
+        """Return a function, class or method of a class or instance, without running its code."""
         kind = owner if isinstance(owner, type) else type(owner)
         full = f"{kind.__module__}.{kind.__qualname__}.{name}"
         if self.may_name is not None and full not in self.may_name:
@@ -266,7 +264,7 @@ class _Unpickler(pickle._Unpickler):
         raise ValueError(f"it holds {full}, which is neither a function nor a class")
 
     def load_newobj(self) -> None:
-        """Make an instance without the code of its class."""
+        """Create an instance without running code of its class."""
         arguments = self.stack.pop()
         kind = self.stack.pop()
         if not isinstance(kind, type) or type(arguments) is not tuple:
@@ -283,7 +281,7 @@ class _Unpickler(pickle._Unpickler):
         raise ValueError(f"it calls {kind.__qualname__}.__new__")
 
     def load_build(self) -> None:
-        """Give an instance its attributes; of methods that take them, those of torch.nn alone."""
+        """Set the attributes of an instance; call no __setstate__ but those of torch.nn."""
         state = self.stack.pop()
         instance = self.stack[-1]
         kind = type(instance)
@@ -309,11 +307,11 @@ class _Unpickler(pickle._Unpickler):
                 place.__set__(instance, value)
 
     def load_setitem(self) -> None:
-        """Put one value into a dictionary."""
+        """Set one item of a dictionary."""
         self._put([self.stack.pop(-2), self.stack.pop()])
 
     def load_setitems(self) -> None:
-        """Put values into a dictionary."""
+        """Set items of a dictionary."""
         self._put(self.pop_mark())
 
     def _put(self, items: list[Any]) -> None:
@@ -346,7 +344,7 @@ class _Unpickler(pickle._Unpickler):
         *(b"GET", b"BINGET", b"LONG_BINGET", b"PUT", b"BINPUT", b"LONG_BINPUT", b"BINPERSID"),
         *(b"GLOBAL",),
     )
-    """Instructions of a pickle that torch.save writes, beside those above; no other is followed."""
+    """Opcodes that torch.save writes, besides those above; any other is refused."""
     dispatch = {  # type: ignore[assignment]
         code: pickle._Unpickler.dispatch[code]
         for code in (getattr(pickle, name.decode())[0] for name in WRITTEN)
@@ -362,7 +360,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Called:
-    """A name that a file may only call; it is nothing that an attribute could hold."""
+    """Name of a function that a file may call but not store in an attribute."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""The stages of a compression pipeline: one task on one network each."""
+"""Stages of a compression pipeline."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -50,7 +50,7 @@ __all__ = ["STAGES", "Outcome", "Stage", "StageContext", "check_stages", "regist
 
 @dataclass
 class StageContext:
-    """The surroundings of a stage: teacher, images, randomness, progress and files."""
+    """Inputs of a stage besides the network and its configuration."""
 
     teacher: Teacher
     images: Tensor
@@ -59,16 +59,16 @@ class StageContext:
     stem: Path
     """Path of the stage's files, without a suffix."""
     warnings: list[str] = field(default_factory=list)
-    """Warnings of training that did not improve the network."""
+    """Warnings about training that did not improve the network."""
 
     def progressed(self, progress: Progress) -> None:
-        """Keep the warning of a training without improvement, and pass the progress on."""
+        """Report progress, and collect a warning if training did not improve the network."""
         if progress.record.get("chosen_at_step") == 0:
             self.warnings.append(start_kept(progress.total))
         self.on_progress(progress)
 
     def tune(self, model: nn.Module, config: FinetuneConfig | None) -> nn.Module:
-        """Fine-tune a network toward the teacher, if there is a configuration."""
+        """Fine-tune a network toward the teacher, unless `config` is None."""
         if config is None:
             return model
         tuned = finetune(
@@ -156,16 +156,16 @@ def _quantize(model: nn.Module, config: QuantizeConfig, context: StageContext) -
 
 
 def _left_whole(model: nn.Module, changed: Iterable[nn.Module]) -> dict[str, list[str]]:
-    """Return a record of the matrices and kernels that are in none of the changed layers."""
+    """Return a record with the names of the weights outside the changed layers."""
     done = {id(value) for layer in changed for value in layer.parameters()}
     names = [n for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in done]
     return {"left_whole": names} if names else {}
 
 
 def _on_grids(model: nn.Module) -> nn.Module:
-    """Return a copy with plain layers for quantized ones, their weights left on their grids.
+    """Replace quantized layers by plain ones with weights on the same grids, in a copy.
 
-    For files whose inputs are quantized by their runtime, or not at all.
+    The runtime of an exported file quantizes activations itself, or not at all.
     """
 
     def change(name: str, module: nn.Module) -> nn.Module | None:
@@ -175,7 +175,7 @@ def _on_grids(model: nn.Module) -> nn.Module:
 
 
 def _plain(model: nn.Module, spec: InputSpec) -> nn.Module:
-    """Return the copy of `_on_grids`, compared with the network as it was."""
+    """Return `_on_grids(model)`, after a check that it computes the same as the model."""
     plain = _on_grids(model)
     check_plain(model, plain, spec)
     return plain
@@ -216,13 +216,14 @@ def _pack(model: nn.Module, config: PackConfig, context: StageContext) -> Outcom
 
 
 class Stage(NamedTuple):
-    """A task of a pipeline: how it runs, and what is checked before any image is made for it."""
+    """Implementation of a task."""
 
     run: Callable[[nn.Module, Any, StageContext], Outcome]
-    """From a network, left as it was, and a configuration to a new network and its record."""
+    """Function of a network (not changed), configuration and context that returns a new network
+    and its record."""
     check: Callable[[nn.Module, Any, Teacher, bool], None] | None = None
-    """Raises what the run would raise. Given the network, the configuration, the teacher, and
-    whether no stage changes the network before."""
+    """Function that raises early what the run would raise. Its arguments are the network, the
+    configuration, the teacher, and whether no earlier stage changes the network."""
 
 
 def _check_distill(model: nn.Module, config: DistillStage, teacher: Teacher, first: bool) -> None:
@@ -234,7 +235,7 @@ def _check_distill(model: nn.Module, config: DistillStage, teacher: Teacher, fir
 def _check_prune(model: nn.Module, config: PruneConfig, teacher: Teacher, first: bool) -> None:
     library()
     check_importance(model, config)
-    if first:  # else the stage before it decides how much is left to go
+    if first:  # otherwise an earlier stage determines the network's size
         check_prunable(copy_network(model), teacher, config)
 
 
@@ -256,16 +257,16 @@ STAGES: dict[str, Stage] = {
     "int8": Stage(_int8, _check_int8),
     "pack": Stage(_pack),
 }
-"""The tasks of a compression pipeline; their configuration classes are in STAGE_CONFIGS."""
+"""Tasks of a compression pipeline; STAGE_CONFIGS has their configuration classes."""
 
 
 def register_stage(name: str, config: Any, stage: Stage) -> None:
-    """Add a task of your own to the pipelines, for `compress` and TOML files.
+    """Register a custom task for `compress` and TOML files.
 
     Args:
-        name: of the task; not in STAGES yet.
-        config: its configuration class, made with `dreamstill.config.config_class`.
-        stage: how it runs.
+        name: name of the task; not yet in STAGES.
+        config: configuration class, made with `dreamstill.config.config_class`.
+        stage: implementation.
 
     Raises:
         ConfigError: the name is taken.
@@ -277,15 +278,15 @@ def register_stage(name: str, config: Any, stage: Stage) -> None:
 
 
 def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teacher) -> None:
-    """Check that every stage can do what it is asked, before any image is made.
+    """Check that every stage can run, before any image is synthesized.
 
     Args:
-        stages: the tasks with their configuration.
-        model: the network that the first stage after a distillation is given.
-        teacher: of the pipeline.
+        stages: tasks with their configuration.
+        model: the last student of the pipeline, or the teacher's network if there is none.
+        teacher: teacher of the pipeline.
 
     Raises:
-        ConfigError, TeacherError, ExportError: what the first stage that cannot would raise.
+        ConfigError, TeacherError, ExportError: a stage cannot run on the network.
 
     """
     first = True

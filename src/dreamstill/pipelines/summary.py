@@ -1,7 +1,6 @@
-"""What a finished run is worth: summary.json and pictures.npz in its folder, and the exports.
+"""Measure and export a finished distillation run.
 
-Real images come in here alone, and only when the user hands them over; the student was chosen
-before.
+Real images are used only here, after model selection, and only if the user provides them.
 """
 
 from dataclasses import asdict
@@ -28,25 +27,25 @@ from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
-from dreamstill.pipelines.run_directory import check_origin, locked, read_settings
+from dreamstill.pipelines.run_directory import check_fingerprints, locked, read_settings
 from dreamstill.profiling import measure_profile
 from dreamstill.teacher import Teacher
 
 __all__ = ["MOST_SHOWN", "export_run", "open_run", "read_run", "summarize"]
 
 MOST_SHOWN = 2000
-"""Synthetic images that a report's pictures are of."""
+"""Maximum number of synthetic images for the pictures of a report."""
 
 Labeled = tuple[Tensor, Tensor]
 OF_IMAGES = (
     *("batch_size", "prefill", "fresh_every", "buffer_size", "augment"),
     *("validate_every", "num_validation"),
 )
-"""Settings of a distillation that its noise baseline may have of its own."""
+"""Settings of a distillation that may differ in its noise baseline."""
 
 
 def read_run(folder: StrPath) -> DistillJob:
-    """The job of a run's folder; RunError where there is none."""
+    """Return the job of a run directory; raise RunError if it holds none."""
     folder = Path(folder)
     plain = read_settings(folder)
     if not {"method", "student", "synthesis"} <= plain.keys():
@@ -59,9 +58,9 @@ def read_run(folder: StrPath) -> DistillJob:
 
 
 def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
-    """Job, teacher and chosen student of a finished run.
+    """Open the job, teacher and selected student of a finished run.
 
-    RunError if it is not finished, or the teacher's file or card has changed since.
+    Raises RunError if it is not finished, or the teacher's file or card has changed since.
     """
     job, folder = read_run(folder), Path(folder)
     if not (folder / "result.json").is_file():  # the last file that a run writes
@@ -70,12 +69,12 @@ def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
         raise RunError(f"{folder / 'student.json'} is of another student than {job.student}")
     student = load_module(job.student, folder / "student.safetensors").eval()
     teacher = open_from(job.teacher)
-    check_origin(folder, {"teacher": teacher.fingerprint})
+    check_fingerprints(folder, {"teacher": teacher.fingerprint})
     return job, teacher, student.requires_grad_(False)
 
 
 def open_baseline(folder: StrPath, job: DistillJob, teacher: Teacher) -> nn.Module:
-    """The student of a job's noise baseline; RunError if it is not the same job on noise."""
+    """Open the student of a job's noise baseline; raise RunError if it is not the job on noise."""
     baseline, its_teacher, student = open_run(folder)
     if baseline.method != "noise":
         raise RunError(f"{folder} is a run of {baseline.method}, not of noise")
@@ -86,7 +85,7 @@ def open_baseline(folder: StrPath, job: DistillJob, teacher: Teacher) -> nn.Modu
 
 
 def _training_of(job: DistillJob, teacher: Teacher) -> dict[str, Any]:
-    """What a job and its noise baseline share: all but the images and when they come."""
+    """Return the settings that a job and its noise baseline must share."""
     names = ("student", "precision")
     course = to_plain(job.distill)
     return (
@@ -103,15 +102,16 @@ def summarize(
     source: str = "",
     baseline: StrPath | None = None,
 ) -> dict[str, Any]:
-    """Measure a finished run, write summary.json and pictures.npz, return the summary.
+    """Measure a finished run, write summary.json and pictures.npz, and return the summary.
+
+    `agreement` is measured on real images, `validation_agreement` on the validation images of
+    model selection.
 
     Args:
-        folder: of a finished run.
-        real: uint8 images (N, C, H, W) and labels (N,), read here for the first time.
-        source: what `real` is, for the record.
-        floor: folder of the finished noise baseline run.
-
-    Agreement is on the real images, `validation_agreement` on the judge's synthetic ones.
+        folder: directory of a finished run.
+        real: images, uint8 (N, C, H, W), and labels (N,); None measures no accuracy.
+        source: name of `real` in the summary.
+        baseline: directory of the finished noise baseline.
 
     """
     job, teacher, student = open_run(folder)
@@ -119,7 +119,7 @@ def summarize(
     with locked(folder):
         result, known = read_plain(folder / "result.json"), read_summary(folder)
         same_student = known.get("chosen_at_step") == result.get("chosen_at_step")
-        if real is None and known.get("images") and same_student:  # a resume of what was measured
+        if real is None and known.get("images") and same_student:  # keep what was measured
             return known
         networks = {"teacher": teacher.module, "student": student}
         baselines = (
@@ -158,9 +158,9 @@ def summarize(
 def export_run(
     folder: StrPath, *, formats: tuple[str, ...] = ("onnx", "pt2")
 ) -> list[ExportRecord]:
-    """Export the run's student to folder/student.FORMAT, each verified, and note it.
+    """Export the student to FOLDER/student.FORMAT, verify each file, and add it to the summary.
 
-    ExportError for a format that cannot be written here, before any file is.
+    Raises ExportError, before any file is written, if a format is not available.
     """
     check_formats(formats)
     _, teacher, student = open_run(folder)
@@ -178,7 +178,7 @@ def export_run(
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What summary.json says; nothing where there is none yet."""
+    """Return the content of summary.json, or {} if it does not exist."""
     path = folder / "summary.json"
     return read_plain(path) if path.is_file() else {}
 
@@ -189,7 +189,7 @@ def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:
 
 
 def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray[Any, Any]:
-    """Mean image of each class in [0, 1], (K, C, H, W); an empty class is black."""
+    """Return the mean image of each class, (K, C, H, W) in [0, 1]; an empty class is black."""
     sums = torch.zeros(num_classes, *images.shape[1:])
     for part, of in zip(images.split(500), classes.split(500), strict=True):
         sums.index_add_(0, of, part.float() / 255)
@@ -199,7 +199,7 @@ def class_means(images: Tensor, classes: Tensor, num_classes: int) -> np.ndarray
 
 
 def _pictures(folder: Path, teacher: Teacher, student: nn.Module) -> dict[str, Any]:
-    """Arrays for the report that need no real image: grid, means, histogram, filters."""
+    """Return the report's arrays without real images: examples, means, histogram and filters."""
     pictures: dict[str, Any] = {}
     buffer = ReplayBuffer.reopen(folder / "replay_buffer", teacher.input_spec)
     if len(buffer):

@@ -1,4 +1,4 @@
-"""Images of a method without a student, and those that a chain or a new class works with."""
+"""Synthesize sets of images with methods that need no student, and resume after a kill."""
 
 import math
 import time
@@ -37,7 +37,7 @@ __all__ = [
     "draw_images",
     "forget",
     "images_beside",
-    "origin_of",
+    "fingerprints_of",
     "own_images",
     "synthesize",
 ]
@@ -54,17 +54,18 @@ def draw_images(
     seed: int,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
-    """Images of a method that needs no student: uint8 (N, C, H, W), and logits (N, K), on the CPU.
+    """Return synthetic images, uint8 (N, C, H, W), and their logits (N, K), on the CPU.
 
     Args:
-        teacher: of the images.
-        method, settings, seed: what makes them.
-        num_images: how many.
+        teacher: source of the images.
+        method: name of the method.
+        config: configuration of the method.
+        num_images: N.
+        seed: seed of all random numbers.
         on_progress: called after every batch.
 
     Raises:
-        ConfigError: the method plays against a student with these settings, or there is no room
-            for so many images.
+        ConfigError: the method needs a student, or the images do not fit in memory.
 
     """
     images, logits = draw_beside(
@@ -84,19 +85,19 @@ def draw_beside(
     checkpoint_every: float = 20.0,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[NDArray[np.uint8], Tensor]:
-    """`draw_images` into a file, whose map is returned, and that a kill does not lose.
+    """Do as `draw_images`, but into a memory-mapped file that survives a kill.
 
     Args:
-        checkpoint: a file that what is finished goes to, and is taken up from, if it is there; the
-            images lie beside it (`images_beside`). Both are to be forgotten when the images are
-            kept. None: all is in memory alone.
-        teacher, method, settings, num_images, seed, on_progress: see `draw_images`.
-        checkpoint_every: seconds.
+        checkpoint: file to save progress to, and to resume from if it exists, with the images in
+            `images_beside(checkpoint)`; call `forget` once the images are saved elsewhere. None
+            keeps everything in memory.
+        teacher, method, config, num_images, seed, on_progress: see `draw_images`.
+        checkpoint_every: seconds between checkpoints.
 
     Raises:
         ConfigError: see `draw_images`.
-        RunError: the checkpoint is of another teacher or of other settings, or the images beside
-            it are not those that were written.
+        RunError: the checkpoint belongs to another teacher or configuration, or the images next to
+            it have changed.
 
     """
     if needs_student(method, config):
@@ -106,14 +107,14 @@ def draw_beside(
     check_room("num_images", num_images, size, folder=folder)
     rng = torch.Generator(device=teacher.device).manual_seed(seed)
     synthesizer = open_synthesizer(method, teacher, config, rng=rng)
-    origin = {
+    fingerprints = {
         "method": method,
         "settings": to_plain(config),
         "seed": seed,
         "num_images": num_images,
         "teacher": teacher.fingerprint,
     }
-    drawn = _Drawn(checkpoint, checkpoint_every, origin, synthesizer, rng)
+    drawn = _Drawn(checkpoint, checkpoint_every, fingerprints, synthesizer, rng)
     drawn.open(num_images, teacher)
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
@@ -129,35 +130,35 @@ def draw_beside(
 
 
 def images_beside(checkpoint: Path) -> Path:
-    """The file of the images that a checkpoint of `draw_beside` counts."""
+    """Return the path of the images of a checkpoint of `draw_beside`."""
     return checkpoint.with_suffix(".npy")
 
 
 def forget(checkpoint: Path) -> None:
-    """Remove a checkpoint of `draw_beside` and the images beside it."""
+    """Remove a checkpoint of `draw_beside` and its images."""
     for path in (checkpoint, images_beside(checkpoint)):
-        with suppress(OSError):  # Windows removes no file that is mapped
+        with suppress(OSError):  # Windows cannot remove a mapped file
             path.unlink()
 
 
 class _Drawn:
-    """What is drawn so far, in a store made beforehand; with a checkpoint, on the disk."""
+    """Images drawn so far, in an array of full size; with a checkpoint, on the disk."""
 
     def __init__(
         self,
         path: Path | None,
         every: float,
-        origin: dict[str, Any],
+        fingerprints: dict[str, Any],
         synthesizer: Method,
         rng: torch.Generator,
     ) -> None:
-        self.path, self.every, self.origin = path, every, origin
+        self.path, self.every, self.fingerprints = path, every, fingerprints
         self.synthesizer, self.rng = synthesizer, rng
         self.done, self.warmed_up = 0, 0
         self.saved = time.monotonic()
 
     def open(self, num: int, teacher: Teacher) -> None:
-        """Make room for `num` images, or go on with those that a checkpoint counts."""
+        """Allocate `num` images, or restore those of the checkpoint."""
         shape = (num, *teacher.input_spec.shape)
         self.logits = torch.zeros(num, teacher.num_classes)
         self.checksums = np.zeros(num, np.uint32)
@@ -174,8 +175,8 @@ class _Drawn:
     def _take_up(self, path: Path) -> None:
         state = load_checkpoint(path, str(self.rng.device))
         with understood(path, RunError, "does not fit its run"):
-            found = state["origin"]
-            if changed := [name for name in self.origin if found[name] != self.origin[name]]:
+            found, wanted = state["origin"], self.fingerprints
+            if changed := [name for name in wanted if found[name] != wanted[name]]:
                 raise RunError(f"{path} was made with another {changed[0]}")
             self.synthesizer.load_state_dict(state["synthesizer"])
             self.rng.set_state(state["rng"].cpu())
@@ -189,7 +190,7 @@ class _Drawn:
             )
 
     def add(self, images: Tensor, logits: Tensor) -> None:
-        """Store images (N, C, H, W) and logits (N, K), as far as there is room."""
+        """Store images (N, C, H, W) and logits (N, K) until the array is full."""
         slots = slice(self.done, self.done + len(images))
         room = len(self.images[slots])
         self.images[slots], self.logits[slots] = images[:room].numpy(), logits[:room]
@@ -198,13 +199,13 @@ class _Drawn:
         let_go(self.images)
 
     def save_now_and_then(self) -> None:
-        """Write the checkpoint, if it is older than `every` seconds."""
+        """Write the checkpoint if the last one is older than `every` seconds."""
         if self.path is None or time.monotonic() - self.saved < self.every:
             return
         assert isinstance(self.images, np.memmap)
         self.images.flush()
         state = {
-            "origin": self.origin,
+            "origin": self.fingerprints,
             "synthesizer": self.synthesizer.state_dict(),
             "rng": self.rng.get_state(),
             "done": self.done,
@@ -217,14 +218,14 @@ class _Drawn:
 
 
 def own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProgress) -> Tensor:
-    """A job's own images, uint8 (N, C, H, W), kept in `path`, so that a resume has the same."""
+    """Return the synthetic images of a job, uint8 (N, C, H, W); read `path`, or write it first."""
     if not path.is_file():
         write_own_images(path, job, teacher, on_progress)
     return load_unlabelled(path, teacher.input_spec)
 
 
 def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProgress) -> None:
-    """Synthesize them."""
+    """Synthesize the images of a job and write them to `path`."""
     checkpoint = path.with_suffix(".pt")
     images, _ = draw_beside(
         checkpoint,
@@ -239,8 +240,8 @@ def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: 
     forget(checkpoint)
 
 
-def origin_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
-    """Digests of the teacher and of the given tensors that a folder is of."""
+def fingerprints_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
+    """Return the fingerprint of the teacher and digests of the given tensors, by name."""
     return {"teacher": teacher.fingerprint} | {
         name: digest(values.numpy().reshape(-1).data)
         for name, values in given.items()
@@ -255,16 +256,22 @@ def synthesize(
     resume: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
-    """Make images: folder/images.npz with x, y and logits, and a picture, images.png.
+    """Write synthetic images to FOLDER/images.npz, with x, y and logits, and to images.png.
 
-    With `resume` it goes on with what is finished in the folder, which must be of the same job.
+    Args:
+        folder: run directory, new or empty; with `resume`, one of the same job.
+        job: configuration.
+        resume: continue with the finished images.
+        on_progress: called after every batch.
+
+    Returns:
+        Paths of the files and the content of summary.json.
 
     Raises:
-        ConfigError: there is no room for so many images, or the method plays against a student.
-        TeacherError: the teacher does not open, or lacks what the method needs.
-        RunError: the folder is not empty, holds nothing to resume, or other images, or cannot be
-            written.
-        NonFiniteError: the loss of the images is not finite; before the update.
+        ConfigError: the images do not fit on the disk, or the method needs a student.
+        TeacherError: the teacher does not open, or lacks a capability.
+        RunError: the directory is not empty, belongs to another job, or cannot be written.
+        NonFiniteError: a loss is not finite; raised before the update.
 
     """
     folder = Path(folder)
@@ -275,7 +282,7 @@ def synthesize(
         {"teacher": teacher.fingerprint},
         device=job.device,
         resume=resume,
-        worth=("images.npz", "images.pt"),
+        keeps=("images.npz", "images.pt"),
         makes=("images.npy",),
     ):
         if not (folder / "summary.json").is_file():  # the last file that is written
@@ -288,7 +295,7 @@ def synthesize(
 def _write_images(
     folder: Path, job: SynthesizeJob, teacher: Teacher, on_progress: OnProgress
 ) -> None:
-    """Make images and all that is told of them."""
+    """Synthesize images, and write images.npz, images.png and summary.json."""
     checkpoint = folder / "images.pt"
     x, logits = draw_beside(
         checkpoint,
@@ -316,7 +323,7 @@ def _write_images(
 
 
 def draw_classes(x: torch.Tensor, classes: torch.Tensor, names: Sequence[str]) -> bytes:
-    """Return a PNG of ten images of each class, of uint8 (N, C, H, W) and classes (N,)."""
+    """Return a PNG with ten images per class from images, uint8 (N, C, H, W), and classes (N,)."""
     present = classes.unique()[:MOST_CLASSES]
     shown = [x[(classes == k).nonzero()[:10, 0]] for k in present]
     rows = [[image.numpy() / 255 for image in images] for images in shown]

@@ -1,1 +1,1 @@
-"""Make inputs from a teacher alone."""
+"""Synthesize images from a teacher."""

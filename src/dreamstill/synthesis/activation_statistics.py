@@ -1,26 +1,24 @@
-"""Metadata: statistics of a teacher's activations, made by its owner, in place of the data.
+"""Record and load metadata: statistics of a teacher's activations on its training images.
 
 Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017,
-and the authors' code. The owner runs `record_metadata` on the training images and hands out the
-file beside the teacher; the synthesizer `metadata` reads it. What is recorded of a layer is its
-output before the ReLU, past the BatchNorm or the pooling that stand between the two; images are
-compared with what is drawn after a ReLU on both.
+and the authors' code. The owner of the teacher runs `record_metadata` on the training images and
+publishes the file; the method `metadata` reads it. Statistics are of a layer's output before its
+ReLU, after a BatchNorm or pooling in between. Samples and images are compared after the ReLU.
 
-Where this differs: a layer without a ReLU behind it, as the logits are, is compared as it is (the
-authors put a ReLU on these too); logits are recorded at temperature 1; classes are the teacher's
-answers, not labels; noise is multiplied by a root of the covariance that gives this covariance back
-(what the authors' code multiplies by does not); the authors' spectral schemes compute spectra and
-do not use them. Here a spectral view draws what deviates from the class's mean together on the
-leading eigenvectors, and what is left by itself; it is of linear layers and of convolutions whose
-maps are one pixel: other maps are too many activations for a graph.
+Differences from the authors:
 
-The file is safetensors with the format's name and version in its header. It holds, for every class
-k and each view v (one layer or several, D activations): `v/mean` (K, D); `v/root` (K, R, R), a root
-of the class's covariance, but where D is large; `v/basis` (D, R), the graph Fourier basis that the
-root of a spectral view stands on (else R is D); `v/std` (K, D), of what no root covers; and
-`v/rectified` (D,), which activations have a ReLU behind them. Means of a class are in the file:
-someone who has it can see what the class's average image does to the network. Treat it as you would
-such averages.
+- A layer without a ReLU, such as the logits, is compared without one.
+- Logits are recorded at temperature 1, and classes are the teacher's predictions, not labels.
+- Noise is multiplied by a root of the covariance, so that samples have this covariance.
+- A spectral view draws joint deviations from the class mean on the leading eigenvectors of the
+  correlation graph, and the rest independently; the authors' code computes spectra but does not use
+  them. It covers linear layers, and convolutions with maps of one pixel.
+
+The file is safetensors with the format in its header. It holds, for each view v of one or more
+layers with D activations and for K classes: `v/mean` (K, D); `v/root` (K, R, R), a root of each
+class's covariance, unless D is large; `v/basis` (D, R), the basis of the root in a spectral view
+(otherwise R is D); `v/std` (K, D), of the deviations without a root; and `v/rectified` (D,), true
+if a ReLU follows. It contains class means of activations: protect it like the classes' mean images.
 """
 
 import itertools
@@ -45,20 +43,20 @@ __all__ = ["Kind", "Metadata", "activations", "load_metadata", "record_metadata"
 
 FORMAT = "dreamstill-metadata-2"
 OF_INPUTS = "dreamstill-metadata-1"
-"""The format of files of what entered layers, behind the ReLU."""
+"""Format of old files, with statistics of layer inputs, after the ReLU."""
 
 
 class Kind(StrEnum):
-    """Which activations are recorded, and how."""
+    """Activations to record."""
 
     TOP = "top"
-    """The logits: means and covariance of each class."""
+    """Logits."""
     ALL = "all"
-    """What leaves every convolution and linear layer, before the ReLU; the last are the logits."""
+    """Outputs of every convolution and linear layer, before the ReLU, each by itself."""
     SPECTRAL = "spectral"
-    """Outputs of linear layers and the logits together, on the graph of their correlations."""
+    """Outputs of linear layers together, on the graph of their correlations."""
     SPECTRAL_PAIRS = "spectral-pairs"
-    """The same for every pair of them."""
+    """Outputs of every pair of linear layers, on the graph of their correlations."""
 
 
 @dataclass(frozen=True)
@@ -66,29 +64,29 @@ class View:
     """Statistics of one set of activations, before the ReLU."""
 
     layers: tuple[str, ...]
-    """Names in `activations`, joined end to end."""
+    """Names in `activations`, concatenated."""
     mean: Tensor
-    """(K, D) by class."""
+    """Mean of each class, (K, D)."""
     root: Tensor | None
-    """(K, R, R) root of each class's covariance on the basis, or None."""
+    """Root of each class's covariance on the basis, (K, R, R), or None."""
     basis: Tensor | None
-    """(D, R) eigenvectors of the graph in units of the activations' deviations; None: R is D."""
+    """Eigenvectors of the graph, scaled by the activations' deviations, (D, R); None if R is D."""
     std: Tensor | None
-    """(K, D) standard deviation of what the root does not cover; None: it covers all."""
+    """Standard deviation of the part without a root, (K, D); None if the root covers all."""
     rectified: Tensor
-    """(D,) bool: which have a ReLU behind them."""
+    """Whether a ReLU follows, bool (D,)."""
 
     @property
     def name(self) -> str:
-        """In a file."""
+        """Name of the view in a file."""
         return "+".join(self.layers)
 
     def read(self, recorded: Mapping[str, Tensor]) -> Tensor:
-        """Return the activations (N, D) behind the ReLU of what was recorded before it, by name."""
+        """Return the activations (N, D) after the ReLU from those before it, given by name."""
         return self._behind_relu(torch.cat([recorded[name].flatten(1) for name in self.layers], 1))
 
     def sample(self, classes: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw activations (N, D) behind the ReLU for classes (N,): a Gaussian before it."""
+        """Draw activations (N, D) for classes (N,): a Gaussian, then the ReLU."""
         drawn = self.mean[classes]
         if self.std is not None:
             drawn = drawn + self.std[classes] * _noise(drawn.shape, rng)
@@ -108,24 +106,24 @@ def _noise(size: tuple[int, ...], rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file holds."""
+    """Content of a metadata file."""
 
     kind: Kind
     fingerprint: str
-    """The teacher's."""
+    """Digest of the teacher's weights."""
     views: tuple[View, ...]
 
 
 def activations(teacher: Teacher, images: Tensor) -> tuple[dict[str, Tensor], set[str]]:
-    """Return what leaves every convolution and linear layer before the ReLU, and `logits`.
+    """Return the outputs of convolution and linear layers before the ReLU, and `logits`.
 
     Args:
-        teacher: run once.
+        teacher: network, run once.
         images: (N, C, H, W) in its input space.
 
     Returns:
-        By name (N, ...), in the order of the layers, and the names of those with a ReLU behind
-        them.
+        Outputs (N, ...) by name, in the order of the layers, and the names of the layers that a
+        ReLU follows.
 
     """
     layers = {
@@ -135,7 +133,7 @@ def activations(teacher: Teacher, images: Tensor) -> tuple[dict[str, Tensor], se
     }
     with BeforeRelu(layers) as before:
         logits = teacher(images)
-    # a layer that is run on parts of images has no activations of an image
+    # a layer that runs on parts of images has no output per image
     outputs = {n: v for n, v in before.outputs.items() if len(v) == len(images)}
     return outputs | {"logits": logits}, before.rectified
 
@@ -146,7 +144,7 @@ def _layer_sets(
     if kind is Kind.TOP:
         return [("logits",)]
     logits = recorded["logits"]
-    # what the last linear layer puts out is the logits under another name
+    # the output of the last linear layer is the logits
     names = [n for n, v in recorded.items() if v is logits or not torch.equal(v, logits)]
     if kind is Kind.ALL:
         return [(name,) for name in names]
@@ -168,11 +166,10 @@ def _layer_sets(
 
 
 def graph_basis(values: Tensor, num: int) -> Tensor:
-    """Leading eigenvectors of the graph of correlations of (N, D) activations: (D, num).
+    """Return the leading eigenvectors (D, num) of the correlation graph of activations (N, D).
 
-    Nodes are activations, edges the magnitudes of their correlations. A dead activation is a node
-    on its own. The eigenvectors of the largest eigenvalues of the adjacency keep what varies
-    together.
+    The adjacency matrix holds the absolute correlations; the eigenvectors of its largest
+    eigenvalues span the activations that vary together. A constant activation has no edges.
     """
     centered = values - values.mean(0)
     scale = centered.norm(dim=0)
@@ -193,24 +190,25 @@ def record_metadata(
     num_vectors: int = 64,
     largest_root: int = 512,
 ) -> Metadata:
-    """Record a teacher's activations over its training images and write the file.
+    """Record statistics of a teacher's activations on its training images, and write the file.
 
     Args:
-        teacher: its own answers are the classes.
-        images: uint8 (N, C, H, W); at least two of every class the teacher names.
-        path: .safetensors to write; its folder is made.
+        teacher: network, whose predictions are the classes.
+        images: uint8 (N, C, H, W); at least two per predicted class.
+        path: .safetensors file to write; missing parent directories are created.
         kind: see Kind.
-        num_vectors: of the graph basis, for the spectral kinds.
-        largest_root: views of more activations keep standard deviations alone.
+        num_vectors: number of eigenvectors of a spectral kind.
+        largest_root: maximum activations of a view with a covariance; larger ones have standard
+            deviations only.
 
     Raises:
-        DataError: a class with fewer than two images.
-        TeacherError: the teacher's layers are not enough for the kind.
+        DataError: a class has fewer than two images.
+        TeacherError: the teacher has too few linear layers for the kind.
         RunError: the file cannot be written.
 
     """
     path, of_kind = Path(path), from_plain(Kind, kind, "kind")
-    with making(path.parent):  # which fails before all is looked at, and leaves no folder then
+    with making(path.parent):  # fails before the images are run
         shown, rectified = activations(teacher, _shown(teacher, images[:1]))
         sets = _layer_sets(of_kind, teacher, shown)
         behind_relu = {
@@ -218,7 +216,7 @@ def record_metadata(
             for layers in sets
         }
         spectral = of_kind in (Kind.SPECTRAL, Kind.SPECTRAL_PAIRS)
-        # of large views moments are all that is written, and activations would fill the memory
+        # a large view needs only its moments, and its activations would fill the memory
         moments = {
             layers: ClassMoments(teacher.num_classes, len(units))
             for layers, units in behind_relu.items()
@@ -245,7 +243,7 @@ def _watch(
     kept: Collection[str],
     moments: Mapping[tuple[str, ...], "ClassMoments"],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Show all images; return activations (N, ...) of what is `kept`, and classes (N,)."""
+    """Run all images; return activations (N, ...) of the names in `kept`, and classes (N,)."""
     values, named = {name: list[Tensor]() for name in kept}, list[Tensor]()
     for part in images.split(probed_at_once(teacher.input_spec.shape)):
         recorded, _ = activations(teacher, _shown(teacher, part))
@@ -270,7 +268,7 @@ def _shown(teacher: Teacher, images: Tensor) -> Tensor:
 
 
 class ClassMoments:
-    """Mean and sample standard deviation by class of values that come in parts.
+    """Mean and sample standard deviation per class of values that are added in parts.
 
     >>> moments = ClassMoments(2, 1)
     >>> moments.add(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]))
@@ -285,13 +283,13 @@ class ClassMoments:
         self.sums = torch.zeros(2, num_classes, size, dtype=torch.double)  # of values and squares
 
     def add(self, values: Tensor, classes: Tensor) -> None:
-        """(N, size) values of classes (N,)."""
+        """Add values (N, size) of classes (N,)."""
         for sums, part in zip(self.sums, (values.double(), values.double() ** 2), strict=True):
             sums.index_add_(0, classes, part)
         self.counts += torch.bincount(classes, minlength=len(self.counts))[:, None]
 
     def view(self, layers: tuple[str, ...], rectified: Tensor) -> View:
-        """Of `layers`, in which every class was seen twice; see View for `rectified`."""
+        """Return the view of `layers`; every class needs two values. See View for `rectified`."""
         mean = self.sums[0] / self.counts
         variance = (self.sums[1] - self.counts * mean**2) / (self.counts - 1)
         std = variance.clamp_min(0).sqrt()
@@ -313,14 +311,14 @@ def view_of(
     *,
     num_vectors: int,
 ) -> View:
-    """Return what is recorded of layers.
+    """Return the view of layers.
 
     Args:
         layers: names in `values`.
-        values: (N, ...) activations before the ReLU.
-        classes: (N,), every class twice.
+        values: activations (N, ...) before the ReLU, by name.
+        classes: (N,), at least two of each class.
         rectified: see View.
-        num_vectors: of the graph basis; 0: none.
+        num_vectors: number of eigenvectors of the basis; 0 for no basis.
 
     """
     joined = torch.cat([values[name] for name in layers], 1)
@@ -344,7 +342,7 @@ def view_of(
 
 
 def covariance_root(values: Tensor) -> Tensor:
-    """Symmetric root of the covariance of (N, D) values: root @ root.T is the covariance."""
+    """Return the symmetric root (D, D) of the covariance of values (N, D)."""
     covariance = torch.cov(values.T.double()).reshape(values.shape[1], values.shape[1])
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     root: Tensor = vectors * eigenvalues.clamp_min(0).sqrt() @ vectors.T
@@ -360,7 +358,7 @@ def _tensors(metadata: Metadata) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_metadata(path: StrPath, teacher: Teacher) -> Metadata:
-    """Read a file of metadata; TeacherError if it is not one, or of another teacher."""
+    """Load a metadata file; raise TeacherError if it is wrong or of another teacher."""
     with reading(path, TeacherError, "is not a file of metadata", what="metadata"):
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
@@ -393,14 +391,14 @@ def load_metadata(path: StrPath, teacher: Teacher) -> Metadata:
 
 @torch.no_grad()
 def _check_views(views: tuple[View, ...], teacher: Teacher) -> None:
-    """Raise what does not fit: ValueError, or KeyError for a layer that the teacher lacks."""
+    """Raise ValueError if a view does not fit the teacher, or KeyError if it lacks a layer."""
     if not views:
         raise ValueError("it holds no statistics")
     queries = teacher.queries
     recorded, _ = activations(
         teacher, torch.zeros(1, *teacher.input_spec.shape, device=teacher.device)
     )
-    teacher.queries = queries  # the answer to a blank image is not looked at
+    teacher.queries = queries  # the check is not a query
     for view in views:
         size = sum(recorded[name].numel() for name in view.layers)
         rank = size if view.basis is None else view.basis.shape[-1]

@@ -1,4 +1,4 @@
-"""The base class of every method: what a synthesizer takes, what it gives, and the defaults."""
+"""Base class of all methods."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -14,37 +14,37 @@ __all__ = ["Method"]
 
 
 class Method(Stateful, ABC):
-    """A method that makes inputs from a teacher alone; a subclass states where it differs.
+    """Base class of methods, which synthesize images from a teacher.
 
-    The same rng gives the same batches. `state` names what a resume needs, less the state of the
-    rng, which belongs to the run.
+    The same state of `rng` gives the same batches. The run saves the state of `rng`; the method's
+    `state` does not include it.
 
     Args:
-        teacher: the network whose inputs are made.
-        config: the settings of the method; `config.batch_size` is the images in a batch.
-        rng: draws everything that is random.
+        teacher: network to synthesize images for.
+        config: configuration of the method, with a field `batch_size`.
+        rng: generator of all random numbers.
 
     """
 
     streams: ClassVar[bool] = False
-    """A batch costs about as much as a training step, so every step can have a fresh one."""
+    """Whether a batch takes about as long as a training step, so that every step can have one."""
     adversarial: ClassVar[bool] = False
-    """`next_batch` plays against a student and cannot do without one."""
+    """Whether `next_batch` requires a student."""
     remembers: ClassVar[bool] = False
-    """A batch may hold images of earlier ones: validation images need a memory of their own."""
+    """Whether a batch may repeat earlier images: validation images then need another instance."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Names of the teacher's `Capabilities` that the method cannot do without."""
+    """Names of the teacher's `Capabilities` that the method requires."""
     repeat: int = 1
-    """Student steps on each fresh batch."""
+    """Number of student steps on each fresh batch."""
     warm_up: int = 0
-    """Batches that the method first learns on and that are not meant for training."""
+    """Number of first batches that train the method and are not used to train the student."""
 
     def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:
         self.teacher, self.config, self.rng = teacher, config, rng
 
     @abstractmethod
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Return the next batch; adversarial methods read the live student."""
+        """Return the next batch; adversarial methods read the student as it is now."""
 
     def anneal_over(self, batches: int) -> None:
-        """Plan the method's own learning rate over this many batches, where it has one."""
+        """Schedule the method's own learning rate, if it has one, over this many batches."""

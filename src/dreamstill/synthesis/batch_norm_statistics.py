@@ -1,4 +1,4 @@
-"""The BNS measure: how far images are from what a teacher's BatchNorm layers were fed."""
+"""BNS divergence: distance of images from a teacher's BatchNorm statistics."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ __all__ = ["batch_norm_divergence", "divergence_of", "norms_of"]
 
 
 def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The BNS measure, mean over layers, and the logits (N, K) of (N, C, H, W) inputs."""
+    """Return the BNS divergence, a scalar, and the logits (N, K) of inputs (N, C, H, W)."""
     norms = norms_of(teacher)
     with Probe(norms) as probe:
         logits = teacher(images)
@@ -23,7 +23,7 @@ def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Ten
 
 
 def norms_of(teacher: Teacher) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers with running statistics, by name."""
+    """Return the BatchNorm layers with running statistics, by name."""
     layers = batch_norm_layers(teacher.module)
     return {name: layers[name] for name in teacher.capabilities.batch_norm}
 
@@ -31,7 +31,10 @@ def norms_of(teacher: Teacher) -> dict[str, _BatchNorm]:
 def divergence_of(
     moments: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, _BatchNorm]
 ) -> Tensor:
-    """The BNS measure of mean and variance (C,) of what enters each layer."""
+    """Return the mean over layers of the KL from running to batch statistics.
+
+    `moments` holds the mean and variance (C,) of each layer's input.
+    """
     divergences = []
     for name, layer in norms.items():
         assert layer.running_mean is not None

@@ -1,4 +1,4 @@
-"""Class balance: choose evenly, and remember the classes that turn up rarely."""
+"""Balance batches over classes, and remember images of rare classes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["ClassMemory", "Turns", "balanced", "matched", "rank_in_class"]
 
 
 def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
-    """How many items of the same class stand before each of (N,) classes.
+    """Count the earlier items of the same class for each of classes (N,).
 
     >>> rank_in_class(torch.tensor([2, 0, 2, 2]), 3).tolist()
     [0, 0, 1, 2]
@@ -26,7 +26,7 @@ def rank_in_class(classes: Tensor, num_classes: int) -> Tensor:
 
 
 class Turns(Stateful):
-    """Classes in turn, so that batches are balanced over a run.
+    """Cyclic sequence of classes, which balances batches over a run.
 
     >>> turns = Turns(3)
     >>> turns.take(4).tolist(), turns.take(2).tolist()
@@ -40,14 +40,14 @@ class Turns(Stateful):
         self.next_class = 0
 
     def take(self, num: int) -> Tensor:
-        """The next `num` classes."""
+        """Return the next `num` classes."""
         order = torch.arange(self.next_class, self.next_class + num, device=self.device)
         self.next_class = (self.next_class + num) % self.num_classes
         return order % self.num_classes
 
 
 def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:
-    """Indices of `keep` of N items, as evenly spread over classes (N,) as they allow.
+    """Return the indices of `keep` of N items, spread over classes (N,) as evenly as possible.
 
     >>> balanced(torch.tensor([0, 0, 0, 0, 1, 2]), 4, 3).tolist()
     [0, 4, 5, 1]
@@ -56,9 +56,9 @@ def balanced(classes: Tensor, keep: int, num_classes: int) -> Tensor:
 
 
 def matched(wanted: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """For each of (M,) wanted classes the index of an item of (N,) classes, N >= M, each once.
+    """Assign to each of the wanted classes (M,) a different item of classes (N,), N >= M.
 
-    Of the class wanted while there are any, then of what is left.
+    Returns the indices (M,): an item of the wanted class if one is left, else any other.
 
     >>> matched(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 2, 1]), 3).tolist()
     [3, 2, 0]
@@ -71,19 +71,19 @@ def matched(wanted: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     index[found] = order[(counts.cumsum(0) - counts)[wanted[found]] + rank[found]]
     left = torch.ones(len(classes), dtype=torch.bool, device=classes.device)
     left[index[found]] = False
-    # from the back: classes that nobody wants come first or last alike, but must not run out
+    # the substitutes are taken from the end of the items that are left
     index[~found] = left.nonzero().flatten().flip(0)[: int((~found).sum())]
     return index
 
 
 class ClassMemory:
-    """The newest images of every class with the teacher's answers.
+    """Store of the newest images of every class with the teacher's logits.
 
     Args:
-        capacity: images, uint8, remembered in all, shared out evenly; at least one a class.
+        capacity: total number of uint8 images, the same for each class; at least one per class.
         num_classes: K.
         shape: (C, H, W).
-        device: where they are kept.
+        device: device of the store.
 
     """
 
@@ -98,11 +98,11 @@ class ClassMemory:
         self.counts = torch.zeros(num_classes, dtype=torch.long, device=device)
 
     def remember(self, batch: Batch) -> None:
-        """Store a batch under the classes the teacher names, over the oldest of each."""
+        """Store a batch by the classes of its logits, in place of the oldest images of each."""
         num_classes = len(self.counts)
         classes = batch.logits.argmax(1)
         rank = rank_in_class(classes, num_classes)
-        new = rank < self.per_class  # a slot has one owner: more of a class than fit are left out
+        new = rank < self.per_class  # drop images of a class beyond its number of slots
         classes, rank = classes[new], rank[new]
         slots = (self.counts[classes] + rank) % self.per_class
         self.images[classes, slots] = batch.images[new]
@@ -110,7 +110,7 @@ class ClassMemory:
         self.counts += torch.bincount(classes, minlength=num_classes)
 
     def draw(self, num: int, rng: torch.Generator) -> Batch:
-        """`num` random images, with replacement, of each class that was ever seen."""
+        """Draw `num` images, with replacement, of each class that was ever stored."""
         classes = self.counts.nonzero().expand(-1, num)
         filled = self.counts.clamp_max(self.per_class)[classes]
         chance = torch.rand(classes.shape, generator=rng, device=rng.device)
@@ -120,7 +120,7 @@ class ClassMemory:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is remembered, without the empty slots."""
+        """Return the stored images, logits and counts, without empty slots."""
         filled = int(self.counts.max().clamp_max(self.per_class))
         return {
             "images": self.images[:, :filled].clone(),
@@ -129,7 +129,7 @@ class ClassMemory:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up."""
+        """Restore what `state_dict` returned."""
         filled = state["images"].shape[1]
         self.images[:, :filled] = state["images"]
         self.logits[:, :filled] = state["logits"]

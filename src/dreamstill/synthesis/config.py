@@ -1,4 +1,4 @@
-"""Configuration of the methods, with the values of their papers."""
+"""Configuration of the methods; most defaults are those of their papers."""
 
 from dataclasses import field
 from enum import StrEnum
@@ -46,7 +46,7 @@ Decay = Annotated[Float, within(0, 0.9999)]
 
 @config_class
 class RandomShapes:
-    """Appearance of random shapes; the defaults serve images of 28 to 64 pixels."""
+    """Appearance of random shapes; the defaults suit images of 28 to 64 pixels."""
 
     cells: tuple[Cells, ...] = (2, 4, 8, 16, 32)
     """Grid cells along the longer side of each random field, coarse to fine; at least 2 each."""
@@ -55,20 +55,20 @@ class RandomShapes:
     stroke_share: Share = 0.9
     """Share of masks that are strokes along a level line; the rest are blobs. 0 to 1."""
     texture_share: Share = 0.3
-    """Share of images that are one rough texture behind the mask; the rest are a smooth figure on
+    """Share of images that show a rough texture through the mask; the rest show a smooth figure on
     a smooth ground. 0 to 1."""
     symmetry_share: Share = 0.0
-    """Share of images that are mirror images of themselves, left to right. 0 to 1."""
+    """Share of images that are symmetric, left to right. 0 to 1."""
     centered_share: Share = 0.0
-    """Share of masks drawn to the middle of the image, as an object on a ground is. 0 to 1."""
+    """Share of masks centered in the image, like an object on a ground. 0 to 1."""
     channel_correlation: Share = 0.9
     """Correlation of the color channels. 0 to 1."""
     scene_share: Share | None = None
-    """Share of images that are a scene, as photographs are: two to five blobs, one over another,
-    each of a medium shade with a gradient and a texture. The shares above are of the rest. 0 to 1.
-    Default: half of color images, 0 for one channel."""
+    """Share of images that are scenes, similar to photographs: two to five overlapping blobs, each
+    of a medium shade with a gradient and a texture. The other shares apply to the rest. 0 to 1.
+    Default: 0.5 for color images, 0 for one channel."""
     scene_contrast: Weight = 0.3
-    """Standard deviation of a scene's shades around the middle, of pixels in [0, 1]; at least 0."""
+    """Standard deviation of a scene's shades around 0.5, for pixels in [0, 1]; at least 0."""
 
     def __post_init__(self) -> None:
         if not self.cells or not self.shape_cells:
@@ -89,7 +89,7 @@ class Start(StrEnum):
 
 @config_class
 class PixelConfig:
-    """Configuration that all methods share which optimize pixels."""
+    """Base of the configuration of methods that optimize pixels."""
 
     batch_size: Positive = 256
     """Images optimized together; at least 1."""
@@ -109,7 +109,7 @@ class PixelConfig:
 
 @config_class
 class GeneratorConfig:
-    """Configuration that all methods share which train a generator."""
+    """Base of the configuration of methods that train a generator."""
 
     batch_size: Annotated[Int, at_least(2)] = 512
     """Images per batch; at least 2, for BatchNorm."""
@@ -136,19 +136,18 @@ class StructuredNoiseConfig:
     batch_size: Positive = 256
     """Images per batch; at least 1."""
     oversample: Positive = 2
-    """Images drawn for each one kept, to balance the classes; at least 1."""
+    """Images drawn per image kept, to balance the classes; at least 1."""
     memory: Positive = 5000
     """Images remembered, evenly over the classes, to fill up classes that are rare in a draw; at
-    least 1. At most 64 MiB."""
+    least 1. Limited to 64 MiB."""
     mine: Bool = False
-    """Prefer images on which the live student is most wrong, by KL: adversarial without a gradient
-    step."""
+    """Prefer images with the largest KL between teacher and live student."""
     shapes: RandomShapes = field(default_factory=RandomShapes)
     """Appearance of the shapes."""
 
     @property
     def adversarial(self) -> bool:
-        """Tell whether batches depend on the live student."""
+        """Whether batches depend on the live student."""
         return self.mine
 
 
@@ -175,12 +174,12 @@ class DeepInversionConfig(PixelConfig):
     steps: Positive = 2000
     """Adam steps per batch; at least 1."""
     low_resolution_steps: Annotated[Int, at_least(0)] = 0
-    """The first of `steps`, taken at half resolution, before Adam and its schedule begin again; 0
+    """Number of the first steps, at half resolution, after which Adam and its schedule restart; 0
     to `steps`."""
     lr: Rate = 0.05
     """Learning rate of Adam, in the teacher's input space; above 0."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decay of Adam's two averages; each in [0, 0.9999]."""
+    """Decay rates of Adam's two averages; each in [0, 0.9999]."""
     lr_warm_up: Annotated[Int, at_least(0)] = 0
     """Steps over which the learning rate rises to `lr` at each resolution; at least 0."""
     cosine: Bool = False
@@ -188,7 +187,7 @@ class DeepInversionConfig(PixelConfig):
     batch_norm: Weight = 10.0
     """Weight of the distance from the BatchNorm statistics; at least 0."""
     first_batch_norm: Weight = 1.0
-    """Extra factor of the first BatchNorm layer; at least 0. The authors' ImageNet code has 10."""
+    """Extra factor of the first BatchNorm layer; at least 0. The authors use 10 for ImageNet."""
     total_variation: Weight = 2.5e-5
     """Weight of total variation, summed over the batch; at least 0."""
     l2: Weight = 0.0
@@ -198,8 +197,8 @@ class DeepInversionConfig(PixelConfig):
     flip: Bool = True
     """Mirror half of the steps left to right. Turn it off for digits and text."""
     competition: Weight = 0.0
-    """Weight of the competition against the live student; at least 0. Adaptive DeepInversion has 10
-    on CIFAR-10, 0.2 in the authors' ImageNet code. It needs `distill.fresh_every`."""
+    """Weight of the competition against the live student; at least 0. Adaptive DeepInversion uses
+    10 for CIFAR-10 and 0.2 for ImageNet. It needs `distill.fresh_every`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,7 +210,7 @@ class DeepInversionConfig(PixelConfig):
 
     @property
     def adversarial(self) -> bool:
-        """Tell whether batches depend on the live student."""
+        """Whether batches depend on the live student."""
         return self.competition > 0
 
 
@@ -220,18 +219,19 @@ class ZskdConfig(PixelConfig):
     """Configuration of ZSKD."""
 
     batch_size: Positive = 500
-    """Data impressions optimized together; at least 1. Each is independent: a matter of speed."""
+    """Data impressions optimized together, each independently of the others; at least 1."""
     steps: Positive = 150
-    """Adam steps per batch; at least 1. The authors' code has 1500 at 1e-3, of pixels in [0, 1]."""
+    """Adam steps per batch; at least 1. The authors use 1500 at 1e-3, on pixels in [0, 1]."""
     lr: Rate = 0.15
     """Learning rate of Adam, in the teacher's input space; above 0."""
     temperature: Rate = 20.0
-    """Temperature of the teacher's softmax while optimizing; above 0."""
+    """Temperature of the teacher's softmax in the loss of the images; above 0."""
     betas: tuple[Rate, ...] = (1.0, 0.1)
-    """Scales of the Dirichlet concentration, in equal shares: near 1 spread, near 0 peaked."""
+    """Scales of the Dirichlet concentration, used in turn; above 0. Small ones give peaked
+    targets."""
     rescale_rows: Bool = True
-    """Rescale each class's similarities to [0, 1], as in the paper. False rescales over all classes
-    at once, which leaves targets more mixed: the recipe's student has 94.8 %, not 90.8."""
+    """Rescale the similarities of each class to [0, 1], as in the paper. False rescales all classes
+    at once: targets are more mixed, and the recipe's student reaches 94.8 %, not 90.8 %."""
     start: Start = Start.UNIFORM
     """Pixels before the first step: uniform (the paper's), gaussian or structured."""
 
@@ -248,7 +248,7 @@ class ZsktConfig(GeneratorConfig):
     batch_size: Annotated[Int, at_least(2)] = 128
     """Images per batch; at least 2, for BatchNorm."""
     clip: Weight = 5.0
-    """Largest norm of the gradient of the generator's KL, a mean over batch and classes; 0 for no
+    """Maximum norm of the gradient of the generator's KL, a mean over batch and classes; 0 for no
     limit."""
     student_steps: Positive = 10
     """Student steps on the same z after each generator step; at least 1."""
@@ -262,13 +262,13 @@ class DfadConfig(GeneratorConfig):
     """Configuration of DFAD; the defaults are the paper's for MNIST."""
 
     student_steps: Positive = 5
-    """Batches for the student after each generator step; at least 1."""
+    """Student batches after each generator step; at least 1."""
     drops: tuple[Share, ...] = ()
-    """Shares of a distillation's batches, 0 to 1, after which the generator's learning rate falls
-    to a tenth."""
+    """Fractions of a distillation's batches, 0 to 1, after which the generator's learning rate is
+    divided by 10."""
     log_loss: Bool = False
-    """Use -log(1 + L1) in place of -L1: its gradient is smaller where the networks differ most. The
-    paper takes it for segmentation."""
+    """Use -log(1 + L1) in place of -L1, as the paper does for segmentation: its gradient is smaller
+    where the networks differ most."""
 
 
 @config_class
@@ -276,13 +276,14 @@ class RdskdConfig(GeneratorConfig):
     """Configuration of RDSKD; the defaults are the authors' for MNIST."""
 
     batch_size: Annotated[Int, at_least(4)] = 512
-    """Images per batch, one half compared with the other; even and at least 4."""
+    """Images per batch, whose halves are compared; even and at least 4."""
     generator_steps: Positive = 2400
     """Steps of the first phase; at least 1."""
     refresh_every: Positive = 120
-    """Steps after which the exponential penalties take the present losses as their base."""
+    """Steps after which the current losses become the base of the exponential penalties; at
+    least 1."""
     one_hot: Weight = 1.0
-    """Weight of authenticity; at least 0. The paper has 1, and no weight needs tuning."""
+    """Weight of authenticity; at least 0."""
     information_entropy: Weight = 1.0
     """Weight of class diversity; at least 0."""
     diversity: Weight = 1.0
@@ -295,7 +296,7 @@ class RdskdConfig(GeneratorConfig):
 
 @config_class
 class AbdConfig(GeneratorConfig):
-    """Configuration of Always Be Dreaming's generator; the authors' values for CIFAR-100."""
+    """Configuration of Always Be Dreaming; the defaults are the authors' for CIFAR-100."""
 
     batch_size: Annotated[Int, at_least(2)] = 128
     """Images per batch; at least 2, for BatchNorm."""
@@ -304,9 +305,10 @@ class AbdConfig(GeneratorConfig):
     generator_steps: Positive = 10_000
     """Steps of the first phase; at least 1."""
     content: Weight = 1.0
-    """Weight of the teacher's certainty about each image; at least 0."""
+    """Weight of the content loss, the teacher's cross-entropy with its own prediction; at
+    least 0."""
     temperature: Rate = 1e3
-    """Temperature of the teacher's logits in that loss; above 0."""
+    """Temperature of the teacher's logits in the content loss; above 0."""
     information_entropy: Weight = 1.0
     """Weight of class balance; at least 0."""
     batch_norm: Weight = 50.0
@@ -325,13 +327,13 @@ class Scheme(StrEnum):
 
 @config_class
 class KnowledgeWithinConfig(PixelConfig):
-    """Configuration of The Knowledge Within; the numbers are ours."""
+    """Configuration of The Knowledge Within; the defaults are ours."""
 
     batch_size: Annotated[Int, at_least(2)] = 256
     """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
     scheme: Scheme = Scheme.BNS_INCEPTION
-    """inception: the class's logit and the image prior. bns: BatchNorm statistics, of a teacher
-    that has them. bns+i: both."""
+    """inception: the logit of the class and the image prior. bns: BatchNorm statistics. bns+i:
+    both."""
     inception: Weight = 0.01
     """Weight of the logit; at least 0."""
     prior: Weight = 0.1
@@ -345,15 +347,15 @@ class KnowledgeWithinConfig(PixelConfig):
 
 @config_class
 class MetadataConfig(PixelConfig):
-    """Configuration of metadata distillation; the authors' numbers, but for the start.
+    """Configuration of metadata distillation; the defaults are the authors', except the start.
 
-    Their learning rate is of pixels in [0, 1]; the preset has it in the input space.
+    Their learning rate is for pixels in [0, 1]; the preset converts it to the input space.
     """
 
     file: Text = ""
-    """Path of the statistics that the teacher's owner recorded (`dreamstill metadata`)."""
+    """Path of the statistics that the teacher's owner recorded with `dreamstill metadata`."""
     batch_size: Positive = 64
-    """Images optimized together; at least 1. Each is independent: a matter of speed."""
+    """Images optimized together, each independently of the others; at least 1."""
     steps: Positive = 1000
     """Adam steps per batch; at least 1."""
     lr: Rate = 0.07

@@ -1,4 +1,4 @@
-"""A generator with its optimizer and rng: what every method that learns one is built on."""
+"""Generators with their optimizer, for the methods that train one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +17,13 @@ __all__ = ["LatentGenerator", "LearnedFirst"]
 
 
 class LatentGenerator(Stateful):
-    """Latent vectors to images clipped to the teacher's range, and Adam on the way.
+    """Generator from latent vectors to images, with its Adam optimizer.
 
     Args:
-        teacher: whose input the images are, and whose precision.
-        config: a method's settings; read are `latent`, the length of z, `widths`, the channels of
-            the generator's two inner convolutions, and `lr`, Adam's.
-        rng: initializes the generator and draws z.
-        eps, bounded: of the generator, see `Generator`.
+        teacher: its input spec and precision are used.
+        config: configuration with `latent`, `widths` and `lr`; see `GeneratorConfig`.
+        rng: generator of the initial weights and of z.
+        eps, bounded: see `Generator`.
 
     """
 
@@ -49,23 +48,23 @@ class LatentGenerator(Stateful):
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.lr, fused=True)
 
     def draw(self, num: int) -> Tensor:
-        """Z ~ N(0, 1), (num, latent)."""
+        """Draw z ~ N(0, 1), (num, latent)."""
         return torch.randn((num, self.latent), generator=self.rng, device=self.rng.device)
 
     def images(self, z: Tensor) -> Tensor:
-        """(N, latent) -> (N, C, H, W), clipped; the gradient passes through the clip.
+        """Generate images (N, C, H, W) from z (N, latent), clipped to the valid range.
 
-        So a saturated pixel goes on learning.
+        The gradient passes through the clip, so that saturated pixels keep learning.
         """
         raw = self.teacher.input_spec.from_unit(self.teacher.run(self.module, z))
         return raw + (self.teacher.input_spec.clip(raw) - raw).detach()
 
     def step(self, loss: Tensor, *, clip: float = 0.0) -> None:
-        """One Adam step on the generator alone: no other network's .grad is touched.
+        """Take an Adam step on the generator, without changing .grad of other networks.
 
         Args:
-            loss: scalar; NonFiniteError before the update if it is not finite.
-            clip: largest norm of the gradient; 0: none.
+            loss: scalar; raises NonFiniteError before the update if it is not finite.
+            clip: maximum norm of the gradient; 0 for no limit.
 
         """
         if not torch.isfinite(loss):
@@ -81,12 +80,12 @@ class LatentGenerator(Stateful):
 
 
 class LearnedFirst(Stateful):
-    """A generator in two stages: it learns for `steps` batches, then is frozen and only draws.
+    """Generator that is trained for `steps` batches and then frozen.
 
     Args:
-        generator: to learn.
-        steps: of the first stage.
-        loss: images (N, C, H, W) to the generator's loss and the teacher's logits (N, K).
+        generator: generator to train.
+        steps: number of training steps.
+        loss: function from images (N, C, H, W) to the loss and the teacher's logits (N, K).
 
     """
 
@@ -102,7 +101,7 @@ class LearnedFirst(Stateful):
         self.step = 0
 
     def next_batch(self, num: int) -> Batch:
-        """(num, C, H, W), drawn before the step while the generator still learns."""
+        """Return a batch of `num` images; while training, drawn before the generator's step."""
         generator = self.generator
         z = generator.draw(num)
         generator.module.train(self.step < self.steps)

@@ -1,4 +1,4 @@
-"""Optimize pixels: what every method without a generator is built on."""
+"""Optimize the pixels of images."""
 
 import math
 from collections.abc import Callable
@@ -26,11 +26,11 @@ def start_images(
     shapes: RandomShapes,
     rng: torch.Generator,
 ) -> Tensor:
-    """(N, C, H, W) in the input space, within the valid range, to become images of classes (N,).
+    """Return initial inputs (N, C, H, W), within the valid range, for images of classes (N,).
 
-    Uniform pixels in [0, 1]; N(0, 1) in the input space, clipped; or the random shapes of
-    structured noise, as far as possible of the class that the teacher takes them for: a shape of
-    the class stays one, another is only covered with the noise that deceives the teacher.
+    They are uniform pixels in [0, 1]; N(0, 1) in the input space, clipped; or random shapes that
+    the teacher assigns to the classes, as far as possible. Optimizing a shape of another class only
+    adds adversarial noise to it.
     """
     start, num, spec = from_plain(Start, start, "start"), len(classes), teacher.input_spec
     shape = (num, *spec.shape)
@@ -44,12 +44,12 @@ def start_images(
 
 
 def halved(images: Tensor) -> Tensor:
-    """Pool images (N, C, H, W) to half their resolution, a last odd row or column by itself."""
+    """Average-pool images (N, C, H, W) to half their resolution, rounded up."""
     return F.avg_pool2d(images, 2, ceil_mode=True)
 
 
 def jittered(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> Tensor:
-    """Images (N, C, H, W), all rolled by up to `most` pixels and mirrored half of the time."""
+    """Roll all images (N, C, H, W) by up to `most` pixels; with `flip`, mirror half of the time."""
     if most:
         by = torch.randint(-most, most + 1, (2,), generator=rng, device=rng.device).tolist()
         images = images.roll(by, dims=(2, 3))
@@ -59,7 +59,7 @@ def jittered(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> 
 
 
 def lr_share(step: int, steps: int, *, warm_up: int, cosine: bool) -> float:
-    """What a step, from 0 on, of `steps` has of the learning rate: a climb, then all or a cosine.
+    """Return the factor of the learning rate at a step (from 0): warm-up, then 1 or a cosine.
 
     >>> [round(lr_share(step, 6, warm_up=2, cosine=True), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
@@ -81,21 +81,21 @@ def optimize_pixels(
     betas: tuple[float, float] = (0.9, 0.999),
     best: bool = False,
 ) -> Tensor:
-    """Adam on images (N, C, H, W) in the input space, clipped to the valid range at each step.
+    """Optimize inputs (N, C, H, W) with Adam, clipped to the valid range after each step.
 
     Args:
-        images: where to start; not changed.
-        objective: images -> scalar.
-        spec: the teacher's input.
-        steps: at least 1.
-        lr: in units of `InputSpec.from_unit`; for a learning rate in pixels divide by the spec's
-            std.
-        warm_up, cosine: see `lr_share`.
-        betas: Adam's.
-        best: return the iterate of the lowest objective, a true copy, in place of the last.
+        images: initial inputs; not changed.
+        objective: function from inputs to a scalar.
+        spec: input spec of the teacher.
+        steps: number of steps; at least 1.
+        lr: learning rate in the units of `InputSpec.from_unit`: divide one for pixels by the std.
+        warm_up: steps of linear warm-up.
+        cosine: whether to anneal the learning rate to 0 by a cosine.
+        betas: Adam's decay rates.
+        best: return the iterate with the lowest objective in place of the last.
 
     Raises:
-        NonFiniteError: the objective is not finite; before the update.
+        NonFiniteError: the objective is not finite; raised before the update.
 
     """
     unit = spec.to_unit(images).clone().requires_grad_()

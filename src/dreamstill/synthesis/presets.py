@@ -1,10 +1,9 @@
-"""Presets: methods as their papers ran them on a data set, or as we did, and their students.
+"""Presets of methods and their students, from the papers or ours.
 
-What the student's side has no setting for is left out: ZSKD's kinds of augmentation are without
-their amounts. Where a paper names no course of the learning rate it stays as it is, and
-DeepInversion's student is without a weight decay, which its paper's supplement leaves open. Pixels
-that the authors optimize in [0, 1] are optimized in the teacher's input space here, so that their
-learning rates are divided by the standard deviation of the data set.
+Unspecified in the papers and left out: the amounts of ZSKD's augmentation, and the weight decay of
+DeepInversion's student. The learning rate is constant if a paper names no schedule. Learning rates
+for pixels in [0, 1] are divided by the standard deviation of the data set, because pixels are
+optimized in the teacher's input space here.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ __all__ = ["PRESETS", "Preset", "method_config", "student_config"]
 
 
 class Preset(NamedTuple):
-    """A method's settings, and what a file of settings would say of the student's."""
+    """Configuration of a method, and plain values of its distillation."""
 
     synthesis: Any
     distill: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
@@ -56,7 +55,7 @@ DEEPINVERSION = {
 RDSKD = {"losses": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
 ZSKT = {
     "losses": ["kl", "attention"],
-    "loss_weights": [0.1, 250.0],  # their KL is the mean over the ten classes too
+    "loss_weights": [0.1, 250.0],  # 0.1: their KL is also a mean over the ten classes
     "temperature": 1.0,
     "lr": 2e-3,
     "clip_gradient": 5.0,
@@ -147,7 +146,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "abd": {"cifar100": Preset(AbdConfig())},
     "metadata": {
-        # 100 batches a class, shown 30 times
+        # 100 batches per class, replayed 30 times
         "mnist": Preset(
             MetadataConfig(lr=0.23),  # 0.07 / 0.308
             {"steps": 7500, "anneal": False, "buffer_size": 64_000},
@@ -160,16 +159,16 @@ GO_WITH = {
     "anneal": ("drops",),
     "drops": ("anneal",),
 }
-"""Values of a preset's student that mean nothing beside another choice of the first."""
+"""Settings of a preset to drop, by the setting whose new value makes them meaningless."""
 
 
 def method_config(name: str, plain: Any = None, preset: Any = None) -> Any:
-    """Return a method's configuration: plain values laid upon a preset's, or the defaults.
+    """Return the configuration of a method: given values override those of a preset.
 
     Args:
-        name: of the method, in METHODS.
-        plain: a configuration of the method, a dict of its fields, or None.
-        preset: name of a preset of the method, or None.
+        name: name of the method in METHODS.
+        plain: configuration of the method, dict of its fields, or None.
+        preset: name of a preset of the method; None for the defaults.
 
     Raises:
         ConfigError: the method has no such preset or field.
@@ -186,17 +185,13 @@ def method_config(name: str, plain: Any = None, preset: Any = None) -> Any:
 
 
 def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
-    """Return the plain values of a distillation, laid upon those of a method's preset.
+    """Return the plain values of a distillation: given values override those of a preset.
 
-    Whoever names the losses, the optimizer or the schedule of its learning rate no longer has the
-    values that belong to the preset's choice; see GO_WITH.
-
-    Raises:
-        ConfigError: the method has no such preset.
-
+    Given losses, optimizer or learning rate schedule also remove the preset's values that belong
+    to its own choice; see GO_WITH. Raises ConfigError if the method has no such preset.
     """
     given = {} if plain is None else plain
-    if preset is None or not isinstance(given, dict):  # the latter is refused with the whole job
+    if preset is None or not isinstance(given, dict):  # `read_job` refuses what is no dict
         return given
     whole = _preset(name, preset).distill
     gone = {name for chosen in given for name in GO_WITH.get(chosen, ())}

@@ -1,9 +1,8 @@
-"""Draw random shapes: what structured noise is made of, and a start for methods that optimize.
+"""Draw random shapes, for structured noise and as initial images of optimizing methods.
 
-Source: ours. In the spirit of dead-leaves images (Lee, Mumford & Huang 2001; Baradad et al. 2021,
-"Learning to see by looking at noise"): a smooth random figure or texture, seen through a soft
-random mask of strokes or blobs; or, for networks of photographs, a scene of several, one over
-another.
+Source: ours, similar to dead-leaves images (Lee, Mumford & Huang 2001; Baradad et al. 2021,
+"Learning to see by looking at noise"). An image is a smooth random figure or texture behind a soft
+random mask of strokes or blobs, or, as in photographs, a scene of several overlapping blobs.
 """
 
 from functools import partial
@@ -21,13 +20,13 @@ MOST_BLOBS = 5
 
 
 def interpolation(cells: int, size: int) -> Tensor:
-    """(size, cells) matrix of Gaussian interpolation weights, rows of unit l2 norm.
+    """Return Gaussian interpolation weights (size, cells).
 
-    Unit rows keep a white grid's variance 1 at every pixel.
+    Rows have unit l2 norm, so that white noise on the grid keeps variance 1 at every pixel.
     """
     pixels = (torch.arange(size) + 0.5) / size * cells
     weights = torch.exp(-((pixels[:, None] - torch.arange(cells) - 0.5) ** 2))
-    weights[weights < 1e-6] = 0  # the far tails are denormal numbers, which cost 6x the time
+    weights[weights < 1e-6] = 0  # denormal numbers take 6x the time
     unit: Tensor = weights / weights.norm(dim=1, keepdim=True)
     return unit
 
@@ -35,7 +34,7 @@ def interpolation(cells: int, size: int) -> Tensor:
 def random_fields(
     num: int, height: int, width: int, cells: tuple[int, ...], rng: torch.Generator
 ) -> Tensor:
-    """Smooth Gaussian fields (num, height, width) of unit variance, scales weighted at random."""
+    """Draw smooth Gaussian fields (num, height, width) of unit variance, with random scales."""
     weights = torch.rand(num, len(cells), generator=rng, device=rng.device) ** 3 + 1e-3
     weights = weights / weights.norm(dim=1, keepdim=True)
     longer = max(height, width)
@@ -50,14 +49,14 @@ def random_fields(
 
 
 def slope_along(level: Tensor, axis: int) -> Tensor:
-    """How a field rises from pixel to pixel; not at all where there is only one."""
+    """Return the gradient of a field along an axis, per pixel; 0 if its size is 1."""
     return torch.gradient(level, dim=axis)[0] if level.shape[axis] > 1 else torch.zeros_like(level)
 
 
 def uniform(
     num: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0, channels: int = 1
 ) -> Tensor:
-    """(num, channels, 1, 1) numbers between `low` and `high`."""
+    """Draw uniform numbers (num, channels, 1, 1) in [low, high)."""
     size = (num, channels, 1, 1)
     return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
 
@@ -65,7 +64,7 @@ def uniform(
 def color_fields(
     num: int, spec: InputSpec, cells: tuple[int, ...], rho: float, rng: torch.Generator
 ) -> Tensor:
-    """Random fields (num, C, H, W) of unit variance whose channels correlate by `rho`."""
+    """Draw fields (num, C, H, W) of unit variance; `rho` is the correlation of the channels."""
     channels, height, width = spec.shape
     common = random_fields(num, height, width, cells, rng)[:, None]
     if channels == 1:
@@ -77,7 +76,7 @@ def color_fields(
 def structured_images(
     num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator
 ) -> Tensor:
-    """Draw (num, C, H, W) pixels in [0, 1] on the rng's device."""
+    """Draw images (num, C, H, W) of pixels in [0, 1] on the device of `rng`."""
     share = config.scene_share
     share = (0.5 if spec.shape[0] > 1 else 0.0) if share is None else share
     if share == 0:
@@ -91,17 +90,17 @@ def structured_images(
 
 
 def scenes(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
-    """Draw blobs one over another, (num, C, H, W) pixels in [0, 1]."""
+    """Draw scenes of overlapping blobs, (num, C, H, W), pixels in [0, 1]."""
     channels, height, width = spec.shape
     rho, between = config.channel_correlation, partial(uniform, num, rng)
     gradient = color_fields(num, spec, config.cells[:1], rho, rng)
     texture = color_fields(num, spec, config.cells, rho, rng)
 
     def fill(index: int) -> Tensor:
-        """A shade with its tint, gradient and texture."""
+        """Return a shade with tint, gradient and texture."""
         shade = torch.randn(num, 1, 1, 1, generator=rng, device=rng.device)
         tint = torch.randn(num, channels, 1, 1, generator=rng, device=rng.device)
-        # a flipped texture is as good as another one, and free
+        # flipping gives another texture without drawing one
         flips = [axis for bit, axis in enumerate((2, 3)) if index >> bit & 1]
         rough = 0.5 * between() * gradient.flip(flips) + between() ** 2 * texture.flip(flips)
         return 0.5 + config.scene_contrast * (shade + (1 - rho) * tint + rough)
@@ -117,9 +116,9 @@ def scenes(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator
 
 
 def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
-    """Draw a figure shown through a mask over a dark ground, (num, C, H, W) pixels in [0, 1].
+    """Draw figures through a mask on a dark ground, (num, C, H, W), pixels in [0, 1].
 
-    The brighter the spec's mean pixel, the more images are inverted.
+    The share of inverted images grows with the mean pixel of the spec.
     """
     channels, height, width = spec.shape
     rho, between = config.channel_correlation, partial(uniform, num, rng)
@@ -128,7 +127,7 @@ def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generato
         return random_fields(num, height, width, cells, rng)[:, None]
 
     def shade(low: float, high: float) -> Tensor:
-        """A brightness for each image; channels differ the more, the less they correlate."""
+        """Draw a brightness per image and channel; channels differ more if `rho` is lower."""
         tint = between(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
         return between(low, high) + tint
 
@@ -143,7 +142,7 @@ def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generato
         mirrored = between() < config.symmetry_share
         level = torch.where(mirrored, (level + level.flip(3)) / 2**0.5, level)
         texture = torch.where(mirrored, (texture + texture.flip(3)) / 2**0.5, texture)
-    # over its slope a field is the distance, in pixels, to its level line: strokes of even width
+    # level / slope is about the distance in pixels to the level line, for strokes of even width
     slope = torch.hypot(*(slope_along(level, axis) for axis in (2, 3))).clamp_min(0.02)
     half_width = between(0.018, 0.08) * max(height, width)
     stroke = torch.sigmoid(between(1, 4) * (half_width - level.abs() / slope))
@@ -151,12 +150,12 @@ def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generato
     stroke = torch.where(between() < 0.3, stroke, stroke * window)
     blob = torch.sigmoid(2 * 20 ** between() * level)
     mask = torch.where(between() < config.stroke_share, stroke, blob)
-    # the flipped texture is as good as a second one, and free
+    # flipping gives a second texture without drawing one
     ground = shade(-1.0, 0.3) + between() ** 2 * 0.5 * texture.flip(2)
     figure = shade(0.3, 1.3) + between() ** 2 * 0.5 * texture
     smooth = ground + mask * (figure - ground)
     rough = mask * (shade(-1.0, 1.0) + between(0.2, 2.2) * texture)
     images = torch.where(between() < config.texture_share, rough, smooth).clamp(0, 1)
     brightness = sum(spec.mean) / len(spec.mean)
-    inverted = brightness**2 * (3 - 2 * brightness)  # a mean pixel of 0.13 means hardly any
+    inverted = brightness**2 * (3 - 2 * brightness)  # nearly 0 for a mean pixel of 0.13
     return torch.where(between() < inverted, 1 - images, images)

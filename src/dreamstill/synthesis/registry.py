@@ -1,4 +1,4 @@
-"""The table of methods: one file in `methods/` and one line here for each."""
+"""Registry of methods."""
 
 import importlib
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A method's configuration class and its class, which is imported when it is needed."""
+    """Configuration class and class of a method; the latter is imported when needed."""
 
     config: Any
     implementation: Any
-    """The class, or its module and name as "module:Class"."""
+    """Class of the method, or its module in `methods/` and name as "module:Class"."""
 
     @property
     def synthesizer(self) -> Any:
-        """The class that makes images; importing it imports torch."""
+        """Class of the method; the import includes torch."""
         if not isinstance(self.implementation, str):
             return self.implementation
         module, name = self.implementation.split(":")
@@ -60,13 +60,13 @@ METHODS: dict[str, MethodEntry] = {
 
 
 def register_method(name: str, config: Any, synthesizer: Any) -> None:
-    """Add a method of your own to the table, for `synthesize` and `distill`.
+    """Register a custom method for `synthesize` and `distill`.
 
     Args:
-        name: what it is called; not in the table yet.
-        config: its configuration class, made with `dreamstill.config.config_class`; with a field
-            `batch_size`.
-        synthesizer: its class, a subclass of `dreamstill.synthesis.base.Method`.
+        name: name of the method; not yet in METHODS.
+        config: configuration class with a field `batch_size`, made with
+            `dreamstill.config.config_class`.
+        synthesizer: subclass of `dreamstill.synthesis.base.Method`.
 
     Raises:
         ConfigError: the name is taken.
@@ -78,29 +78,29 @@ def register_method(name: str, config: Any, synthesizer: Any) -> None:
 
 
 def missing_capabilities(name: str, teacher: "Teacher") -> list[str]:
-    """Return the names of the `Capabilities` that a method needs and a teacher lacks."""
+    """Return the names of the `Capabilities` that a method needs and the teacher lacks."""
     needs = METHODS[name].synthesizer.needs
     return [need for need in needs if not getattr(teacher.capabilities, need)]
 
 
 def needs_student(name: str, config: Any) -> bool:
-    """Tell whether a method, with its configuration, makes its images against a live student."""
+    """Tell whether a method, as configured, needs a live student."""
     return METHODS[name].synthesizer.adversarial or getattr(config, "adversarial", False)
 
 
 def open_synthesizer(
     name: str, teacher: "Teacher", config: Any, *, rng: "torch.Generator"
 ) -> "Method":
-    """Make a method for a teacher.
+    """Create a method for a teacher.
 
     Args:
-        name: of the method, in METHODS.
-        teacher: whose inputs it makes.
-        config: an instance of the method's configuration class.
-        rng: source of everything random in it.
+        name: name of the method in METHODS.
+        teacher: network to synthesize images for.
+        config: instance of the method's configuration class.
+        rng: generator of all random numbers.
 
     Raises:
-        TeacherError: the teacher lacks what the method needs.
+        TeacherError: the teacher lacks a capability.
 
     """
     if missing := missing_capabilities(name, teacher):

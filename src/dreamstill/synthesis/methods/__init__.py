@@ -1,1 +1,1 @@
-"""One method a file."""
+"""Methods, one per module."""

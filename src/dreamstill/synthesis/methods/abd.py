@@ -1,10 +1,9 @@
-"""Always Be Dreaming: a generator whose images a network with BatchNorm takes for its own data.
+"""Always Be Dreaming: a generator that matches a teacher's BatchNorm statistics.
 
 Source: Smith et al., "Always Be Dreaming: A New Approach for Data-Free Class-Incremental
-Learning", ICCV 2021, section 4.1, and the authors' code. It makes images for `continual`, where
-the learner of the same paper is, and for any other task. Two stages: the generator learns alone for
-`warm_up` batches and is then frozen. Where this differs: images are clipped to the teacher's valid
-range, with the gradient passed through the clip.
+Learning", ICCV 2021, section 4.1, and the authors' code. `dreamstill.continual.learning` has the
+paper's training loss. The generator is trained for `warm_up` batches and then frozen. Unlike the
+authors' images, these are clipped to the teacher's valid range.
 """
 
 import math
@@ -27,7 +26,7 @@ __all__ = ["Abd", "AbdConfig"]
 
 
 class Abd(Method):
-    """The generator learns for `warm_up` batches; from then on it is frozen and only draws."""
+    """Method with a generator that is trained for `warm_up` batches and then frozen."""
 
     config: AbdConfig
     streams = True
@@ -46,14 +45,14 @@ class Abd(Method):
         self.stages = LearnedFirst(self.generator, config.generator_steps, self._loss)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """(batch_size, C, H, W), drawn before the step while the generator still learns."""
+        """Return a batch; while the generator is trained, it is drawn before its step."""
         return self.stages.next_batch(self.config.batch_size)
 
     def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Equations 3 to 6: content, class balance, statistics and image prior; and the logits."""
+        """Return the loss, equations 3 to 6, and the teacher's logits (N, K)."""
         config = self.config
         divergence, logits = batch_norm_divergence(self.teacher, images)
-        # in units of log K: -1 is a batch that is spread evenly
+        # in units of log K: -1 is a perfectly balanced batch
         balance = information_entropy(logits) / math.log(logits.shape[1])
         loss = (
             config.content * F.cross_entropy(logits / config.temperature, logits.argmax(1))

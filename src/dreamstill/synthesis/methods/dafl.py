@@ -1,9 +1,8 @@
-"""DAFL: a generator that plays the data set to a fixed teacher.
+"""DAFL: a generator trained so that a fixed teacher responds as to its training data.
 
 Source: Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, equations 2 to 6, and the
-authors' code. Where this differs: images are clipped to the teacher's valid range, with the
-gradient passed through the clip so that saturated pixels keep learning; the generator's widths are
-a setting, because the paper's are 300 times the cost of LeNet-5.
+authors' code. Differences: images are clipped to the teacher's valid range, and the generator's
+widths are configurable, because the paper's generator takes 300 times the compute of LeNet-5.
 """
 
 import math
@@ -24,7 +23,7 @@ __all__ = ["Dafl", "DaflConfig", "dafl_loss"]
 
 
 def dafl_loss(logits: Tensor, features: Tensor, config: DaflConfig) -> Tensor:
-    """Equation 6 on the teacher's logits (N, K) and penultimate features (N, D)."""
+    """Return equation 6 for the teacher's logits (N, K) and penultimate features (N, D)."""
     balance = information_entropy(logits) / math.log(10)  # as in the authors' code
     return (
         config.one_hot * F.cross_entropy(logits, logits.argmax(1))
@@ -34,7 +33,7 @@ def dafl_loss(logits: Tensor, features: Tensor, config: DaflConfig) -> Tensor:
 
 
 class Dafl(Method):
-    """One generator step a batch; the student learns from the same images, as in the paper."""
+    """Method with one generator step per batch; the student is trained on the same images."""
 
     config: DaflConfig
     streams = True
@@ -46,7 +45,7 @@ class Dafl(Method):
         self.generator = LatentGenerator(teacher, config, rng, eps=0.8)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Draw z, take one generator step, return the images drawn before the step."""
+        """Take a generator step, and return the images generated before it."""
         images = self.generator.images(self.generator.draw(self.config.batch_size))
         logits, features = self.teacher.with_features(images)
         self.generator.step(dafl_loss(logits, features, self.config))

@@ -1,12 +1,14 @@
-"""DeepInversion: optimize pixels until the teacher's BatchNorm layers see what they were fed.
+"""DeepInversion: optimize pixels to match the teacher's BatchNorm statistics.
 
 Source: Yin et al., "Dreaming to Distill", CVPR 2020, equations 2 to 4, and the authors' CIFAR-10
-code. `competition` above 0 is Adaptive DeepInversion: equations 6 and 7, against the live student.
-Where this differs: pixels are clipped to the valid range at every step (the CIFAR-10 code and the
-longest setting of the ImageNet code never do it); the best iterate is a true copy (theirs aliases
-the last); at low resolution the teacher is shown the pooled image enlarged again, so that networks
-of fixed input size have it too; the competition's KL runs from P and Q to their mean M, as in the
-paper (in the code the other way round); half of the steps flip, which the CIFAR-10 code never does.
+code. `competition` above 0 is Adaptive DeepInversion, equations 6 and 7, against the live student.
+
+Differences from the authors' code:
+
+- Pixels are clipped to the valid range at every step, and half of the steps flip the images.
+- The best iterate is copied; theirs is an alias of the last.
+- At low resolution the pooled images are enlarged again, for networks of fixed input size.
+- The KL of the competition is from P and Q to their mean M, as in the paper.
 """
 
 from collections.abc import Mapping
@@ -41,12 +43,15 @@ def inversion_loss(
     norms: Mapping[str, Any],
     config: DeepInversionConfig,
 ) -> Tensor:
-    """Equation 2: cross-entropy, image prior and the distance of BatchNorm statistics.
+    """Return equation 2: cross-entropy, image priors and the distance of BatchNorm statistics.
 
     Args:
-        images: (N, C, H, W), what the priors are of.
-        logits, targets: (N, K) and class indices (N,).
-        norm_inputs, norms: by name, what entered each BatchNorm layer, and the layer.
+        images: (N, C, H, W), for the priors.
+        logits: (N, K).
+        targets: class indices (N,).
+        norm_inputs: inputs of the BatchNorm layers by name.
+        norms: BatchNorm layers by name.
+        config: weights of the terms.
 
     """
     distance = images.new_zeros(())
@@ -64,7 +69,7 @@ def inversion_loss(
 
 
 class DeepInversion(Method):
-    """Each batch is optimized from noise; classes take turns, so batches stay balanced."""
+    """Method that optimizes each batch from noise, with classes in turn."""
 
     config: DeepInversionConfig
     needs = ("gradient", "batch_norm")
@@ -78,7 +83,7 @@ class DeepInversion(Method):
         self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Optimize one batch: (batch_size, C, H, W), the iterate of the lowest loss."""
+        """Optimize a batch, and return the iterate with the lowest loss."""
         config, teacher = self.config, self.teacher
         if config.competition and student is None:
             raise ConfigError("deepinversion competes with a student: hand one to next_batch")

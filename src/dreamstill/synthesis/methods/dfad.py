@@ -1,8 +1,8 @@
-"""DFAD: a generator that looks for the images on which student and teacher differ most.
+"""DFAD: a generator trained to maximize the difference between student and teacher.
 
 Source: Fang et al., "Data-Free Adversarial Distillation", 2019, algorithm 1, and the authors'
-code. Where this differs: images are clipped to the teacher's valid range; the student is in eval
-mode while the generator learns, so that its running statistics see what it is trained on alone.
+code. Differences: images are clipped to the teacher's valid range, and the student is in eval mode
+in generator steps, so that its running statistics come from its own training batches alone.
 """
 
 import torch
@@ -21,13 +21,13 @@ __all__ = ["Dfad", "DfadConfig", "dfad_loss"]
 
 
 def dfad_loss(student: Tensor, teacher: Tensor, *, log_loss: bool) -> Tensor:
-    """Equation 4 on logits (N, K): minus their mean absolute difference, or its log form."""
+    """Return equation 4 for logits (N, K): -L1, or -log(1 + L1) with `log_loss`."""
     difference = l1(student, teacher)
     return -torch.log1p(difference) if log_loss else -difference
 
 
 class Dfad(Method):
-    """One generator step, then `student_steps` fresh batches."""
+    """Method with `student_steps` fresh batches after each generator step."""
 
     config: DfadConfig
     streams = True
@@ -42,11 +42,11 @@ class Dfad(Method):
         self.milestones: list[float] = []
 
     def anneal_over(self, batches: int) -> None:
-        """Let the generator's learning rate fall at its shares of so many batches."""
+        """Schedule the drops of the generator's learning rate over this many batches."""
         self.milestones = [share * batches for share in self.config.drops]
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Fresh images (batch_size, C, H, W); every `student_steps`-th call learns first."""
+        """Return a fresh batch, after a generator step in every `student_steps`-th call."""
         if student is None:
             raise ConfigError("dfad plays against a student: hand one to next_batch")
         generator, size = self.generator, self.config.batch_size

@@ -1,10 +1,9 @@
-"""The Knowledge Within: Gaussian, Inception, BNS and BNS+I images, and a measure of likeness.
+"""The Knowledge Within: Inception, BNS and BNS+I images, and a measure of data similarity.
 
 Source: Haroush et al., "The Knowledge Within: Methods for Data-Free Model Compression", CVPR 2020,
-sections 3 and 4; no official code. Ours, for lack of a source that we could read: the weights of
-logit and prior, the prior itself (the distance to a 3x3 blur), learning rate, steps and batch size.
-Where this differs: pixels are clipped to the valid range at each step; the Gaussian scheme is the
-method `noise` with `distill.freeze_batch_norm`, not repeated here.
+sections 3 and 4, without code. The weights, the prior (distance to a 3x3 blur), the learning rate,
+the steps and the batch size are ours. Pixels are clipped to the valid range at each step. The
+paper's Gaussian scheme is the method `noise` with `distill.freeze_batch_norm`.
 """
 
 import torch
@@ -31,11 +30,14 @@ __all__ = ["KnowledgeWithin", "KnowledgeWithinConfig", "Scheme", "data_similarit
 
 @torch.no_grad()
 def data_similarity(teacher: Teacher, images: Tensor) -> float:
-    """How far a batch of unlabelled images is from what the teacher was trained on; 0 is alike.
+    """Return the BNS divergence of images (section 4); 0 means as similar as training data.
 
-    Section 4: the BNS measure of any batch (N, C, H, W) in the teacher's input space, N large (a
-    few hundred). Images that were optimized for it score low without looking real. TeacherError
-    for a teacher without BatchNorm.
+    Images optimized for it score low without looking real.
+
+    Args:
+        teacher: network with BatchNorm; otherwise TeacherError is raised.
+        images: (N, C, H, W) in the teacher's input space, a few hundred or more.
+
     """
     if not teacher.capabilities.batch_norm:
         raise TeacherError("data_similarity needs BatchNorm layers; the teacher has none")
@@ -58,7 +60,7 @@ def data_similarity(teacher: Teacher, images: Tensor) -> float:
 
 
 class KnowledgeWithin(Method):
-    """Each batch is optimized from noise; classes take turns."""
+    """Method that optimizes each batch from noise, with classes in turn."""
 
     config: KnowledgeWithinConfig
     needs = ("gradient",)
@@ -76,7 +78,7 @@ class KnowledgeWithin(Method):
         self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Optimize one batch: (batch_size, C, H, W)."""
+        """Optimize and return a batch."""
         config, teacher = self.config, self.teacher
         classes = self.turns.take(config.batch_size)
 

@@ -1,12 +1,11 @@
-"""Metadata distillation: images whose activations are drawn from the owner's statistics.
+"""Metadata distillation: optimize images to match activations drawn from recorded statistics.
 
 Source: Lopes, Fenu & Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017,
-section 3, and the authors' code. The objective sums, over the layers, the mean squared difference
-of activations behind the ReLU, over the number of activations (once more, as in the code). The file
-says which of the four schemes it is: top layer, all layers, spectral over all layers, spectral over
-pairs of layers; see `dreamstill.synthesis.activation_statistics`, also for where what is recorded
-differs. Where this differs: pixels start from N(0, 1) of the input space (the authors' N(0.15, 0.1)
-is made for MNIST) and are clipped to the valid range at each step.
+section 3, and the authors' code. The objective is the sum over layers of the mean squared
+difference of activations after the ReLU, divided again by their number, as in the code. The file
+determines the scheme; see `dreamstill.synthesis.activation_statistics`. Differences: pixels start
+from N(0, 1) in the input space, because the authors' N(0.15, 0.1) is specific to MNIST, and are
+clipped to the valid range at each step.
 """
 
 from pathlib import Path
@@ -28,7 +27,7 @@ __all__ = ["MetadataImages", "MetadataConfig"]
 
 
 class MetadataImages(Method):
-    """Each batch draws activations for classes in turn and fits images to them."""
+    """Method that draws activations for classes in turn, and fits images to them."""
 
     config: MetadataConfig
     needs = ("gradient",)
@@ -42,7 +41,7 @@ class MetadataImages(Method):
         self.turns = Turns(teacher.num_classes, rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Optimize one batch: (batch_size, C, H, W)."""
+        """Optimize and return a batch."""
         config, teacher = self.config, self.teacher
         classes = self.turns.take(config.batch_size)
         wanted = [(view, view.sample(classes, self.rng)) for view in self.metadata.views]
@@ -52,7 +51,7 @@ class MetadataImages(Method):
             loss = images.new_zeros(())
             for view, target in wanted:
                 loss = loss + F.mse_loss(view.read(recorded), target) / target.shape[1]
-            # the sum over the batch: an image's steps must not depend on how many go beside it
+            # a sum over the batch, so that an image's gradient does not depend on the batch size
             return loss * len(images)
 
         images = optimize_pixels(

@@ -1,4 +1,4 @@
-"""Clipped Gaussian noise: the noise baseline that every method has to beat.
+"""Clipped Gaussian noise, the noise baseline.
 
 Source: DAFL (Chen et al. 2019), table 1, row "Normal distribution"; clipped to the valid range.
 """
@@ -14,14 +14,14 @@ __all__ = ["Noise", "NoiseConfig"]
 
 
 class Noise(Method):
-    """N(0, 1) in the teacher's normalized input space, clipped to its valid range."""
+    """Method that draws N(0, 1) in the teacher's input space, clipped to the valid range."""
 
     config: NoiseConfig
     streams = True
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """(batch_size, C, H, W) of clipped Gaussian noise."""
+        """Return a batch of clipped Gaussian noise."""
         shape = (self.config.batch_size, *self.teacher.input_spec.shape)
         noise: Tensor = torch.randn(shape, generator=self.rng, device=self.rng.device)
         return answered(

@@ -1,8 +1,8 @@
-"""RDSKD: authentic, class-diverse and mutually different images, with no weights to tune.
+"""RDSKD: a generator trained for authentic, class-diverse and mutually different images.
 
 Source: Han et al., "Robustness and Diversity Seeking Data-Free Knowledge Distillation", ICASSP
-2021, and the authors' code. Two stages: the generator learns alone for `warm_up` batches and is
-then frozen. Where this differs: images are clipped to the teacher's valid range.
+2021, and the authors' code. The generator is trained for `warm_up` batches and then frozen. Unlike
+the authors' images, these are clipped to the teacher's valid range.
 """
 
 import torch
@@ -20,7 +20,7 @@ __all__ = ["Rdskd", "RdskdConfig"]
 
 
 class Rdskd(Method):
-    """The generator learns for `warm_up` batches; from then on it is frozen and only draws."""
+    """Method with a generator that is trained for `warm_up` batches and then frozen."""
 
     config: RdskdConfig
     streams = True
@@ -35,11 +35,11 @@ class Rdskd(Method):
         self.base = torch.zeros(2, device=rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """(batch_size, C, H, W), drawn before the step while the generator still learns."""
+        """Return a batch; while the generator is trained, it is drawn before its step."""
         return self.stages.next_batch(self.config.batch_size)
 
     def _loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Each loss enters by the exponential of its rise over its base; and the logits."""
+        """Return the loss, with the terms exp(loss - base), and the teacher's logits (N, K)."""
         config = self.config
         logits = self.teacher(images)
         authenticity = F.cross_entropy(logits, logits.argmax(1))

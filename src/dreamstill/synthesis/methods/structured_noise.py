@@ -1,7 +1,7 @@
-"""Structured noise: random shapes, no optimization, balanced over the classes by the teacher.
+"""Structured noise: random shapes, balanced over the classes that the teacher predicts.
 
-Source: ours; the shapes are those of `random_shapes`. Of a large draw the images are selected whose
-classes are spread most evenly. It is a strong baseline and a good start for any method.
+Source: ours. From a large draw of `random_shapes`, those are selected that spread most evenly over
+the classes. It needs no optimization, and is a strong baseline.
 """
 
 import math
@@ -22,11 +22,11 @@ from dreamstill.teacher import Teacher
 __all__ = ["StructuredNoise", "StructuredNoiseConfig"]
 
 MEMORY_BYTES = 2**26
-"""Checkpoints hold what is remembered three times over."""
+"""Maximum bytes of remembered images: a checkpoint contains them three times."""
 
 
 def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
-    """Order a batch by KL(teacher || student), the largest first."""
+    """Sort a batch by KL(teacher || student), the largest first."""
     with eval_mode(student):
         log_student = F.log_softmax(teacher.run(student, batch.images), dim=1)
     log_teacher = F.log_softmax(batch.logits, dim=1)
@@ -36,7 +36,7 @@ def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
 
 
 class StructuredNoise(Method):
-    """Fresh class-balanced structured noise for ever."""
+    """Method that draws class-balanced random shapes."""
 
     config: StructuredNoiseConfig
     streams = True
@@ -52,7 +52,7 @@ class StructuredNoise(Method):
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """(batch_size, C, H, W) images of even classes, as far as every class was ever seen."""
+        """Return a batch that is balanced over the classes seen so far."""
         config, teacher = self.config, self.teacher
         if config.mine and student is None:
             raise ConfigError("structured_noise mines a student's mistakes: hand one to next_batch")
@@ -70,7 +70,7 @@ class StructuredNoise(Method):
         )
         recalled = self.memory.draw(share, self.rng)
         self.memory.remember(Batch(teacher.input_spec.decode(fresh.images), fresh.logits))
-        # fresh images come first, then remembered ones, then what the draw has beyond its share
+        # preferred first: fresh images, remembered ones, fresh ones beyond their class's share
         parts = (fresh, Batch(teacher.input_spec.encode(recalled.images), recalled.logits), beyond)
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
         kept = balanced(logits.argmax(1), config.batch_size, teacher.num_classes)

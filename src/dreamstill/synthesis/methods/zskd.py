@@ -1,10 +1,9 @@
-"""ZSKD: Data Impressions, images optimized towards Dirichlet-sampled soft targets.
+"""ZSKD: Data Impressions, images optimized toward soft targets from a Dirichlet distribution.
 
 Source: Nayak et al., "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019, sections 3.1
-to 3.3. Where this differs: pixels are clipped to the valid range after each step (the authors'
-code rescales the whole batch by its minimum and maximum); the defaults are fewer and larger steps
-than the authors', which the preset has. A structured start is ours: from a random shape that the
-teacher already takes for the target's class.
+to 3.3. Differences: pixels are clipped to the valid range after each step, where the authors' code
+rescales the batch by its minimum and maximum, and the defaults are fewer and larger steps than the
+authors', which are a preset. The structured start is ours.
 """
 
 import torch
@@ -22,14 +21,9 @@ __all__ = ["Zskd", "ZskdConfig", "class_similarity", "concentration"]
 
 
 def class_similarity(weight: Tensor) -> Tensor:
-    """Cosine similarity of the classes' weight vectors: equation 3.
+    """Return the cosine similarities (K, K) of the classes, equation 3, rescaled to [0, 1].
 
-    Args:
-        weight: of the last linear layer, (K, D).
-
-    Returns:
-        (K, K), rescaled to [0, 1] by its minimum and maximum over the whole matrix.
-
+    `weight` is that of the last linear layer, (K, D). The scale is the same for all classes.
     """
     unit = weight / weight.norm(dim=1, keepdim=True).clamp_min(1e-12)
     cosine = unit @ unit.T
@@ -39,22 +33,23 @@ def class_similarity(weight: Tensor) -> Tensor:
 
 
 def by_row(similarity: Tensor) -> Tensor:
-    """Similarities (K, K) with each row rescaled to [0, 1]."""
+    """Rescale each row of similarities (K, K) to [0, 1]."""
     low, high = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
     rescaled: Tensor = (similarity - low) / (high - low).clamp_min(1e-12)
     return rescaled
 
 
 def concentration(similarity: Tensor, beta: float) -> Tensor:
-    """Dirichlet parameters of each class, beta * similarity (K, K), kept above 0.
+    """Return the Dirichlet parameters of each class, beta * similarity (K, K), above 0.
 
-    Beta scales what was rescaled, as in the paper; in the authors' code the rescaling undoes it.
+    Similarities are rescaled before the multiplication, as in the paper. The authors' code rescales
+    after it, which cancels beta.
     """
     return beta * similarity + 1e-4
 
 
 class Zskd(Method):
-    """Each batch draws soft targets, classes and betas in turn, and optimizes pixels to them."""
+    """Method that draws soft targets, with classes and betas in turn, and optimizes pixels."""
 
     config: ZskdConfig
     needs = ("gradient", "last_linear")
@@ -67,7 +62,7 @@ class Zskd(Method):
         self.drawn = 0
 
     def draw_targets(self, num: int) -> Tensor:
-        """(num, K) soft targets: class 0 of every beta, then class 1, and so on."""
+        """Draw soft targets (num, K): class 0 with every beta, then class 1, and so on."""
         index = torch.arange(self.drawn, self.drawn + num)
         self.drawn += num
         betas = self.config.betas
@@ -77,13 +72,13 @@ class Zskd(Method):
             return torch.distributions.Dirichlet(alpha).sample().to(self.rng.device)
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Optimize one batch of Data Impressions: (batch_size, C, H, W)."""
+        """Optimize and return a batch of Data Impressions."""
         config, teacher = self.config, self.teacher
         targets = self.draw_targets(config.batch_size)
 
         def objective(images: Tensor) -> Tensor:
             loss = soft_cross_entropy(teacher(images), targets, config.temperature)
-            # the sum over the batch: an image's steps must not depend on how many go beside it
+            # a sum over the batch, so that an image's gradient does not depend on the batch size
             return loss * len(images)
 
         images = optimize_pixels(

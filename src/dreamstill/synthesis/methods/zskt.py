@@ -1,12 +1,10 @@
-"""ZSKT: a generator that raises KL(teacher || student), ten student steps to each of its own.
+"""ZSKT: a generator trained to maximize KL(teacher || student), ten student steps per step.
 
 Source: Micaelli & Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS
-2019, algorithm 1, and the authors' code. The generator's KL is the mean over batch and classes, as
-in the code: `clip` is of its gradient. The student's attention transfer is the distillation loss
-`attention` (weight 250); its clipped gradient and cosine are `distill.clip_gradient` 5 and
-`distill.anneal`; the presets have all of it. Where this differs: images are clipped to the
-teacher's valid range; the student's KL is the mean over the batch alone; the student is in eval
-mode while the generator learns.
+2019, algorithm 1, and the authors' code. The generator's KL is a mean over batch and classes, as in
+the code. The presets set the student's attention loss (weight 250), gradient clipping at 5 and
+cosine. Differences: images are clipped to the teacher's valid range, the student's KL is a mean
+over the batch, and the student is in eval mode in generator steps.
 """
 
 import math
@@ -27,7 +25,7 @@ __all__ = ["Zskt", "ZsktConfig"]
 
 
 class Zskt(Method):
-    """One generator step a batch, whose images are trained on `student_steps` times."""
+    """Method with one generator step per batch, followed by `student_steps` student steps."""
 
     config: ZsktConfig
     streams = True
@@ -43,12 +41,12 @@ class Zskt(Method):
         self.batches = 0
 
     def anneal_over(self, batches: int) -> None:
-        """Let the generator's learning rate fall to 0 over so many batches."""
+        """Anneal the generator's learning rate to 0 over this many batches, unless configured."""
         if self.config.cosine_batches is None:
             self.cosine_batches = batches
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """(batch_size, C, H, W) of the z that the generator just learned on."""
+        """Take a generator step, and return the images of the same z after it."""
         if student is None:
             raise ConfigError("zskt plays against a student: hand one to next_batch")
         config, generator = self.config, self.generator
