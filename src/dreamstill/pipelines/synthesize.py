@@ -35,9 +35,9 @@ __all__ = [
     "OnProgress",
     "draw_beside",
     "draw_images",
+    "fingerprints_of",
     "forget",
     "images_beside",
-    "fingerprints_of",
     "own_images",
     "synthesize",
 ]
