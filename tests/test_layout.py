@@ -10,7 +10,7 @@ from dreamstill.synthesis.registry import METHODS
 SOURCE = Path(dreamstill.__file__).parent
 # each room may import those before it
 ORDER = (
-    ("errors", "formatting", "losses", "progress"),
+    ("errors", "formatting", "losses", "progress", "quiet"),
     ("files", "input_spec", "nn"),
     ("config", "evaluation"),
     ("exporters", "graph", "profiling", "report", "teacher"),
