@@ -11,7 +11,8 @@ SOURCE = Path(dreamstill.__file__).parent
 # each room may import those before it
 ORDER = (
     ("errors", "formatting", "losses", "progress", "quiet"),
-    ("files", "input_spec", "nn"),
+    ("files", "input_spec", "output_spec"),
+    ("nn",),
     ("config", "evaluation"),
     ("exporters", "graph", "profiling", "report", "teacher"),
     ("continual", "data", "loaders"),
