@@ -25,10 +25,7 @@ PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
 TUTORIALS = [page for page in PAGES if page.stem.startswith("tutorial_")]
 """Pages that the site runs, as notebooks."""
 PYTHON = [page for page in PAGES if page not in TUTORIALS and "```python" in page.read_text()]
-EXTRAS = {"compress": ["torch_pruning"], "README": ["torch_pruning"]}
-"""The optional libraries that the Python of a page needs."""
-SITE = ["material", "mkdocstrings", "nbformat", "nbclient", "ipykernel"]
-SITE += ["torch_pruning", "executorch"]
+SITE = ["material", "mkdocstrings", "nbformat", "nbclient", "ipykernel", "executorch"]
 """What the site is built with."""
 NAV = (ROOT / "mkdocs.yml").read_text()
 
@@ -98,8 +95,6 @@ def test_python_in_the_pages_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The blocks of a page run in order, in an empty folder; one with a title is a file there."""
-    for library in EXTRAS.get(page.stem, ()):
-        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = readers_names()
