@@ -313,7 +313,7 @@ def test_settings_that_were_edited_are_noticed(
     assert "config.json was edited after the run began" in capsys.readouterr().err
 
 
-def test_settings_of_a_chain_that_were_edited_are_noticed(weights: Path, tmp_path: Path) -> None:
+def test_edited_settings_of_a_compression_are_noticed(weights: Path, tmp_path: Path) -> None:
     plain = {
         "teacher": {"weights": str(weights)},
         "num_images": 64,

@@ -26,7 +26,7 @@ from dreamstill.pipelines.jobs import distill_and_report, inspect
 from dreamstill.pipelines.learn_classes import LEARNED, learn_classes
 from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
 from dreamstill.pipelines.synthesize import synthesize
-from dreamstill.report import write_chain_report, write_continual_report, write_report
+from dreamstill.report import write_compression_report, write_continual_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 
 __all__ = ["RUN"]
@@ -105,7 +105,7 @@ def _compress(arguments: argparse.Namespace) -> Any:
         real=real,
         on_progress=arguments.bars,
     )
-    page = write_chain_report(folder)
+    page = write_compression_report(folder)
     if not arguments.json:
         _show(print_compression, result, folder)
         print_next(f"open {page}")
@@ -156,7 +156,7 @@ def _export(arguments: argparse.Namespace) -> Any:
 def _report(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
     if (folder / "stages").is_dir():
-        page = write_chain_report(folder)
+        page = write_compression_report(folder)
     elif (folder / LEARNED).is_file():
         page = write_continual_report(folder)
     else:

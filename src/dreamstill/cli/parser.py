@@ -224,8 +224,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if more:
         raise parser.unknown(more)
     arguments.command, arguments.plain = name, merge(table, given_flags(arguments))
-    going_on = name == "distill" and arguments.resume
-    arguments.job = None if going_on else _job(name, arguments.plain)
+    resuming = name == "distill" and arguments.resume
+    arguments.job = None if resuming else _job(name, arguments.plain)
     return arguments
 
 

@@ -209,8 +209,8 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
     if not all("file_bytes" in record for record in networks):
         print("* of the weights: there is no file")
     for stage in summary["stages"]:
-        if "left_whole" in stage:
-            print(f"{stage['task']} left whole: {', '.join(stage['left_whole'])}")
+        if "skipped" in stage:
+            print(f"{stage['task']} skipped: {', '.join(stage['skipped'])}")
         for text in stage.get("warnings", []):
             print(f"{stage['task']}: {text}")
     for file in [f for stage in summary["stages"] for f in stage.get("files", [])]:

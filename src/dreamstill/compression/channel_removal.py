@@ -112,9 +112,9 @@ class Cut:
             node.dependencies = _Counted(node.dependencies)
         self._names = {module: name for name, module in model.named_modules()}
 
-    def groups(self, whole: Collection[str]) -> Iterator[Group]:
-        """Yield the groups that torch-pruning can follow and that include no layer of `whole`."""
-        ignored = {self.model.get_submodule(name) for name in whole}
+    def groups(self, skipped: Collection[str]) -> Iterator[Group]:
+        """Yield the groups that torch-pruning can follow and that include no layer of `skipped`."""
+        ignored = {self.model.get_submodule(name) for name in skipped}
         seen = set[nn.Module]()
         for root in list(self._graph.module2node):
             if not isinstance(root, ROOTS) or root in seen or root in ignored:

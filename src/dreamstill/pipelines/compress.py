@@ -29,11 +29,11 @@ from dreamstill.files.writing import write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import CompressJob, StageConfig
-from dreamstill.pipelines.deployment import compare_delivered
+from dreamstill.pipelines.deployment import compare_files
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import seeded_process
-from dreamstill.pipelines.run_directory import claimed
-from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
+from dreamstill.pipelines.run_directory import open_run_directory
+from dreamstill.pipelines.saved_networks import check_saveable, read_network, save_network
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_size
@@ -95,19 +95,19 @@ def compressed(
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     rng = torch.Generator(job.device).manual_seed(job.seed)
     students = [stage.config.student for stage in job.stages if stage.task == "distill"]
-    kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
-    check_keepable(kin)
-    check_stages(job.stages, kin[-1], teacher)
+    networks = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
+    check_saveable(networks)
+    check_stages(job.stages, networks[-1], teacher)
     test = load_images(real, teacher.input_spec, teacher.num_classes) if real else None
     images = load_unlabelled(Path(job.images), teacher.input_spec) if job.images else None
-    with claimed(
+    with open_run_directory(
         folder,
         job,
         fingerprints_of(teacher, images=images),
         resume=resume,
-        keeps=("images.npz", "images.pt", "stages/*.json"),
-        makes=("images.npy", "stages"),
-        free=("stages",),
+        resume_from=("images.npz", "images.pt", "stages/*.json"),
+        intermediate=("images.npy", "stages"),
+        changeable=("stages",),
     ):
         check_finished(folder, job)
         write_json(folder / "config.json", to_plain(job))
@@ -117,7 +117,7 @@ def compressed(
         if len(images):
             wanted = predict(teacher.module, teacher.input_spec, images)
             warnings = warn_of_classes(wanted, given=job.images is not None)
-        made = _run_stages(folder / "stages", job, teacher, images, wanted, kin, on_progress)
+        made = _run_stages(folder / "stages", job, teacher, images, wanted, networks, on_progress)
         summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
         write_json(folder / "summary.json", summary | {"warnings": warnings})
         return made[-1].network, summary | {"warnings": warnings}
@@ -163,7 +163,7 @@ def _run_stages(
     teacher: Teacher,
     images: Tensor,
     wanted: Tensor,
-    kin: Sequence[nn.Module],
+    networks: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
     """Run every stage on the network of the stage before, or read it back if it is finished."""
@@ -171,11 +171,11 @@ def _run_stages(
     shown, wanted = images[-NUM_SHOWN:], wanted[-NUM_SHOWN:]
     record = _measured(teacher.module, {}, folder, teacher.input_spec, shown, wanted)
     made = [Made("teacher", teacher.module, record)]
-    shown_of = digest(images.numpy().reshape(-1).data)
+    images_digest = digest(images.numpy().reshape(-1).data)
     for index, stage in enumerate(job.stages):
         stem = _stem(folder, index, stage)
         if stem.with_suffix(".json").is_file():
-            network, record = _read_stage(stem, shown_of, kin)
+            network, record = _read_stage(stem, images_digest, networks)
             network = network.to(teacher.device)
         else:
             rng = torch.Generator(job.device).manual_seed(job.seed + index)
@@ -187,7 +187,7 @@ def _run_stages(
                 record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.input_spec, shown, wanted)
             save_network(network, stem.with_suffix(".pt"))
-            made_from = {"config": digest(to_plain(stage)), "images": shown_of}
+            made_from = {"config": digest(to_plain(stage)), "images": images_digest}
             write_json(stem.with_suffix(".json"), record | made_from | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
     return made
@@ -202,7 +202,7 @@ def _hashes(stem: Path) -> dict[str, str]:
 
 
 def _read_stage(
-    stem: Path, images: str, kin: Sequence[nn.Module]
+    stem: Path, images: str, networks: Sequence[nn.Module]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read the network and record of a finished stage.
 
@@ -223,7 +223,7 @@ def _read_stage(
     with understood(stem.with_suffix(".json"), RunError, "is damaged"):
         if odd := {Path(file["path"]).name for file in record.get("files", [])} - written.keys():
             raise RunError(f"{stem}.json names {odd.pop()}, which is none of the stage's files")
-    return read_network(stem.with_suffix(".pt"), kin).to(device_of(kin[0])), record
+    return read_network(stem.with_suffix(".pt"), networks).to(device_of(networks[0])), record
 
 
 def _summarize(
@@ -235,7 +235,7 @@ def _summarize(
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
     """Measure all networks, and write weights.json, network.onnx and the files of the stages."""
-    runtime = compare_delivered(folder / "stages", made, teacher.input_spec)
+    runtime = compare_files(folder / "stages", made, teacher.input_spec)
     summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
         summary["images"] = real.name

@@ -21,7 +21,7 @@ from dreamstill.loaders.state_dict import load_weights
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import LearnClassesJob
 from dreamstill.pipelines.process import seeded_process
-from dreamstill.pipelines.run_directory import claimed
+from dreamstill.pipelines.run_directory import open_run_directory
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.teacher import Teacher
 
@@ -67,13 +67,13 @@ def learn_classes(
     num_classes = int(labels.max()) + 1
     test = load_images(real, teacher.input_spec, num_classes) if real else None
     given = load_unlabelled(Path(job.images), teacher.input_spec) if job.images else None
-    with claimed(
+    with open_run_directory(
         folder,
         job,
         fingerprints_of(teacher, images=given, new=new, labels=labels),
         resume=resume,
-        keeps=("images.npz", "images.pt", LEARNED),
-        makes=("images.npy",),
+        resume_from=("images.npz", "images.pt", LEARNED),
+        intermediate=("images.npy",),
     ):
         synthetic = new[:0] if given is None else given
         if given is None and job.learn_classes.reads_images:

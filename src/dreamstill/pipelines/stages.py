@@ -112,8 +112,8 @@ def _prune(model: nn.Module, config: PruneConfig, context: StageContext) -> Outc
         on_progress=context.progressed,
     )
     record: dict[str, Any] = {"rounds": [asdict(record) for record in rounds]}
-    if whole := rounds[-1].left_whole:
-        record["left_whole"] = list(whole)
+    if skipped := rounds[-1].skipped:
+        record["skipped"] = list(skipped)
     return pruned, record
 
 
@@ -152,14 +152,14 @@ def _quantize(model: nn.Module, config: QuantizeConfig, context: StageContext) -
         for name, layer in layers.items()
     }
     record = {"layers": bits, "weight_bytes": quantized_bytes(quantized)}
-    return quantized, record | _left_whole(quantized, layers.values())
+    return quantized, record | _skipped(quantized, layers.values())
 
 
-def _left_whole(model: nn.Module, changed: Iterable[nn.Module]) -> dict[str, list[str]]:
+def _skipped(model: nn.Module, changed: Iterable[nn.Module]) -> dict[str, list[str]]:
     """Return a record with the names of the weights outside the changed layers."""
     done = {id(value) for layer in changed for value in layer.parameters()}
     names = [n for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in done]
-    return {"left_whole": names} if names else {}
+    return {"skipped": names} if names else {}
 
 
 def _on_grids(model: nn.Module) -> nn.Module:
@@ -212,7 +212,7 @@ def _pack(model: nn.Module, config: PackConfig, context: StageContext) -> Outcom
     plain = copy_network(model)
     plain.load_state_dict(load_packed(path)[0])
     record = {"files": [{"path": str(path), "bytes": size}]}
-    return plain, record | _left_whole(plain, weights_of(plain).values())
+    return plain, record | _skipped(plain, weights_of(plain).values())
 
 
 class Stage(NamedTuple):

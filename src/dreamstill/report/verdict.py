@@ -5,7 +5,7 @@ from typing import Any
 
 from dreamstill.formatting import percent
 
-__all__ = ["verdict_of_chain", "verdict_of_continual", "verdict_of_distill"]
+__all__ = ["verdict_of_compression", "verdict_of_continual", "verdict_of_distill"]
 
 NO_REAL_IMAGES = "Accuracy on real images is unknown: none were given."
 
@@ -29,8 +29,8 @@ def verdict_of_distill(summary: Mapping[str, Any]) -> str:
     return text
 
 
-def verdict_of_chain(summary: Mapping[str, Any]) -> str:
-    """Return how much smaller a chain's last network is, and how well it answers."""
+def verdict_of_compression(summary: Mapping[str, Any]) -> str:
+    """Return how much smaller the last network of a compression is, and how well it answers."""
     teacher, stages = summary["teacher"], summary["stages"]
     last = stages[-1]
     after = "After 1 stage" if len(stages) == 1 else f"After {len(stages)} stages"
