@@ -10,7 +10,13 @@ from safetensors.torch import save_file
 
 import toys
 from dreamstill.cli import main as cli
-from dreamstill.cli.terminal import Bars, print_learned, print_rows, print_summary
+from dreamstill.cli.terminal import (
+    Bars,
+    print_compression,
+    print_learned,
+    print_rows,
+    print_summary,
+)
 from dreamstill.progress import Progress
 
 LATENCY = {"median": 0.51234, "low": 0.5, "high": 0.6, "runtime": "PyTorch"}
@@ -141,3 +147,24 @@ def test_files_of_a_run_have_the_modes_that_the_user_gives_files(
         os.umask(before)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize(("width", "num_tables"), [(100, 1), (80, 2), (60, 2)])
+def test_a_table_of_stages_fits_the_terminal(
+    width: int, num_tables: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    network = {
+        **{"bytes": 44672123, "file_bytes": 44672123, "smaller": 10.2, "latency_ms": LATENCY},
+        **{"parameters": 11689512, "macs": 60814073, "agreement": 0.9831, "accuracy": 1.0},
+    }
+    tasks = ("distill", "factorize", "pack")
+    stages = {"stages": [network | {"task": task} for task in tasks], "network": "network.onnx"}
+    print_compression({"runtime": "onnxruntime", "teacher": network} | stages, Path("run"))
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= width
+    values = "44,672,123 10.2 x 11,689,512 60,814,073 0.512 98.31 % 100.00 %"
+    for task in ("teacher", *tasks):
+        rows = [line.removeprefix(task) for line in printed if line.startswith(f"{task} ")]
+        assert " ".join(" ".join(rows).split()) == values
+        assert len(rows) == num_tables
