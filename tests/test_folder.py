@@ -734,7 +734,7 @@ def test_nothing_stays_of_what_fails_before_it_is_worth_anything(
 
 
 def test_a_run_that_was_killed_at_its_start_is_taken_up(weights: Path, tmp_path: Path) -> None:
-    """Before the first checkpoint there are settings alone, or half of what is claimed."""
+    """Before the first checkpoint there is config.json, with the other first files or alone."""
     job = job_of(weights)
     for whole in (True, False):
         for make in ("distill", "synthesize"):
