@@ -34,7 +34,7 @@ __all__ = ["RUN"]
 
 def _inspect(arguments: argparse.Namespace) -> Any:
     plain = arguments.plain
-    known = ("teacher", "device", "images")
+    known = ("teacher", "device", "images", "plugin")
     if unknown := [name for name in plain if name not in known]:
         raise ConfigError(f"unknown setting {unknown[0]}; known: {', '.join(known)}")
     device = _option(arguments, "device") or "cpu"

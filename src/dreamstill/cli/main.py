@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace()
     try:
         try:
+            _find_users_modules()
             arguments = parse(sys.argv[1:] if argv is None else argv)
             _run(arguments)
         finally:
@@ -60,7 +61,6 @@ def _run(arguments: argparse.Namespace) -> None:
             stack.enter_context(redirect_stdout(sys.stderr))
         elif isinstance(sys.stdout, io.TextIOWrapper):  # not every path fits its encoding
             sys.stdout.reconfigure(errors="backslashreplace")
-        _find_users_modules()
         from dreamstill.cli.commands import RUN  # imports torch, which takes seconds
         from dreamstill.cli.terminal import Bars
         from dreamstill.pipelines.process import flush_denormals

@@ -107,7 +107,7 @@ def compressed(
         resume=resume,
         resume_from=("images.npz", "images.pt", "stages/*.json"),
         intermediate=("images.npy", "stages"),
-        changeable=("stages",),
+        changeable=("plugin", "stages"),
     ):
         check_finished(folder, job)
         write_json(folder / "config.json", to_plain(job))

@@ -65,6 +65,8 @@ class JobConfig:
     """float32, or bfloat16: faster for all but the smallest networks, if the device supports it."""
     checkpoint_every: Annotated[Float, at_least(0)] = 20.0
     """Seconds between checkpoints; at least 0. It does not change the result."""
+    plugin: tuple[Text, ...] | None = None
+    """Files or modules that register methods, losses or tasks, and are imported first."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

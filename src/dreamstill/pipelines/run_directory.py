@@ -154,8 +154,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def settings_digest(plain: dict[str, Any]) -> str:
-    """Return the digest of a configuration without its stages, which have their own digests."""
-    return digest({key: value for key, value in plain.items() if key != "stages"})
+    """Return the digest of a configuration without its stages, which have their own digests.
+
+    It leaves out the plug-ins as well, as a stage that is added may need another.
+    """
+    return digest({key: plain[key] for key in plain.keys() - {"plugin", "stages"}})
 
 
 def check_empty(folder: Path) -> None:

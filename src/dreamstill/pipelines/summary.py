@@ -27,6 +27,7 @@ from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.pipelines.run_directory import check_fingerprints, locked, read_settings
 from dreamstill.profiling import measure_profile
 from dreamstill.teacher import Teacher
@@ -50,6 +51,7 @@ def read_run(folder: StrPath) -> DistillJob:
     plain = read_settings(folder)
     if not {"method", "student", "synthesis"} <= plain.keys():
         raise RunError(f"{folder} holds no run of distill")
+    load_plugins(plain.get("plugin"))
     try:
         job: DistillJob = from_plain(DistillJob, plain)
     except ConfigError as error:
