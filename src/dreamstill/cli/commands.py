@@ -37,9 +37,8 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     known = ("teacher", "device", "images", "plugin")
     if unknown := [name for name in plain if name not in known]:
         raise ConfigError(f"unknown setting {unknown[0]}; known: {', '.join(known)}")
-    device = _option(arguments, "device") or "cpu"
     images = _option(arguments, "images")
-    teacher = open_from(_teacher_file(plain), device=device)
+    teacher = open_from(_teacher_file(plain), device=_device(arguments))
     result = inspect(teacher, images)
     if not arguments.json:
         print_rows("teacher", result)
@@ -54,7 +53,7 @@ def _metadata(arguments: argparse.Namespace) -> Any:
     path = _out(arguments)
     if path.exists():
         raise RunError(f"{path} exists: choose another name")
-    teacher = open_from(_teacher_file(arguments.plain))
+    teacher = open_from(_teacher_file(arguments.plain), device=_device(arguments))
     images = load_unlabelled(arguments.images, teacher.input_spec)
     record_metadata(teacher, images, path, kind=kinds[0])
     result = {"file": str(path), "kind": arguments.kind, "bytes": path.stat().st_size}
@@ -130,10 +129,16 @@ def _learn_classes(arguments: argparse.Namespace) -> Any:
 
 def _evaluate(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
-    _, teacher, _ = open_run(folder)
+    device = _device(arguments)
+    _, teacher, _ = open_run(folder, device=device)
     real = load_images(arguments.images, teacher.input_spec, teacher.num_classes)
-    source = Path(arguments.images).name
-    result = summarize(folder, real=real, source=source, baseline=arguments.baseline or None)
+    result = summarize(
+        folder,
+        real=real,
+        source=Path(arguments.images).name,
+        baseline=arguments.baseline or None,
+        device=device,
+    )
     page = write_report(folder)
     if not arguments.json:
         _show(print_summary, result, folder)
@@ -187,6 +192,10 @@ def _option(arguments: argparse.Namespace, name: str) -> Any:
     """Return an option that is not a job field: from the command line, else the file, else None."""
     stated, typed = arguments.plain.get(name), getattr(arguments, name, None)
     return from_plain(Text | None, stated if typed is None else typed, name)
+
+
+def _device(arguments: argparse.Namespace) -> str:
+    return _option(arguments, "device") or "cpu"
 
 
 def _out(arguments: argparse.Namespace) -> Path:

@@ -63,6 +63,7 @@ PLUGIN = _argument(
     default=argparse.SUPPRESS,
     help="import your own methods, losses or tasks from here; may be repeated",
 )
+DEVICE = _argument("--device", help="cpu, cuda or cuda:1 [cpu]")
 RUN = _argument("folder", metavar="RUN", help="directory of a finished run")
 FINETUNE = ("finetune.steps", "finetune.lr")
 COMMANDS: dict[str, Command] = {
@@ -71,7 +72,7 @@ COMMANDS: dict[str, Command] = {
         main=TEACHER,
         arguments=(
             CONFIG,
-            _argument("--device", help="cpu, cuda or cuda:1 [cpu]"),
+            DEVICE,
             _argument("--images", metavar="PATH", help="compare these with the training images"),
             PLUGIN,
         ),
@@ -154,6 +155,7 @@ COMMANDS: dict[str, Command] = {
                 help=".npz with x and y (or x_test and y_test), or a folder per class",
             ),
             _argument("--baseline", metavar="RUN", help="run of the same student on noise"),
+            DEVICE,
         ),
     ),
     "export": Command(
@@ -171,6 +173,7 @@ COMMANDS: dict[str, Command] = {
             _argument("--images", required=True, metavar="PATH", help=".npz with x, or pictures"),
             _argument("--kind", default="all", help="all, top, spectral or spectral-pairs [all]"),
             _argument("--out", metavar="FILE", help=".safetensors file to write"),
+            DEVICE,
         ),
     ),
     "demo": Command(

@@ -59,8 +59,8 @@ def read_run(folder: StrPath) -> DistillJob:
     return job
 
 
-def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
-    """Open the job, teacher and selected student of a finished run.
+def open_run(folder: StrPath, *, device: str = "cpu") -> tuple[DistillJob, Teacher, nn.Module]:
+    """Open the job, teacher and selected student of a finished run on a device.
 
     Raises RunError if it is not finished, or the teacher's file or card has changed since.
     """
@@ -69,15 +69,15 @@ def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
         raise RunError(f"{folder} has no student yet: resume the run first")
     if read_plain(folder / "student.json").get("factory") != job.student:
         raise RunError(f"{folder / 'student.json'} is of another student than {job.student}")
-    student = load_module(job.student, folder / "student.safetensors").eval()
-    teacher = open_from(job.teacher)
+    teacher = open_from(job.teacher, device=device)
+    student = load_module(job.student, folder / "student.safetensors").to(device).eval()
     check_fingerprints(folder, {"teacher": teacher.fingerprint})
     return job, teacher, student.requires_grad_(False)
 
 
 def open_baseline(folder: StrPath, job: DistillJob, teacher: Teacher) -> nn.Module:
     """Open the student of a job's noise baseline; raise RunError if it is not the job on noise."""
-    baseline, its_teacher, student = open_run(folder)
+    baseline, its_teacher, student = open_run(folder, device=str(teacher.device))
     if baseline.method != "noise":
         raise RunError(f"{folder} is a run of {baseline.method}, not of noise")
     same, its = _training_of(job, teacher), _training_of(baseline, its_teacher)
@@ -103,6 +103,7 @@ def summarize(
     real: Labeled | None = None,
     source: str = "",
     baseline: StrPath | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure a finished run, write summary.json and pictures.npz, and return the summary.
 
@@ -114,9 +115,10 @@ def summarize(
         real: images, uint8 (N, C, H, W), and labels (N,); None measures no accuracy.
         source: name of `real` in the summary.
         baseline: directory of the finished noise baseline.
+        device: where the networks run, and are timed.
 
     """
-    job, teacher, student = open_run(folder)
+    job, teacher, student = open_run(folder, device=device)
     folder = Path(folder)
     with locked(folder):
         result, known = read_plain(folder / "result.json"), read_summary(folder)
