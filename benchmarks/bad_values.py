@@ -38,6 +38,8 @@ INTEGERS = (
     "ten",
     "9223372036854775808",
 )
+NEED_MORE = ("distill", "learn_classes")
+"""Tasks that need another flag."""
 FLOATS = ("1e308", "-1e308", "nan", "inf", "-inf", "1e999", "-" + DIGITS, "0x1p3", "", "half")
 
 
@@ -47,7 +49,7 @@ def number_cases(good: Good) -> Iterator[Case]:
         *((f"synthesize --method {name}", "synthesis", m.config) for name, m in METHODS.items()),
         ("distill --student " + FACTORY, "distill", DistillConfig),
         ("learn_classes --new x.npz", "learn_classes", LearnClassesConfig),
-        *((task, task, kind) for task, kind in STAGE_CONFIGS.items() if task != "distill"),
+        *((task, task, kind) for task, kind in STAGE_CONFIGS.items() if task not in NEED_MORE),
     ]
     for command, table, kind in commands:
         for name, number, several in numbers_of(kind):

@@ -31,7 +31,6 @@ import torch
 from safetensors.numpy import load_file
 
 import dreamstill
-from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import DreamstillError
@@ -43,12 +42,12 @@ from dreamstill.pipelines.config import (
     CompressJob,
     DistillJob,
     JobConfig,
-    LearnClassesJob,
+    LearnClassesStage,
+    StageConfig,
     SynthesizeJob,
     read_job,
 )
 from dreamstill.pipelines.distill import distill
-from dreamstill.pipelines.learn_classes import learn_classes
 from dreamstill.pipelines.process import flush_denormals
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import synthesize
@@ -136,15 +135,19 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
     found["compress"] = Case(
         lambda at, resume: run_compression(at, compression, resume=resume), stages_of
     )
-    learning = LearnClassesJob(
+    learning = CompressJob(
         teacher=teacher,
-        new=str(folder / "new.npz"),
         num_images=128,
         synthesis=small("structured_noise"),
-        learn_classes=LearnClassesConfig(steps=40, batch_size=16),
+        stages=(
+            StageConfig(
+                task="learn_classes",
+                config=LearnClassesStage(new=str(folder / "new.npz"), steps=40, batch_size=16),
+            ),
+        ),
     )
     found["learn_classes"] = Case(
-        lambda at, resume: learn_classes(at, learning, resume=resume),
+        lambda at, resume: run_compression(at, learning, resume=resume),
         lambda at: tensors_of(at / "network.safetensors") | arrays_of(at),
     )
     return found

@@ -641,12 +641,12 @@ BAD: dict[str, tuple[Break, str]] = {
         ],
         "out of memory",
     ),
-    "images for a recipe that looks at none": (
+    "a method for a recipe that looks at no image": (
         lambda t: [
             *("learn_classes", *distill(t)[1:3], "--out", f"{t}.d", "--new", "x.npz"),
-            *("--learn_classes.recipe", "lwf", "--images", "x.npz"),
+            *("--learn_classes.recipe", "lwf", "--method", "noise"),
         ],
-        "images x.npz has no effect on lwf, which looks at none",
+        "method noise has no effect on tasks that look at no image",
     ),
     "deepinversion without BatchNorm": (
         lambda t: [

@@ -130,7 +130,7 @@ def readers_names() -> dict[str, Any]:
 
 
 def test_every_method_and_task_has_a_page_and_every_page_a_place() -> None:
-    for name in (*METHODS, *STAGE_CONFIGS, "learn_classes"):
+    for name in (*METHODS, *STAGE_CONFIGS):
         if name not in ("int8", "distill"):  # in the pages of quantize, and of the losses
             assert (DOCS / f"{name}.md").exists(), name
     for page in DOCS.glob("*.md"):

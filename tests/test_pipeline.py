@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import dreamstill as ds
 import toys
 from dreamstill.cli import main as cli
 from dreamstill.cli.terminal import print_compression
@@ -20,17 +21,20 @@ from dreamstill.compression.deep_compression.file_format import load_packed
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
 from dreamstill.config import to_plain
 from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunError, TeacherError
+from dreamstill.evaluation import predict
 from dreamstill.exporters.formats import load_exported
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.factory import build
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.seeded import seeded
-from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.compress import compressed, run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.stages import STAGES
 from dreamstill.report.compression import largest, layer_figures, write_compression_report
 from dreamstill.synthesis.config import CLOTHES, StructuredNoiseConfig, ZskdConfig
+from toys import SPEC
 
 TUNE = {"steps": 4, "batch_size": 16, "num_validation": 8, "validate_every": 4}
 STAGE_TABLES: list[dict[str, Any]] = [
@@ -402,10 +406,11 @@ def test_new_classes_by_command(
     arguments += ["--new", str(tmp_path / "new.npz"), "--num-images", "64", "--json"]
     arguments += ["--learn_classes.steps", "3", "--out", str(out)]
     assert cli.main([*arguments, "--real", str(tmp_path / "real.npz")]) == 0
-    summary = json.loads(capsys.readouterr().out)
+    (summary,) = json.loads(capsys.readouterr().out)["stages"]
     images = (out / "images.npz").stat().st_mtime_ns
     assert cli.main([*arguments, "--resume", "--real", str(tmp_path / "real.npz")]) == 0
-    assert json.loads(capsys.readouterr().out) == summary
+    (again,) = json.loads(capsys.readouterr().out)["stages"]
+    assert again | {"latency_ms": 0} == summary | {"latency_ms": 0}
     assert (out / "images.npz").stat().st_mtime_ns == images
     assert (summary["old_classes"], summary["classes"]) == (4, 6)
     old, new = summary["accuracy_old"], summary["accuracy_new"]
@@ -415,7 +420,8 @@ def test_new_classes_by_command(
     assert len(summary["by_class"]) == 6
     assert sum(of["after"] for of in of_old) / 4 == pytest.approx(old, abs=0.02)  # 7, 7, 7, 7
     page = (out / "report.html").read_text()
-    assert page.count("data:image/svg") == 3
+    assert page.count("data:image/svg") == 4  # with size against quality
+    assert "The network learned 2 new classes and is right on" in page
     assert f"{100 * summary['forgetting']:.2f} %" in page
     assert cli.main(["report", str(out)]) == 0
     assert (out / "report.html").read_text() == page
@@ -457,13 +463,13 @@ def test_what_was_learned_is_not_learned_again(
         raise ExportError("no such format")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dreamstill.pipelines.learn_classes.export", refuse)
+        patch.setattr("dreamstill.pipelines.compress.export", refuse)
         assert cli.main(arguments) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["not_exported"] == "no such format"
     assert "Not exported: no such format" in (tmp_path / "run" / "report.html").read_text()
     learned = (tmp_path / "run" / "network.safetensors").read_bytes()
-    monkeypatch.setattr("dreamstill.pipelines.learn_classes.learn", refuse)
+    monkeypatch.setattr("dreamstill.pipelines.stages.learn", refuse)
     assert cli.main([*arguments, "--resume"]) == 0
     assert (tmp_path / "run" / "network.safetensors").read_bytes() == learned
     given = torch.randn(3, 1, 8, 8)
@@ -474,7 +480,7 @@ def test_what_was_learned_is_not_learned_again(
     torch.testing.assert_close(first, model.eval()(given), atol=1e-5, rtol=0)
     np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 2 + 4)
     assert cli.main([*arguments, "--resume"]) == 2
-    assert "was started with another new" in capsys.readouterr().err
+    assert "was made with other settings or files" in capsys.readouterr().err
 
 
 def test_new_classes_from_pictures_become_what_an_archive_of_them_does(
@@ -495,6 +501,31 @@ def test_new_classes_from_pictures_become_what_an_archive_of_them_does(
         assert cli.main([*arguments, "--new", str(tmp_path / new), "--out", str(out)]) == 0
         weights.append((out / "network.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_what_follows_new_classes_keeps_them(plain: dict[str, object], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 1, 8, 8), np.uint8), 4 + np.arange(40) % 2
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    student = {"task": "distill", "student": "toys:student", "steps": 2, "num_validation": 16}
+    learn = {"task": "learn_classes", "new": str(tmp_path / "new.npz"), "steps": 3}
+    tune = {"steps": 2, "batch_size": 8, "num_validation": 8}
+    merge = {"task": "merge", "keep": 0.7, "finetune": tune}
+    job = read_job(CompressJob, plain | {"stage": [student, learn]})
+    run_compression(tmp_path / "run", job)
+    job = read_job(CompressJob, plain | {"stage": [student, learn, merge, {"task": "int8"}]})
+    model, summary = compressed(tmp_path / "run", job, resume=True)
+    assert [stage.get("classes") for stage in summary["stages"]] == [None, 6, None, None]
+    assert predict(model, SPEC, torch.from_numpy(x)).shape == (40, 6)
+    state = load_file(tmp_path / "run" / "network.safetensors")
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    stages = [job.stages[1].config, job.stages[2].config]
+    teacher, given = open_from(job.teacher), torch.from_numpy(x)
+    result = ds.compress(teacher, given, stages)
+    assert predict(result.model, SPEC, given).shape == (40, 6)
+    assert result.details["stages"][0]["old_classes"] == 4
+    with pytest.raises(ConfigError, match="can only be the first stage, or the one after distill"):
+        read_job(CompressJob, plain | {"stage": [merge, learn]})
 
 
 def test_new_classes_need_a_head_before_any_image_is_made(

@@ -13,7 +13,6 @@ from dreamstill.cli import main as cli
 from dreamstill.cli.terminal import (
     Bars,
     print_compression,
-    print_learned,
     print_rows,
     print_summary,
 )
@@ -97,10 +96,14 @@ def test_numbers_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "252,493" in shown
     assert not {"{", "[", "'", "None"} & set(shown.split())
     assert "8949544" not in shown
+    network = {"bytes": 252493, "file_bytes": 252493, "smaller": 1.0, "parameters": 1, "macs": 1}
     known = {"accuracy_old_before": 0.98765432, "accuracy_old": 0.5, "accuracy_new": 1.0}
-    print_learned({"old_classes": 4, "classes": 6, "files": files} | known, Path("run"))
+    stage = network | {"task": "learn_classes", "old_classes": 4, "classes": 6, "files": files}
+    summary = {"runtime": "onnxruntime", "teacher": network, "network": "network.onnx"}
+    print_compression(summary | {"stages": [stage | known]}, Path("run"))
     shown = capsys.readouterr().out
     assert "98.77 %" in shown
+    assert "2 new classes beside 4 old ones" in shown
     assert "network.onnx, 252,493 bytes" in shown
     assert "{" not in shown
 

@@ -9,7 +9,6 @@ from typing import Any
 from dreamstill.cli.flags import PREFIX
 from dreamstill.cli.terminal import (
     print_compression,
-    print_learned,
     print_next,
     print_rows,
     print_summary,
@@ -23,10 +22,9 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.demo import demo
 from dreamstill.pipelines.jobs import distill_and_report, inspect
-from dreamstill.pipelines.learn_classes import LEARNED, learn_classes
 from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
 from dreamstill.pipelines.synthesize import synthesize
-from dreamstill.report import write_compression_report, write_continual_report, write_report
+from dreamstill.report import write_compression_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 
 __all__ = ["RUN"]
@@ -111,22 +109,6 @@ def _compress(arguments: argparse.Namespace) -> Any:
     return result
 
 
-def _learn_classes(arguments: argparse.Namespace) -> Any:
-    folder, real = _out(arguments), _option(arguments, "real")
-    result = learn_classes(
-        folder,
-        arguments.job,
-        resume=arguments.resume,
-        real=real,
-        on_progress=arguments.bars,
-    )
-    page = write_continual_report(folder)
-    if not arguments.json:
-        print_learned(result, folder)
-        print_next(f"open {page}")
-    return result
-
-
 def _evaluate(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
     device = _device(arguments)
@@ -162,8 +144,6 @@ def _report(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
     if (folder / "stages").is_dir():
         page = write_compression_report(folder)
-    elif (folder / LEARNED).is_file():
-        page = write_continual_report(folder)
     else:
         page = write_report(folder)
     if not arguments.json:
@@ -218,7 +198,6 @@ RUN: dict[str, Callable[[argparse.Namespace], Any]] = {
     "synthesize": _synthesize,
     "distill": _distill,
     "compress": _compress,
-    "learn_classes": _learn_classes,
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,

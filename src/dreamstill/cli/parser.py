@@ -16,7 +16,6 @@ from dreamstill.pipelines.config import (
     CompressJob,
     DistillJob,
     ImagesJob,
-    LearnClassesJob,
     SynthesizeJob,
     read_job,
 )
@@ -139,10 +138,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "learn_classes": Command(
         "Teach a network new classes without the data of the old ones.",
-        LearnClassesJob,
-        (*TEACHER, *IMAGES, "new", "learn_classes.recipe", "learn_classes.steps"),
-        part="learn_classes",
-        arguments=(CONFIG, DIRECTORY, RESUME, MEASURE, PLUGIN),
+        ImagesJob,
+        (
+            *(*TEACHER, *IMAGES),
+            *("learn_classes.new", "learn_classes.recipe", "learn_classes.steps"),
+        ),
     ),
     "evaluate": Command(
         "Measure a finished run on real images, once.",

@@ -27,7 +27,6 @@ from dreamstill.progress import start_kept
 __all__ = [
     "Bars",
     "print_compression",
-    "print_learned",
     "print_next",
     "print_rows",
     "print_summary",
@@ -231,6 +230,8 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
     if not all("file_bytes" in record for record in networks):
         print("* of the weights: there is no file")
     for stage in summary["stages"]:
+        if "old_classes" in stage:
+            _print_classes(stage)
         if "skipped" in stage:
             print(f"{stage['task']} skipped: {', '.join(stage['skipped'])}")
         for text in stage.get("warnings", []):
@@ -241,20 +242,15 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
     print(folder / "report.html")
 
 
-def print_learned(summary: dict[str, Any], folder: Path) -> None:
-    """Print summary.json of learning new classes: accuracy and files."""
-    old = summary["old_classes"]
+def _print_classes(stage: dict[str, Any]) -> None:
+    """Print what a stage that learned new classes kept of the old ones, as far as it is known."""
     rows = [
-        (label, *(percent(summary[key]) if key else "" for key in keys))
+        (label, *(percent(stage[key]) if key else "" for key in keys))
         for label, keys in CONTINUAL_ROWS.items()
-        if keys[1] in summary
+        if keys[1] in stage
     ]
+    old = stage["old_classes"]
     if rows:
-        _print_table(f"{summary['classes'] - old} new classes beside {old} old ones", WHEN, rows)
+        _print_table(f"{stage['classes'] - old} new classes beside {old} old ones", WHEN, rows)
     else:
         print("no real image of an old class was looked at: what is kept is not known")
-    for file in summary["files"]:
-        print(f"{file['path']}, {file['bytes']:,} bytes")
-    if "not_exported" in summary:
-        print(summary["not_exported"])
-    print(folder / "report.html")

@@ -1,10 +1,10 @@
 """Compress a network in stages, such as distill, prune and int8, on one set of images.
 
 A run directory holds config.json, environment.json, fingerprints.json (of configuration, teacher
-and given images), images.npz, weights.json, and for every stage its network (stages/N-TASK.pt), its
-record (stages/N-TASK.json) and its files. Finished stages are not repeated on resuming. A record
-has digests of the stage's configuration, files and images; a file that does not match is not
-opened.
+and given images), images.npz, weights.json, the last network (network.safetensors and .onnx), and
+for every stage its network (stages/N-TASK.pt), its record (stages/N-TASK.json) and its files.
+Finished stages are not repeated on resuming. A record has digests of the stage's configuration,
+files and images; a file that does not match is not opened.
 """
 
 import hashlib
@@ -18,14 +18,23 @@ from torch import Tensor, nn
 
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
 from dreamstill.config import read_plain, to_plain
+from dreamstill.continual.learning import compare_classes
 from dreamstill.data.class_coverage import warn_of_classes
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import ExportError, RunError
-from dreamstill.evaluation import accuracy, agreement, answers, device_of, evaluating, predict
+from dreamstill.evaluation import (
+    accuracy,
+    agreement,
+    answers,
+    confusion_matrix,
+    device_of,
+    evaluating,
+    predict,
+)
 from dreamstill.exporters.formats import export, load_exported
-from dreamstill.files.checkpoints import digest
+from dreamstill.files.checkpoints import digest, save_weights
 from dreamstill.files.reading import StrPath, check_file, understood
-from dreamstill.files.writing import write_json
+from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import CompressJob, StageConfig
@@ -98,7 +107,7 @@ def compressed(
     networks = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
     check_saveable(networks)
     check_stages(job.stages, networks[-1], teacher)
-    test = load_images(real, teacher.input_spec, teacher.num_classes) if real else None
+    test = _labelled(real, job, teacher) if real else None
     images = load_unlabelled(Path(job.images), teacher.input_spec) if job.images else None
     with open_run_directory(
         folder,
@@ -123,6 +132,16 @@ def compressed(
         return made[-1].network, summary | {"warnings": warnings}
 
 
+def _labelled(real: Path, job: CompressJob, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Return real images (N, C, H, W) and labels (N,) of the teacher's and the new classes."""
+    num_classes, spec = teacher.num_classes, teacher.input_spec
+    for stage in job.stages:
+        if stage.task == "learn_classes":
+            _, labels = load_images(stage.config.new, spec, first=num_classes)
+            num_classes = int(labels.max()) + 1
+    return load_images(real, spec, num_classes)
+
+
 def _own_images(
     folder: Path, job: CompressJob, teacher: Teacher, on_progress: OnProgress
 ) -> Tensor:
@@ -137,15 +156,22 @@ def _stem(folder: Path, index: int, stage: StageConfig) -> Path:
     return folder / f"{index + 1}-{stage.task}"
 
 
+def _digest(stage: StageConfig) -> str:
+    """Return the digest of a stage's configuration and of the files that it reads."""
+    given = [path for name in stage.inputs for path in (Path(name), *Path(name).rglob("*"))]
+    files = [path.read_bytes() for path in sorted(given) if path.is_file()]
+    return digest([to_plain(stage), *map(digest, files)])
+
+
 def check_finished(folder: Path, job: CompressJob) -> None:
     """Raise RunError unless the finished stages in a run directory are stages of the job."""
     names = {_stem(folder / "stages", i, stage).name: stage for i, stage in enumerate(job.stages)}
     for path in (folder / "stages").glob("*.json"):
         stage = names.get(path.stem)
-        if stage is None or read_plain(path).get("config") != digest(to_plain(stage)):
+        if stage is None or read_plain(path).get("config") != _digest(stage):
             raise RunError(
                 f"{folder} was started with other stages; it cannot be resumed: its "
-                f"{path.stem} is finished, and was made with other settings"
+                f"{path.stem} is finished, and was made with other settings or files"
             )
 
 
@@ -187,9 +213,13 @@ def _run_stages(
                 record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.input_spec, shown, wanted)
             save_network(network, stem.with_suffix(".pt"))
-            made_from = {"config": digest(to_plain(stage)), "images": images_digest}
+            made_from = {"config": _digest(stage), "images": images_digest}
             write_json(stem.with_suffix(".json"), record | made_from | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
+        if after := STAGES[stage.task].after:
+            teacher, images = after(network, stage.config, teacher, images)
+            shown = images[-NUM_SHOWN:]
+            wanted = predict(teacher.module, teacher.input_spec, shown)
     return made
 
 
@@ -234,15 +264,26 @@ def _summarize(
     real: Path | None,
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
-    """Measure all networks, and write weights.json, network.onnx and the files of the stages."""
+    """Measure all networks, and write weights.json, the last network and the stages' files."""
     runtime = compare_files(folder / "stages", made, teacher.input_spec)
     summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
         summary["images"] = real.name
-        for one in made:
-            run = _runtime(one.network, one.record, folder / "stages")
-            logits = _answers(one.network, run, teacher.input_spec, test[0])
-            one.record["accuracy"] = accuracy(logits, test[1])
+        logits = [
+            _answers(
+                one.network,
+                _runtime(one.network, one.record, folder / "stages"),
+                teacher.input_spec,
+                test[0],
+            )
+            for one in made
+        ]
+        for one, before, after in zip(made, [logits[0], *logits], logits, strict=False):
+            one.record["accuracy"] = accuracy(after, test[1])
+            if "old_classes" in one.record:
+                one.record.update(compare_classes(before, after, test[1]))
+                counts = confusion_matrix(after, test[1], after.shape[1])
+                save_arrays(folder / "confusion.npz", confusion=counts.numpy())
     whole, *stages = [one.record for one in made]
     summary = {"teacher": whole, "stages": stages} | summary
     layers = {
@@ -252,6 +293,7 @@ def _summarize(
         for one in made
     }
     write_json(folder / "weights.json", layers)
+    save_weights(folder / "network.safetensors", made[-1].network)
     try:
         summary["network"] = export(
             made[-1].network, folder / "network.onnx", teacher.input_spec

@@ -6,8 +6,9 @@ from typing import Any
 
 from dreamstill.errors import RunError
 from dreamstill.report import figures
-from dreamstill.report.page import Figure, from_records, read_table, write_page
-from dreamstill.report.verdict import verdict_of_compression
+from dreamstill.report.continual import continual_figures
+from dreamstill.report.page import Figure, from_records, read_arrays, read_table, write_page
+from dreamstill.report.verdict import verdict_of_compression, verdict_of_continual
 
 __all__ = ["write_compression_report"]
 
@@ -18,6 +19,7 @@ def write_compression_report(folder: Path) -> Path:
     summary = read_table(folder / "summary.json")
     if "stages" not in summary:
         raise RunError(f"{folder} holds no finished compression: summary.json has no stages")
+    learned = [stage for stage in summary["stages"] if "old_classes" in stage]
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["stages"]]
     drawn = list[Figure]()
     if any("accuracy" in network or "agreement" in network for network in networks):
@@ -34,6 +36,11 @@ def write_compression_report(folder: Path) -> Path:
     for number, stage in enumerate(summary["stages"], 1):
         name = f"{number}-{stage['task']}"
         after = weights.get(name, {})
+        if "old_classes" in stage:
+            pictures = read_arrays(folder / "stages" / f"{name}.npz")
+            if "by_class" in stage:
+                pictures |= read_arrays(folder / "confusion.npz")
+            drawn += continual_figures(stage, pictures)
         drawn += [
             figure._replace(title=f"{number}. {stage['task']}: {figure.title}")
             for figure in layer_figures(stage, before, after)
@@ -44,7 +51,7 @@ def write_compression_report(folder: Path) -> Path:
         "compression.html",
         config=read_table(folder / "config.json"),
         command="dreamstill compress run.toml --out runs/again",
-        verdict=verdict_of_compression(summary),
+        verdict=" ".join([*map(verdict_of_continual, learned), verdict_of_compression(summary)]),
         figures=drawn,
         networks=networks,
         runtime=summary.get("runtime", ""),

@@ -46,16 +46,16 @@ def verdict_of_compression(summary: Mapping[str, Any]) -> str:
     return f"{text} how well it answers was not measured."
 
 
-def verdict_of_continual(summary: Mapping[str, Any]) -> str:
+def verdict_of_continual(stage: Mapping[str, Any]) -> str:
     """Return how well a network knows new and old classes, as far as it was measured."""
-    num_old = summary["old_classes"]
-    num_new = summary["classes"] - num_old
+    num_old = stage["old_classes"]
+    num_new = stage["classes"] - num_old
     text = f"The network learned {num_new} new class{'es' * (num_new != 1)}"
-    if "accuracy_new" in summary:
+    if "accuracy_new" in stage:
         whose = "its" if num_new == 1 else "their"
-        text += f" and is right on {percent(summary['accuracy_new'])} of {whose} images"
-    if "accuracy_old" in summary:
-        before, after = (percent(summary[k]) for k in ("accuracy_old_before", "accuracy_old"))
+        text += f" and is right on {percent(stage['accuracy_new'])} of {whose} images"
+    if "accuracy_old" in stage:
+        before, after = (percent(stage[k]) for k in ("accuracy_old_before", "accuracy_old"))
         old = f"of the {num_old} old classes it is right on {after}, before it was on {before}."
         return f"{text}; on the images {old}"
     unknown = f"How well it still knows the {num_old} old ones is unknown"
