@@ -126,9 +126,10 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
                 self._remember()
             yield Progress("warm up", self.warmed_up, self.method.warm_up, {})
         total = self.config.num_validation + self.prefill
+        make = self.method.initial_batch if self.fresh_every else self.method.next_batch
         while not self.selector.is_full or self.buffer.added < self.prefill:
             if self.selector.is_full:
-                self._fresh_batch()
+                self._store(make(self.student))
             else:
                 batch = self._validation_batch()
                 self.selector.hold_out(batch)
@@ -136,8 +137,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
             have = min(self.buffer.added + len(self.selector.images), total)
             yield Progress("synthesize", have, total, {})
 
-    def _fresh_batch(self) -> Batch:
-        batch = self.method.next_batch(self.student)
+    def _store(self, batch: Batch) -> Batch:
         self.buffer.add(batch)
         self.counts += class_counts(batch.logits)
         return batch
@@ -159,7 +159,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
             self.repeats_left -= 1
             return self.repeated
         if self.fresh_every and step % self.fresh_every == 0:
-            fresh = self._fresh_batch()
+            fresh = self._store(self.method.next_batch(self.student))
             batch, self.repeats_left = (fresh.images, fresh.logits), self.method.repeat - 1
             self.repeated = batch if self.repeats_left else None
             return batch

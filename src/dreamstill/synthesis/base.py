@@ -46,5 +46,9 @@ class Method(Stateful, ABC):
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Return the next batch; adversarial methods read the student as it is now."""
 
+    def initial_batch(self, student: nn.Module | None = None) -> Batch:
+        """Return a batch to begin a replay buffer with, that fresh ones follow: the next one."""
+        return self.next_batch(student)
+
     def anneal_over(self, batches: int) -> None:
         """Schedule the method's own learning rate, if it has one, over this many batches."""
