@@ -235,6 +235,8 @@ def test_a_preset_is_of_the_student_too_and_flags_win() -> None:
         ("rdskd", "mnist", "adam", 2e-3, "constant"),
         ("rdskd", "svhn", "adam", 2e-3, "constant"),
         ("rdskd", "cifar10", "adam", 2e-3, (0.8,)),
+        ("fastdfkd", "cifar10", "sgd", 0.2, "cosine"),
+        ("nayer", "cifar10", "sgd", 0.2, "cosine"),
         ("metadata", "mnist", "adam", 2e-3, "constant"),
     ],
 )

@@ -55,8 +55,10 @@ if TYPE_CHECKING:
     from dreamstill.synthesis.config import DaflConfig as DaflConfig
     from dreamstill.synthesis.config import DeepInversionConfig as DeepInversionConfig
     from dreamstill.synthesis.config import DfadConfig as DfadConfig
+    from dreamstill.synthesis.config import FastDfkdConfig as FastDfkdConfig
     from dreamstill.synthesis.config import KnowledgeWithinConfig as KnowledgeWithinConfig
     from dreamstill.synthesis.config import MetadataConfig as MetadataConfig
+    from dreamstill.synthesis.config import NayerConfig as NayerConfig
     from dreamstill.synthesis.config import NoiseConfig as NoiseConfig
     from dreamstill.synthesis.config import RandomShapes as RandomShapes
     from dreamstill.synthesis.config import RdskdConfig as RdskdConfig
@@ -72,8 +74,8 @@ _API = (
     *("quantize", "register_method", "register_stage", "synthesize"),
 )
 _METHODS = (
-    *("Abd", "Dafl", "DeepInversion", "Dfad", "KnowledgeWithin", "Metadata", "Noise", "Rdskd"),
-    *("StructuredNoise", "Zskd", "Zskt"),
+    *("Abd", "Dafl", "DeepInversion", "Dfad", "FastDfkd", "KnowledgeWithin", "Metadata", "Nayer"),
+    *("Noise", "Rdskd", "StructuredNoise", "Zskd", "Zskt"),
 )
 _COMPRESSION = ("Factorize", "Merge", "Pack", "Prune", "Quantize")
 _ERRORS = ("Config", "Data", "Dreamstill", "Export", "NonFinite", "Run", "Teacher")

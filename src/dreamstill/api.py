@@ -251,7 +251,7 @@ def distill(
         student: a network, which is copied, or a function or "module:function" that builds one.
         images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
             synthesizer, which then makes images while the student learns. Adversarial methods
-            (ZSKT, DFAD, adaptive DeepInversion) see the student as it is.
+            (ZSKT, DFAD, FastDFKD, adaptive DeepInversion) see the student as it is.
         config: of the training. With images that are given, `prefill`, `fresh_every` and
             `buffer_size` have no effect.
         seed: of everything random.

@@ -117,7 +117,8 @@ def _check_competition(job: DistillJob) -> None:
     if not job.distill.fresh_period(streams=streams) and job.needs_student:
         raise ConfigError(
             f"{job.method} plays against the student, and all its images would be made before its "
-            "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper"
+            "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper and 400 in "
+            "FastDFKD's code"
         )
 
 

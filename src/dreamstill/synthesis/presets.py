@@ -17,7 +17,9 @@ from dreamstill.synthesis.config import (
     DaflConfig,
     DeepInversionConfig,
     DfadConfig,
+    FastDfkdConfig,
     MetadataConfig,
+    NayerConfig,
     RdskdConfig,
     StructuredNoiseConfig,
     ZskdConfig,
@@ -51,6 +53,24 @@ DEEPINVERSION = {
     "optimizer": "sgd",
     "lr": 0.1,
     "drops": [0.4, 0.8],
+}
+FEW_STEPS_CIFAR = {
+    "losses": ["kl"],
+    "temperature": 20.0,
+    "optimizer": "sgd",
+    "lr": 0.2,
+    "weight_decay": 1e-4,
+    "validate_every": 2000,
+    "augment": {"shift": 0.125, "flip": True},
+}
+FEW_STEPS_OURS = {
+    "steps": 3000,
+    "batch_size": 64,
+    "lr": 3e-3,
+    "fresh_every": 10,
+    "validate_every": 250,
+    "num_validation": 512,
+    "augment": {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True},
 }
 RDSKD = {"losses": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
 ZSKT = {
@@ -145,6 +165,50 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "cifar10": Preset(RdskdConfig(latent=1000), RDSKD | {"drops": [0.8]}),
     },
     "abd": {"cifar100": Preset(AbdConfig())},
+    "fastdfkd": {
+        # 200 epochs of 400 steps; the buffer holds all images of these and of the 20 before
+        "cifar10": Preset(
+            FastDfkdConfig(drawn_start=False),
+            FEW_STEPS_CIFAR
+            | {
+                "steps": 80_000,
+                "batch_size": 256,
+                "fresh_every": 400,
+                "prefill": 5120,
+                "buffer_size": 56_320,
+            },
+        ),
+        "ours": Preset(
+            FastDfkdConfig(batch_size=128, widths=(32, 16), shift=2, flip=False),
+            FEW_STEPS_OURS | {"prefill": 2560},
+        ),
+    },
+    "nayer": {
+        # 100 epochs of 400 steps; the buffer holds all images of these and of the 20 before
+        "cifar10": Preset(
+            NayerConfig(drawn_start=False),
+            FEW_STEPS_CIFAR
+            | {
+                "steps": 40_000,
+                "batch_size": 512,
+                "fresh_every": 200,
+                "prefill": 80_000,
+                "buffer_size": 160_000,
+            },
+        ),
+        "ours": Preset(
+            NayerConfig(
+                batch_size=120,
+                latent=100,
+                widths=(32, 16),
+                generator_steps=10,
+                warm_up=20,
+                shift=2,
+                flip=False,
+            ),
+            FEW_STEPS_OURS | {"fresh_every": 20, "prefill": 2400},
+        ),
+    },
     "metadata": {
         # 100 batches per class, replayed 30 times
         "mnist": Preset(

@@ -52,6 +52,8 @@ METHODS: dict[str, MethodEntry] = {
     "dfad": MethodEntry(config.DfadConfig, "dfad:Dfad"),
     "rdskd": MethodEntry(config.RdskdConfig, "rdskd:Rdskd"),
     "abd": MethodEntry(config.AbdConfig, "abd:Abd"),
+    "fastdfkd": MethodEntry(config.FastDfkdConfig, "fastdfkd:FastDfkd"),
+    "nayer": MethodEntry(config.NayerConfig, "nayer:Nayer"),
     "knowledge_within": MethodEntry(
         config.KnowledgeWithinConfig, "knowledge_within:KnowledgeWithin"
     ),
@@ -85,7 +87,7 @@ def missing_capabilities(name: str, teacher: "Teacher") -> list[str]:
 
 def needs_student(name: str, config: Any) -> bool:
     """Tell whether a method, as configured, needs a live student."""
-    return METHODS[name].synthesizer.adversarial or getattr(config, "adversarial", False)
+    return bool(METHODS[name].synthesizer.adversarial or getattr(config, "adversarial", False))
 
 
 def open_synthesizer(
