@@ -544,7 +544,7 @@ def test_a_method_that_needs_a_student_says_so(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "config", "what"),
     [
-        ("structured_noise", StructuredNoiseConfig(mine=True), "mines a student's mistakes"),
+        ("structured_noise", StructuredNoiseConfig(mine=True), "prefers a student's mistakes"),
         ("deepinversion", DeepInversionConfig(competition=1.0), "competes with a student"),
     ],
 )

@@ -131,7 +131,7 @@ def load_teacher(
     card: StrPath | None = None,
     num_classes: int | None = None,
     device: str = "cpu",
-    precision: Precision | str = "float32",
+    precision: Precision | str = "auto",
     allow_pickle: bool = False,
 ) -> Teacher:
     """Open a teacher from a file of weights.
@@ -144,7 +144,7 @@ def load_teacher(
             one beside the weights, with their name.
         num_classes: checked against the network.
         device: where to put it, such as "cpu" or "cuda".
-        precision: float32 or bfloat16.
+        precision: float32, bfloat16, or auto for the faster one.
         allow_pickle: consent to run the code in a full pickle; never for a file you do not trust.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Augment replayed images."""
+"""Augment training images."""
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,8 @@ def augment(images: Tensor, spec: InputSpec, config: Augmentation, rng: torch.Ge
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(num, generator=rng, device=device)
 
-    if config.mix:
-        weight = uniform(0, 1).view(-1, 1, 1, 1)
-        other = images[torch.randperm(num, generator=rng, device=device)]
-        images = weight * images + (1 - weight) * other
+    if config.mixup or config.cutmix:
+        images = _mix(images, config, rng)
     if config.shift or config.rotate or config.scale or config.flip:
         angle = torch.deg2rad(uniform(-config.rotate, config.rotate))
         size = 1 / (1 + uniform(-config.scale, config.scale))
@@ -39,3 +37,33 @@ def augment(images: Tensor, spec: InputSpec, config: Augmentation, rng: torch.Ge
         noise = torch.randn(images.shape, generator=rng, device=device)
         images = images + scale * noise
     return spec.clip(images)
+
+
+def _mix(images: Tensor, config: Augmentation, rng: torch.Generator) -> Tensor:
+    """Mix images with others of the batch, by mixup or through masks."""
+    num, device = len(images), images.device
+    other = images[torch.randperm(num, generator=rng, device=device)]
+    weight = torch.rand(num, 1, 1, 1, generator=rng, device=device)
+    if config.cutmix:
+        masks = smooth_masks(num, *images.shape[2:], rng)
+        chance = torch.rand(num, 1, 1, 1, generator=rng, device=device)
+        weight = torch.where(chance < config.cutmix, masks, weight)
+        mixed = chance < config.cutmix + config.mixup
+    elif config.mixup < 1:
+        mixed = torch.rand(num, 1, 1, 1, generator=rng, device=device) < config.mixup
+    else:
+        return torch.lerp(other, images, weight)
+    return torch.where(mixed, torch.lerp(other, images, weight), images)
+
+
+def smooth_masks(num: int, height: int, width: int, rng: torch.Generator) -> Tensor:
+    """Draw masks (num, 1, H, W) in (0, 1) of one or a few smooth regions with soft edges.
+
+    Source: the smooth masks of FMix (Harris et al. 2020), here level sets of an interpolated grid.
+    The area is about uniform between 0 and 1.
+    """
+    grid = torch.randn(num, 1, 4, 4, generator=rng, device=rng.device)
+    field = F.interpolate(grid, (height, width), mode="bicubic", align_corners=False)
+    level = torch.randn(num, 1, 1, 1, generator=rng, device=rng.device)
+    sharpness = 3 * 10 ** torch.rand(num, 1, 1, 1, generator=rng, device=rng.device)
+    return torch.sigmoid(sharpness * (field - 0.8 * level))

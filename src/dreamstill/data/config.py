@@ -3,13 +3,14 @@
 from typing import Annotated
 
 from dreamstill.config import Bool, Float, config_class, within
+from dreamstill.errors import ConfigError
 
 __all__ = ["Augmentation"]
 
 
 @config_class
 class Augmentation:
-    """Random augmentation of replayed images; the teacher labels the augmented images again."""
+    """Random augmentation of training images; the teacher labels the augmented images again."""
 
     shift: Annotated[Float, within(0, 1)] = 0.0
     """Largest shift, as a fraction of the side; 0 to 1."""
@@ -21,5 +22,15 @@ class Augmentation:
     """Largest standard deviation of Gaussian noise on pixels in [0, 1]; 0 to 1."""
     flip: Bool = False
     """Mirror half of the images left to right. Leave it off for digits and text."""
-    mix: Bool = False
-    """Mix pairs of images with weights drawn uniformly from [0, 1]."""
+    mixup: Annotated[Float, within(0, 1)] = 0.0
+    """Share of the images mixed with another one, with weights drawn uniformly from [0, 1]."""
+    cutmix: Annotated[Float, within(0, 1)] = 0.0
+    """Share of the images that show another one through a smooth random mask; with `mixup` at most
+    1."""
+
+    def __post_init__(self) -> None:
+        if self.mixup + self.cutmix > 1:
+            raise ConfigError(
+                "an image is mixed in one way: mixup and cutmix must be at most 1 together; got "
+                f"{self.mixup} and {self.cutmix}"
+            )

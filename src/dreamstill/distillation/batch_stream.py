@@ -59,7 +59,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         least: images that the buffer must hold before the first step.
 
     Raises:
-        ConfigError: there would be no images, or none to augment.
+        ConfigError: there would be no images.
 
     """
 
@@ -86,11 +86,6 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         prefill = default if config.prefill is None else config.prefill
         if prefill == 0 and self.fresh_every == 0:
             raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
-        if self.fresh_every == 1 and config.augment != Augmentation():
-            raise ConfigError(
-                "augment changes replayed images, and with a fresh batch at every step none is: "
-                "set distill.fresh_every, or leave augment alone"
-            )
         self.prefill = max(prefill if config.steps else 0, least)
         self.counts = torch.zeros(method.teacher.num_classes, dtype=torch.int64)
         self.warmed_up = self.drawn = 0
@@ -157,14 +152,20 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         step, self.drawn = self.drawn, self.drawn + 1
         if self.repeated and self.repeats_left:
             self.repeats_left -= 1
-            return self.repeated
+            return self._augmented(self.repeated)
         if self.fresh_every and step % self.fresh_every == 0:
             fresh = self._fresh_batch()
             batch, self.repeats_left = (fresh.images, fresh.logits), self.method.repeat - 1
             self.repeated = batch if self.repeats_left else None
+            return self._augmented(batch)
+        return self._augmented((self.buffer.sample(self.config.batch_size, self.rng), None))
+
+    def _augmented(self, batch: TrainingBatch) -> TrainingBatch:
+        """Augment a batch; the teacher's logits of the images before are dropped."""
+        if self.config.augment == Augmentation():
             return batch
-        images = self.buffer.sample(self.config.batch_size, self.rng)
-        return augment(images, self.method.teacher.input_spec, self.config.augment, self.rng), None
+        spec = self.method.teacher.input_spec
+        return augment(batch[0], spec, self.config.augment, self.rng), None
 
     def renew_validation(self) -> dict[str, float]:
         """Hold out a newer batch, or set a method back that has collapsed; return which it was."""

@@ -61,8 +61,9 @@ class JobConfig:
     """Seed of all random numbers; in [0, 2^63)."""
     device: Text = "cpu"
     """Device on which images are synthesized and networks trained, such as cpu or cuda."""
-    precision: Precision = Precision.FLOAT32
-    """float32, or bfloat16: faster for all but the smallest networks, if the device supports it."""
+    precision: Precision = Precision.AUTO
+    """float32, bfloat16, or auto: bfloat16 where the processor has it and most layers are wide,
+    which makes it two to eight times faster."""
     checkpoint_every: Annotated[Float, at_least(0)] = 20.0
     """Seconds between checkpoints; at least 0. It does not change the result."""
 

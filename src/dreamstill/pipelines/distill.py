@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dreamstill.config import to_plain
+from dreamstill.config import Precision, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
@@ -87,7 +87,7 @@ def distill(
         NonFiniteError: a loss is not finite; raised before the update.
 
     """
-    if teacher.precision is not job.precision:
+    if job.precision not in (teacher.precision, Precision.AUTO):
         raise ConfigError(
             f"the job is in {job.precision} and its teacher was opened in {teacher.precision}: "
             "open_from(job.teacher, precision=job.precision)"

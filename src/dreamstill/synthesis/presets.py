@@ -84,7 +84,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "batch_size": 64,
                 "lr": 3e-3,
                 "fresh_every": 2,
-                "augment": {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True},
+                "augment": {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mixup": 1.0},
             },
         ),
     },

@@ -41,6 +41,7 @@ class MethodEntry:
 
 
 METHODS: dict[str, MethodEntry] = {
+    "image_programs": MethodEntry(config.ImageProgramsConfig, "image_programs:ImagePrograms"),
     "noise": MethodEntry(config.NoiseConfig, "noise:Noise"),
     "structured_noise": MethodEntry(
         config.StructuredNoiseConfig, "structured_noise:StructuredNoise"
