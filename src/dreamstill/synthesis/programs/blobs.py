@@ -118,7 +118,7 @@ def figures(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
 
 @image_program
 def landscapes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw a sky above two to six layers of hills or roofs, each darker or lighter than the last."""
+    """Draw a sky above two to six layers of hills or roofs, in shades from far to near."""
     channels, height, width = shape
     most = 6
     y = (torch.arange(height, device=rng.device)[:, None] + 0.5) / height

@@ -1,7 +1,17 @@
 """Registry of image programs."""
 
 from dreamstill.errors import ConfigError
-from dreamstill.synthesis.programs import blobs, leaves, noise, objects, strokes
+from dreamstill.synthesis.programs import (
+    blobs,
+    fractals,
+    functions,
+    leaves,
+    noise,
+    objects,
+    patterns,
+    spectrograms,
+    strokes,
+)
 from dreamstill.synthesis.programs.drawing import Program
 
 __all__ = ["PROGRAMS", "Program", "register_program"]
@@ -24,6 +34,18 @@ PROGRAMS: dict[str, Program] = {
         blobs.scenes,
         blobs.landscapes,
         blobs.figures,
+        functions.coordinate_networks,
+        functions.convolutional_textures,
+        fractals.julia_sets,
+        fractals.folds,
+        fractals.flames,
+        patterns.gradients,
+        patterns.stripes_and_checks,
+        patterns.tiles,
+        patterns.cells,
+        patterns.mosaics,
+        patterns.ripples,
+        spectrograms.spectrograms,
     )
 }
 

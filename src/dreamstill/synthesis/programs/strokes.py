@@ -91,14 +91,14 @@ def glyph_points(num: int, rng: torch.Generator) -> Tensor:
     ends = rand((num, MOST_STROKES + 1, 1, 2), rng, -1, 1)
     snapped = rand((num, 1, 1, 1), rng) < 0.5
     ends = torch.where(snapped, ends.mul(1.49).round(), ends)
-    joined = (rand((*size, 1, 1), rng) < 0.6) | (torch.arange(MOST_STROKES) == 0).view(
-        1, -1, 1, 1
-    ).to(rng.device)
+    # the first stroke starts at a corner anyway
+    joined = rand((*size, 1, 1), rng) < 0.6
+    joined[:, 0] = True
     start = torch.where(joined, ends[:, :-1], rand((*size, 1, 2), rng, -1, 1))
     stop = ends[:, 1:]
     bend = torch.where(rand((*size, 1, 1), rng) < 0.4, 0.0, 1.0)
     control = [
-        torch.lerp(start, stop, share) + bend * randn((*size, 1, 2), rng) * 0.8
+        torch.lerp(start, stop, share) + bend * 0.8 * randn((*size, 1, 2), rng)
         for share in (1 / 3, 2 / 3)
     ]
     curves = bezier(torch.cat([start, *control, stop], 2), POINTS)
