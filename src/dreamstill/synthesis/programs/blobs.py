@@ -1,0 +1,140 @@
+"""Draw what lies inside the level lines of smooth fields: blobs, silhouettes, scenes, hills.
+
+Source: ours, on the fields of `dreamstill.synthesis.fields`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dreamstill.input_spec import InputSpec
+from dreamstill.synthesis import random_shapes
+from dreamstill.synthesis.config import RandomShapes
+from dreamstill.synthesis.fields import color_fields, random_fields
+from dreamstill.synthesis.programs.drawing import (
+    image_program,
+    light_and_dark,
+    palette,
+    pixel_grid,
+    rand,
+    randint,
+    soft_step,
+)
+
+__all__ = ["blobs", "figures", "landscapes", "scenes", "silhouettes"]
+
+SHAPES = RandomShapes()
+
+
+def gray_spec(shape: tuple[int, int, int]) -> InputSpec:
+    """Return an input spec of mean 0.5, for which half of the figures are inverted."""
+    half = (0.5,) * shape[0]
+    return InputSpec(shape, half, half)
+
+
+def stripes_inside(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw stripes (num, 1, H, W) from -1 to 1, upright or level in most images."""
+    _, height, width = shape
+    y, x = pixel_grid(height, width, rng.device)
+    turn = math.pi / 2 * randint(0, 1, (num, 1, 1), rng)
+    angle = torch.where(rand((num, 1, 1), rng) < 0.3, rand((num, 1, 1), rng, 0, math.pi), turn)
+    rate = 3 * 5 ** rand((num, 1, 1), rng)
+    wave = torch.sin((x * angle.cos() + y * angle.sin()) * rate + rand((num, 1, 1), rng, 0, 6.3))
+    return wave[:, None]
+
+
+def filled_levels(
+    num: int, shape: tuple[int, int, int], level: Tensor, mirrored: Tensor, rng: torch.Generator
+) -> Tensor:
+    """Draw what lies inside levels (num, H, W) above 0 in one color, the ground in another.
+
+    Inside are a gradient, texture or stripes. Where `mirrored` (num, 1, 1, 1), so is the texture.
+    """
+    channels, height, width = shape
+    sharpness = 0.7 * 30 ** rand((num, 1, 1), rng) * math.sqrt(height * width) / 32
+    mask = soft_step(level * sharpness)[:, None]
+    ground, inside = light_and_dark(num, channels, rng)
+    texture = color_fields(num, shape, (2, 4, 8, 16, 32), 0.8, rng)
+    texture = torch.where(mirrored, (texture + texture.flip(3)) / math.sqrt(2), texture)
+    rough = rand((num, 1, 1, 1), rng, -0.15, 0.3).clamp_min_(0)
+    striped = rand((num, 1, 1, 1), rng, -0.6, 0.35).clamp_min_(0)
+    bulge = rand((num, 1, 1), rng, -0.3, 0.3) * (rand((num, 1, 1), rng) < 0.5)
+    fill = rough * texture + striped * stripes_inside(num, shape, rng)
+    fill += inside + (bulge * level.clamp(0, 1.5))[:, None]
+    noisy = rand((num, 1, 1, 1), rng, -0.3, 0.15).clamp_min_(0)
+    return (ground + noisy * texture.flip(2)).lerp_(fill, mask)
+
+
+@image_program
+def blobs(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw blobs: what lies above a level of a smooth field, or within a band of levels."""
+    _, height, width = shape
+    level = random_fields(num, height, width, (2, 3, 5, 8), rng)
+    level = level - rand((num, 1, 1), rng, -0.8, 0.8)
+    banded = rand((num, 1, 1), rng) < 0.3
+    level = torch.where(banded, rand((num, 1, 1), rng, 0.15, 0.6) - level.abs(), level)
+    mirrored = rand((num, 1, 1, 1), rng) < 0.15
+    level = torch.where(mirrored[:, 0], torch.maximum(level, level.flip(2)), level)
+    return filled_levels(num, shape, level, mirrored, rng)
+
+
+@image_program
+def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw one body in the middle, mirrored left to right in most images, with limbs and holes."""
+    _, height, width = shape
+    y, x = pixel_grid(height, width, rng.device)
+    size = (num, 1, 1)
+    wide, tall = rand(size, rng, 0.3, 0.95), rand(size, rng, 0.5, 0.95)
+    u, v = x / wide, y / tall
+    # one exponent an image, from an ellipse to a box
+    p = 2 ** rand(size, rng, 1, 2.6)
+    body = 1 - (u.abs().pow(p) + v.abs().pow(p))
+    level = body.clamp_min_(-3) * rand(size, rng, 0.7, 2)
+    rough = random_fields(num, height, width, (2, 3, 5, 8), rng)
+    mirrored = rand((num, 1, 1, 1), rng) < 0.75
+    rough = torch.where(mirrored[:, 0], (rough + rough.flip(2)) / math.sqrt(2), rough)
+    level = level + rough * rand(size, rng, 0.3, 1.1)
+    return filled_levels(num, shape, level, mirrored, rng)
+
+
+@image_program
+def scenes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw two to five overlapping blobs, each with a shade, a gradient and a texture.
+
+    These are the scenes of structured noise, with a brightness and a contrast of their own.
+    """
+    images = random_shapes.scenes(num, gray_spec(shape), SHAPES, rng)
+    contrast = rand((num, 1, 1, 1), rng, 0.3, 1.3)
+    shift = rand((num, shape[0], 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
+    return images.sub_(0.5).mul_(contrast).add_(shift + 0.5)
+
+
+@image_program
+def figures(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw the figures of structured noise with its default settings; half are inverted."""
+    return random_shapes.figures(num, gray_spec(shape), SHAPES, rng)
+
+
+@image_program
+def landscapes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw a sky above two to six layers of hills or roofs, in shades from far to near."""
+    channels, height, width = shape
+    most = 6
+    y = (torch.arange(height, device=rng.device)[:, None] + 0.5) / height
+    colors = palette(num, 2, channels, rng)[..., None, None]
+    far, near = (palette(num, 1, channels, rng)[:, 0, :, None, None] for _ in range(2))
+    texture = color_fields(num, shape, (4, 8, 16, 32), 0.8, rng)
+    rough = rand((num, 1, 1, 1), rng, 0, 0.2)
+    images = torch.lerp(colors[:, 0], colors[:, 1], y) + 0.4 * rough * texture.flip(3)
+    count = randint(2, most, (num, 1, 1), rng)
+    steps = rand((num, 1), rng) < 0.3  # roofs: heights in steps
+    for index in range(most):
+        ridge = random_fields(num, 2, width, (2, 4, 8, 16), rng)[:, 0]
+        ridge = torch.where(steps, ridge.mul(1.5).round_(), ridge) * rand((num, 1), rng, 0.02, 0.15)
+        line = ridge + 0.2 + 0.75 * (index + rand((num, 1), rng)) / count[:, 0]
+        mask = soft_step((y - line[:, None]) * height) * (index < count)
+        share = (index / count).clamp_max(1)[:, None]
+        fill = torch.lerp(far, near, share) + rough * texture
+        images.lerp_(fill, mask[:, None])
+    return images
