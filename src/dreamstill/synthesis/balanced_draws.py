@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
@@ -47,8 +47,8 @@ class BalancedDraws(Method):
         self.memory = ClassMemory(most, teacher.num_classes, teacher.input_spec.shape, rng.device)
 
     @abstractmethod
-    def draw(self, num: int) -> Tensor:
-        """Draw images (num, C, H, W) of pixels in [0, 1]."""
+    def draw(self, num: int) -> Batch:
+        """Draw images, and ask the teacher about them."""
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:
@@ -56,8 +56,7 @@ class BalancedDraws(Method):
         config, teacher = self.config, self.teacher
         if config.mine and student is None:
             raise ConfigError("mine prefers a student's mistakes: hand one to next_batch")
-        images = teacher.input_spec.normalize(self.draw(config.batch_size * config.oversample))
-        drawn = Batch(images, teacher(images))
+        drawn = self.draw(config.batch_size * config.oversample)
         if config.mine and student is not None:
             drawn = hardest_first(drawn, teacher, student)
         share = -(-config.batch_size // teacher.num_classes)

@@ -165,7 +165,7 @@ class ImageProgramsConfig(BalancedDrawsConfig):
     programs: tuple[Text, ...] = ()
     """Names of the programs to draw with; see docs/image_programs.md. Default: all."""
     fit: Bool = True
-    """Fit the share of each program to the teacher; otherwise all have the same share."""
+    """Choose images that fit the teacher; otherwise all programs have the same share."""
 
 
 @config_class

@@ -4,8 +4,7 @@ Source: ours. From a large draw of `random_shapes`, those are selected that spre
 the classes. It needs no optimization, and is a strong baseline.
 """
 
-from torch import Tensor
-
+from dreamstill.data.batch import Batch
 from dreamstill.synthesis.balanced_draws import BalancedDraws
 from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.random_shapes import structured_images
@@ -18,6 +17,8 @@ class StructuredNoise(BalancedDraws):
 
     config: StructuredNoiseConfig
 
-    def draw(self, num: int) -> Tensor:
-        """Draw random shapes."""
-        return structured_images(num, self.teacher.input_spec, self.config.shapes, self.rng)
+    def draw(self, num: int) -> Batch:
+        """Draw random shapes, and ask the teacher about them."""
+        spec = self.teacher.input_spec
+        images = spec.normalize(structured_images(num, spec, self.config.shapes, self.rng))
+        return Batch(images, self.teacher(images))
