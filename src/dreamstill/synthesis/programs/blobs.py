@@ -13,10 +13,13 @@ from dreamstill.synthesis import random_shapes
 from dreamstill.synthesis.config import RandomShapes
 from dreamstill.synthesis.fields import color_fields, random_fields
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     image_program,
     light_and_dark,
+    log_rand,
     palette,
     pixel_grid,
+    power,
     rand,
     randint,
     soft_step,
@@ -39,7 +42,7 @@ def stripes_inside(num: int, shape: tuple[int, int, int], rng: torch.Generator) 
     y, x = pixel_grid(height, width, rng.device)
     turn = math.pi / 2 * randint(0, 1, (num, 1, 1), rng)
     angle = torch.where(rand((num, 1, 1), rng) < 0.3, rand((num, 1, 1), rng, 0, math.pi), turn)
-    rate = 3 * 5 ** rand((num, 1, 1), rng)
+    rate = log_rand((num, 1, 1), rng, 3, 15)
     wave = torch.sin((x * angle.cos() + y * angle.sin()) * rate + rand((num, 1, 1), rng, 0, 6.3))
     return wave[:, None]
 
@@ -52,17 +55,17 @@ def filled_levels(
     Inside are a gradient, texture or stripes. Where `mirrored` (num, 1, 1, 1), so is the texture.
     """
     channels, height, width = shape
-    sharpness = 0.7 * 30 ** rand((num, 1, 1), rng) * math.sqrt(height * width) / 32
+    sharpness = log_rand((num, 1, 1), rng, 0.7, 21) * math.sqrt(height * width) / 32
     mask = soft_step(level * sharpness)[:, None]
     ground, inside = light_and_dark(num, channels, rng)
     texture = color_fields(num, shape, (2, 4, 8, 16, 32), 0.8, rng)
     texture = torch.where(mirrored, (texture + texture.flip(3)) / math.sqrt(2), texture)
-    rough = rand((num, 1, 1, 1), rng, -0.15, 0.3).clamp_min_(0)
-    striped = rand((num, 1, 1, 1), rng, -0.6, 0.35).clamp_min_(0)
+    rough = at_times((num, 1, 1, 1), rng, 0.67, 0.3)
+    striped = at_times((num, 1, 1, 1), rng, 0.37, 0.35)
     bulge = rand((num, 1, 1), rng, -0.3, 0.3) * (rand((num, 1, 1), rng) < 0.5)
     fill = rough * texture + striped * stripes_inside(num, shape, rng)
     fill += inside + (bulge * level.clamp(0, 1.5))[:, None]
-    noisy = rand((num, 1, 1, 1), rng, -0.3, 0.15).clamp_min_(0)
+    noisy = at_times((num, 1, 1, 1), rng, 0.33, 0.15)
     return (ground + noisy * texture.flip(2)).lerp_(fill, mask)
 
 
@@ -88,8 +91,8 @@ def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
     wide, tall = rand(size, rng, 0.3, 0.95), rand(size, rng, 0.5, 0.95)
     u, v = x / wide, y / tall
     # one exponent an image, from an ellipse to a box
-    p = 2 ** rand(size, rng, 1, 2.6)
-    body = 1 - (u.abs().pow(p) + v.abs().pow(p))
+    p = log_rand(size, rng, 2, 6)
+    body = 1 - (power(u.abs(), p) + power(v.abs(), p))
     level = body.clamp_min_(-3) * rand(size, rng, 0.7, 2)
     rough = random_fields(num, height, width, (2, 3, 5, 8), rng)
     mirrored = rand((num, 1, 1, 1), rng) < 0.75

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from dreamstill.synthesis.fields import random_fields
-from dreamstill.synthesis.programs.drawing import rand, randint, randn, soft_step, standardize
+from dreamstill.synthesis.programs.drawing import (
+    log_rand,
+    rand,
+    randint,
+    randn,
+    soft_step,
+    standardize,
+)
 
 __all__ = ["kmeans_mask", "organic_mask", "sharpened", "smooth_mask"]
 
@@ -41,7 +48,7 @@ def organic_mask(num: int, height: int, width: int, rng: torch.Generator) -> Ten
 
     Source: DIP-KD (2026). The blur is Gaussian, of a random width per mask.
     """
-    radius = (0.012 * 5 ** rand((num, 1, 1), rng) * max(height, width)).clamp_min_(0.7)
+    radius = (log_rand((num, 1, 1), rng, 0.012, 0.06) * max(height, width)).clamp_min_(0.7)
     squared = blur_frequencies(height, width, rng.device)
     blur = torch.exp(-(squared * radius**2 / 2).clamp_max_(20))
     # the first blur of white noise, stretched over [0, 1] around a random level
@@ -63,7 +70,7 @@ def smooth_mask(num: int, height: int, width: int, rng: torch.Generator) -> Tens
     field = standardize(random_fields(num, height, width, (2, 4), rng)[:, None])
     share = rand((num, 1, 1, 1), rng, 0.05, 0.95)
     level = torch.erfinv(1 - 2 * share) * math.sqrt(2)
-    return soft_step((field - level).mul_(2 * 8 ** rand((num, 1, 1, 1), rng)))
+    return soft_step((field - level).mul_(log_rand((num, 1, 1, 1), rng, 2, 16)))
 
 
 def kmeans_mask(images: Tensor, rng: torch.Generator, rounds: int = 6) -> Tensor:
