@@ -4,6 +4,7 @@ Source: ours, on the fields of `dreamstill.synthesis.fields`.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,13 +28,16 @@ from dreamstill.synthesis.programs.drawing import (
 
 __all__ = ["blobs", "figures", "landscapes", "scenes", "silhouettes"]
 
-SHAPES = RandomShapes()
 
-
-def gray_spec(shape: tuple[int, int, int]) -> InputSpec:
-    """Return an input spec of mean 0.5, for which half of the figures are inverted."""
+def shapes_of(
+    draw: Callable[..., Tensor], num: int, shape: tuple[int, int, int], rng: torch.Generator
+) -> Tensor:
+    """Draw random shapes of structured noise, half of them inverted, in contrasts of their own."""
     half = (0.5,) * shape[0]
-    return InputSpec(shape, half, half)
+    images = draw(num, InputSpec(shape, half, half), RandomShapes(), rng)
+    contrast = rand((num, 1, 1, 1), rng, 0.3, 1.3)
+    shift = rand((num, shape[0], 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
+    return images.sub_(0.5).mul_(contrast).add_(shift + 0.5)
 
 
 def stripes_inside(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
@@ -103,20 +107,14 @@ def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
 
 @image_program
 def scenes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw two to five overlapping blobs, each with a shade, a gradient and a texture.
-
-    These are the scenes of structured noise, with a brightness and a contrast of their own.
-    """
-    images = random_shapes.scenes(num, gray_spec(shape), SHAPES, rng)
-    contrast = rand((num, 1, 1, 1), rng, 0.3, 1.3)
-    shift = rand((num, shape[0], 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
-    return images.sub_(0.5).mul_(contrast).add_(shift + 0.5)
+    """Draw two to five overlapping blobs, each with a shade, a gradient and a texture."""
+    return shapes_of(random_shapes.scenes, num, shape, rng)
 
 
 @image_program
 def figures(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw the figures of structured noise with its default settings; half are inverted."""
-    return random_shapes.figures(num, gray_spec(shape), SHAPES, rng)
+    """Draw strokes and blobs, smooth or rough, seen through a soft window."""
+    return shapes_of(random_shapes.figures, num, shape, rng)
 
 
 @image_program

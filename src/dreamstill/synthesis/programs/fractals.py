@@ -7,6 +7,7 @@ Source: escape time and orbit traps (Peitgen & Richter 1986), folds as in shader
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dreamstill.synthesis.programs.drawing import (
@@ -74,6 +75,7 @@ def folds(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     """
     size = (num, 1, 1)
     u, v = random_coordinates(num, shape, rng, spread=0.6, zoom=2)
+    u, v = u / 2, v / 2
     at_u, at_v = (rand(size, rng, -1.1, -0.3) for _ in range(2))
     turn = rand(size, rng, -0.5, 0.5) * (rand(size, rng) < 0.5)
     cos, sin = turn.cos(), turn.sin()
@@ -81,17 +83,17 @@ def folds(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     scale = rand(size, rng, 1.2, 1.7)
     light = torch.zeros_like(u)
     trap = torch.full_like(u, 9)
-    fade = 1.0
-    for _ in range(FOLD_STEPS):
+    fade = log_rand(size, rng, 0.35, 0.9)  # how much less a step shows than the one before
+    for step in range(FOLD_STEPS):
         u, v = u.abs(), v.abs()
         squared = u.square().addcmul_(v, v).clamp_min_(0.02)
         factor = torch.lerp(scale.expand_as(squared), squared.reciprocal(), inverted)
         u = u.mul_(factor).add_(at_u)
         v = v.mul_(factor).add_(at_v)
         u, v = u * cos - v * sin, u * sin + v * cos
-        light.add_(u.square().addcmul_(v, v).mul_(2).clamp_max_(ESCAPE).neg_().exp_(), alpha=fade)
-        trap = torch.minimum(trap, torch.minimum(u.abs(), v.abs()))
-        fade *= 0.8
+        shown = fade**step
+        light.addcmul_(u.square().addcmul_(v, v).mul_(2).clamp_max_(ESCAPE).neg_().exp_(), shown)
+        trap = torch.minimum(trap, torch.minimum(u.abs(), v.abs()) / shown)
     level = torch.where(rand(size, rng) < 0.5, light, trap.sqrt_())
     return color_mapped(spread_levels(level), shape[0], rng)
 
@@ -140,6 +142,9 @@ def flames(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tenso
     index += bins * torch.arange(num * MAPS, device=rng.device).view(num, MAPS, 1)
     counts = torch.bincount(index.flatten(), minlength=num * MAPS * bins)  # exact on any device
     counts = counts.view(num, MAPS, bins)[..., :-1].float()
+    # spots of three pixels a side in a part of the images
+    spread_out = F.avg_pool2d(counts.view(num, MAPS, height, width), 3, 1, 1).view_as(counts)
+    counts = counts.lerp_(spread_out, at_times((num, 1, 1), rng, 0.6, 1))
     total = counts.sum(1, keepdim=True)
     ground, ink = light_and_dark(num, channels, rng)
     colors = palette(num, MAPS, channels, rng).transpose(1, 2)

@@ -101,7 +101,8 @@ def texture_images(
     """Draw noise through three random convolutions, at a smaller size."""
     channels, *sides = shape
     small = [max(1, side >> halvings) for side in sides]
-    texture = randn((num, 2, *small), rng)
+    coarse = [max(1, side // 2) for side in small]
+    texture = F.interpolate(randn((num, 2, *coarse), rng), size=small, mode="bilinear")
     for _ in range(2):
         texture = standardize(random_activation(convolve(texture, FILTERS, rng), rng))
     own = convolve(texture, channels, rng)
