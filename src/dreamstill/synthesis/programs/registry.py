@@ -8,6 +8,7 @@ from dreamstill.synthesis.programs import (
     fractals,
     functions,
     leaves,
+    masks,
     noise,
     objects,
     patterns,
@@ -46,6 +47,8 @@ PROGRAMS: dict[str, Program] = {
     "mosaics": patterns.mosaics,
     "ripples": patterns.ripples,
     "spectrograms": spectrograms.spectrograms,
+    "organic_mixtures": masks.organic_mixtures,
+    "kmeans_mixtures": masks.kmeans_mixtures,
 }
 
 

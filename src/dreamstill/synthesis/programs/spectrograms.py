@@ -69,7 +69,7 @@ def spectrograms(num: int, shape: tuple[int, int, int], rng: torch.Generator) ->
     profiles = random_fields(num * CLICKS, height, 2, (3, 6), rng)[:, :, 0]
     profiles = profiles.mul(0.3).add_(0.6).clamp_(0, 1).view(num, CLICKS, height)
     clicks = profiles.transpose(1, 2) @ (strength * envelope(starts, falls, time))
-    level = voices(num, height, width, rng) + clicks
+    level = (voices(num, height, width, rng) + clicks) * log_rand(size, rng, 0.8, 2.5)
     # resonances: bands of rows that are louder
     bands = random_fields(num, height, width, (2, 4, 6), rng)
     level = level * bands.mul(0.4 * rand(size, rng)).exp_()
