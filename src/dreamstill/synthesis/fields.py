@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-__all__ = ["color_fields", "interpolation", "random_fields", "slope_along", "uniform"]
+__all__ = ["color_fields", "interpolation", "random_fields", "slope_along"]
 
 
 def interpolation(cells: int, size: int) -> Tensor:
@@ -43,14 +43,6 @@ def random_fields(
 def slope_along(level: Tensor, axis: int) -> Tensor:
     """Return the gradient of a field along an axis, per pixel; 0 if its size is 1."""
     return torch.gradient(level, dim=axis)[0] if level.shape[axis] > 1 else torch.zeros_like(level)
-
-
-def uniform(
-    num: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0, channels: int = 1
-) -> Tensor:
-    """Draw uniform numbers (num, channels, 1, 1) in [low, high)."""
-    size = (num, channels, 1, 1)
-    return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
 
 
 def color_fields(

@@ -12,11 +12,19 @@ from torch import Tensor
 
 from dreamstill.input_spec import InputSpec
 from dreamstill.synthesis.config import CLOTHES, SCENES, RandomShapes
-from dreamstill.synthesis.fields import color_fields, random_fields, slope_along, uniform
+from dreamstill.synthesis.fields import color_fields, random_fields, slope_along
 
 __all__ = ["CLOTHES", "RandomShapes", "SCENES", "structured_images"]
 
 MOST_BLOBS = 5
+
+
+def uniform(
+    num: int, rng: torch.Generator, low: float = 0.0, high: float = 1.0, channels: int = 1
+) -> Tensor:
+    """Draw uniform numbers (num, channels, 1, 1) in [low, high)."""
+    size = (num, channels, 1, 1)
+    return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
 
 
 def structured_images(

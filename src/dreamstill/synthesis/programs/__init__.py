@@ -1,13 +1,6 @@
-"""Draw images by many small programs, and masks that mix them."""
+"""Draw images by many small programs."""
 
-from dreamstill.synthesis.programs.masks import kmeans_mask, organic_mask, smooth_mask
-from dreamstill.synthesis.programs.registry import PROGRAMS, Program, register_program
+from dreamstill.synthesis.programs.drawing import Program, image_program
+from dreamstill.synthesis.programs.registry import PROGRAMS, open_programs, register_program
 
-__all__ = [
-    "PROGRAMS",
-    "Program",
-    "kmeans_mask",
-    "organic_mask",
-    "register_program",
-    "smooth_mask",
-]
+__all__ = ["PROGRAMS", "Program", "image_program", "open_programs", "register_program"]

@@ -4,6 +4,7 @@ Source: ours, on the fields of `dreamstill.synthesis.fields`.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,10 +14,13 @@ from dreamstill.synthesis import random_shapes
 from dreamstill.synthesis.config import RandomShapes
 from dreamstill.synthesis.fields import color_fields, random_fields
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     image_program,
     light_and_dark,
+    log_rand,
     palette,
     pixel_grid,
+    power,
     rand,
     randint,
     soft_step,
@@ -24,13 +28,16 @@ from dreamstill.synthesis.programs.drawing import (
 
 __all__ = ["blobs", "figures", "landscapes", "scenes", "silhouettes"]
 
-SHAPES = RandomShapes()
 
-
-def gray_spec(shape: tuple[int, int, int]) -> InputSpec:
-    """Return an input spec of mean 0.5, for which half of the figures are inverted."""
+def shapes_of(
+    draw: Callable[..., Tensor], num: int, shape: tuple[int, int, int], rng: torch.Generator
+) -> Tensor:
+    """Draw random shapes of structured noise, half of them inverted, in contrasts of their own."""
     half = (0.5,) * shape[0]
-    return InputSpec(shape, half, half)
+    images = draw(num, InputSpec(shape, half, half), RandomShapes(), rng)
+    contrast = rand((num, 1, 1, 1), rng, 0.3, 1.3)
+    shift = rand((num, shape[0], 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
+    return images.sub_(0.5).mul_(contrast).add_(shift + 0.5)
 
 
 def stripes_inside(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
@@ -39,7 +46,7 @@ def stripes_inside(num: int, shape: tuple[int, int, int], rng: torch.Generator) 
     y, x = pixel_grid(height, width, rng.device)
     turn = math.pi / 2 * randint(0, 1, (num, 1, 1), rng)
     angle = torch.where(rand((num, 1, 1), rng) < 0.3, rand((num, 1, 1), rng, 0, math.pi), turn)
-    rate = 3 * 5 ** rand((num, 1, 1), rng)
+    rate = log_rand((num, 1, 1), rng, 3, 15)
     wave = torch.sin((x * angle.cos() + y * angle.sin()) * rate + rand((num, 1, 1), rng, 0, 6.3))
     return wave[:, None]
 
@@ -52,17 +59,17 @@ def filled_levels(
     Inside are a gradient, texture or stripes. Where `mirrored` (num, 1, 1, 1), so is the texture.
     """
     channels, height, width = shape
-    sharpness = 0.7 * 30 ** rand((num, 1, 1), rng) * math.sqrt(height * width) / 32
+    sharpness = log_rand((num, 1, 1), rng, 0.7, 21) * math.sqrt(height * width) / 32
     mask = soft_step(level * sharpness)[:, None]
     ground, inside = light_and_dark(num, channels, rng)
     texture = color_fields(num, shape, (2, 4, 8, 16, 32), 0.8, rng)
     texture = torch.where(mirrored, (texture + texture.flip(3)) / math.sqrt(2), texture)
-    rough = rand((num, 1, 1, 1), rng, -0.15, 0.3).clamp_min_(0)
-    striped = rand((num, 1, 1, 1), rng, -0.6, 0.35).clamp_min_(0)
+    rough = at_times((num, 1, 1, 1), rng, 0.67, 0.3)
+    striped = at_times((num, 1, 1, 1), rng, 0.37, 0.35)
     bulge = rand((num, 1, 1), rng, -0.3, 0.3) * (rand((num, 1, 1), rng) < 0.5)
     fill = rough * texture + striped * stripes_inside(num, shape, rng)
     fill += inside + (bulge * level.clamp(0, 1.5))[:, None]
-    noisy = rand((num, 1, 1, 1), rng, -0.3, 0.15).clamp_min_(0)
+    noisy = at_times((num, 1, 1, 1), rng, 0.33, 0.15)
     return (ground + noisy * texture.flip(2)).lerp_(fill, mask)
 
 
@@ -88,8 +95,8 @@ def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
     wide, tall = rand(size, rng, 0.3, 0.95), rand(size, rng, 0.5, 0.95)
     u, v = x / wide, y / tall
     # one exponent an image, from an ellipse to a box
-    p = 2 ** rand(size, rng, 1, 2.6)
-    body = 1 - (u.abs().pow(p) + v.abs().pow(p))
+    p = log_rand(size, rng, 2, 6)
+    body = 1 - (power(u.abs(), p) + power(v.abs(), p))
     level = body.clamp_min_(-3) * rand(size, rng, 0.7, 2)
     rough = random_fields(num, height, width, (2, 3, 5, 8), rng)
     mirrored = rand((num, 1, 1, 1), rng) < 0.75
@@ -100,20 +107,14 @@ def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
 
 @image_program
 def scenes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw two to five overlapping blobs, each with a shade, a gradient and a texture.
-
-    These are the scenes of structured noise, with a brightness and a contrast of their own.
-    """
-    images = random_shapes.scenes(num, gray_spec(shape), SHAPES, rng)
-    contrast = rand((num, 1, 1, 1), rng, 0.3, 1.3)
-    shift = rand((num, shape[0], 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
-    return images.sub_(0.5).mul_(contrast).add_(shift + 0.5)
+    """Draw two to five overlapping blobs, each with a shade, a gradient and a texture."""
+    return shapes_of(random_shapes.scenes, num, shape, rng)
 
 
 @image_program
 def figures(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw the figures of structured noise with its default settings; half are inverted."""
-    return random_shapes.figures(num, gray_spec(shape), SHAPES, rng)
+    """Draw strokes and blobs, smooth or rough, seen through a soft window."""
+    return shapes_of(random_shapes.figures, num, shape, rng)
 
 
 @image_program

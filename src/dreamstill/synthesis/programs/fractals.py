@@ -7,15 +7,18 @@ Source: escape time and orbit traps (Peitgen & Richter 1986), folds as in shader
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     color_mapped,
     image_program,
     light_and_dark,
-    local_coordinates,
+    log_rand,
     palette,
     rand,
+    random_coordinates,
     standardize,
 )
 
@@ -26,15 +29,6 @@ ESCAPE = 12.0
 JULIA_STEPS = 12
 FOLD_STEPS = 7
 MAPS = 4
-
-
-def plane(
-    num: int, shape: tuple[int, int, int], zoom: Tensor, rng: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return coordinates (num, H, W) of a turned and shifted window of half a side `zoom`."""
-    angle = rand((num,), rng, -math.pi, math.pi)
-    center = rand((num, 2), rng, -0.6, 0.6)
-    return local_coordinates(shape, center, (1 / zoom).expand(-1, 2), angle)
 
 
 def spread_levels(level: Tensor) -> Tensor:
@@ -50,13 +44,13 @@ def julia_sets(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> T
     to a line or circle. Source: Peitgen & Richter 1986.
     """
     size = (num, 1, 1)
-    x, y = plane(num, shape, 0.4 * 4 ** rand((num, 1), rng), rng)
+    x, y = random_coordinates(num, shape, rng, spread=0.6, zoom=2)
     angle = rand(size, rng, 0, 2 * math.pi)
     scale = rand(size, rng, 0.9, 1.25)
     real = scale * (angle.cos() / 2 - (2 * angle).cos() / 4)
     imaginary = scale * (angle.sin() / 2 - (2 * angle).sin() / 4)
     ship = (rand(size, rng) < 0.2).float()
-    circle = rand(size, rng, -0.7, 1).clamp_min_(0)
+    circle = at_times(size, rng, 0.6, 1)
     escape = torch.zeros_like(x)
     trap = torch.full_like(x, ESCAPE)
     for _ in range(JULIA_STEPS):
@@ -80,7 +74,8 @@ def folds(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     Lights, leaves and tiles as in shaders. Source: ours, on a map well known from shaders.
     """
     size = (num, 1, 1)
-    u, v = plane(num, shape, 0.3 * 4 ** rand((num, 1), rng), rng)
+    u, v = random_coordinates(num, shape, rng, spread=0.6, zoom=2)
+    u, v = u / 2, v / 2
     at_u, at_v = (rand(size, rng, -1.1, -0.3) for _ in range(2))
     turn = rand(size, rng, -0.5, 0.5) * (rand(size, rng) < 0.5)
     cos, sin = turn.cos(), turn.sin()
@@ -88,17 +83,17 @@ def folds(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     scale = rand(size, rng, 1.2, 1.7)
     light = torch.zeros_like(u)
     trap = torch.full_like(u, 9)
-    fade = 1.0
-    for _ in range(FOLD_STEPS):
+    fade = log_rand(size, rng, 0.35, 0.9)  # how much less a step shows than the one before
+    for step in range(FOLD_STEPS):
         u, v = u.abs(), v.abs()
         squared = u.square().addcmul_(v, v).clamp_min_(0.02)
         factor = torch.lerp(scale.expand_as(squared), squared.reciprocal(), inverted)
         u = u.mul_(factor).add_(at_u)
         v = v.mul_(factor).add_(at_v)
         u, v = u * cos - v * sin, u * sin + v * cos
-        light.add_(u.square().addcmul_(v, v).mul_(2).clamp_max_(ESCAPE).neg_().exp_(), alpha=fade)
-        trap = torch.minimum(trap, torch.minimum(u.abs(), v.abs()))
-        fade *= 0.8
+        shown = fade**step
+        light.addcmul_(u.square().addcmul_(v, v).mul_(2).clamp_max_(ESCAPE).neg_().exp_(), shown)
+        trap = torch.minimum(trap, torch.minimum(u.abs(), v.abs()) / shown)
     level = torch.where(rand(size, rng) < 0.5, light, trap.sqrt_())
     return color_mapped(spread_levels(level), shape[0], rng)
 
@@ -116,7 +111,7 @@ def flame_points(num: int, steps: int, rng: torch.Generator) -> Tensor:
     second = torch.cat([other.sin(), other.cos()], 3)
     matrix = (torch.cat([first, second], 2) * ratio).flatten(1, 2)  # (num, 2 MAPS, 2)
     shift = rand((num, 2 * MAPS, 1), rng, -1, 1)
-    bent = rand((num, 1, 1), rng, -0.5, 1).clamp_min_(0)
+    bent = at_times((num, 1, 1), rng, 0.67, 1)
     points = torch.zeros(num, 2, 1, device=rng.device)
     for _ in range(steps):
         moved = torch.baddbmm(shift, matrix, points)
@@ -147,13 +142,16 @@ def flames(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tenso
     index += bins * torch.arange(num * MAPS, device=rng.device).view(num, MAPS, 1)
     counts = torch.bincount(index.flatten(), minlength=num * MAPS * bins)  # exact on any device
     counts = counts.view(num, MAPS, bins)[..., :-1].float()
+    # spots of three pixels a side in a part of the images
+    spread_out = F.avg_pool2d(counts.view(num, MAPS, height, width), 3, 1, 1).view_as(counts)
+    counts = counts.lerp_(spread_out, at_times((num, 1, 1), rng, 0.6, 1))
     total = counts.sum(1, keepdim=True)
     ground, ink = light_and_dark(num, channels, rng)
     colors = palette(num, MAPS, channels, rng).transpose(1, 2)
     plain = rand((num, 1, 1), rng) < 0.4
     colors = torch.where(plain, ink.flatten(2), colors)
     mixed = (colors @ counts).div_(total.clamp_min(1)).view(num, *shape)
-    gain = 0.5 * 6 ** rand((num, 1, 1), rng)
+    gain = log_rand((num, 1, 1), rng, 0.5, 3)
     density = torch.log1p(total * gain) / torch.log1p(8 * gain)
     return torch.lerp(
         ground.expand_as(mixed), mixed, density.view(num, 1, height, width).clamp_(0, 1)

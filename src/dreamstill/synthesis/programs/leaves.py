@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     image_program,
     local_coordinates,
+    log_rand,
     palette,
     power,
     rand,
@@ -31,8 +33,9 @@ def leaf_radii(
 ) -> Tensor:
     """Draw radii (num, count) of the density proportional to 1 / r**3 in [smallest, largest].
 
-    `smallest` is a number or one for each image, (num, 1), in units of the side. The mean is 2 / (1 / smallest + 1 / largest). Source: Lee, Mumford & Huang 2001: this law makes
-    images that look alike at every scale.
+    `smallest` is a number, or one for each image (num, 1). The mean is
+    2 / (1 / smallest + 1 / largest). Source: Lee, Mumford & Huang 2001: by this law images look
+    alike at every scale.
     """
     share = rand((num, count), rng)
     radii: Tensor = ((1 - share) / smallest**2 + share / largest**2).rsqrt_()
@@ -48,49 +51,53 @@ def draw_leaves(
         num: number of images.
         shape: (C, H, W).
         radii: (num, most) in units of half a side.
-        counts: leaves of each image, (num, 1, 1), at most `most`.
+        counts: leaves of each image, (num,), at most `most`.
         rng: generator of all random numbers.
 
     """
     channels, height, width = shape
     most = radii.shape[1]
-    stretch = torch.exp(rand((num, most), rng, -0.7, 0.7))
+    stretch = log_rand((num, most), rng, 0.5, 2)
     radii = torch.stack([radii * stretch, radii / stretch], 2)
     center = rand((num, most, 2), rng, -1, 1)
-    turned = rand((num, 1), rng, -0.3, 1).clamp_min_(0)  # upright in a part of the images
+    turned = at_times((num, 1), rng, 0.77, 1)  # the others are upright
     angle = rand((num, most), rng, -math.pi, math.pi) * turned
-    exponent = 0.9 * 8 ** rand((num, most, 1, 1), rng)  # diamonds to rectangles
+    exponent = log_rand((num, most, 1, 1), rng, 0.9, 7.2)  # diamonds to rectangles
     edge = radii.amin(2)[:, :, None, None] * math.sqrt(height * width) / exponent / 2
-    edge = edge * (0.1 * 10 ** rand((num, 1, 1, 1), rng, 0, 1.3)).clamp_max_(1)
+    edge = edge * log_rand((num, 1, 1, 1), rng, 0.1, 2).clamp_max_(1)
     # of each leaf: the color and the amount of each texture
-    depth = rand((num, 1, 2), rng, -0.15, 0.6).clamp_min_(0)
+    depth = at_times((num, 1, 2), rng, 0.8, 0.6)
     amounts = rand((num, most + 1, 2), rng) ** 2 * depth
     fill = torch.cat([palette(num, most + 1, channels, rng), amounts], 2)[..., None, None]
     shading = rand((num, most, 1, 1), rng, -0.25, 0.25)
     canvas = fill[:, 0].expand(-1, -1, height, width).clone()
     shade = torch.zeros(num, height, width, device=rng.device)
-    for leaf in range(most):
-        u, v = local_coordinates(shape, center[:, leaf], radii[:, leaf], angle[:, leaf])
-        p = exponent[:, leaf]
+    # images are drawn in order of their counts, so that those that have a leaf are the first ones
+    counts = counts.sort(descending=True).values
+    having = (counts[:, None] > torch.arange(most, device=rng.device)).sum(0).tolist()
+    for leaf, n in enumerate(having):
+        u, v = local_coordinates(shape, center[:n, leaf], radii[:n, leaf], angle[:n, leaf])
+        p = exponent[:n, leaf]
         level = power(u.abs(), p).add_(power(v.abs_(), p))
-        mask = soft_step((1 - level).mul_(edge[:, leaf])).mul_(leaf < counts)
-        canvas.lerp_(fill[:, leaf + 1], mask[:, None])
-        shade.lerp_(u.clamp_(-1, 1).mul_(shading[:, leaf]), mask)
-    texture = hierarchy(num, shape, "bilinear", rng).sub_(0.5)
+        mask = soft_step((1 - level).mul_(edge[:n, leaf]))
+        canvas[:n].lerp_(fill[:n, leaf + 1], mask[:, None])
+        shade[:n].lerp_(u.clamp_(-1, 1).mul_(shading[:n, leaf]), mask)
+    texture = hierarchy(num, shape, rng).sub_(0.5)
     images = canvas[:, :channels] + shade[:, None]
     images.addcmul_(canvas[:, channels, None], texture, value=2)
-    return images.addcmul_(canvas[:, channels + 1, None], texture.flip(2, 3), value=2)
+    images.addcmul_(canvas[:, channels + 1, None], texture.flip(2, 3), value=2)
+    return images[torch.randperm(num, generator=rng, device=rng.device)]
 
 
 @image_program
 def dead_leaves(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Draw 4 to 24 leaves, with radii of the law 1 / r**3; the smallest differs by image."""
-    smallest = 0.03 * 10 ** rand((num, 1), rng)
+    smallest = log_rand((num, 1), rng, 0.03, 0.3)
     radii = leaf_radii(num, MOST_LEAVES, smallest, rng)
     # large leaves below small ones in half of the images
     ordered = rand((num, 1), rng) < 0.5
     radii = torch.where(ordered, radii.sort(1, descending=True).values, radii)
-    return draw_leaves(num, shape, 2 * radii, randint(4, MOST_LEAVES, (num, 1, 1), rng), rng)
+    return draw_leaves(num, shape, 2 * radii, randint(4, MOST_LEAVES, (num,), rng), rng)
 
 
 @image_program
@@ -98,4 +105,4 @@ def large_leaves(num: int, shape: tuple[int, int, int], rng: torch.Generator) ->
     """Draw 1 to 6 large leaves."""
     radii = rand((num, MOST_LARGE), rng, 0.25, 1.1)
     radii = radii.sort(1, descending=True).values
-    return draw_leaves(num, shape, radii, randint(1, MOST_LARGE, (num, 1, 1), rng), rng)
+    return draw_leaves(num, shape, radii, randint(1, MOST_LARGE, (num,), rng), rng)

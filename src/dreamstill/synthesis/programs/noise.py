@@ -5,6 +5,7 @@ Source: hierarchical noise as in DIP-KD (2026) and the noise models of Baradad e
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +13,26 @@ from torch import Tensor
 
 from dreamstill.synthesis.fields import random_fields
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     color_mapped,
+    draw_any,
     expose,
     image_program,
-    light_and_dark,
+    log_rand,
+    power,
     rand,
     randn,
     soft_step,
     standardize,
+    two_colors,
 )
 
 __all__ = ["band_noise", "hierarchical_noise", "ridged_noise", "smooth_noise"]
 
 
-def hierarchy(num: int, shape: tuple[int, int, int], mode: str, rng: torch.Generator) -> Tensor:
+def hierarchy(
+    num: int, shape: tuple[int, int, int], rng: torch.Generator, mode: str = "bilinear"
+) -> Tensor:
     """Mix uniform noise at 1, 2, 4, ... cells along the longer side, (num, C, H, W) in [0, 1].
 
     The weights are softmax(t z), with z from N(0, 1) and t from 1 to 3 per image.
@@ -54,11 +61,8 @@ def hierarchical_noise(num: int, shape: tuple[int, int, int], rng: torch.Generat
 
     Source: DIP-KD (2026).
     """
-    blocky = rand((num,), rng) < 0.5
-    images = torch.empty(num, *shape, device=rng.device)
-    for mode, chosen in (("nearest", blocky), ("bilinear", ~blocky)):
-        of = chosen.nonzero()[:, 0]
-        images[of] = hierarchy(len(of), shape, mode, rng)
+    blocky, smooth = (partial(hierarchy, mode=mode) for mode in ("nearest", "bilinear"))
+    images = draw_any(num, shape, (blocky, smooth), rng)
     stretch = rand((num, 1, 1, 1), rng, 0.8, 3)
     shift = (images.mean((1, 2, 3), keepdim=True) - 0.5) / 2  # a single cell stays below white
     images -= 0.5 + shift
@@ -66,18 +70,18 @@ def hierarchical_noise(num: int, shape: tuple[int, int, int], rng: torch.Generat
 
 
 def frequencies(
-    num: int, shape: tuple[int, int, int], rng: torch.Generator, most_stretch: float = 0.5
+    num: int, shape: tuple[int, int, int], rng: torch.Generator, most_stretch: float = 1.6
 ) -> Tensor:
     """Return the radial frequency of each coefficient, (num, H, W // 2 + 1), in cycles per side.
 
-    Each image is stretched in a random direction, by up to e**most_stretch each way.
+    Each image is stretched in a random direction, by up to `most_stretch` each way.
     """
     _, height, width = shape
     longer = max(height, width)
     fy = torch.fft.fftfreq(height, 1 / longer, device=rng.device)[:, None]
     fx = torch.fft.rfftfreq(width, 1 / longer, device=rng.device)
     angle = rand((num, 1, 1), rng, 0, math.pi)
-    stretch = torch.exp(rand((num, 1, 1), rng, -most_stretch, most_stretch))
+    stretch = log_rand((num, 1, 1), rng, 1 / most_stretch, most_stretch)
     along = (fx * angle.cos() + fy * angle.sin()) * stretch
     across = (fy * angle.cos() - fx * angle.sin()) / stretch
     return torch.hypot(along, across)
@@ -120,15 +124,13 @@ def band_noise(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> T
     """
     channels, height, width = shape
     longer = max(height, width)
-    middle = 2 * (max(longer / 6, 3) / 2) ** rand((num, 1, 1), rng)  # cycles per side
-    ratio = (frequencies(num, shape, rng, 1.2) / middle - 1) / rand((num, 1, 1), rng, 0.1, 0.5)
+    middle = log_rand((num, 1, 1), rng, 2, max(longer / 6, 3))  # cycles per side
+    ratio = (frequencies(num, shape, rng, 3.3) / middle - 1) / rand((num, 1, 1), rng, 0.1, 0.5)
     amplitude = torch.exp(-ratio.square_().clamp_max_(15))
     amplitude[:, 0, 0] = 0
     level = standardize(spectral_noise(num, (1, height, width), amplitude, rng))
-    ground, ink = light_and_dark(num, channels, rng)
-    sharpness = 0.2 * 20 ** rand((num, 1, 1, 1), rng)
-    share = soft_step((level - rand((num, 1, 1, 1), rng, -0.7, 0.7)) * sharpness)
-    return ground + share * (ink - ground)
+    level = level[:, 0] - rand((num, 1, 1), rng, -0.7, 0.7)
+    return two_colors(soft_step(level * log_rand((num, 1, 1), rng, 0.2, 4)), channels, rng)
 
 
 @image_program
@@ -140,9 +142,9 @@ def ridged_noise(num: int, shape: tuple[int, int, int], rng: torch.Generator) ->
     channels, height, width = shape
     level = random_fields(num, height, width, (2, 3, 6), rng)
     rough = random_fields(num, height, width, (12, 24), rng)
-    level = level + rough * rand((num, 1, 1), rng, -0.2, 0.2).clamp_min_(0)
-    level = level * (0.3 * 4 ** rand((num, 1, 1), rng))
+    level = level + rough * at_times((num, 1, 1), rng, 0.5, 0.2)
+    level = level * log_rand((num, 1, 1), rng, 0.3, 1.2)
     # a triangle wave; what lies between its folds is bent to ridges or valleys
     level = (level - level.round()).abs_().mul_(2)
-    bend = 3 ** rand((num, 1, 1), rng, -1, 1)
-    return color_mapped(level.clamp_min_(1e-4).pow_(bend), channels, rng, stops=5)
+    bend = log_rand((num, 1, 1), rng, 1 / 3, 3)
+    return color_mapped(power(level, bend), channels, rng, stops=5)

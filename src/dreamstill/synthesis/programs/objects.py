@@ -10,10 +10,12 @@ from torch import Tensor
 
 from dreamstill.synthesis.fields import color_fields
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     image_program,
     level_sets,
     light_and_dark,
     local_coordinates,
+    log_rand,
     palette,
     pixel_grid,
     power,
@@ -31,7 +33,7 @@ BOXES = 4
 
 def superellipse(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
     """Return levels of |u|**p + |v|**p = 1, p from 0.7 (a star) over 2 (an ellipse) to 8."""
-    p = 0.7 * 11 ** rand((len(u), 1, 1), rng)
+    p = log_rand((len(u), 1, 1), rng, 0.7, 7.7)
     return power(power(u.abs(), p) + power(v.abs(), p), 1 / p)
 
 
@@ -110,7 +112,7 @@ def wedge(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
     size = (len(u), 1, 1)
     top, bottom = rand(size, rng, 0, 0.9), rand(size, rng, 0.3, 0.9)
     share = (v + 1).mul_(0.5).clamp_(0, 1)
-    share = share ** (4 ** rand(size, rng, -1, 1))
+    share = power(share, log_rand(size, rng, 0.25, 4))
     width = (top + (bottom - top) * share).clamp_min_(0.05)
     return torch.maximum(u.abs() / width, v.abs())
 
@@ -120,14 +122,13 @@ KINDS = (superellipse, polygon, star, ring, cross, boxes, crescent, wedge)
 
 def ground_colors(ground: Tensor, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Return a plain ground (num, C, H, W), with a gradient in half of the images, and noise."""
-    num, channels, _ = ground.shape[0], *ground.shape[1:3]
-    _, height, width = shape
-    y, x = pixel_grid(height, width, rng.device)
-    amount = rand((num, 1, 1), rng, -0.3, 0.3) * (rand((num, 1, 1), rng) < 0.5)
+    num = len(ground)
+    y, x = pixel_grid(*shape[1:], rng.device)
+    amount = at_times((num, 1, 1), rng, 0.5, 0.3)
     angle = rand((num, 1, 1), rng, 0, 2 * math.pi)
     slope = amount * (x * angle.cos() + y * angle.sin())
-    noise = rand((num, 1, 1, 1), rng, -0.06, 0.06).clamp_min_(0)
-    return ground + slope[:, None] + noise * randn((num, channels, height, width), rng)
+    noise = at_times((num, 1, 1, 1), rng, 0.5, 0.06)
+    return ground + slope[:, None] + noise * randn((num, *shape), rng)
 
 
 @image_program
@@ -146,19 +147,19 @@ def objects(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     count = torch.where(single, 1, randint(2, MOST_OBJECTS, (num, 1, 1), rng))
     thickness = rand((num, 1, 1), rng, 0.06, 0.25)
     outlined = (rand((num, 1, 1), rng) < 0.25).float()
-    sharpness = (0.08 * 40 ** rand((num, 1, 1), rng)).clamp_max_(1)
-    roughness = rand((num, 1, 1, 1), rng, -0.25, 0.25).clamp_min_(0)
+    sharpness = log_rand((num, 1, 1), rng, 0.08, 3.2).clamp_max_(1)
+    roughness = at_times((num, 1, 1, 1), rng, 0.5, 0.25)
     for index in range(MOST_OBJECTS):
         radius = rand((num, 1), rng, 0.25, 0.95) * (1 if index == 0 else 0.7)
         radius = torch.where(single[:, 0], radius.clamp_min(0.45), radius)
-        stretch = 1.9 ** rand((num, 1), rng, -1, 1)
+        stretch = log_rand((num, 1), rng, 0.53, 1.9)
         radii = torch.cat([radius * stretch, radius / stretch], 1).clamp_max_(1.1)
         upright = rand((num,), rng) < 0.5
         quarter = math.pi / 2 * randint(0, 3, (num,), rng)
         angle = torch.where(upright, quarter, rand((num,), rng, 0, 2 * math.pi))
         center = rand((num, 2), rng, -0.8, 0.8) * torch.where(single[:, 0], 0.25, 1.0)
         u, v = local_coordinates(shape, center, radii, angle)
-        level = level_sets(u, v, KINDS, randint(0, len(KINDS) - 1, (num,), rng), rng)
+        level = level_sets(u, v, KINDS, rng)
         filled = 1 - level
         band = thickness - (level - (1 - thickness)).abs_()
         edge = radii.amin(1)[:, None, None] * side / 2 * sharpness
@@ -182,15 +183,15 @@ def balls(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     colors = palette(num, most + 2, channels, rng)[..., None, None]
     y = torch.linspace(0, 1, height, device=rng.device)[:, None]
     horizon = rand((num, 1, 1, 1), rng, 0, 1)
-    floor = soft_step((y - horizon) * 10 ** rand((num, 1, 1, 1), rng, 0, 2))
+    floor = soft_step((y - horizon) * log_rand((num, 1, 1, 1), rng, 1, 100))
     images = torch.lerp(colors[:, most], colors[:, most + 1], floor).expand(num, *shape).clone()
     light = rand((num, 1, 1), rng, 0, 2 * math.pi)
     tilt = rand((num, 1, 1), rng, 0.2, 0.9)
     light_u, light_v, light_z = tilt * light.cos(), tilt * light.sin(), (1 - tilt**2).sqrt()
     ambient = rand((num, 1, 1), rng, 0.1, 0.5)
-    shine = rand((num, 1, 1), rng, -0.5, 1).clamp_min_(0)
+    shine = at_times((num, 1, 1), rng, 0.67, 1)
     texture = color_fields(num, shape, (4, 8, 16), 0.7, rng)
-    texture *= rand((num, 1, 1, 1), rng, -0.2, 0.3).clamp_min_(0)
+    texture *= at_times((num, 1, 1, 1), rng, 0.6, 0.3)
     count = randint(1, most, (num, 1, 1), rng)
     for index in range(most):
         radius = rand((num, 1), rng, 0.2, 0.75)

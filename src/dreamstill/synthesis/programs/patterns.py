@@ -10,18 +10,21 @@ from torch import Tensor
 
 from dreamstill.synthesis.fields import color_fields, random_fields
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     color_mapped,
     expose,
     image_program,
     level_sets,
     light_and_dark,
-    local_coordinates,
+    log_rand,
     palette,
     pixel_grid,
     rand,
     randint,
+    random_coordinates,
     soft_step,
     standardize,
+    two_colors,
 )
 from dreamstill.synthesis.programs.objects import KINDS
 
@@ -30,18 +33,6 @@ __all__ = ["cells", "gradients", "mosaics", "ripples", "stripes_and_checks", "ti
 MOST_CELLS = 20
 MOST_BANDS = 8
 MOST_SOURCES = 4
-
-
-def turned_coordinates(
-    num: int, shape: tuple[int, int, int], rng: torch.Generator, spread: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Return coordinates (num, H, W) around a random point, turned by a random angle."""
-    center = rand((num, 2), rng, -spread, spread)
-    radii = torch.ones(num, 2, device=rng.device)
-    upright = rand((num,), rng) < 0.4
-    angle = rand((num,), rng, -math.pi, math.pi)
-    angle = torch.where(upright, (angle / (math.pi / 2)).round() * (math.pi / 2), angle)
-    return local_coordinates(shape, center, radii, angle)
 
 
 def linear(u: Tensor, v: Tensor, rng: torch.Generator) -> Tensor:
@@ -81,13 +72,10 @@ def gradients(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Te
 
     Half of them repeat; the colors of a third stand side by side.
     """
-    u, v = turned_coordinates(num, shape, rng)
-    first, second = (
-        level_sets(u, v, SLOPES, randint(0, len(SLOPES) - 1, (num,), rng), rng) for _ in range(2)
-    )
-    share = rand((num, 1, 1), rng, -0.8, 0.7).clamp_min_(0)
-    level = first.lerp_(second, share)
-    level *= 4 ** rand((num, 1, 1), rng, -0.8, 1).clamp_min_(0)
+    u, v = random_coordinates(num, shape, rng, spread=1)
+    first, second = (level_sets(u, v, SLOPES, rng) for _ in range(2))
+    level = first.lerp_(second, at_times((num, 1, 1), rng, 0.47, 0.7))
+    level *= 4 ** at_times((num, 1, 1), rng, 0.55, 1)
     level += rand((num, 1, 1), rng, -0.2, 0.2)
     level = (level - 2 * (level / 2).round()).abs_()  # up and down
     return color_mapped(level, shape[0], rng, stops=5)
@@ -96,7 +84,7 @@ def gradients(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Te
 def waves(phase: Tensor, rng: torch.Generator) -> Tensor:
     """Return sinusoids or square waves (num, H, W) in [0, 1], of a random duty, one an image."""
     size = (len(phase), 1, 1)
-    sharpness = 0.5 * 24 ** rand(size, rng)
+    sharpness = log_rand(size, rng, 0.5, 12)
     return soft_step((phase.sin_() - rand(size, rng, -0.6, 0.6)).mul_(sharpness))
 
 
@@ -105,23 +93,22 @@ def stripes_and_checks(num: int, shape: tuple[int, int, int], rng: torch.Generat
     """Draw stripes, checks, plaids, rays and rings; straight or warped, smooth or sharp."""
     channels, height, width = shape
     size = (num, 1, 1)
-    u, v = turned_coordinates(num, shape, rng, 0.7)
+    u, v = random_coordinates(num, shape, rng, spread=0.7)
     polar = rand(size, rng) < 0.2
     spokes = randint(2, 8, size, rng)
     u, v = (
-        torch.where(polar, torch.atan2(v, u) * spokes, u * (3 * 6 ** rand(size, rng))),
-        torch.where(polar, torch.hypot(u, v), v) * (3 * 6 ** rand(size, rng)),
+        torch.where(polar, torch.atan2(v, u) * spokes, u * log_rand(size, rng, 3, 18)),
+        torch.where(polar, torch.hypot(u, v), v) * log_rand(size, rng, 3, 18),
     )
     warp = random_fields(2 * num, height, width, (2, 4), rng).reshape(2, num, height, width)
-    amount = rand(size, rng, -1.5, 2).clamp_min_(0)
+    amount = at_times(size, rng, 0.57, 2)
     first = waves(u.add_(warp[0].mul_(amount)).add_(rand(size, rng, 0, 6.3)), rng)
     second = waves(v.add_(warp[1].mul_(amount)).add_(rand(size, rng, 0, 6.3)), rng)
     # in turn: stripes alone, checks, a product, plaid
     kind = rand(size, rng)
     checks = torch.where(kind < 0.6, (first - second).abs_(), first * second)
     base = torch.where(kind < 0.35, first, torch.where(kind < 0.8, checks, first))
-    ground, ink = light_and_dark(num, channels, rng)
-    images = ground + base[:, None] * (ink - ground)
+    images = two_colors(base, channels, rng)
     plaid = (kind >= 0.8) * rand(size, rng, 0.3, 0.8)
     third = palette(num, 1, channels, rng)[:, 0, :, None, None]
     return images.lerp_(third, (second * plaid)[:, None])
@@ -132,23 +119,23 @@ def tiles(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     """Draw one object again and again: dots, bricks, stars, rings, letters on a lattice."""
     channels, height, width = shape
     size = (num, 1, 1)
-    u, v = turned_coordinates(num, shape, rng)
-    rate = 0.8 * 4 ** rand(size, rng)
-    v = v * rate * 1.5 ** rand(size, rng, -1, 1)
+    u, v = random_coordinates(num, shape, rng, spread=1)
+    rate = log_rand(size, rng, 0.8, 3.2)
+    v = v * rate * log_rand(size, rng, 0.67, 1.5)
     row = v.round()
     shift = (rand(size, rng) < 0.4) * 0.5  # every second row by half a tile, as bricks are
     u = u * rate + shift * row
     column = u.round()
     u, v = u.sub_(column), v.sub_(row)
     grow = rand(size, rng, 0.3, 0.52)
-    level = level_sets(u / grow, v / grow, KINDS, randint(0, len(KINDS) - 1, (num,), rng), rng)
+    level = level_sets(u / grow, v / grow, KINDS, rng)
     ground, ink = light_and_dark(num, channels, rng)
-    edge = grow / rate * math.sqrt(height * width) / 2 * (0.1 * 10 ** rand(size, rng))
+    edge = grow / rate * math.sqrt(height * width) / 2 * log_rand(size, rng, 0.1, 1)
     mask = soft_step((1 - level).mul_(edge))
     # a slow change over the image; columns in turn
     turns = (rand(size, rng) < 0.25) * (row + column).remainder_(2)
     fade = random_fields(num, height, width, (2, 3), rng)
-    fade = fade.mul_(rand(size, rng, -0.3, 0.3).clamp_min_(0))
+    fade = fade.mul_(at_times(size, rng, 0.5, 0.3))
     third = palette(num, 1, channels, rng)[:, 0, :, None, None]
     color = torch.lerp(ink, third, turns[:, None])
     return torch.lerp(ground, color, mask[:, None]).add_(fade[:, None])
@@ -202,7 +189,7 @@ def mosaics(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     """Draw bands cut into rectangles: walls, shelves, windows, fields; upright or turned."""
     channels, height, width = shape
     size = (num, 1, 1)
-    u, v = turned_coordinates(num, shape, rng, 0.2)
+    u, v = random_coordinates(num, shape, rng, spread=0.2)
     length = 2.2 * max(height, width) / math.sqrt(height * width)
     rows = cuts(num, 1, rng, length)[:, 0]
     aligned = rand(size, rng) < 0.4  # columns run through all bands
@@ -219,7 +206,7 @@ def mosaics(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     colors = colors.gather(2, which[:, None].expand(-1, channels, -1))
     images = colors.gather(2, index[:, None].expand(-1, channels, -1)).view(num, *shape)
     texture = color_fields(num, shape, (4, 8, 16, 32), 0.8, rng)
-    return images.addcmul_(texture, rand((num, 1, 1, 1), rng, -0.15, 0.2).clamp_min_(0))
+    return images.addcmul_(texture, at_times((num, 1, 1, 1), rng, 0.57, 0.2))
 
 
 @image_program
@@ -228,13 +215,13 @@ def ripples(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     channels, height, width = shape
     y, x = pixel_grid(height, width, rng.device)
     count = randint(1, MOST_SOURCES, (num, 1, 1), rng)
-    rate = 4 * 6 ** rand((num, 1, 1), rng)
+    rate = log_rand((num, 1, 1), rng, 4, 24)
     total = torch.zeros(num, height, width, device=rng.device)
     for source in range(MOST_SOURCES):
         at_x, at_y = (rand((num, 1, 1), rng, -1.5, 1.5) for _ in range(2))
         radius = ((x - at_x) ** 2 + (y - at_y) ** 2).sqrt_()
         wave = torch.sin(radius * rate * rand((num, 1, 1), rng, 0.8, 1.2))
-        fall = 1 + radius * rand((num, 1, 1), rng, -2, 2).clamp_min_(0)
+        fall = 1 + radius * at_times((num, 1, 1), rng, 0.5, 2)
         total += wave.div_(fall).mul_(source < count)
     images = expose(standardize(total[:, None]).expand(num, *shape).clone(), rng)
     colored = color_mapped(total.mul_(0.25).add_(0.5), channels, rng, stops=4)

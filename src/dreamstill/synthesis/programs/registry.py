@@ -1,11 +1,14 @@
 """Registry of image programs."""
 
+from collections.abc import Sequence
+
 from dreamstill.errors import ConfigError
 from dreamstill.synthesis.programs import (
     blobs,
     fractals,
     functions,
     leaves,
+    masks,
     noise,
     objects,
     patterns,
@@ -14,39 +17,38 @@ from dreamstill.synthesis.programs import (
 )
 from dreamstill.synthesis.programs.drawing import Program
 
-__all__ = ["PROGRAMS", "Program", "register_program"]
+__all__ = ["PROGRAMS", "Program", "open_programs", "register_program"]
 
 PROGRAMS: dict[str, Program] = {
-    program.__name__: program
-    for program in (
-        noise.hierarchical_noise,
-        noise.smooth_noise,
-        noise.band_noise,
-        noise.ridged_noise,
-        leaves.dead_leaves,
-        leaves.large_leaves,
-        objects.objects,
-        objects.balls,
-        strokes.strokes,
-        strokes.scribbles,
-        blobs.blobs,
-        blobs.silhouettes,
-        blobs.scenes,
-        blobs.landscapes,
-        blobs.figures,
-        functions.coordinate_networks,
-        functions.convolutional_textures,
-        fractals.julia_sets,
-        fractals.folds,
-        fractals.flames,
-        patterns.gradients,
-        patterns.stripes_and_checks,
-        patterns.tiles,
-        patterns.cells,
-        patterns.mosaics,
-        patterns.ripples,
-        spectrograms.spectrograms,
-    )
+    "hierarchical_noise": noise.hierarchical_noise,
+    "smooth_noise": noise.smooth_noise,
+    "band_noise": noise.band_noise,
+    "ridged_noise": noise.ridged_noise,
+    "dead_leaves": leaves.dead_leaves,
+    "large_leaves": leaves.large_leaves,
+    "objects": objects.objects,
+    "balls": objects.balls,
+    "strokes": strokes.strokes,
+    "scribbles": strokes.scribbles,
+    "blobs": blobs.blobs,
+    "silhouettes": blobs.silhouettes,
+    "scenes": blobs.scenes,
+    "landscapes": blobs.landscapes,
+    "figures": blobs.figures,
+    "coordinate_networks": functions.coordinate_networks,
+    "convolutional_textures": functions.convolutional_textures,
+    "julia_sets": fractals.julia_sets,
+    "folds": fractals.folds,
+    "flames": fractals.flames,
+    "gradients": patterns.gradients,
+    "stripes_and_checks": patterns.stripes_and_checks,
+    "tiles": patterns.tiles,
+    "cells": patterns.cells,
+    "mosaics": patterns.mosaics,
+    "ripples": patterns.ripples,
+    "spectrograms": spectrograms.spectrograms,
+    "organic_mixtures": masks.organic_mixtures,
+    "kmeans_mixtures": masks.kmeans_mixtures,
 }
 
 
@@ -56,7 +58,8 @@ def register_program(name: str, program: Program) -> None:
     Args:
         name: name of the program; not yet in PROGRAMS.
         program: function (num, (C, H, W), rng) to images (num, C, H, W), float32 in [0, 1], on
-            the device of rng; all its random numbers are from rng.
+            the device of rng; all its random numbers are from rng. The decorator `image_program`
+            clamps the pixels and draws empty images once more.
 
     Raises:
         ConfigError: the name is taken.
@@ -65,3 +68,20 @@ def register_program(name: str, program: Program) -> None:
     if name in PROGRAMS:
         raise ConfigError(f"there is an image program {name!r} already: choose another name")
     PROGRAMS[name] = program
+
+
+def open_programs(names: Sequence[str]) -> dict[str, Program]:
+    """Return the programs of these names, in their order; all programs if there are no names.
+
+    Raises:
+        ConfigError: a name is unknown, or there twice.
+
+    """
+    chosen: dict[str, Program] = {}
+    for name in names:
+        if name not in PROGRAMS:
+            raise ConfigError(f"no image program {name!r}: choose among {', '.join(PROGRAMS)}")
+        if name in chosen:
+            raise ConfigError(f"the image program {name!r} is there twice: name it once")
+        chosen[name] = PROGRAMS[name]
+    return chosen or dict(PROGRAMS)

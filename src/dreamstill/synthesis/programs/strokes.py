@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dreamstill.synthesis.fields import color_fields
 from dreamstill.synthesis.programs.drawing import (
+    at_times,
     image_program,
     light_and_dark,
+    log_rand,
     pixel_grid,
     rand,
     randint,
@@ -72,11 +74,11 @@ def pen_image(
     """Draw strokes in one color on a ground of another, sharp or soft, plain or with texture."""
     channels = shape[0]
     level = ink(points, radius, shape)
-    sharpness = 1.2 * 5 ** rand((num, 1, 1), rng)
+    sharpness = log_rand((num, 1, 1), rng, 1.2, 6)
     mask = soft_step((level - 0.6) * sharpness)
     ground, pen = light_and_dark(num, channels, rng)
     texture = color_fields(num, shape, (3, 6, 12), 0.8, rng)
-    on_ground, on_pen = (rand((num, 1, 1, 1), rng, -0.3, 0.2).clamp_min_(0) for _ in range(2))
+    on_ground, on_pen = (at_times((num, 1, 1, 1), rng, 0.4, 0.2) for _ in range(2))
     images = ground + on_ground * texture
     return images.lerp_(pen - on_pen * texture, mask[:, None])
 
@@ -146,8 +148,8 @@ def strokes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     points[..., 0] += points[..., 1] * rand((num, 1, 1), rng, -0.35, 0.35)
     points = points + rand((num, 1, 1, 2), rng, -0.12, 0.12)
     points = points * torch.tensor([min(aspect, 1), min(1 / aspect, 1)], device=rng.device)
-    radius = 0.05 * 3.5 ** rand((num, 1, 1), rng)
-    swell = rand((num, 1, 1), rng, -0.4, 0.6).clamp_min_(0)
+    radius = log_rand((num, 1, 1), rng, 0.05, 0.175)
+    swell = at_times((num, 1, 1), rng, 0.6, 0.6)
     t = torch.linspace(0, 2 * math.pi, POINTS, device=rng.device)
     phase = rand((num, MOST_STROKES, 1), rng, 0, 2 * math.pi)
     radius = radius * (1 + swell * torch.sin(t + phase)) * present
@@ -168,5 +170,7 @@ def scribbles(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Te
     present = torch.arange(MOST_LINES, device=rng.device)[:, None] < randint(
         1, MOST_LINES, (num, 1, 1), rng
     )
-    radius = 0.045 * 3 ** rand((num, 1, 1), rng) * 2 ** rand((num, MOST_LINES, 1), rng, -0.7, 0.7)
+    radius = log_rand((num, 1, 1), rng, 0.045, 0.135) * log_rand(
+        (num, MOST_LINES, 1), rng, 0.6, 1.6
+    )
     return pen_image(num, shape, points, (radius * present).expand(-1, -1, POINTS), rng)
