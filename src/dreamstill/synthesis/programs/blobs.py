@@ -4,12 +4,10 @@ Source: ours, on the fields of `dreamstill.synthesis.fields`.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dreamstill.input_spec import InputSpec
 from dreamstill.synthesis import random_shapes
 from dreamstill.synthesis.config import RandomShapes
 from dreamstill.synthesis.fields import color_fields, random_fields
@@ -29,14 +27,11 @@ from dreamstill.synthesis.programs.drawing import (
 __all__ = ["blobs", "figures", "landscapes", "scenes", "silhouettes"]
 
 
-def shapes_of(
-    draw: Callable[..., Tensor], num: int, shape: tuple[int, int, int], rng: torch.Generator
-) -> Tensor:
-    """Draw random shapes of structured noise, half of them inverted, in contrasts of their own."""
-    half = (0.5,) * shape[0]
-    images = draw(num, InputSpec(shape, half, half), RandomShapes(), rng)
-    contrast = rand((num, 1, 1, 1), rng, 0.3, 1.3)
-    shift = rand((num, shape[0], 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
+def reexposed(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Give images (num, C, H, W) in [0, 1] a random contrast, brightness and tint; in place."""
+    num, channels = images.shape[:2]
+    contrast = rand((num, 1, 1, 1), rng, 0.4, 1.4)
+    shift = rand((num, channels, 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
     return images.sub_(0.5).mul_(contrast).add_(shift + 0.5)
 
 
@@ -108,13 +103,13 @@ def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
 @image_program
 def scenes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Draw two to five overlapping blobs, each with a shade, a gradient and a texture."""
-    return shapes_of(random_shapes.scenes, num, shape, rng)
+    return reexposed(random_shapes.scenes(num, shape, RandomShapes(), rng), rng)
 
 
 @image_program
 def figures(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Draw strokes and blobs, smooth or rough, seen through a soft window."""
-    return shapes_of(random_shapes.figures, num, shape, rng)
+    return reexposed(random_shapes.figures(num, shape, RandomShapes(), rng, 0.5), rng)
 
 
 @image_program
