@@ -1,8 +1,8 @@
-"""Draw a sheet of the image programs, a row each, or time them.
+"""Draw a sheet of the image programs, a row each, or print a table of them.
 
-    python -m benchmarks.program_sheet                      # docs/pictures/programs.png
+    python -m benchmarks.program_sheet            # docs/pictures/programs.png
     python -m benchmarks.program_sheet --shape 1 28 28 --columns 24 --out runs/gray.png
-    python -m benchmarks.program_sheet --times              # a Markdown table
+    python -m benchmarks.program_sheet --table    # what they draw, and how long it takes
 
 Every program draws with a seed of its own, so that a row does not change when others do.
 """
@@ -67,26 +67,30 @@ def milliseconds(name: str, shape: tuple[int, int, int], num: int = 512) -> floa
     return min(taken) / num * 1000
 
 
-def print_times(names: list[str]) -> None:
-    """Print the time of each program on one core, in ms an image."""
+def print_table(names: list[str]) -> None:
+    """Print what each program draws, and its time on one core in ms an image."""
     torch.set_num_threads(1)
-    print("| program |", " | ".join("x".join(map(str, shape)) for shape in TIMED), "|")
-    print("|---|" + "---|" * len(TIMED))
+    sizes = ("x".join(map(str, shape)) for shape in TIMED)
+    print("| program | draws |", " | ".join(sizes), "|")
+    print("|---|---|" + "---|" * len(TIMED))
     for name in names:
+        draws = (PROGRAMS[name].__doc__ or "").splitlines()[0].removeprefix("Draw ").rstrip(".")
         cells = [f"{milliseconds(name, shape):.2f}" for shape in TIMED]
-        print(f"| {name} |", " | ".join(cells), "|", flush=True)
+        print(f"| `{name}` | {draws} |", " | ".join(cells), "|", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A sheet of the image programs.")
     parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32))
-    parser.add_argument("--columns", type=int, default=14)
+    parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
-    parser.add_argument("--times", action="store_true", help="print a table of times instead")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of docs/image_programs.md"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/programs.png"))
     args = parser.parse_args()
-    if args.times:
-        print_times(args.programs)
+    if args.table:
+        print_table(args.programs)
     else:
         save_sheet(args.programs, tuple(args.shape), args.columns, args.out)
 

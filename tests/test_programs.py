@@ -1,7 +1,7 @@
 """Every image program keeps the contract, and its images differ in what they show."""
 
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ SHAPES = [
     (1, 1, 1),
 ]
 GRAY, COLOR = SHAPES[:2]
+PAGE = Path(__file__).parents[1] / "docs" / "image_programs.md"
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -106,6 +107,12 @@ def test_a_part_of_the_images_has_colors_and_a_part_is_gray(name: str) -> None:
 
 
 @every_program
+def test_the_page_says_what_a_program_draws(name: str) -> None:
+    draws = (PROGRAMS[name].__doc__ or "").splitlines()[0].removeprefix("Draw ").rstrip(".")
+    assert f"| `{name}` | {draws} |" in PAGE.read_text()
+
+
+@every_program
 def test_drawing_is_cheap(name: str) -> None:
     """No program is far above its budget of 1 ms an image at 3 x 32 x 32, on a busy machine."""
     drawn(name, 8, COLOR)
@@ -141,14 +148,6 @@ def test_empty_images_are_drawn_once_more_and_pixels_are_clamped() -> None:
     assert halves.__name__ == "halves"
 
 
-@pytest.fixture
-def programs_restored() -> Iterator[None]:
-    before = dict(PROGRAMS)
-    yield
-    PROGRAMS.clear()
-    PROGRAMS.update(before)
-
-
 def test_programs_are_opened_by_name() -> None:
     assert list(open_programs(())) == list(PROGRAMS)
     assert open_programs(()) is not PROGRAMS
@@ -159,7 +158,7 @@ def test_programs_are_opened_by_name() -> None:
         open_programs(["balls", "tiles", "balls"])
 
 
-@pytest.mark.usefixtures("programs_restored")
+@pytest.mark.usefixtures("tables_restored")
 def test_a_program_can_be_registered_once() -> None:
     def plain(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
         return torch.rand(num, 1, 1, 1, generator=rng).expand(num, *shape)

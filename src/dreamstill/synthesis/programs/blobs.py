@@ -47,13 +47,14 @@ def stripes_inside(num: int, shape: tuple[int, int, int], rng: torch.Generator) 
 
 
 def filled_levels(
-    num: int, shape: tuple[int, int, int], level: Tensor, mirrored: Tensor, rng: torch.Generator
+    shape: tuple[int, int, int], level: Tensor, mirrored: Tensor, rng: torch.Generator
 ) -> Tensor:
     """Draw what lies inside levels (num, H, W) above 0 in one color, the ground in another.
 
     Inside are a gradient, texture or stripes. Where `mirrored` (num, 1, 1, 1), so is the texture.
     """
     channels, height, width = shape
+    num = len(level)
     sharpness = log_rand((num, 1, 1), rng, 0.7, 21) * math.sqrt(height * width) / 32
     mask = soft_step(level * sharpness)[:, None]
     ground, inside = light_and_dark(num, channels, rng)
@@ -70,7 +71,7 @@ def filled_levels(
 
 @image_program
 def blobs(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw blobs: what lies above a level of a smooth field, or within a band of levels."""
+    """Draw what lies above a level of a smooth field, or within a band of levels."""
     _, height, width = shape
     level = random_fields(num, height, width, (2, 3, 5, 8), rng)
     level = level - rand((num, 1, 1), rng, -0.8, 0.8)
@@ -78,7 +79,7 @@ def blobs(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     level = torch.where(banded, rand((num, 1, 1), rng, 0.15, 0.6) - level.abs(), level)
     mirrored = rand((num, 1, 1, 1), rng) < 0.15
     level = torch.where(mirrored[:, 0], torch.maximum(level, level.flip(2)), level)
-    return filled_levels(num, shape, level, mirrored, rng)
+    return filled_levels(shape, level, mirrored, rng)
 
 
 @image_program
@@ -97,7 +98,7 @@ def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
     mirrored = rand((num, 1, 1, 1), rng) < 0.75
     rough = torch.where(mirrored[:, 0], (rough + rough.flip(2)) / math.sqrt(2), rough)
     level = level + rough * rand(size, rng, 0.3, 1.1)
-    return filled_levels(num, shape, level, mirrored, rng)
+    return filled_levels(shape, level, mirrored, rng)
 
 
 @image_program
@@ -109,7 +110,10 @@ def scenes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tenso
 @image_program
 def figures(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Draw strokes and blobs, smooth or rough, seen through a soft window."""
-    return reexposed(random_shapes.figures(num, shape, RandomShapes(), rng, 0.5), rng)
+    two = random_shapes.figures(2 * num, shape, RandomShapes(), rng, 0.5).view(2, num, *shape)
+    # many are nearly empty: the one with more contrast is taken
+    first, second = two.flatten(2).std(2, correction=0)[..., None, None, None]
+    return reexposed(torch.where(first > second, two[0], two[1]), rng)
 
 
 @image_program
