@@ -10,6 +10,7 @@ from dreamstill.distillation.config import LOSS_NAMES
 from dreamstill.distillation.distillation_losses import LOSSES
 from dreamstill.pipelines.config import STAGE_CONFIGS
 from dreamstill.pipelines.stages import STAGES
+from dreamstill.synthesis.programs import PROGRAMS
 from dreamstill.synthesis.registry import METHODS
 
 
@@ -21,8 +22,8 @@ def _seed() -> None:
 
 @pytest.fixture
 def tables_restored() -> Iterator[None]:
-    """Take what a test registers off the tables of methods, tasks and losses again."""
-    tables: list[dict[Any, Any]] = [METHODS, STAGES, STAGE_CONFIGS, LOSSES, LOSS_NAMES]
+    """Take what a test registers off the tables of methods, tasks, losses and programs again."""
+    tables: list[dict[Any, Any]] = [METHODS, STAGES, STAGE_CONFIGS, LOSSES, LOSS_NAMES, PROGRAMS]
     kept = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):

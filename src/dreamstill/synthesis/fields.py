@@ -11,13 +11,13 @@ from torch import Tensor
 __all__ = ["color_fields", "interpolation", "random_fields", "slope_along"]
 
 
-def interpolation(cells: int, size: int) -> Tensor:
+def interpolation(cells: int, size: int, device: torch.device | None = None) -> Tensor:
     """Return Gaussian interpolation weights (size, cells).
 
     Rows have unit l2 norm, so that white noise on the grid keeps variance 1 at every pixel.
     """
-    pixels = (torch.arange(size) + 0.5) / size * cells
-    weights = torch.exp(-((pixels[:, None] - torch.arange(cells) - 0.5) ** 2))
+    pixels = (torch.arange(size, device=device) + 0.5) / size * cells
+    weights = torch.exp(-((pixels[:, None] - torch.arange(cells, device=device) - 0.5) ** 2))
     weights[weights < 1e-6] = 0  # denormal numbers take 6x the time
     unit: Tensor = weights / weights.norm(dim=1, keepdim=True)
     return unit
@@ -35,8 +35,8 @@ def random_fields(
         rows, columns = (max(2, round(count * side / longer)) for side in (height, width))
         grid = torch.randn(num, rows, columns, generator=rng, device=rng.device)
         grid *= weights[:, index, None, None]
-        across = grid @ interpolation(columns, width).to(rng.device).T
-        total += across.transpose(1, 2) @ interpolation(rows, height).to(rng.device).T
+        across = grid @ interpolation(columns, width, rng.device).T
+        total += across.transpose(1, 2) @ interpolation(rows, height, rng.device).T
     return total.transpose(1, 2)
 
 

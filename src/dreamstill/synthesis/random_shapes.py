@@ -33,22 +33,26 @@ def structured_images(
     """Draw images (num, C, H, W) of pixels in [0, 1] on the device of `rng`."""
     share = config.scene_share
     share = (0.5 if spec.shape[0] > 1 else 0.0) if share is None else share
+    brightness = sum(spec.mean) / len(spec.mean)
+    inverted = brightness**2 * (3 - 2 * brightness)  # nearly 0 for a mean pixel of 0.13
     if share == 0:
-        return figures(num, spec, config, rng).contiguous()
+        return figures(num, spec.shape, config, rng, inverted).contiguous()
     scene = torch.rand(num, generator=rng, device=rng.device) < share
     num_scenes = int(scene.sum())
     images = torch.empty(num, *spec.shape, device=rng.device)
-    images[scene] = scenes(num_scenes, spec, config, rng)
-    images[~scene] = figures(num - num_scenes, spec, config, rng)
+    images[scene] = scenes(num_scenes, spec.shape, config, rng)
+    images[~scene] = figures(num - num_scenes, spec.shape, config, rng, inverted)
     return images
 
 
-def scenes(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
+def scenes(
+    num: int, shape: tuple[int, int, int], config: RandomShapes, rng: torch.Generator
+) -> Tensor:
     """Draw scenes of overlapping blobs, (num, C, H, W), pixels in [0, 1]."""
-    channels, height, width = spec.shape
+    channels, height, width = shape
     rho, between = config.channel_correlation, partial(uniform, num, rng)
-    gradient = color_fields(num, spec.shape, config.cells[:1], rho, rng)
-    texture = color_fields(num, spec.shape, config.cells, rho, rng)
+    gradient = color_fields(num, shape, config.cells[:1], rho, rng)
+    texture = color_fields(num, shape, config.cells, rho, rng)
 
     def fill(index: int) -> Tensor:
         """Return a shade with tint, gradient and texture."""
@@ -69,12 +73,18 @@ def scenes(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator
     return images.clamp(0, 1)
 
 
-def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
+def figures(
+    num: int,
+    shape: tuple[int, int, int],
+    config: RandomShapes,
+    rng: torch.Generator,
+    inverted: float,
+) -> Tensor:
     """Draw figures through a mask on a dark ground, (num, C, H, W), pixels in [0, 1].
 
-    The share of inverted images grows with the mean pixel of the spec.
+    A share `inverted` of the images is light where the others are dark.
     """
-    channels, height, width = spec.shape
+    channels, height, width = shape
     rho, between = config.channel_correlation, partial(uniform, num, rng)
 
     def field(cells: tuple[int, ...]) -> Tensor:
@@ -85,7 +95,7 @@ def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generato
         tint = between(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
         return between(low, high) + tint
 
-    texture = color_fields(num, spec.shape, config.cells, rho, rng)
+    texture = color_fields(num, shape, config.cells, rho, rng)
     level = field(config.shape_cells) - between(-1, 1)
     if config.centered_share:
         rows, columns = (torch.linspace(-1, 1, side, device=rng.device) for side in (height, width))
@@ -110,6 +120,4 @@ def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generato
     smooth = ground + mask * (figure - ground)
     rough = mask * (shade(-1.0, 1.0) + between(0.2, 2.2) * texture)
     images = torch.where(between() < config.texture_share, rough, smooth).clamp(0, 1)
-    brightness = sum(spec.mean) / len(spec.mean)
-    inverted = brightness**2 * (3 - 2 * brightness)  # nearly 0 for a mean pixel of 0.13
     return torch.where(between() < inverted, 1 - images, images)

@@ -4,12 +4,10 @@ Source: ours, on the fields of `dreamstill.synthesis.fields`.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dreamstill.input_spec import InputSpec
 from dreamstill.synthesis import random_shapes
 from dreamstill.synthesis.config import RandomShapes
 from dreamstill.synthesis.fields import color_fields, random_fields
@@ -29,14 +27,11 @@ from dreamstill.synthesis.programs.drawing import (
 __all__ = ["blobs", "figures", "landscapes", "scenes", "silhouettes"]
 
 
-def shapes_of(
-    draw: Callable[..., Tensor], num: int, shape: tuple[int, int, int], rng: torch.Generator
-) -> Tensor:
-    """Draw random shapes of structured noise, half of them inverted, in contrasts of their own."""
-    half = (0.5,) * shape[0]
-    images = draw(num, InputSpec(shape, half, half), RandomShapes(), rng)
-    contrast = rand((num, 1, 1, 1), rng, 0.3, 1.3)
-    shift = rand((num, shape[0], 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
+def reexposed(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Give images (num, C, H, W) in [0, 1] a random contrast, brightness and tint; in place."""
+    num, channels = images.shape[:2]
+    contrast = rand((num, 1, 1, 1), rng, 0.4, 1.4)
+    shift = rand((num, channels, 1, 1), rng, -0.1, 0.1) + rand((num, 1, 1, 1), rng, -0.2, 0.2)
     return images.sub_(0.5).mul_(contrast).add_(shift + 0.5)
 
 
@@ -52,13 +47,14 @@ def stripes_inside(num: int, shape: tuple[int, int, int], rng: torch.Generator) 
 
 
 def filled_levels(
-    num: int, shape: tuple[int, int, int], level: Tensor, mirrored: Tensor, rng: torch.Generator
+    shape: tuple[int, int, int], level: Tensor, mirrored: Tensor, rng: torch.Generator
 ) -> Tensor:
     """Draw what lies inside levels (num, H, W) above 0 in one color, the ground in another.
 
     Inside are a gradient, texture or stripes. Where `mirrored` (num, 1, 1, 1), so is the texture.
     """
     channels, height, width = shape
+    num = len(level)
     sharpness = log_rand((num, 1, 1), rng, 0.7, 21) * math.sqrt(height * width) / 32
     mask = soft_step(level * sharpness)[:, None]
     ground, inside = light_and_dark(num, channels, rng)
@@ -75,7 +71,7 @@ def filled_levels(
 
 @image_program
 def blobs(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw blobs: what lies above a level of a smooth field, or within a band of levels."""
+    """Draw what lies above a level of a smooth field, or within a band of levels."""
     _, height, width = shape
     level = random_fields(num, height, width, (2, 3, 5, 8), rng)
     level = level - rand((num, 1, 1), rng, -0.8, 0.8)
@@ -83,7 +79,7 @@ def blobs(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     level = torch.where(banded, rand((num, 1, 1), rng, 0.15, 0.6) - level.abs(), level)
     mirrored = rand((num, 1, 1, 1), rng) < 0.15
     level = torch.where(mirrored[:, 0], torch.maximum(level, level.flip(2)), level)
-    return filled_levels(num, shape, level, mirrored, rng)
+    return filled_levels(shape, level, mirrored, rng)
 
 
 @image_program
@@ -102,19 +98,22 @@ def silhouettes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
     mirrored = rand((num, 1, 1, 1), rng) < 0.75
     rough = torch.where(mirrored[:, 0], (rough + rough.flip(2)) / math.sqrt(2), rough)
     level = level + rough * rand(size, rng, 0.3, 1.1)
-    return filled_levels(num, shape, level, mirrored, rng)
+    return filled_levels(shape, level, mirrored, rng)
 
 
 @image_program
 def scenes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Draw two to five overlapping blobs, each with a shade, a gradient and a texture."""
-    return shapes_of(random_shapes.scenes, num, shape, rng)
+    return reexposed(random_shapes.scenes(num, shape, RandomShapes(), rng), rng)
 
 
 @image_program
 def figures(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Draw strokes and blobs, smooth or rough, seen through a soft window."""
-    return shapes_of(random_shapes.figures, num, shape, rng)
+    two = random_shapes.figures(2 * num, shape, RandomShapes(), rng, 0.5).view(2, num, *shape)
+    # many are nearly empty: the one with more contrast is taken
+    first, second = two.flatten(2).std(2, correction=0)[..., None, None, None]
+    return reexposed(torch.where(first > second, two[0], two[1]), rng)
 
 
 @image_program

@@ -25,6 +25,7 @@ __all__ = [
     "local_coordinates",
     "log_rand",
     "palette",
+    "pick",
     "pixel_grid",
     "power",
     "rand",
@@ -194,6 +195,13 @@ def palette(num: int, count: int, channels: int, rng: torch.Generator) -> Tensor
     return colors.clamp_(-0.1, 1.1)
 
 
+def pick(colors: Tensor, index: Tensor) -> Tensor:
+    """Return the colors (num, C, ...) that indexes (num, ...) stand for, of (num, count, C)."""
+    num, _, channels = colors.shape
+    where = index.reshape(num, 1, -1).expand(-1, channels, -1)
+    return colors.transpose(1, 2).gather(2, where).view(num, channels, *index.shape[1:])
+
+
 def light_and_dark(num: int, channels: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw two colors (num, C, 1, 1) that differ clearly; either may be the lighter one.
 
@@ -224,18 +232,16 @@ def color_mapped(level: Tensor, channels: int, rng: torch.Generator, stops: int 
 
     Colors are interpolated, or stand side by side in a third of the images; (num, C, H, W).
     """
-    num, height, width = level.shape
+    num = len(level)
     count = randint(2, stops, (num, 1), rng)
     position = torch.linspace(0, 1, TABLE, device=rng.device) * (count - 1)  # (num, TABLE)
     left = position.floor()
     hard = rand((num, 1), rng) < 0.3
     share = torch.where(hard, soft_step((position - left - 0.5) * 12), position - left)
-    colors = palette(num, stops + 1, channels, rng).transpose(1, 2)
-    index = left.long()[:, None].expand(-1, channels, -1)
-    table = torch.lerp(colors.gather(2, index), colors.gather(2, index + 1), share[:, None])
+    colors, index = palette(num, stops + 1, channels, rng), left.long()
+    table = torch.lerp(pick(colors, index), pick(colors, index + 1), share[:, None])
     where = (level * (TABLE - 1) + 0.5).long().clamp_(0, TABLE - 1)
-    where = where.reshape(num, 1, -1).expand(-1, channels, -1)
-    return table.gather(2, where).view(num, channels, height, width)
+    return pick(table.transpose(1, 2), where)
 
 
 def standardize(images: Tensor) -> Tensor:

@@ -38,10 +38,10 @@ def spread_levels(level: Tensor) -> Tensor:
 
 @image_program
 def julia_sets(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw Julia sets of z**2 + c, c near the border of the Mandelbrot set, smoothly colored.
+    """Draw Julia sets and burning ships, colored by the escape or by the path of each point.
 
-    A part takes |Im z| at each step (burning ships); a part is colored by the distance of the orbit
-    to a line or circle. Source: Peitgen & Richter 1986.
+    They are those of z**2 + c, c near the border of the Mandelbrot set; ships take |Im z| at each
+    step. The path's distance to a line or circle counts. Source: Peitgen & Richter 1986.
     """
     size = (num, 1, 1)
     x, y = random_coordinates(num, shape, rng, spread=0.6, zoom=2)
@@ -69,9 +69,9 @@ def julia_sets(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> T
 
 @image_program
 def folds(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw planes that are folded again and again, p -> |p| / |p|**2 + c, turned in between.
+    """Draw planes that are folded and turned again and again: lights, leaves, tiles, lattices.
 
-    Lights, leaves and tiles as in shaders. Source: ours, on a map well known from shaders.
+    Source: ours, on a map well known from shaders, p -> abs(p) / |p|**2 + c.
     """
     size = (num, 1, 1)
     u, v = random_coordinates(num, shape, rng, spread=0.6, zoom=2)

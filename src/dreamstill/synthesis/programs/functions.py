@@ -65,7 +65,7 @@ def network_images(
 
 @image_program
 def coordinate_networks(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw the outputs of random networks of x, y and the radius, a network an image.
+    """Draw the outputs of random networks of x, y and the radius, one network for each image.
 
     Activations are sines, tanh or Gaussians. A quarter is mirrored; some have hard edges.
     Source: Stanley 2007.

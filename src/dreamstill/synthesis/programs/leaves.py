@@ -91,7 +91,10 @@ def draw_leaves(
 
 @image_program
 def dead_leaves(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw 4 to 24 leaves, with radii of the law 1 / r**3; the smallest differs by image."""
+    """Draw 4 to 24 shapes one over another, few large and many small, with shade and texture.
+
+    The density of their radii is that of `leaf_radii`; the smallest differs by image.
+    """
     smallest = log_rand((num, 1), rng, 0.03, 0.3)
     radii = leaf_radii(num, MOST_LEAVES, smallest, rng)
     # large leaves below small ones in half of the images
@@ -102,7 +105,7 @@ def dead_leaves(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> 
 
 @image_program
 def large_leaves(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw 1 to 6 large leaves."""
+    """Draw 1 to 6 large shapes one over another, with shade and texture."""
     radii = rand((num, MOST_LARGE), rng, 0.25, 1.1)
     radii = radii.sort(1, descending=True).values
     return draw_leaves(num, shape, radii, randint(1, MOST_LARGE, (num,), rng), rng)

@@ -106,9 +106,9 @@ def spectral_noise(
 
 @image_program
 def smooth_noise(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw noise of the spectrum 1 / f**a, a from 0 (white) to 3 (clouds).
+    """Draw noise whose spectrum falls with the frequency: from white noise to clouds.
 
-    Source: spectra of natural images, a near 1 in amplitude (Field 1987).
+    The amplitude is 1 / f**a, with a from 0 to 3; that of photographs is near 1 (Field 1987).
     """
     slope = rand((num, 1, 1), rng, 0, 3)
     amplitude = torch.exp(-slope * frequencies(num, shape, rng).clamp_min_(0.5).log())

@@ -133,9 +133,9 @@ def ground_colors(ground: Tensor, shape: tuple[int, int, int], rng: torch.Genera
 
 @image_program
 def objects(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw one to three objects, filled or outlined, with hard or soft edges.
+    """Draw one to three objects on a plain ground: superellipses, stars, rings, letters of boxes.
 
-    Kinds: superellipses, polygons, stars, rings, crosses, unions of boxes, crescents, wedges.
+    They are filled or outlined, with hard or soft edges; `KINDS` are their shapes.
     """
     channels, height, width = shape
     side = math.sqrt(height * width)

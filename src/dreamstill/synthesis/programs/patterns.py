@@ -18,6 +18,7 @@ from dreamstill.synthesis.programs.drawing import (
     light_and_dark,
     log_rand,
     palette,
+    pick,
     pixel_grid,
     rand,
     randint,
@@ -162,9 +163,7 @@ def cells(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
     gap = (distance.amin(1).sqrt_() - nearest.sqrt_()).view(num, 1, height, width)
     nearest = nearest.view(num, 1, height, width)
     size = (num, 1, 1, 1)
-    colors = palette(num, MOST_CELLS, channels, rng).transpose(1, 2)
-    flat = colors.gather(2, index[:, None].expand(-1, channels, -1))
-    images = flat.view(num, channels, height, width)
+    images = pick(palette(num, MOST_CELLS, channels, rng), index.view(num, height, width))
     ground, ink = light_and_dark(num, channels, rng)
     kind = rand(size, rng)
     plain = (kind < 0.35).float()  # one color, told apart by shade and border alone
@@ -199,12 +198,10 @@ def mosaics(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     column = torch.zeros_like(band)
     for cut in range(MOST_BANDS - 1):
         column += u.flatten(1) > columns[:, :, cut].gather(1, band)
-    index = band * MOST_BANDS + column
     num_colors = torch.where(rand((num, 1), rng) < 0.5, 3, MOST_BANDS**2)
     which = (rand((num, MOST_BANDS**2), rng) * num_colors).long()
-    colors = palette(num, MOST_BANDS**2, channels, rng).transpose(1, 2)
-    colors = colors.gather(2, which[:, None].expand(-1, channels, -1))
-    images = colors.gather(2, index[:, None].expand(-1, channels, -1)).view(num, *shape)
+    index = which.gather(1, band * MOST_BANDS + column).view(num, height, width)
+    images = pick(palette(num, MOST_BANDS**2, channels, rng), index)
     texture = color_fields(num, shape, (4, 8, 16, 32), 0.8, rng)
     return images.addcmul_(texture, at_times((num, 1, 1, 1), rng, 0.57, 0.2))
 

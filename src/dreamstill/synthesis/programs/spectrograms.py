@@ -60,7 +60,7 @@ def voices(num: int, height: int, width: int, rng: torch.Generator) -> Tensor:
 
 @image_program
 def spectrograms(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw spectrograms: harmonics that glide, clicks, a noise floor, resonances; in two colors."""
+    """Draw harmonics that glide, clicks, resonances and noise, over time and frequency."""
     channels, height, width = shape
     size = (num, 1, 1)
     time = (torch.arange(width, device=rng.device) + 0.5) / width

@@ -29,6 +29,11 @@ MOST_STROKES = 4
 MOST_LINES = 8
 
 
+def some_of(most: int, num: int, rng: torch.Generator) -> Tensor:
+    """Tell which strokes are drawn, (num, most, 1): the first one, and up to all."""
+    return torch.arange(most, device=rng.device)[:, None] < randint(1, most, (num, 1, 1), rng)
+
+
 def bezier(control: Tensor, num_points: int) -> Tensor:
     """Return points (..., num_points, 2) along cubic Bezier curves of `control` (..., 4, 2)."""
     t = torch.linspace(0, 1, num_points, device=control.device)[:, None]
@@ -65,18 +70,13 @@ def ink(points: Tensor, radius: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def pen_image(
-    num: int,
-    shape: tuple[int, int, int],
-    points: Tensor,
-    radius: Tensor,
-    rng: torch.Generator,
+    shape: tuple[int, int, int], points: Tensor, radius: Tensor, rng: torch.Generator
 ) -> Tensor:
     """Draw strokes in one color on a ground of another, sharp or soft, plain or with texture."""
-    channels = shape[0]
-    level = ink(points, radius, shape)
+    num, level = len(points), ink(points, radius, shape)
     sharpness = log_rand((num, 1, 1), rng, 1.2, 6)
     mask = soft_step((level - 0.6) * sharpness)
-    ground, pen = light_and_dark(num, channels, rng)
+    ground, pen = light_and_dark(num, shape[0], rng)
     texture = color_fields(num, shape, (3, 6, 12), 0.8, rng)
     on_ground, on_pen = (at_times((num, 1, 1, 1), rng, 0.4, 0.2) for _ in range(2))
     images = ground + on_ground * texture
@@ -138,9 +138,7 @@ def strokes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     """
     _, height, width = shape
     points = glyph_points(num, rng)
-    present = torch.arange(MOST_STROKES, device=rng.device)[:, None] < randint(
-        1, MOST_STROKES, (num, 1, 1), rng
-    )
+    present = some_of(MOST_STROKES, num, rng)
     half_y = rand((num, 1, 1, 1), rng, 0.55, 0.85)
     half = torch.cat([half_y * rand((num, 1, 1, 1), rng, 0.45, 1), half_y], 3)
     aspect = math.sqrt(width / height)
@@ -153,7 +151,7 @@ def strokes(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tens
     t = torch.linspace(0, 2 * math.pi, POINTS, device=rng.device)
     phase = rand((num, MOST_STROKES, 1), rng, 0, 2 * math.pi)
     radius = radius * (1 + swell * torch.sin(t + phase)) * present
-    return pen_image(num, shape, points, radius, rng)
+    return pen_image(shape, points, radius, rng)
 
 
 @image_program
@@ -167,10 +165,6 @@ def scribbles(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Te
     points = bezier(torch.where(straight, lines, control), POINTS)
     aspect = math.sqrt(width / height)
     points = points * torch.tensor([aspect, 1 / aspect], device=rng.device)
-    present = torch.arange(MOST_LINES, device=rng.device)[:, None] < randint(
-        1, MOST_LINES, (num, 1, 1), rng
-    )
-    radius = log_rand((num, 1, 1), rng, 0.045, 0.135) * log_rand(
-        (num, MOST_LINES, 1), rng, 0.6, 1.6
-    )
-    return pen_image(num, shape, points, (radius * present).expand(-1, -1, POINTS), rng)
+    radius = log_rand((num, 1, 1), rng, 0.045, 0.135) * some_of(MOST_LINES, num, rng)
+    radius = radius * log_rand((num, MOST_LINES, 1), rng, 0.6, 1.6)
+    return pen_image(shape, points, radius.expand(-1, -1, POINTS), rng)
