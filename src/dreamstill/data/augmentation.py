@@ -12,31 +12,53 @@ __all__ = ["Augmentation", "augment"]
 
 def augment(images: Tensor, spec: InputSpec, config: Augmentation, rng: torch.Generator) -> Tensor:
     """Augment inputs (N, C, H, W) and clip them to the valid range; borders repeat the edge."""
-    num, device = len(images), images.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(num, generator=rng, device=device)
-
     if config.mixup or config.cutmix:
         images = _mix(images, config, rng)
-    if config.shift or config.rotate or config.scale or config.flip:
-        angle = torch.deg2rad(uniform(-config.rotate, config.rotate))
-        size = 1 / (1 + uniform(-config.scale, config.scale))
-        mirror = torch.where(uniform(0, 1) < 0.5 * config.flip, -1.0, 1.0)
-        aspect = spec.shape[1] / spec.shape[2]
-        cos, sin = size * angle.cos(), size * angle.sin()
-        across, down = (2 * uniform(-config.shift, config.shift) for _ in range(2))
-        rows = (mirror * cos, -mirror * sin * aspect, across, sin / aspect, cos, down)
-        grid = F.affine_grid(
-            torch.stack(rows, 1).view(num, 2, 3), list(images.shape), align_corners=False
-        )
-        images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if config.rotate or config.scale:
+        images = _warp(images, config, rng)
+    elif config.shift or config.flip:
+        images = _move(images, config, rng)
     if config.noise:
-        level = uniform(0, config.noise).view(-1, 1, 1, 1)
-        scale = level / torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
-        noise = torch.randn(images.shape, generator=rng, device=device)
+        level = _uniform(images, 0, config.noise, rng).view(-1, 1, 1, 1)
+        scale = level / torch.tensor(spec.std, device=images.device).view(1, -1, 1, 1)
+        noise = torch.randn(images.shape, generator=rng, device=images.device)
         images = images + scale * noise
     return spec.clip(images)
+
+
+def _uniform(images: Tensor, low: float, high: float, rng: torch.Generator) -> Tensor:
+    """Draw a number in [low, high] for each image, (N,)."""
+    return low + (high - low) * torch.rand(len(images), generator=rng, device=images.device)
+
+
+def _move(images: Tensor, config: Augmentation, rng: torch.Generator) -> Tensor:
+    """Shift by whole pixels and mirror, which blurs nothing."""
+    height, width = images.shape[2:]
+    mirrored = _uniform(images, 0, 1, rng) < 0.5 * config.flip
+    down, across = (
+        (_uniform(images, -config.shift, config.shift, rng) * side).round().long().view(-1, 1)
+        for side in (height, width)
+    )
+    rows = (torch.arange(height, device=images.device) + down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + across).clamp(0, width - 1)
+    columns = torch.where(mirrored.view(-1, 1), columns.flip(1), columns)
+    images = images.gather(2, rows.view(-1, 1, height, 1).expand(images.shape))
+    return images.gather(3, columns.view(-1, 1, 1, width).expand(images.shape))
+
+
+def _warp(images: Tensor, config: Augmentation, rng: torch.Generator) -> Tensor:
+    """Shift, rotate, scale and mirror, by interpolation."""
+    angle = torch.deg2rad(_uniform(images, -config.rotate, config.rotate, rng))
+    size = 1 / (1 + _uniform(images, -config.scale, config.scale, rng))
+    mirror = torch.where(_uniform(images, 0, 1, rng) < 0.5 * config.flip, -1.0, 1.0)
+    aspect = images.shape[2] / images.shape[3]
+    cos, sin = size * angle.cos(), size * angle.sin()
+    across, down = (2 * _uniform(images, -config.shift, config.shift, rng) for _ in range(2))
+    rows = (mirror * cos, -mirror * sin * aspect, across, sin / aspect, cos, down)
+    grid = F.affine_grid(
+        torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False
+    )
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _mix(images: Tensor, config: Augmentation, rng: torch.Generator) -> Tensor:

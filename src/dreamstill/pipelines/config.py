@@ -92,7 +92,7 @@ class DistillJob(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        period = self.distill.fresh_period(streams=METHODS[self.method].synthesizer.streams)
+        period = self.distill.fresh_period(METHODS[self.method].synthesizer.fresh_every)
         asked, fresh = self.distill.batch_size, self.synthesis.batch_size
         if period == 1 and asked not in (DistillConfig().batch_size, fresh):
             raise ConfigError(

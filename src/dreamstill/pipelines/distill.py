@@ -113,8 +113,8 @@ def distill(
 
 def _check_competition(job: DistillJob) -> None:
     """Raise ConfigError if an adversarial method would make all its images before training."""
-    streams = METHODS[job.method].synthesizer.streams
-    if not job.distill.fresh_period(streams=streams) and job.needs_student:
+    fresh = job.distill.fresh_period(METHODS[job.method].synthesizer.fresh_every)
+    if not fresh and job.needs_student:
         raise ConfigError(
             f"{job.method} plays against the student, and all its images would be made before its "
             "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper"
@@ -127,7 +127,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
     student = open_student(job.student, teacher, rng)
     inherited = inherit(teacher.module, student) if job.distill.inherit else None
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
-    fresh = job.distill.fresh_period(streams=method.streams)
+    fresh = job.distill.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:
         raise ConfigError(

@@ -37,8 +37,7 @@ class BalancedDraws(Method):
     `config` has `batch_size`, `oversample`, `memory` and `mine`; see StructuredNoiseConfig.
     """
 
-    streams = True
-    remembers = True
+    fresh_every = 1
     state = ("memory",)
 
     def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:

@@ -54,7 +54,11 @@ def answers_and_moments(teacher: Teacher, inputs: Tensor) -> tuple[Tensor, Tenso
     with watched(norms, look):
         for part in inputs.split(shown_at_once(teacher.input_spec.shape)):
             answer = teacher(part)
-            columns = [answer.softmax(1), *(found[n][0] for n in norms), *(found[n][1] for n in norms)]
+            columns = [
+                answer.softmax(1),
+                *(found[n][0] for n in norms),
+                *(found[n][1] for n in norms),
+            ]
             logits.append(answer)
             moments.append(torch.cat(columns, 1))
     return torch.cat(logits), torch.cat(moments)
@@ -63,7 +67,9 @@ def answers_and_moments(teacher: Teacher, inputs: Tensor) -> tuple[Tensor, Tenso
 def fit_slopes(teacher: Teacher, moments: Tensor) -> Tensor:
     """Return the slopes (K + 2 F,) of the best log weights of images with moments (N, K + 2 F)."""
     norms = norms_of(teacher).values()
-    channels = [1 / (len(norms) * layer.num_features) for layer in norms for _ in range(layer.num_features)]
+    channels = [
+        1 / (len(norms) * layer.num_features) for layer in norms for _ in range(layer.num_features)
+    ]
     share = torch.tensor(channels, device=moments.device)
     sizes = [teacher.num_classes, len(share), len(share)]
 

@@ -38,15 +38,15 @@ class ImagePrograms(BalancedDraws):
         self.programs = open_programs(config.programs)
         self.shares = torch.full((len(self.programs),), 1 / len(self.programs), device=rng.device)
         """Share of each program in what is drawn."""
-        self.slopes: Tensor | None = None
-        """Slopes of the log weights; None before the first batch."""
+        self.slopes = torch.zeros(0, device=rng.device)
+        """Slopes of the log weights; empty before the first batch."""
 
     def draw(self, num: int) -> Batch:
         """Draw images, and ask the teacher about them."""
         if not self.config.fit:
             inputs, _ = self._inputs(num)
             return Batch(inputs, self.teacher(inputs))
-        if self.slopes is None:
+        if not len(self.slopes):
             self._fit()
         inputs, programs = self._inputs(num * CANDIDATES)
         logits, moments = answers_and_moments(self.teacher, inputs)
