@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dreamstill.data.augmentation import augment
 from dreamstill.data.batch import Batch, TrainingBatch
 from dreamstill.data.class_coverage import class_counts, class_entropy
-from dreamstill.data.config import Augmentation
+from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, FinetuneConfig
 from dreamstill.errors import ConfigError
@@ -137,7 +137,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
 
     def _augmented(self, batch: TrainingBatch) -> TrainingBatch:
         """Augment a batch; the teacher's logits of the images before are dropped."""
-        if self.config.augment == Augmentation():
+        if self.config.augment == NO_AUGMENTATION:
             return batch
         spec = self.method.teacher.input_spec
         return augment(batch[0], spec, self.config.augment, self.rng), None

@@ -22,7 +22,7 @@ __all__ = ["ValidationSet", "validation_set"]
 
 SEED = 0x5E7
 """Seed of the images: another one than users take for training images."""
-STEPS, LR, CERTAINTY = 10, 0.03, 0.3
+STEPS, LR, CERTAINTY = 5, 0.03, 0.3
 """Steps of steering, Adam's learning rate for pixels in [0, 1], and weight of the certainty."""
 TOGETHER = 32
 """Fewest images to steer together: fewer tell little of statistics."""
