@@ -22,7 +22,7 @@ from dreamstill.pipelines.config import (
     read_job,
 )
 from dreamstill.synthesis.presets import PRESETS
-from dreamstill.synthesis.registry import METHODS
+from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS
 
 __all__ = ["COMMANDS", "parse"]
 
@@ -211,11 +211,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     early = {flag: _early(rest, f"--{flag}") for flag in ("config", "method")}
     table = read_toml(early["config"]) if early["config"] else {}
     if name == "compress":
-        file = _parser(name, command, "structured_noise", whole="--help-all" in rest)
+        file = _parser(name, command, DEFAULT_METHOD, whole="--help-all" in rest)
         path = file.parse_known_args(rest)[0].config
         if not (table := read_toml(path)):
             raise ConfigError(f"{path} is empty: give [teacher] and [[stage]] tables")
-    method = early["method"] or table.get("method") or "structured_noise"
+    method = early["method"] or table.get("method") or DEFAULT_METHOD
     if not isinstance(method, str) or method not in METHODS:
         close = did_you_mean(method, METHODS) if isinstance(method, str) else ""
         raise ConfigError(f"unknown method {shown(method)}{close}; known: {', '.join(METHODS)}")

@@ -29,7 +29,7 @@ from dreamstill.errors import ConfigError, shown
 from dreamstill.exporters.config import Int8Config
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.synthesis.presets import method_config, student_config
-from dreamstill.synthesis.registry import METHODS, needs_student
+from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS, needs_student
 
 __all__ = [
     "CompressJob",
@@ -53,7 +53,7 @@ class JobConfig:
     """Base of the configuration of all jobs."""
 
     teacher: TeacherFile
-    method: Text = "structured_noise"
+    method: Text = DEFAULT_METHOD
     """Method that synthesizes images; see `list_methods`."""
     synthesis: Any = None
     """Configuration of the method. Default: the method's own."""
@@ -264,7 +264,7 @@ def read_job(kind: Any, plain: dict[str, Any]) -> Any:
         raise ConfigError(f"teacher must be a table of settings; got {shown(table)}")
     if "weights" not in table:
         raise ConfigError("no teacher: give --teacher.weights FILE, or weights in [teacher]")
-    method, preset = plain.get("method", "structured_noise"), plain.pop("preset", None)
+    method, preset = plain.get("method", DEFAULT_METHOD), plain.pop("preset", None)
     if isinstance(method, str) and method in METHODS:
         if preset is not None or "synthesis" in plain:
             plain["synthesis"] = method_config(method, plain.get("synthesis"), preset)
