@@ -1,7 +1,6 @@
 """Chains from a teacher's file to a device's, and that they resume."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +65,6 @@ def test_what_a_later_link_lacks_is_said_before_any_image_is_made(
             tmp_path / "run", read_job(CompressJob, plain | {"teacher": lenet, "stage": stages})
         )
     assert not (tmp_path / "run").exists()
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ConfigError, match=r"pip install 'dreamstill\[prune\]'"):
-        run_compression(tmp_path / "run", read_job(CompressJob, plain))
 
 
 def test_from_a_teacher_to_an_int8_and_a_packed_file(

@@ -830,13 +830,9 @@ def test_pruning_says_which_of_the_teachers_channels_are_left(
 def test_a_channel_costs_the_same_time_however_many_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    even = SimpleNamespace(
-        GroupMagnitudeImportance=lambda: lambda group: torch.ones(len(group[0][1])),
-        BNScaleImportance=None,
-        GroupTaylorImportance=None,
-    )
     monkeypatch.setattr(
-        "dreamstill.compression.prune.library", lambda: SimpleNamespace(importance=even)
+        "torch_pruning.importance.GroupMagnitudeImportance",
+        lambda: lambda group: torch.ones(len(group[0][1])),
     )
     layer = nn.Conv2d(1, 8, 3)
     importance = importance_of(PruneConfig(latency=0.5), {layer: 8.0})

@@ -205,7 +205,7 @@ def test_a_block_has_the_channels_of_its_last_layer() -> None:
     with seeded(rng()):
         teacher = Teacher(ResNetCifar(8, width=8), CIFAR)
     student = ResNetCifar(8, width=4)
-    kept = inherit(teacher.module, student)
+    kept = inherit(teacher.module, student, CIFAR)
     loss = loss_of(teacher, student, LossName.LAYERS, inherited=kept)
     layers = loss.parts[LossName.LAYERS]
     assert isinstance(layers, Layers)

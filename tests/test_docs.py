@@ -1,6 +1,7 @@
 """What the pages tell a user to type works, and the site builds."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -21,13 +22,11 @@ from dreamstill.synthesis.registry import METHODS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
-EXTRAS = {
-    "compress": ["torch_pruning"],
-    "tutorial_compress": ["torch_pruning"],
-    "tutorial_device": ["torch_pruning", "executorch"],
-    "tutorial_python": ["torch_pruning"],
-}
-"""The optional libraries that the Python of a page needs."""
+TUTORIALS = [page for page in PAGES if page.stem.startswith("tutorial_")]
+"""Pages that the site runs, as notebooks."""
+PYTHON = [page for page in PAGES if page not in TUTORIALS and "```python" in page.read_text()]
+SITE = ["material", "mkdocstrings", "nbformat", "nbclient", "ipykernel", "executorch"]
+"""What the site is built with."""
 NAV = (ROOT / "mkdocs.yml").read_text()
 
 
@@ -91,13 +90,11 @@ def test_every_toml_file_in_the_pages_is_a_pipeline(page: Path) -> None:
 
 
 @pytest.mark.usefixtures("tables_restored")
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PYTHON, ids=lambda p: p.stem)
 def test_python_in_the_pages_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The blocks of a page run in order, in an empty folder; one with a title is a file there."""
-    for library in EXTRAS.get(page.stem, ()):
-        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = readers_names()
@@ -134,8 +131,8 @@ def test_every_method_and_task_has_a_page_and_every_page_a_place() -> None:
 
 
 @pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("material", "mkdocstrings"))),
-    reason="mkdocs-material or mkdocstrings is not installed: pip install 'dreamstill[docs]'",
+    not all(map(importlib.util.find_spec, SITE)),
+    reason="what the site is built with is not installed: pip install 'dreamstill[docs]'",
 )
 def test_the_site_builds_without_a_warning_and_asks_the_network_for_nothing(
     tmp_path: Path,
@@ -149,3 +146,12 @@ def test_the_site_builds_without_a_warning_and_asks_the_network_for_nothing(
     configured = (tmp_path / "configuration.html").read_text()
     assert "settings:" not in configured
     assert "keep_layer" in configured
+    for page in TUTORIALS:
+        shown = (tmp_path / f"{page.stem}.html").read_text()
+        assert f'href="{page.stem}.ipynb"' in shown
+        notebook = json.loads((tmp_path / f"{page.stem}.ipynb").read_text())
+        install, *cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+        assert install["source"][0].startswith("%pip install ")
+        assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+        assert any(cell["outputs"] for cell in cells)
+    assert "<table><tr><th>network</th>" in shown  # a result, in the last one, in Python

@@ -15,7 +15,7 @@ from dreamstill.compression.quantization.equalization import equalize
 from dreamstill.errors import TeacherError
 from dreamstill.evaluation import check_same_function
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
-from dreamstill.graph.channel_groups import channel_groups
+from dreamstill.graph.channel_groups import ChannelGraph, Side, channel_groups
 from dreamstill.graph.layer_pairs import pairs, relu_for_relu6
 from dreamstill.graph.modules import plain_layers
 from dreamstill.graph.tracing import trace
@@ -199,10 +199,27 @@ def test_groups_are_equalized_channel_by_channel(groups: tuple[int, int]) -> Non
     torch.testing.assert_close(torch.cat(parts), ranges, rtol=2e-2, atol=1e-4)
 
 
-def test_channels_are_lost_where_they_change_places() -> None:
-    for name in ("channels in another order", "a linear layer over positions"):
-        (space,) = (s for s in channel_groups(trace(STRANGE[name])) if "a" in s.makers)
-        assert space.unclear
+def test_a_group_has_the_positions_of_its_channels_in_every_layer() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 3, 1), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.pad(self.a(x), (0, 0, 0, 0, 1, 0)) + self.b(x)
+            return self.out(x.flatten(1))  # type: ignore[no-any-return]
+
+    groups = channel_groups(ChannelGraph(Padded(), torch.randn(1, 1, 1, 2), padded=True))
+    a, b, read = Side("a", inputs=False), Side("b", inputs=False), Side("out", inputs=True)
+    images = {Side("a", inputs=True): [[0]], Side("b", inputs=True): [[0]]}
+    assert [
+        {side: positions.tolist() for side, positions in group.items()}
+        for group in sorted(groups.values(), key=len)
+        if images.keys().isdisjoint(group) and Side("out", inputs=False) not in group
+    ] == [
+        {b: [[0]], read: [[0, 1]]},
+        {a: [[0], [1]], b: [[1], [2]], read: [[2, 3], [4, 5]]},
+    ]
 
 
 def test_layers_inside_torchs_attention_are_not_plain() -> None:

@@ -1,6 +1,7 @@
 """A student that starts from its teacher's channels."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError
+from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.lenet import lenet5, lenet5_bn, lenet5_half, lenet5_half_bn
@@ -30,10 +32,15 @@ from dreamstill.synthesis.methods.structured_noise import StructuredNoise
 from dreamstill.synthesis.random_shapes import structured_images
 
 
-def cut(teacher: nn.Module, student: nn.Module) -> nn.Module:
+def cut(
+    teacher: nn.Module, student: nn.Module, shape: tuple[int, int, int] = (3, 6, 6)
+) -> nn.Module:
     """The student, filled."""
-    inherit(teacher, student)
+    inherit(teacher, student, InputSpec(shape, (0.5,) * shape[0], (0.25,) * shape[0]))
     return student
+
+
+DIGITS = (1, 28, 28)
 
 
 class Residual(nn.Module):
@@ -75,7 +82,7 @@ def test_what_nobody_reads_is_left_behind_and_the_function_stays() -> None:
     teacher = Residual(6, 4).eval()
     random_norm(teacher.norm)
     silence(teacher, width=[1, 4], inner=[0, 3])
-    student = cut(teacher, Residual(4, 2)).eval()
+    student = cut(teacher, Residual(4, 2), (3, 4, 4)).eval()
     x = torch.randn(8, 3, 4, 4)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -84,7 +91,7 @@ def test_what_nobody_reads_is_left_behind_and_the_function_stays() -> None:
 def test_a_student_of_the_same_widths_is_the_teacher(build: type[nn.Module]) -> None:
     teacher, student = build().eval(), build()
     x = torch.randn(4, 1, 28, 28)
-    torch.testing.assert_close(cut(teacher, student).eval()(x), teacher(x))
+    torch.testing.assert_close(cut(teacher, student, DIGITS).eval()(x), teacher(x))
 
 
 def test_a_residual_network_with_padded_shortcuts_is_cut_through() -> None:
@@ -111,7 +118,7 @@ def test_a_residual_network_with_padded_shortcuts_is_cut_through() -> None:
                 inner = teacher.get_parameter(f"{group}.{block}.conv2.weight")
                 inner[:, : inner.shape[1] // 2] = 0
         teacher.linear.weight[:, silent["layer3"]] = 0
-    student = cut(teacher, resnet20_half()).eval()
+    student = cut(teacher, resnet20_half(), (3, 16, 16)).eval()
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -145,7 +152,7 @@ def test_the_channels_of_the_largest_norms_are_taken_in_their_order() -> None:
     assert isinstance(last, nn.Linear)
     first.weight.data = torch.tensor([[1.0, 0], [0, 2], [3, 4], [5, 0]])
     last.weight.data = torch.tensor([[1.0, 1, 1, 0], [9, 0, 0, 0.1]])  # worth 9.06, 2, 5, 0.5
-    student = cut(teacher, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
+    student = cut(teacher, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), (1, 1, 2))
     state = student.state_dict()
     assert state["0.weight"].tolist() == [[1, 0], [3, 4]]
     assert torch.equal(state["0.bias"], first.bias[[0, 2]])
@@ -155,52 +162,120 @@ def test_the_channels_of_the_largest_norms_are_taken_in_their_order() -> None:
 def test_a_half_starts_nearer_to_its_teacher_than_at_random() -> None:
     teacher, x = lenet5_bn().eval(), torch.randn(16, 1, 28, 28)
     distances = []
-    for start in (lenet5_half_bn(), cut(teacher, lenet5_half_bn())):
+    for start in (lenet5_half_bn(), cut(teacher, lenet5_half_bn(), DIGITS)):
         distances.append((start.eval()(x) - teacher(x)).pow(2).mean())
     assert distances[1] < distances[0]
 
 
-class Concatenates(nn.Module):
-    def __init__(self, width: int = 4) -> None:
+class Wired(nn.Module):
+    """Three layers and what is between them, the first concatenated where `joined` is 2."""
+
+    def __init__(
+        self, width: int, between: Callable[[Tensor], Tensor], joined: int = 1, hidden: int = 5
+    ) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(3, width), nn.Linear(2 * width, 2)
+        self.between = between
+        self.first, self.hidden = nn.Linear(3, width), nn.Linear(joined * width, hidden)
+        self.last = nn.Linear(hidden, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        return self.last(torch.cat([y, y], 1))  # type: ignore[no-any-return]
+        hidden = F.relu(self.hidden(self.between(self.first(x.flatten(1)))))
+        return self.last(hidden)  # type: ignore[no-any-return]
 
 
-class Repeats(nn.Module):
-    def __init__(self, width: int = 4) -> None:
-        super().__init__()
-        self.first, self.layer = nn.Linear(3, width), nn.Linear(width, width)
-        self.last = nn.Linear(width, 2)
+def twice(x: Tensor) -> Tensor:
+    return torch.cat([x, x.relu()], 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.layer(self.layer(self.first(x))))  # type: ignore[no-any-return]
+
+def branching(x: Tensor) -> Tensor:
+    """Refused by torch.fx."""
+    return x if x.isfinite().all() else x.nan_to_num()
+
+
+def backwards(x: Tensor) -> Tensor:
+    return x.flip(1)
+
+
+@pytest.mark.parametrize(("between", "joined"), [(twice, 2), (branching, 1)])
+def test_channels_are_followed_through_concatenations_and_the_users_code(
+    between: Callable[[Tensor], Tensor], joined: int
+) -> None:
+    teacher = Wired(4, between, joined)
+    with torch.no_grad():
+        teacher.hidden.weight.view(5, joined, 4)[:, :, [0, 2]] = 0
+    student = cut(teacher, Wired(2, between, joined), (3, 1, 1))
+    x = torch.randn(8, 3)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+def test_a_layer_that_is_used_twice_is_cut_too() -> None:
+    class Repeats(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.first, self.again = nn.Linear(3, width), nn.Linear(width, width)
+            self.last = nn.Linear(width, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.again(self.again(self.first(x.flatten(1))).relu())
+            return self.last(x)  # type: ignore[no-any-return]
+
+    teacher = Repeats(4)
+    with torch.no_grad():
+        for layer in (teacher.again, teacher.last):
+            layer.weight[:, [0, 2]] = 0
+    student, x = cut(teacher, Repeats(2), (3, 1, 1)), torch.randn(8, 3)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+def test_a_student_may_have_other_activations() -> None:
+    teacher = Wired(4, F.gelu)
+    students = [cut(teacher, Wired(2, act), (3, 1, 1)) for act in (F.gelu, F.relu)]
+    for mine, other in zip(students[0].parameters(), students[1].parameters(), strict=True):
+        assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "message"),
+    ("teacher", "student", "shape", "message"),
     [
-        (lenet5(), lenet5_half_bn(), r"features\.1\S* is in one of the two alone"),
-        (lenet5_half(), lenet5(), "features.0 has 6 channels in the student and 3 in the teacher"),
-        (Concatenates(), Concatenates(2), "cannot be followed through cat"),
-        (Repeats(), Repeats(2), "through layer: layer must be as wide"),
-        (Padded(4, 1), Padded(2, 2), "what is padded has 4 channels in the student and 5"),
-        (Padded(4, 0), Padded(2, 2), "joins, normalizes and pads its layers as the teacher"),
+        (lenet5(), lenet5_half_bn(), DIGITS, r"features\.1\S* is in one of the two alone"),
         (
-            nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)),
+            lenet5_half(),
+            lenet5(),
+            DIGITS,
+            "classifier.0 has 84 channels in the student and 42 in the teacher",
+        ),
+        (
+            Wired(4, backwards),
+            Wired(3, backwards),
+            (3, 1, 1),
+            "not the teacher's: hidden is given other channels than before; make the layers before "
+            "it as wide in the student",
+        ),
+        (
+            Padded(4, 1),
+            Padded(2, 2),
+            (3, 6, 6),
+            "last has 2 channels in the student and 1 in the teacher",
+        ),
+        (
+            Padded(4, 0),
+            Padded(2, 2),
+            (3, 6, 6),
+            r"last.weight of .* part of the teacher's: it would be \(2, 2, 1, 1\) and is \(2, 4,",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)),
             nn.Sequential(nn.Conv2d(3, 2, 5), nn.Flatten(), nn.Linear(8, 2)),
-            r"0.weight of the student is not a part",
+            (3, 6, 6),
+            "0.weight of the student is not a part",
         ),
     ],
 )
 def test_what_cannot_be_inherited_is_named(
-    teacher: nn.Module, student: nn.Module, message: str
+    teacher: nn.Module, student: nn.Module, shape: tuple[int, int, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        cut(teacher, student)
+        cut(teacher, student, shape)
 
 
 class Everything(nn.Module):
@@ -238,10 +313,10 @@ class Rows(nn.Module):
 
 
 def test_features_of_flattened_rows_are_not_taken_for_channels() -> None:
-    with pytest.raises(ConfigError, match="channels cannot be followed through all"):
-        inherit(Rows(8).eval(), Rows(7))
+    with pytest.raises(ConfigError, match=r"all.weight of the student is not a part"):
+        cut(Rows(8).eval(), Rows(7), (1, 12, 12))
     teacher, student = Rows(8).eval(), Rows(8)
-    inherit(teacher, student)
+    cut(teacher, student, (1, 12, 12))
     x = torch.randn(3, 1, 12, 12)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -254,7 +329,7 @@ def test_nothing_of_the_teacher_is_forgotten() -> None:
     with torch.no_grad():
         teacher.hidden.weight.view(6, 5, 16)[:, 3] = 0
         teacher.gate.weight[:, 3] = 0
-    student = cut(teacher, Everything(4)).eval()
+    student = cut(teacher, Everything(4), (3, 4, 4)).eval()
     x = torch.randn(4, 3, 4, 4)
     torch.testing.assert_close(student(x), teacher(x))
 
@@ -350,11 +425,13 @@ def test_a_chain_asks_before_any_image_is_made(
 
 
 def test_the_output_keeps_its_classes_and_the_student_its_weights() -> None:
-    teacher, student = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 2))
-    before = student.state_dict()["0.weight"].clone()
-    with pytest.raises(ConfigError, match="through output: 0 must be as wide"):
-        cut(teacher, student)
-    assert torch.equal(student.state_dict()["0.weight"], before)
+    teacher, student = Wired(4, F.relu), Wired(2, F.relu)
+    student.last = nn.Linear(5, 1)
+    before = student.last.weight.clone()
+    message = r"the end of the network is given \(3, 1\), not \(3, 2\)"
+    with pytest.raises(ConfigError, match=message):
+        cut(teacher, student, (3, 1, 1))
+    assert torch.equal(student.last.weight, before)
 
 
 def test_of_a_sum_each_side_is_weighed_by_what_scales_it() -> None:
@@ -365,6 +442,7 @@ def test_of_a_sum_each_side_is_weighed_by_what_scales_it() -> None:
             self.norm, self.last = nn.BatchNorm1d(width), nn.Linear(width, 2)
 
         def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
             return self.last(self.norm(self.a(x)) + self.b(x))  # type: ignore[no-any-return]
 
     teacher = Sum(2).eval()
@@ -372,7 +450,7 @@ def test_of_a_sum_each_side_is_weighed_by_what_scales_it() -> None:
         teacher.norm.weight.copy_(torch.tensor([1.0, 0.1]))
         teacher.b.weight.copy_(torch.tensor([[0.0, 0.0], [9.0, 9.0]]))
         teacher.last.weight.fill_(1)
-    assert torch.equal(cut(teacher, Sum(1)).b.weight, teacher.b.weight[1:])  # type: ignore[union-attr, arg-type]
+    assert torch.equal(cut(teacher, Sum(1), (1, 1, 2)).b.weight, teacher.b.weight[1:])  # type: ignore[union-attr, arg-type]
 
 
 def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
@@ -410,7 +488,7 @@ def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Pat
     weights = Path(dreamstill.__file__).parent / "assets" / "lenet5_mnist.safetensors"
     teacher = open_from(TeacherFile(weights=str(weights)))
     states = [started(command, tmp_path, images) for images in (0, 200)]
-    wanted = cut(teacher.module, lenet5_half())
+    wanted = cut(teacher.module, lenet5_half(), DIGITS)
     torch.testing.assert_close(states[0], dict(wanted.state_dict()))
 
     spec = teacher.input_spec

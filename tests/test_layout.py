@@ -10,8 +10,9 @@ from dreamstill.synthesis.registry import METHODS
 SOURCE = Path(dreamstill.__file__).parent
 # each room may import those before it
 ORDER = (
-    ("errors", "formatting", "losses", "progress"),
-    ("files", "input_spec", "nn"),
+    ("errors", "formatting", "losses", "progress", "quiet"),
+    ("files", "input_spec", "output_spec"),
+    ("nn",),
     ("config", "evaluation"),
     ("exporters", "graph", "profiling", "report", "teacher"),
     ("continual", "data", "loaders"),

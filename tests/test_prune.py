@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import toys
-from dreamstill.compression.channel_removal import Cut, difference
+from dreamstill.compression.channel_removal import Cut
 from dreamstill.compression.config import MergeConfig, PruneConfig, Target
 from dreamstill.compression.merge import merge
 from dreamstill.compression.prune import RoundRecord, prune
 from dreamstill.errors import ConfigError, DreamstillError, TeacherError
 from dreamstill.evaluation import predict
+from dreamstill.graph.channel_check import difference
 from dreamstill.input_spec import InputSpec
-from dreamstill.nn.lenet import lenet5_bn
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
@@ -388,9 +387,3 @@ def test_a_target_out_of_reach_says_how_far_it_goes() -> None:
         pruned(teacher, keep=0.1, keep_layer=0.5, target=Target.PARAMETERS)
     with pytest.raises(ConfigError, match="keep_layer must be above 0; got 0"):
         PruneConfig(keep_layer=0)
-
-
-def test_the_library_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ConfigError, match=r"pip install 'dreamstill\[prune\]'"):
-        pruned(Teacher(lenet5_bn(), DIGITS))

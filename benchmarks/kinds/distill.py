@@ -150,7 +150,8 @@ class Distill(Kind):
         row = self.rows[name]
         rng = torch.Generator().manual_seed(seed)
         student = open_student(self.config["student"], teacher, rng)
-        kept = inherit(teacher.module, student) if row.distill.inherit else None
+        spec = teacher.input_spec
+        kept = inherit(teacher.module, student, spec) if row.distill.inherit else None
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             synthesizer = open_row(row, teacher, self.data, folder, rng)

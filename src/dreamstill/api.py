@@ -273,7 +273,8 @@ def distill(
     rng = torch.Generator(teacher.device).manual_seed(seed)
     with seeded_process(seed, str(teacher.device)):
         network = _student(student, teacher, rng)
-        kept = inherit(teacher.module, network) if config.inherit else None
+        spec = teacher.input_spec
+        kept = inherit(teacher.module, network, spec) if config.inherit else None
         start: dict[str, Any] = {"rng": rng, "inherited": kept}
         start["reconstruct"] = config.reconstruct if config.inherit else 0
         method = _synthesizer(images, teacher, rng)
@@ -314,7 +315,7 @@ def prune(
         progress: called after every step.
 
     Raises:
-        ConfigError: the target cannot be met, or torch-pruning is not installed.
+        ConfigError: the target cannot be met.
         TeacherError: no channel can be followed through the network.
         DataError: fewer than 8 images, or images that do not fit the teacher.
 

@@ -65,8 +65,7 @@ def check_same_function(before: nn.Module, after: nn.Module, spec: InputSpec, ch
             run.
 
     """
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (8, *spec.shape), dtype=torch.uint8, generator=rng)
+    images = spec.noise(8)
     wanted = _answers_or_refusal(before, spec, images, f"on inputs of shape {spec.shape}")
     got = _answers_or_refusal(after, spec, images, f"after {change}")
     difference = (got - wanted).abs().max().item() if got.shape == wanted.shape else torch.inf

@@ -123,3 +123,8 @@ class InputSpec:
     def decode(self, inputs: Tensor) -> Tensor:
         """Map inputs (N, C, H, W) to uint8 images, rounded and clipped."""
         return (self.denormalize(inputs) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def noise(self, num: int) -> Tensor:
+        """Return uint8 images (N, C, H, W) of uniform noise, the same ones every time."""
+        rng = torch.Generator().manual_seed(0)
+        return torch.randint(0, 256, (num, *self.shape), dtype=torch.uint8, generator=rng)

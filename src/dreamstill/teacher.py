@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from dreamstill.config import Precision, from_plain
 from dreamstill.errors import TeacherError, first_line
+from dreamstill.evaluation import device_of
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.checks import (
-    check_logits,
     check_steady,
-    logits_of,
     obstacle_to_training,
     probing_images,
 )
 from dreamstill.nn.copying import copy_network, is_hooked, make_weights_plain
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
 from dreamstill.nn.precision import gains_from_bfloat16
+from dreamstill.output_spec import OutputSpec, logits_of
 
 __all__ = ["Capabilities", "Precision", "Teacher", "check_trainable"]
 
@@ -82,11 +82,10 @@ class Teacher:
         role: str = "teacher",
         factory: str = "",
     ) -> None:
-        if num_classes is not None and num_classes < 2:
-            raise TeacherError(f"num_classes must be at least 2; got {num_classes}")
+        if num_classes is not None:
+            OutputSpec(num_classes)  # raises
         self.precision: Precision = from_plain(Precision, precision, "precision")
         self.input_spec, self.factory, self.queries = input_spec, factory, 0
-        self.class_names: tuple[str, ...] = ()
         self.source: Any = None  # the file that it was loaded from, for run directories
         self._layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = WeakKeyDictionary()
         cuda = [device] if device.startswith("cuda") else []
@@ -94,16 +93,15 @@ class Teacher:
             module = copy_network(network).to(device, torch.get_default_dtype()).eval()
             inputs = input_spec.normalize(probing_images(input_spec.shape)).to(device)
             logits, last, probe = _first_answer(module, inputs, role)
-            check_logits(module, inputs, logits, role, last)
-            if num_classes is not None and logits.shape[1] != num_classes:
-                raise TeacherError(f"the {role} has {logits.shape[1]} classes, not {num_classes}")
+            self.output_spec = OutputSpec.of(module, inputs, logits, role, last)
+            if num_classes not in (None, self.num_classes):
+                raise TeacherError(f"the {role} has {self.num_classes} classes, not {num_classes}")
             check_steady(module, inputs, logits, role)
             make_weights_plain(module, inputs)
             if self.precision is Precision.AUTO:
                 faster = gains_from_bfloat16(module, inputs)
                 self.precision = Precision.BFLOAT16 if faster else Precision.FLOAT32
             self.module = module.requires_grad_(False)
-            self.num_classes = int(logits.shape[1])
             self.capabilities = Capabilities(
                 gradient=module(inputs.clone().requires_grad_()).requires_grad,
                 batch_norm=tuple(n for n in probe.inputs if n in batch_norm_layers(module)),
@@ -116,6 +114,16 @@ class Teacher:
         shape = "x".join(map(str, self.input_spec.shape))
         name = type(self.module).__name__
         return f"Teacher({name}, {shape} -> {self.num_classes} classes, {self.fingerprint})"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits, K."""
+        return self.output_spec.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, or none."""
+        return self.output_spec.class_names
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return logits (N, num_classes) for inputs (N, C, H, W); differentiable in the inputs."""
@@ -194,13 +202,12 @@ class Teacher:
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        return device_of(self.module)
 
 
 def check_trainable(network: nn.Module, spec: InputSpec, role: str = "network") -> None:
     """Raise TeacherError, with the reason, if a network cannot be trained."""
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    inputs = spec.normalize(probing_images(spec.shape)).to(device)
+    inputs = spec.normalize(probing_images(spec.shape)).to(device_of(network))
     with eval_mode(network), torch.random.fork_rng(devices=[]):
         if obstacle := obstacle_to_training(network, inputs):
             raise TeacherError(f"the {role} cannot be trained: {obstacle}")

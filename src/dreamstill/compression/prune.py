@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamstill.compression.channel_removal import Cut, Group, followed, library
+from dreamstill.compression.channel_removal import Cut, Group, followed
 from dreamstill.compression.config import Importance, PruneConfig, Target
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.layer_reconstruction import reconstruct
@@ -88,7 +89,6 @@ def layer_seconds(model: nn.Module, image: Tensor, *, num_runs: int = 5) -> Laye
 
 def importance_of(config: PruneConfig, seconds: LayerSeconds) -> Any:
     """Return torch-pruning's importance, reduced by the latency that a channel causes."""
-    tp = library()
     kinds = {
         Importance.MAGNITUDE: tp.importance.GroupMagnitudeImportance,
         Importance.BATCH_NORM: tp.importance.BNScaleImportance,
@@ -139,8 +139,8 @@ def prune(
         The pruned network, and its profile and the unpruned layers after each round.
 
     Raises:
-        ConfigError: the target cannot be met, torch-pruning is not installed, or the importance is
-            batch-norm and the network has no BatchNorm.
+        ConfigError: the target cannot be met, or the importance is batch-norm and the network has
+            no BatchNorm.
         TeacherError: the network has no last linear layer, or no other layer can be pruned.
 
     """
@@ -202,7 +202,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
     check_trainable(model, teacher.input_spec)  # torch-pruning follows gradients
     last = _last_layer(model, teacher, config)
     plan = Plan(last, _cost(model, teacher, config.target), {}, {})
-    inputs = _chance_inputs(teacher)
+    inputs = teacher.input_spec.encode(teacher.input_spec.noise(3).to(teacher.device))
     groups = list(Cut(copy_network(model), inputs[:1]).groups([last]))
     rng = torch.Generator().manual_seed(0)
     gone = {}
@@ -227,14 +227,6 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
         if left > config.keep * plan.cost:
             raise _unmet(plan, config, left)
     return plan
-
-
-def _chance_inputs(teacher: Teacher) -> Tensor:
-    """Return three images of noise (3, C, H, W) in the input space."""
-    rng = torch.Generator().manual_seed(0)
-    size = (3, *teacher.input_spec.shape)
-    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=rng)
-    return teacher.input_spec.encode(images.to(teacher.device))
 
 
 def _unmet(plan: Plan, config: PruneConfig, left: float) -> ConfigError:
@@ -274,10 +266,9 @@ def _least(group: Group, plan: Plan, config: PruneConfig) -> int:
 def _kept(cut: Cut) -> dict[str, Tensor]:
     """Return the indices of the remaining outputs of every layer with weights, by name."""
     return {
-        name: mask.nonzero().flatten()
+        name: cut.outputs[name].indices if name in cut.outputs else torch.arange(len(layer.weight))
         for name, layer in cut.model.named_modules()
         if isinstance(layer, nn.Conv2d | nn.Linear | _BatchNorm) and layer.weight is not None
-        for mask in [cut.outputs.get(name, torch.ones(len(layer.weight), dtype=torch.bool))]
     }
 
 
@@ -321,7 +312,7 @@ def _narrow(
 
     If the check after pruning fails for a group, the group is excluded and others are chosen.
     """
-    inputs = _chance_inputs(teacher)
+    inputs = teacher.input_spec.encode(teacher.input_spec.noise(3).to(teacher.device))
     while True:
         trial = Cut(copy_network(model), teacher.input_spec.encode(images[:1].to(teacher.device)))
         groups = list(trial.groups([plan.last, *plan.whole]))
@@ -333,7 +324,7 @@ def _narrow(
         except Exception as error:  # the library may remove the wrong channels
             failed = error
         gone = {
-            group.name: (~trial.outputs[group.name]).nonzero().flatten().tolist()
+            group.name: trial.outputs[group.name].removed().tolist()
             for group in groups
             if group.name in trial.outputs
         }

@@ -8,35 +8,45 @@ channels of padding stay so (He et al. 2016, shortcuts of option A): residual ne
 shape.
 """
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import ConfigError
-from dreamstill.graph.batch_norm_folding import batch_norms
-from dreamstill.graph.channel_groups import ChannelGroup, channel_groups
-from dreamstill.graph.tracing import trace
+from dreamstill.evaluation import device_of
+from dreamstill.graph.channel_check import LAYERS, Kept, Narrowed, difference
+from dreamstill.graph.channel_groups import (
+    ROOTS,
+    ChannelGraph,
+    ChannelGroup,
+    Side,
+    channel_groups,
+)
+from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 
 __all__ = ["inherit"]
 
 
-def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
+def inherit(teacher: nn.Module, student: nn.Module, spec: InputSpec) -> dict[str, Tensor]:
     """Fill `student`, in place, with the most important channels of `teacher`.
 
     All of its parameters and buffers are overwritten.
 
     Args:
-        teacher: traceable by torch.fx; left as it was.
+        teacher: left as it was.
         student: the same layers by name, each as wide as the teacher's or narrower.
+        spec: input of both networks.
 
     Returns:
-        By layer, which of the teacher's output channels the student has: for `reconstruct`.
+        By layer, which of the teacher's output channels the student has; all where absent.
 
     Raises:
         ConfigError: the student is not a narrower copy; it is left as it was.
-        TeacherError: the teacher cannot be traced.
+        TeacherError: torch-pruning cannot build a dependency graph of a network.
 
     """
     large, small = teacher.state_dict(), student.state_dict()
@@ -45,130 +55,118 @@ def inherit(teacher: nn.Module, student: nn.Module) -> dict[str, Tensor]:
             f"a student that inherits has the teacher's layers, narrower: {odd[0]} is in one of "
             "the two alone"
         )
-    graph = trace(teacher)
-    groups, places = channel_groups(graph), channel_groups(trace(copy_network(student)))
-    shapes = [[(s.makers, s.norms, s.depth()) for s in of] for of in (groups, places)]
-    if shapes[0] != shapes[1]:
+    inputs = spec.encode(spec.noise(3).to(device_of(teacher)))
+    trial = copy_network(student).to(inputs.device).eval()
+    graphs = [ChannelGraph(copy_network(n), inputs[:1], padded=True) for n in (teacher, trial)]
+    kept = _kept(*graphs)
+    state = {key: _part(key, value, small[key], teacher, kept) for key, value in large.items()}
+    trial.load_state_dict(state)
+    if reason := _difference(teacher, trial, kept, inputs):
         raise ConfigError(
-            "a student that inherits joins, normalizes and pads its layers as the teacher does"
+            f"the student's channels are not the teacher's: {reason}; make the layers before it "
+            "as wide in the student as in the teacher, or leave inherit out"
         )
-    source = Source(large, batch_norms(graph), groups)
-    choices = dict[ChannelGroup, Choice]()
-    for group, target in sorted(zip(groups, places, strict=True), key=lambda pair: pair[0].depth()):
-        choices[group] = _choose(group, target, source, small, choices)
-    inputs = {name: choices[group] for group in groups for name in group.readers}
-    outputs = {name: choices[group] for group in groups for name in group.carriers()}
-    student.load_state_dict(
-        {key: _part(key, value, small[key], inputs, outputs) for key, value in large.items()}
-    )
-    return {name: choice.keep for name, choice in outputs.items()}
+    student.load_state_dict(state)
+    return {side.layer: left.indices for side, left in kept.items() if not side.inputs}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The channels of a group that the student has."""
+def _difference(
+    teacher: nn.Module, student: nn.Module, kept: dict[Side, Kept], inputs: Tensor
+) -> str | None:
+    """Return which layer of the student receives other channels than the teacher's, or None."""
+    sides: dict[bool, dict[str, Kept]] = {False: {}, True: {}}
+    for side, left in kept.items():
+        if not torch.equal(left.indices, torch.arange(left.width)):
+            sides[side.inputs][side.layer] = left
+    if not sides[False] and not sides[True]:
+        return None
 
-    width: int
-    """Number of the teacher's channels."""
-    keep: Tensor
-    """Index in the teacher of each of the student's channels."""
+    def compared(network: nn.Module) -> str | None:
+        return difference(teacher, Narrowed(network, sides[True], sides[False]), inputs)
 
-    def of(self, size: int) -> Tensor:
-        """Return indices into `size` values, several for each channel where maps are flattened."""
-        positions = size // max(self.width, 1)
-        return (self.keep[:, None] * positions + torch.arange(positions)).flatten()
-
-
-Weights = dict[str, Tensor]
+    # a student with other activations is right if its layers are right inside the teacher
+    mixed = copy_network(teacher)
+    for name, layer in student.named_modules():
+        if isinstance(layer, LAYERS):
+            mixed.set_submodule(name, layer)
+    reason = compared(student)
+    return reason if reason and compared(mixed) else None
 
 
-@dataclass(frozen=True)
-class Source:
-    """The teacher's weights and channel groups."""
-
-    weights: Weights
-    norms: dict[str, str]
-    """By layer, its BatchNorm."""
-    groups: list[ChannelGroup]
-
-    def width(self, group: ChannelGroup) -> int:
-        """Return the number of channels of a group that a layer or a padding makes."""
-        if group.makers:
-            return len(self.weights[f"{group.makers[0]}.weight"])
-        assert group.padded is not None
-        return group.padded.front + self.width(group.padded.group) + group.padded.back
-
-    def importance(self, group: ChannelGroup) -> Tensor:
-        """Return each channel's importance; by one side alone where nothing is on the other."""
-        made, read = self._made_and_read(group)
-        ones = torch.ones_like(made)
-        return (made if made.any() else ones) * (read.sqrt() if read.any() else ones)
-
-    def _made_and_read(self, group: ChannelGroup) -> Tensor:
-        """Sum scales and squared norms, (2, width), also of the groups that pad this one."""
-        made, read = values = torch.zeros(2, self.width(group))
-        for name in group.makers:
-            weight = self.weights[f"{name}.weight"].flatten(1)
-            scale = self.weights.get(f"{self.norms.get(name)}.weight")
-            made += (weight.norm(dim=1) if scale is None else scale.abs()).cpu()
-        for name in group.readers:
-            weight = self.weights[f"{name}.weight"].transpose(0, 1)
-            read += weight.reshape(len(read), -1).square().sum(1).cpu()
-        for outer in self.groups:
-            if outer.padded and outer.padded.group is group:
-                values += self._made_and_read(outer)[:, outer.padded.front :][:, : len(made)]
-        return values
+def _kept(teacher: ChannelGraph, student: ChannelGraph) -> dict[Side, Kept]:
+    """Choose the channels of every group, as many as the student has."""
+    groups, targets = channel_groups(teacher), channel_groups(student)
+    moves = defaultdict[Side, list[Tensor]](list)
+    widths = Counter[Side]()
+    for key in [key for key in groups if key in targets]:
+        group, target = groups[key], targets[key]
+        chosen = _choose(group, target, teacher, student)
+        for side, positions in group.items():
+            widths[side] += positions.numel()
+            moves[side].append(torch.stack([target[side], positions[chosen]]).flatten(1))
+    kept = dict[Side, Kept]()
+    for side, pairs in moves.items():
+        new, old = torch.cat(pairs, 1)
+        layer = teacher.model.get_submodule(side.layer)
+        if widths[side] == teacher.width(layer, inputs=side.inputs):  # else some are in no group
+            kept[side] = Kept(widths[side], old[new.argsort()])
+    return kept
 
 
 def _choose(
-    group: ChannelGroup,
-    target: ChannelGroup,
-    source: Source,
-    small: Weights,
-    choices: dict[ChannelGroup, Choice],
-) -> Choice:
-    """Choose the most important channels, as many as the student's group has."""
-    large, padded, cut = source.weights, group.padded, target.padded
-    if not group.makers and not padded:  # the images', or what something unclear makes: all stay
-        sizes = [large[f"{name}.weight"].shape[1] for name in group.readers]
-        sizes += [len(large[key]) for key in _vectors(group, large)]
-        width = min(sizes, default=0)
-        return Choice(width, torch.arange(width))
-    widths, rooms = ({len(of[f"{n}.weight"]) for n in group.makers} for of in (large, small))
-    within = Choice(0, torch.arange(0))
-    if padded and cut:
-        within = choices[padded.group]
-        widths.add(padded.front + within.width + padded.back)
-        rooms.add(cut.front + len(within.keep) + cut.back)
-    name = group.carriers()[0] if group.carriers() else "what is padded"
-    if group.unclear and rooms != widths:
+    group: ChannelGroup, target: ChannelGroup, teacher: ChannelGraph, student: ChannelGraph
+) -> Tensor:
+    """Return the indices of the most important channels, as many as the student's group has."""
+    name, width = next((side.layer, len(positions)) for side, positions in group.items())
+    room = len(next(iter(target.values())))
+    if room > width:
         raise ConfigError(
-            f"channels cannot be followed through {group.unclear[0]}: {name} must be as "
-            "wide in the student as in the teacher, or leave inherit out"
+            f"{name} has {room} channels in the student and {width} in the teacher: a student "
+            "that inherits is narrower"
         )
-    room, width = max(rooms), min(widths)
-    if len(rooms) > 1 or room - len(within.keep) > width - within.width:
-        raise ConfigError(
-            f"{name} has {room} channels in the student and {width} in the "
-            "teacher: a student that inherits is narrower, and alike on both sides of a sum"
-        )
-    importance, front = source.importance(group), padded.front if padded else 0
-    if group.norm_groups and room < width:
-        return Choice(width, _of_groups(name, importance, room, group, target))
-    importance[front : front + within.width] = -1  # these are chosen already
-    best = importance.argsort(descending=True, stable=True)[: room - len(within.keep)].sort().values
-    before, behind = best.tensor_split([cut.front if cut else 0])
-    return Choice(width, torch.cat([before, front + within.keep, behind]))
+    importance = _importance(group, teacher)
+    outputs = [side.layer for side in group if not side.inputs]
+    num_groups = [
+        [layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)]
+        for layers in (map(graph.model.get_submodule, outputs) for graph in (teacher, student))
+    ]
+    if num_groups[0] and room < width:
+        return _of_groups(name, importance, room, *num_groups)
+    return importance.argsort(descending=True, stable=True)[:room].sort().values
+
+
+def _importance(group: ChannelGroup, graph: ChannelGraph) -> Tensor:
+    """Return each channel's importance; by one side alone where nothing is on the other."""
+    made, read = torch.zeros(2, len(next(iter(group.values()))))
+    for side, positions in group.items():
+        layer: Any = graph.model.get_submodule(side.layer)
+        if not isinstance(layer, ROOTS) or getattr(layer, "groups", 1) > 1:
+            continue
+        weight, norm = _outputs_first(layer, layer.weight.detach()), graph.only_reader(layer)
+        if side.inputs:
+            values = weight.transpose(0, 1).flatten(1).square().sum(1)
+        elif isinstance(norm, _BatchNorm) and norm.affine:
+            values = norm.weight.detach().abs()
+        else:
+            values = weight.flatten(1).norm(dim=1)
+        (read if side.inputs else made).add_(values.cpu()[positions].sum(1))
+    ones = torch.ones_like(made)
+    return (made if made.any() else ones) * (read.sqrt() if read.any() else ones)
+
+
+def _outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Swap the axes of a transposed convolution's weight, whose inputs are first; or swap back."""
+    return weight.transpose(0, 1) if getattr(layer, "transposed", False) else weight
 
 
 def _of_groups(
-    name: str, importance: Tensor, room: int, group: ChannelGroup, target: ChannelGroup
+    name: str, importance: Tensor, room: int, before: list[int], after: list[int]
 ) -> Tensor:
-    """Choose channels that a norm divides into groups: as many of each, or whole groups."""
-    num_groups, fewer = group.norm_groups[0], target.norm_groups[0]
+    """Choose channels that norms divide into groups: as many of each, or whole groups."""
+    num_groups, fewer = before[0], after[0]
     size = len(importance) // num_groups
-    alike = {*group.norm_groups} == {num_groups} and {*target.norm_groups} == {fewer}
-    if alike and size * num_groups == len(importance) and not group.padded:
+    alike = {*before} == {num_groups} and {*after} == {fewer}
+    if alike and size * num_groups == len(importance):
         parts = importance.view(num_groups, size)
         if num_groups == fewer:
             best = parts.argsort(dim=1, descending=True, stable=True)[:, : room // num_groups]
@@ -183,24 +181,22 @@ def _of_groups(
     )
 
 
-def _vectors(group: ChannelGroup, large: Weights) -> list[str]:
-    """Return the keys of tensors with one value, or filter, for each channel passed on."""
-    passed = [f"{name}.{key}" for name in group.norms for key in ("weight", "running_mean")]
-    return [key for key in passed + [f"{n}.weight" for n in group.depthwise] if key in large]
-
-
 def _part(
-    key: str, value: Tensor, target: Tensor, inputs: dict[str, Choice], outputs: dict[str, Choice]
+    key: str, value: Tensor, target: Tensor, teacher: nn.Module, kept: dict[Side, Kept]
 ) -> Tensor:
     """Return the student's part of one of the teacher's tensors."""
     name, _, kind = key.rpartition(".")
-    if value.dim() and name in outputs:
-        value = value[outputs[name].of(len(value))]
-    if kind == "weight" and name in inputs:
-        value = value[:, inputs[name].of(value.shape[1])]
+    layer, of_weight = teacher.get_submodule(name), kind == "weight"
+    value = _outputs_first(layer, value) if of_weight else value
+    for axis, inputs in enumerate((False, True)[: 1 + of_weight]):
+        left = kept.get(Side(name, inputs))
+        if left and value.dim() > axis and value.shape[axis] == left.width:
+            value = value.index_select(axis, left.indices.to(value.device))
+    value = _outputs_first(layer, value) if of_weight else value
     if value.shape != target.shape:
         raise ConfigError(
             f"{key} of the student is not a part of the teacher's: it would be "
-            f"{tuple(value.shape)} and is {tuple(target.shape)}"
+            f"{tuple(value.shape)} and is {tuple(target.shape)}; make it as large as the "
+            "teacher's, or leave inherit out"
         )
     return value

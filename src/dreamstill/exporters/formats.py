@@ -4,12 +4,10 @@ import contextlib
 import faulthandler
 import importlib
 import importlib.util
-import io
 import json
-import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from dreamstill.files.writing import write_atomically
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.seeded import rng_kept
+from dreamstill.quiet import quiet
 
 __all__ = [
     "ExportRecord",
@@ -35,7 +34,6 @@ __all__ = [
     "on_cpu",
     "onnxruntime",
     "open_written",
-    "quiet",
     "to_pt2",
     "to_pte",
 ]
@@ -146,26 +144,6 @@ def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]
             )
         largest = max(largest, difference)
     return largest
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the output, logs and warnings of exporters and quantizers inside the context."""
-    loggers = [logging.getLogger(name) for name in ("", "torch", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:

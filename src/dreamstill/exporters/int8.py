@@ -30,7 +30,6 @@ from dreamstill.exporters.formats import (
     on_cpu,
     onnxruntime,
     open_written,
-    quiet,
     to_pt2,
     to_pte,
 )
@@ -39,6 +38,7 @@ from dreamstill.files.writing import write_atomically
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.hooks import some_of
 from dreamstill.nn.seeded import rng_kept
+from dreamstill.quiet import quiet
 
 __all__ = [
     "Backend",

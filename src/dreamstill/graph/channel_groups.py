@@ -1,231 +1,186 @@
-"""Find groups of coupled channels by following them through a network's graph."""
+"""Follow the channels of a network through torch-pruning's dependency graph.
 
-import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+The graph assumes that an unknown operation leaves channels in place: `channel_check` verifies it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch_pruning.dependency.index_mapping import _ConcatIndexMapping
 
-from dreamstill.graph.layer_pairs import flattens
-from dreamstill.graph.tracing import is_one_of, is_size, layer_at
-from dreamstill.nn.op_sets import ELEMENTWISE, JOIN
+from dreamstill.errors import TeacherError, first_line
+from dreamstill.quiet import quiet
 
-__all__ = ["ChannelGroup", "channel_groups"]
+__all__ = ["ROOTS", "ChannelGraph", "ChannelGroup", "Side", "channel_groups"]
 
-
-@dataclass(eq=False)
-class ChannelGroup:
-    """Coupled channels: layers that must all keep the same ones."""
-
-    makers: list[str] = field(default_factory=list)
-    """Convolutions and linear layers that output the channels; empty for the image channels."""
-    readers: list[str] = field(default_factory=list)
-    norms: list[str] = field(default_factory=list)
-    norm_groups: list[int] = field(default_factory=list)
-    """Number of groups of each norm over several channels."""
-    depthwise: list[str] = field(default_factory=list)
-    unclear: list[str] = field(default_factory=list)
-    """Operations through which the channels cannot be followed."""
-    padded: "PaddedGroup | None" = None
-    joined: "ChannelGroup | None" = None
-
-    def root(self) -> "ChannelGroup":
-        """Return the group that this one was merged into, or itself."""
-        return self if self.joined is None else self.joined.root()
-
-    def carriers(self) -> list[str]:
-        """Return the layers whose outputs are these channels."""
-        return self.makers + self.norms + self.depthwise
-
-    def depth(self) -> int:
-        """Return the number of padded groups nested in this one."""
-        return self.padded.group.depth() + 1 if self.padded else 0
-
-    def join(self, other: "ChannelGroup") -> None:
-        """Merge another group into this one."""
-        if self is not other:
-            other.joined = self
-            for name in ("makers", "readers", "norms", "norm_groups", "depthwise", "unclear"):
-                getattr(self, name).extend(getattr(other, name))
-            self.padded = self.padded or other.padded
+ROOTS = (_ConvNd, nn.Linear)
+"""Layers that produce channels."""
 
 
-@dataclass(frozen=True)
-class PaddedGroup:
-    """All channels of another group, with `front` and `back` channels of padding around them."""
+class Side(NamedTuple):
+    """The outputs or the inputs of a layer."""
 
-    of: ChannelGroup
-    front: int
-    back: int
-
-    @property
-    def group(self) -> ChannelGroup:
-        """Return the group that the padded channels belong to after merging."""
-        return self.of.root()
+    layer: str
+    inputs: bool
 
 
-def channel_groups(graph: fx.GraphModule) -> list[ChannelGroup]:
-    """Return all channel groups of a graph, that of the images first.
+ChannelGroup = dict[Side, Tensor]
+"""Coupled channels of the same layers: by side, each channel's positions (channels, positions)."""
 
-    Channels are followed through normalization, depthwise convolutions, pooling, flattening, sums,
-    products, padding and the functions of `ELEMENTWISE`. Groups that reach any other operation, or
-    the output of the network, are marked as unclear.
+
+class _Counted(list[Any]):
+    """List of a node's edges that can be iterated a limited number of times.
+
+    torch-pruning's traversal never ends in a network that shifts its channels.
     """
-    modules = dict(graph.named_modules())
-    found = [ChannelGroup()]
-    at: dict[fx.Node, ChannelGroup] = {}
-    for node in graph.graph.nodes:
-        here = list(dict.fromkeys(at[arg].root() for arg in node.all_input_nodes if arg in at))
-        if node.op == "placeholder":
-            at[node] = found[0]
-        elif here and not is_size(node):
-            at[node] = _after(node, here, found, modules)
-    return [group for group in found if group.joined is None]
+
+    left = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        _Counted.left -= 1
+        if _Counted.left < 0:
+            raise RecursionError("its channels lead to one another without end")
+        return super().__iter__()
 
 
-def _after(
-    node: fx.Node,
-    here: Sequence[ChannelGroup],
-    found: list[ChannelGroup],
-    modules: dict[str, nn.Module],
-) -> ChannelGroup:
-    """Return the group of a node's output from those of its inputs; add new groups to `found`."""
-    name, first = str(node.target), here[0]
-    module = modules.get(name) if node.op == "call_module" else None
-    again = next((group.root() for group in found if name in group.carriers()), None)
-    if node.op == "output":
-        mark(node, *here)
-        return first
-    if again is not None:
-        mark(node, *here, again)
-        return again
-    if (norm_groups := _norm_groups(module, first, modules)) is not None:
-        first.norms.append(name)
-        first.norm_groups.extend(norm_groups)
-        return first
-    if isinstance(module, nn.Conv2d) and (
-        1 < module.groups == module.in_channels == module.out_channels
-    ):
-        first.depthwise.append(name)
-        return first
-    if (layer := layer_at(node, modules)) is not None:
-        by_linear = any(isinstance(modules[maker], nn.Linear) for maker in first.makers)
-        if by_linear and layer.weight.shape[1] != width(first, modules):  # flattened (N, L, C)
-            mark(node, first)
-        first.readers.append(name)
-        return _new(found, ChannelGroup(makers=[name]))
-    if is_one_of(node, modules, JOIN):
-        return _joined(node, here, found[0], modules)
-    if (
-        is_one_of(node, modules, ELEMENTWISE)
-        or flattens(node, modules)
-        or _takes_pixels(node)
-        or _averages_pixels(node)
-        or _pads_pixels(node)
-    ):
-        return first
-    if (added := _pads_channels(node)) and width(first, modules):
-        return _new(found, ChannelGroup(padded=PaddedGroup(first, *added)))
-    makers = [name] if isinstance(module, nn.Conv2d | nn.Linear) else []
-    group = _new(found, ChannelGroup(makers=makers))
-    mark(node, *here, group)
-    return group
+class _PaddedGraph(tp.DependencyGraph):  # type: ignore[misc]
+    """Graph in which `F.pad` moves channels; torch-pruning's own leaves them in place."""
+
+    def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the graph; shift the indices of channels that others are padded in front of."""
+        super().build_dependency(*args, **kwargs)
+        for node in self.module2node.values():
+            front, width, back = _padding(node)
+            for before in node.inputs if front + back else []:
+                for edge in node.dependencies + before.dependencies:
+                    if {edge.source, edge.target} == {before, node}:
+                        edge.index_mapping[0] = _ConcatIndexMapping(
+                            (front, width - back), reverse=edge.source is node
+                        )
+        return self
+
+    def get_out_channels(self, module_or_node: Any) -> Any:
+        """Return the number of channels that a module or node outputs, padding included."""
+        node = self.module2node.get(module_or_node, module_or_node)
+        front, width, back = _padding(node)
+        return width if front + back else super().get_out_channels(module_or_node)
 
 
-def _norm_groups(
-    module: nn.Module | None, group: ChannelGroup, modules: Mapping[str, nn.Module]
-) -> list[int] | None:
-    """Return the number of groups of a norm over several channels, as a list.
+def _padding(node: Any) -> tuple[int, int, int]:
+    """Return the number of channels padded in front, of all outputs, and padded at the back."""
+    if not hasattr(node.grad_fn, "_saved_pad"):
+        return 0, 0, 0
+    shape = node.grad_fn._input_metadata[0].shape
+    at = 2 * (len(shape) - 2)  # from the last axis to the first
+    front, back = node.grad_fn._saved_pad[at : at + 2] or (0, 0)
+    return front, shape[1], back
 
-    The list is empty for norms of single channels; the result is None for other modules.
+
+class ChannelGraph:
+    """Dependency graph of a network.
+
+    Args:
+        model: network; switched to eval mode with gradients enabled.
+        example: (N, C, H, W) in the input space.
+        padded: follow channels through `F.pad`; then no channels may be removed, because the
+            graph holds the widths of the paddings.
+
+    Raises:
+        TeacherError: torch-pruning cannot build a dependency graph of the network.
+
     """
-    if isinstance(module, _BatchNorm | _InstanceNorm):
-        return []
-    if isinstance(module, nn.GroupNorm):
-        return [module.num_groups]
-    if isinstance(module, nn.LayerNorm) and all(
-        isinstance(modules[maker], nn.Linear) for maker in group.makers
-    ):
-        return [1] if module.normalized_shape == (width(group, modules),) else None
-    return None
+
+    def __init__(self, model: nn.Module, example: Tensor, *, padded: bool = False) -> None:
+        self.model = model.eval().requires_grad_(True)
+        try:
+            with quiet(), torch.enable_grad():
+                graph = _PaddedGraph() if padded else tp.DependencyGraph()
+                self._graph = graph.build_dependency(
+                    model, example, forward_fn=lambda model, example: model(example)
+                )
+        except Exception as error:  # the library raises many kinds
+            raise TeacherError(
+                f"the channels of {type(model).__name__} cannot be followed: {first_line(error)}"
+            ) from error
+        for node in self._graph.module2node.values():
+            node.dependencies = _Counted(node.dependencies)
+        self.names = {module: name for name, module in model.named_modules()}
+        self.roots = [layer for layer in self._graph.module2node if isinstance(layer, ROOTS)]
+
+    def width(self, layer: nn.Module, *, inputs: bool = False) -> int | None:
+        """Return the number of a layer's outputs, or inputs; None if it has one for all."""
+        graph = self._graph
+        width: int | None = (graph.get_in_channels if inputs else graph.get_out_channels)(layer)
+        return width
+
+    def coupled(self, layer: nn.Module, channels: Sequence[int], *, inputs: bool = False) -> Any:
+        """Return torch-pruning's group of all that is coupled to channels of a layer."""
+        _Counted.left = 300 + 10 * len(self._graph.module2node)  # a ResNet needs 2 per node
+        pruner = self._graph.get_pruner_of_module(layer)
+        removal = pruner.prune_in_channels if inputs else pruner.prune_out_channels
+        return self._graph.get_pruning_group(layer, removal, channels)
+
+    def sides(self, part: Any) -> list[Side]:
+        """Return the sides of a layer that a part of torch-pruning's group is about."""
+        graph, layer = self._graph, part.target.module
+        if layer not in self.names:  # an operation or a bare parameter
+            return []
+        # depthwise convolutions and norms have one function for inputs and outputs
+        of = graph.is_out_channel_pruning_fn, graph.is_in_channel_pruning_fn
+        return [
+            Side(self.names[layer], inputs) for inputs in (False, True) if of[inputs](part.handler)
+        ]
+
+    def can_remove(self, parts: Any) -> bool:
+        """Return whether every layer would have channels left."""
+        return bool(self._graph.check_pruning_group(parts))
+
+    def only_reader(self, layer: nn.Module) -> nn.Module | None:
+        """Return the module that reads a layer's outputs, if it is only one."""
+        after = self._graph.module2node[layer].outputs
+        return after[0].module if len(after) == 1 else None
 
 
-def _new(found: list[ChannelGroup], group: ChannelGroup) -> ChannelGroup:
-    found.append(group)
-    return group
+def channel_groups(graph: ChannelGraph) -> dict[frozenset[tuple[Side, int]], ChannelGroup]:
+    """Return all groups of channels that can be followed.
+
+    The key of a group is its sides, each with its number of positions for a channel.
+    """
+    seen = defaultdict[Side, set[int]](set)
+    members = defaultdict[frozenset[tuple[Side, int]], list[dict[Side, list[int]]]](list)
+    for inputs in (False, True):
+        for layer in graph.roots:
+            done = seen[Side(graph.names[layer], inputs)]
+            rest = [n for n in range(graph.width(layer, inputs=inputs) or 0) if n not in done]
+            if not rest:
+                continue
+            try:
+                channels = _places(graph, graph.coupled(layer, rest, inputs=inputs).items)
+            except Exception:  # the library cannot follow them, so they are in no group
+                continue
+            for places in channels:
+                members[frozenset((side, len(at)) for side, at in places.items())].append(places)
+                for side, at in places.items():
+                    seen[side].update(at)
+    return {
+        key: {side: torch.tensor([sorted(places[side]) for places in group]) for side in group[0]}
+        for key, group in members.items()
+    }
 
 
-def _joined(
-    node: fx.Node,
-    here: Sequence[ChannelGroup],
-    images: ChannelGroup,
-    modules: Mapping[str, nn.Module],
-) -> ChannelGroup:
-    """Return the merged group of a sum or product; mark groups that cannot be merged."""
-    sizes = [width(group, modules) for group in here]
-    widest = here[sizes.index(max(sizes))]
-    padded_ones = {(group.padded.group, group.padded.front) for group in here if group.padded}
-    alike = len({*sizes} - {0}) == 1 and images not in here and len(padded_ones) < 2
-    if len(here) == 1 or alike:
-        for group in here:
-            widest.join(group)
-    else:
-        mark(node, *here)
-    return widest
-
-
-def width(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> int:
-    """Return the number of channels of a group; 0 if no layer outputs them."""
-    if group.padded and not group.makers:
-        return group.padded.front + width(group.padded.group, modules) + group.padded.back
-    weights: Any = [modules[name].weight for name in group.makers[:1]]
-    return sum(map(len, weights))
-
-
-def mark(node: fx.Node, *groups: ChannelGroup) -> None:
-    """Record in each group that its channels cannot be followed through a node."""
-    for group in groups:
-        group.unclear.append(str(node.target if node.op == "call_module" else node))
-
-
-def _takes_pixels(node: fx.Node) -> bool:
-    """Return whether a node is x[:, :, rows, columns], which keeps all channels."""
-    index = node.args[1] if node.target is operator.getitem else None
-    return isinstance(index, tuple) and index[:2] == (slice(None), slice(None))
-
-
-def _padding(node: fx.Node) -> list[int]:
-    """Return the widths given to F.pad, from the last axis to the first; [] for other nodes."""
-    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    if node.target is not F.pad or not isinstance(widths, tuple | list):
-        return []
-    numbers = list(widths)
-    while len(numbers) > 6 and numbers[-2:] == [0, 0]:  # batch axis
-        del numbers[-2:]
-    return numbers
-
-
-def _pads_pixels(node: fx.Node) -> bool:
-    """Return whether a node pads height and width only."""
-    widths = _padding(node)
-    return bool(widths) and not any(widths[4:])
-
-
-def _pads_channels(node: fx.Node) -> tuple[int, int] | None:
-    """Return the numbers of channels padded in front and at the back; None for other nodes."""
-    match _padding(node):
-        case [_, _, _, _, int(front), int(back)] if front >= 0 and back >= 0:
-            return front, back
-    return None
-
-
-def _averages_pixels(node: fx.Node) -> bool:
-    """Return whether a node is a mean over height and width, such as x.mean((2, 3))."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    dims = dims if isinstance(dims, tuple | list) else (dims,)
-    return node.target in (torch.mean, "mean") and all(d in (2, 3, -1, -2) for d in dims)
+def _places(graph: ChannelGraph, parts: Iterable[Any]) -> list[dict[Side, list[int]]]:
+    """Return the positions of each of a group's channels; raise IndexError outside a layer."""
+    channels = defaultdict[int, dict[Side, list[int]]](dict)
+    for part in parts:
+        for side in graph.sides(part.dep):
+            width = graph.width(part.dep.target.module, inputs=side.inputs)
+            if width is not None and max(part.idxs) >= width:
+                raise IndexError(f"{side.layer} has {width} channels")
+            for root, at in zip(part.root_idxs, part.idxs, strict=True):
+                channels[root].setdefault(side, []).append(at)
+    return [places for _, places in sorted(channels.items())]

@@ -12,7 +12,7 @@ from dreamstill.graph.tracing import is_one_of, is_relu6, is_size, layer_at, tra
 from dreamstill.nn.copying import is_hooked
 from dreamstill.nn.op_sets import POSITIVE, RELU
 
-__all__ = ["Pair", "flattens", "pairs", "relu_for_relu6"]
+__all__ = ["Pair", "pairs", "relu_for_relu6"]
 
 
 @dataclass(frozen=True)

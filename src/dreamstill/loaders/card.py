@@ -50,13 +50,9 @@ def spec_from_card(card: dict[str, Any]) -> InputSpec:
     return InputSpec(**found)
 
 
-def class_names_from_card(card: dict[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return the `class_names` of a card, or (); raise TeacherError if type or number is wrong."""
+def class_names_from_card(card: dict[str, Any]) -> tuple[str, ...]:
+    """Return the `class_names` of a card, or (); raise TeacherError if their type is wrong."""
     names = card.get("class_names", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise TeacherError(f"class_names must be a list of strings; got {shown(names)}")
-    if names and len(names) != num_classes:
-        raise TeacherError(
-            f"class_names must have one name for each of {num_classes} classes; got {len(names)}"
-        )
     return tuple(names)

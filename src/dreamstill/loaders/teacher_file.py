@@ -10,6 +10,7 @@ from dreamstill.files.reading import check_file
 from dreamstill.loaders.card import CARD, class_names_from_card, read_card, spec_from_card
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.state_dict import load_module
+from dreamstill.output_spec import OutputSpec
 from dreamstill.teacher import Teacher
 
 __all__ = ["TeacherFile", "open_from"]
@@ -56,7 +57,7 @@ def open_from(
         precision=precision,
         factory=card["factory"],
     )
-    teacher.class_names = class_names_from_card(card, teacher.num_classes)
+    teacher.output_spec = OutputSpec(teacher.num_classes, class_names_from_card(card))
     return teacher
 
 

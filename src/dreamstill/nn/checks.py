@@ -1,9 +1,8 @@
-"""Check a network when it is opened: its logits, their dependence on the batch, its training.
+"""Check a network when it is opened: whether its logits are steady and it can be trained.
 
 Every error message says how to fix the network.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import Probe
+from dreamstill.output_spec import logits_of
 
-__all__ = ["check_logits", "check_steady", "logits_of", "obstacle_to_training", "probing_images"]
+__all__ = ["check_steady", "obstacle_to_training", "probing_images"]
 
 
 def probing_images(shape: tuple[int, int, int]) -> Tensor:
@@ -26,65 +26,6 @@ def probing_images(shape: tuple[int, int, int]) -> Tensor:
     noise = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     slope = torch.linspace(0, 1, shape[1]).view(1, -1, 1).expand(shape)
     return torch.stack([noise[0], 0.2 * noise[1], 0.7 + 0.3 * noise[2], slope])
-
-
-def logits_of(output: Any) -> Any:
-    """Return the logits from a network's output, which may have auxiliary outputs (GoogLeNet).
-
-    These are the tensor itself, the entry or attribute `logits` or `out`, or the first item of a
-    sequence. Other outputs are returned unchanged.
-    """
-    if isinstance(output, Tensor):
-        return output
-    for name in ("logits", "out"):
-        if isinstance(output, Mapping) and name in output:
-            return output[name]
-        if hasattr(output, name):
-            return getattr(output, name)
-    return output[0] if isinstance(output, list | tuple) and output else output
-
-
-def check_logits(network: nn.Module, inputs: Tensor, logits: Any, role: str, last: Any) -> None:
-    """Check that a network's output consists of finite logits (N, K), K >= 2.
-
-    Args:
-        network: network in eval mode.
-        inputs: (N, C, H, W).
-        logits: output of the network for `inputs`.
-        role: name of the network in messages.
-        last: the linear layer that outputs the logits, or None if an activation may follow it.
-
-    Raises:
-        TeacherError: the output has another shape, is not finite, or is (log-)probabilities.
-
-    """
-    num = len(inputs)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != num:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TeacherError(f"the {role} must return (N, K) logits; got {got} for N = {num}")
-    if logits.shape[1] < 2:
-        raise TeacherError(f"the {role} must have at least 2 classes; got {logits.shape[1]}")
-    if not logits.is_floating_point():
-        raise TeacherError(f"the {role} must return logits; got {logits.dtype} values")
-    if not torch.isfinite(logits).all():
-        raise TeacherError(f"the {role}'s logits are not finite on random pixels")
-    if last is not None:
-        return
-    with torch.no_grad():  # unlike probabilities, logits grow with the input
-        shown = torch.cat([logits, network(1000 * inputs)]).double()
-    shown = shown[shown.isfinite().all(1)]
-    if ((shown.exp().sum(1) - 1).abs() < 1e-3).all():
-        raise TeacherError(
-            f"the {role} returns logarithms of probabilities: return what enters LogSoftmax"
-        )
-    total = shown.sum(1)
-    if (shown >= 0).all() and (total - total[0]).abs().max() < 1e-3 * total[0]:  # or percentages
-        raise TeacherError(f"the {role} returns probabilities: return the logits before softmax")
-    if ((shown >= 0) & (shown <= 1)).all():
-        raise TeacherError(
-            f"the {role} returns values in [0, 1] whatever it is shown: return what enters the "
-            "sigmoid (networks of several labels at once are not supported yet)"
-        )
 
 
 def check_steady(network: nn.Module, inputs: Tensor, logits: Tensor, role: str) -> None:

@@ -59,37 +59,3 @@ POSITIVE: tuple[Any, ...] = (
     F.dropout,
 )
 """Operations that commute with a positive factor on each channel."""
-
-ELEMENTWISE: tuple[Any, ...] = (
-    *POSITIVE,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Dropout2d,
-    nn.ZeroPad2d,
-    F.relu6,
-    F.leaky_relu,
-    F.elu,
-    F.gelu,
-    F.silu,
-    F.hardswish,
-    F.hardsigmoid,
-    torch.tanh,
-    torch.sigmoid,
-    "tanh",
-    "sigmoid",
-    "contiguous",
-)
-"""Operations that leave every channel in place."""
-JOIN: tuple[Any, ...] = (
-    *(operator.add, operator.iadd, torch.add, "add", "add_"),
-    *(operator.sub, torch.sub, "sub"),
-    *(operator.mul, operator.imul, torch.mul, "mul", "mul_"),
-)
-"""Operations that combine two tensors channel by channel."""

@@ -125,7 +125,8 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
     """Return the distillation of a job before its first step."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
-    inherited = inherit(teacher.module, student) if job.distill.inherit else None
+    spec = teacher.input_spec
+    inherited = inherit(teacher.module, student, spec) if job.distill.inherit else None
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     fresh = job.distill.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dreamstill.compression.channel_removal import library
 from dreamstill.compression.config import (
     FactorizeConfig,
     MergeConfig,
@@ -87,7 +86,8 @@ Outcome = tuple[nn.Module, dict[str, Any]]
 
 def _distill(model: nn.Module, config: DistillStage, context: StageContext) -> Outcome:
     student = open_student(config.student, context.teacher, context.rng)
-    kept = inherit(context.teacher.module, student) if config.inherit else None
+    teacher = context.teacher
+    kept = inherit(teacher.module, student, teacher.input_spec) if config.inherit else None
     student = finetune(
         context.teacher,
         student,
@@ -229,11 +229,10 @@ class Stage(NamedTuple):
 def _check_distill(model: nn.Module, config: DistillStage, teacher: Teacher, first: bool) -> None:
     check_trainable(model, teacher.input_spec)
     if config.inherit:
-        inherit(teacher.module, copy_network(model))
+        inherit(teacher.module, copy_network(model), teacher.input_spec)
 
 
 def _check_prune(model: nn.Module, config: PruneConfig, teacher: Teacher, first: bool) -> None:
-    library()
     check_importance(model, config)
     if first:  # otherwise an earlier stage determines the network's size
         check_prunable(copy_network(model), teacher, config)
