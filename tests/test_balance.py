@@ -6,9 +6,9 @@ import torch
 
 import toys
 from dreamstill.data.batch import Batch
+from dreamstill.synthesis.balanced_draws import hardest_first
 from dreamstill.synthesis.class_balance import ClassMemory
 from dreamstill.synthesis.config import StructuredNoiseConfig
-from dreamstill.synthesis.balanced_draws import hardest_first
 from dreamstill.synthesis.methods.structured_noise import StructuredNoise
 
 

@@ -573,7 +573,10 @@ BAD: dict[str, tuple[Break, str]] = {
     "negative seed": (flags("--seed", "-1"), "seed must be at least 0"),
     "absent device": (flags("--device", "cuda:77"), "cuda:77"),
     "unknown device": (flags("--device", "abacus"), "abacus"),
-    "unknown precision": (flags("--precision", "half"), "one of auto, float32, bfloat16; got 'half'"),
+    "unknown precision": (
+        flags("--precision", "half"),
+        "one of auto, float32, bfloat16; got 'half'",
+    ),
     "missing TOML": (flags("--config", "absent.toml"), "cannot read absent.toml"),
     "broken TOML": (with_toml("[distill"), "not valid TOML"),
     "unknown setting in TOML": (with_toml("[distill]\nstepz = 1\n"), "distill.stepz"),

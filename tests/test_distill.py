@@ -66,7 +66,9 @@ class TestReplayBuffer:
     @pytest.mark.parametrize("name", ["shift", "rotate", "scale", "mixup", "cutmix"])
     def test_each_augmentation_changes_images(self, name: str) -> None:
         images = torch.randn(8, 1, 8, 8, generator=rng()).clamp(-2, 2)
-        degree: Any = {"shift": 0.3, "rotate": 40.0, "scale": 0.4, "mixup": 1.0, "cutmix": 1.0}[name]
+        degree: Any = {"shift": 0.3, "rotate": 40.0, "scale": 0.4, "mixup": 1.0, "cutmix": 1.0}[
+            name
+        ]
         changed = augment(images, toys.SPEC, Augmentation(**{name: degree}), rng())
         assert (changed - images).abs().mean() > 0.1
 

@@ -56,8 +56,8 @@ def test_weights_make_the_classes_even() -> None:
 
 def test_weights_bring_the_statistics_to_the_running_ones() -> None:
     rng = torch.Generator().manual_seed(0)
-    images = 3 + 8 * torch.rand(400, 1, 1, 1, generator=rng) + torch.randn(
-        400, 1, 2, 2, generator=rng
+    images = (
+        3 + 8 * torch.rand(400, 1, 1, 1, generator=rng) + torch.randn(400, 1, 2, 2, generator=rng)
     )
     _, moments = answers_and_moments(normed(), images)
     before, after = moments.mean(0), weights_of(normed(), moments) @ moments
@@ -96,8 +96,6 @@ def test_a_teacher_is_drawn_what_it_knows() -> None:
 
 def test_only_the_programs_asked_for_are_drawn() -> None:
     config = ImageProgramsConfig(batch_size=8, programs=("gradients", "strokes"), fit=False)
-    method = ImagePrograms(
-        toys.quadrant_teacher(), config, rng=torch.Generator().manual_seed(0)
-    )
+    method = ImagePrograms(toys.quadrant_teacher(), config, rng=torch.Generator().manual_seed(0))
     assert list(method.programs) == ["gradients", "strokes"]
     assert method.next_batch().images.shape == (8, 1, 8, 8)

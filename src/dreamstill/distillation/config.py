@@ -97,8 +97,8 @@ class FinetuneConfig:
     cosine."""
     validate_every: Annotated[Int, at_least(1)] = 100
     """Steps between validations; at least 1. The last step is always followed by one."""
-    num_validation: Annotated[Int, at_least(2)] = 2048
-    """Synthetic images held out for model selection; at least 2."""
+    num_validation: Annotated[Int, at_least(2)] = 1024
+    """Images of the teacher's validation set, for model selection; at least 2."""
     freeze_batch_norm: Bool = False
     """Leave the student's BatchNorm statistics as they are, for images that would spoil them."""
     clip_gradient: Annotated[Float, at_least(0)] = 0.0

@@ -189,6 +189,7 @@ def _follow(
             "steps": job.distill.steps,
             "chosen_at_step": work.selector.best_step,
             "validation_agreement": work.selector.measure(work.chosen)[0],
+            "validation_images": len(work.selector.validation.images),
             "warnings": work.warnings,
         },
     )
