@@ -67,7 +67,7 @@ def _mix(images: Tensor, config: Augmentation, rng: torch.Generator) -> Tensor:
     other = images[torch.randperm(num, generator=rng, device=device)]
     weight = torch.rand(num, 1, 1, 1, generator=rng, device=device)
     if config.cutmix:
-        masks = smooth_masks(num, *images.shape[2:], rng)
+        masks = smooth_masks(num, images.shape[2], images.shape[3], rng)
         chance = torch.rand(num, 1, 1, 1, generator=rng, device=device)
         weight = torch.where(chance < config.cutmix, masks, weight)
         mixed = chance < config.cutmix + config.mixup

@@ -68,8 +68,8 @@ def run_compression(
 
     Returns:
         Content of summary.json: for the teacher and every stage bytes, parameters, MACs, latency
-        in one `runtime`, agreement on the teacher's validation set, accuracy with `real`, and files;
-        and `warnings` about classes without images.
+        in one `runtime`, agreement on the teacher's validation set, accuracy with `real`,
+        and files; and `warnings` about classes without images.
 
     Raises:
         TeacherError: a network cannot be opened, built, saved or changed by a task.

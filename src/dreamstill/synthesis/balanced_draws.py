@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class BalancedDraws(Method):
     """
 
     fresh_every = 1
-    state = ("memory",)
+    state: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:
         super().__init__(teacher, config, rng=rng)

@@ -78,7 +78,8 @@ def fit_slopes(teacher: Teacher, moments: Tensor) -> Tensor:
         missing = 1 + (classes * classes.clamp_min(1e-12).log()).sum() / math.log(len(classes))
         variance = (square - mean**2).clamp_min(1e-6)
         divergence = 0.5 * (variance.log() - 1 + (1 + mean**2) / variance)
-        return missing + (share * divergence).sum()
+        total: Tensor = missing + (share * divergence).sum()
+        return total
 
     scores = torch.zeros(len(moments), device=moments.device, requires_grad=True)
     optimizer = torch.optim.Adam([scores], LR)
@@ -96,5 +97,5 @@ def fit_slopes(teacher: Teacher, moments: Tensor) -> Tensor:
 
 
 def log_weights(moments: Tensor, slopes: Tensor) -> Tensor:
-    """Return the logarithms of the weights (N,) of images with moments (N, K + 2 F), up to a sum."""
+    """Return the log weights (N,) of images with moments (N, K + 2 F), up to a constant."""
     return -moments @ slopes

@@ -53,8 +53,8 @@ def _make(teacher: Teacher, num: int) -> ValidationSet:
     spec, rng = teacher.input_spec, torch.Generator(teacher.device).manual_seed(SEED)
     together = min(num, max(TOGETHER, probed_at_once(spec.shape)))
     method = ImagePrograms(teacher, ImageProgramsConfig(batch_size=together), rng=rng)
-    parts = []
-    while sum(map(len, parts)) < num:
+    parts: list[Tensor] = []
+    while together * len(parts) < num:
         inputs = method.next_batch().images
         parts.append(spec.decode(steered(teacher, inputs)))
     images = torch.cat(parts)[:num]
@@ -79,10 +79,10 @@ def steered(teacher: Teacher, inputs: Tensor) -> Tensor:
         for _ in range(STEPS):
             shown = spec.normalize(pixels)
             if teacher.capabilities.batch_norm:
-                divergence, logits = batch_norm_divergence(teacher, shown)
+                loss, logits = batch_norm_divergence(teacher, shown)
             else:
-                divergence, logits = 0.0, teacher(shown)
-            loss = divergence + CERTAINTY * F.cross_entropy(logits, classes)
+                loss, logits = torch.zeros(()), teacher(shown)
+            loss = loss + CERTAINTY * F.cross_entropy(logits, classes)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
