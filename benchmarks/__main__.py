@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.kinds import open_kind
 from benchmarks.runner import CONFIGS, RECORDS, Kind, Record, run
-from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.process import flush_denormals
 
 STUDIES = (
     *("bad_inputs", "curve", "front", "independent", "kills", "kl_directions", "memory"),
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
         sys.argv = arguments
         runpy.run_module(f"benchmarks.{arguments[0]}", run_name="__main__", alter_sys=True)
     else:
-        settle_process()
+        flush_denormals()
         args = parse(arguments)
         out = args.out or RECORDS / f"{args.name}.json"
         head = head_of(args.name, args.kind)

@@ -148,7 +148,7 @@ def make_good(folder: Path, *, exports: bool = True) -> Good:
     command("evaluate", str(folder / "run"), *images)
     if exports:
         command("export", str(folder / "run"))
-        command("quantize", *good.options, *images, "--out", str(folder / "chain"))
+        command("quantize", *good.options, *images, "--out", str(folder / "compressed"))
         new = ["--new", str(folder / "new.npz"), *images, "--learn_classes.steps", "2"]
         command("learn_classes", *good.options, *new, "--out", str(folder / "continual"))
     config = PackConfig(rounds=1, finetune=DistillConfig(steps=1, num_validation=8))
@@ -165,7 +165,7 @@ def file_cases(good: Good) -> Iterator[Case]:
         for wrong, put in (NODES | junk()).items():
             if wrong == "folder" and place.startswith("images"):
                 continue  # an empty folder, which has its own cases
-            if wrong == "no bytes" and place in ("settings", "compress", "TOML card"):
+            if wrong == "no bytes" and place in ("settings", "TOML card"):
                 continue  # an empty table
             yield Case(f"{wrong} for {place}", partial(_in_place, place, put, run), "damaged_")
 
@@ -182,7 +182,7 @@ SUFFIXES = {
     "card": "c.json",
     "TOML card": "c.toml",
     "settings": "s.toml",
-    "chain": "chain.toml",
+    "stages": "stages.toml",
     "packed": "n.packed",
     "metadata": "m.safetensors",
     "metadata of a method": "m.safetensors",
@@ -212,7 +212,7 @@ def places(good: Good) -> dict[str, Callable[[Path, Path], What]]:
     def evaluate(folder: Path, path: Path) -> What:
         return ["evaluate", str(good.folder / "run"), "--images", str(path)]
 
-    def chain(folder: Path, path: Path) -> What:
+    def compress(folder: Path, path: Path) -> What:
         return ["compress", str(path), "--out", str(folder / "out")]
 
     new = ["--new", str(good.folder / "new.npz"), "--images"]
@@ -223,7 +223,7 @@ def places(good: Good) -> dict[str, Callable[[Path, Path], What]]:
         "card": of("inspect", "--teacher.card"),
         "TOML card": of("synthesize", "--teacher.card"),
         "settings": of("distill", "--student", FACTORY, "--config"),
-        "chain": chain,
+        "stages": compress,
         "images of inspect": of("inspect", "--images"),
         "images of metadata": of("metadata", "--images"),
         "images of evaluate": evaluate,
@@ -309,7 +309,7 @@ def record_cases(good: Good) -> Iterator[Case]:
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, "run", name, put, verb)
                 yield Case(f"{verb}: {wrong} for {name}", prepare, name)
-    for folder in (name for name in ("chain", "continual") if (good.folder / name).is_dir()):
+    for folder in (name for name in ("compressed", "continual") if (good.folder / name).is_dir()):
         for name in ("config.json", "summary.json"):
             for wrong, put in inside.items():
                 prepare = partial(_damaged_record, good, folder, name, put, "report")

@@ -38,6 +38,8 @@ INTEGERS = (
     "ten",
     "9223372036854775808",
 )
+NEED_MORE = ("distill", "learn_classes")
+"""Tasks that need another flag."""
 FLOATS = ("1e308", "-1e308", "nan", "inf", "-inf", "1e999", "-" + DIGITS, "0x1p3", "", "half")
 
 
@@ -47,7 +49,7 @@ def number_cases(good: Good) -> Iterator[Case]:
         *((f"synthesize --method {name}", "synthesis", m.config) for name, m in METHODS.items()),
         ("distill --student " + FACTORY, "distill", DistillConfig),
         ("learn_classes --new x.npz", "learn_classes", LearnClassesConfig),
-        *((task, task, kind) for task, kind in STAGE_CONFIGS.items() if task != "distill"),
+        *((task, task, kind) for task, kind in STAGE_CONFIGS.items() if task not in NEED_MORE),
     ]
     for command, table, kind in commands:
         for name, number, several in numbers_of(kind):
@@ -106,7 +108,7 @@ def path_cases(good: Good) -> Iterator[Case]:
         "weights": ["inspect", "--teacher.weights", "{path}"],
         "card": ["inspect", *of, "--teacher.card", "{path}"],
         "settings": ["synthesize", *of, *out, "--config", "{path}"],
-        "chain": ["compress", "{path}", *out],
+        "stages": ["compress", "{path}", *out],
         "images": ["quantize", *of, *out, "--images", "{path}"],
         "real": ["merge", *of, *out, *images, "--real", "{path}"],
         "new": ["learn_classes", *of, *out, *images, "--new", "{path}"],
@@ -143,7 +145,7 @@ HUGE = ("1" + 400 * "0", DIGITS, "0x" + 5000 * "f", "0o" + 9000 * "7")
 
 
 def toml_cases(good: Good) -> Iterator[Case]:
-    """Other types, and numbers without end, in a file of settings and in a chain's."""
+    """Other types, and numbers without end, in a file of settings and in one of stages."""
     tables: dict[str, type] = {"teacher": TeacherFile, "distill": DistillConfig}
     tables["synthesis"] = METHODS["structured_noise"].config
     for table, kind in tables.items():
@@ -181,7 +183,7 @@ def toml_cases(good: Good) -> Iterator[Case]:
         "a null character in real": 'real = "a\\u0000b"\n[[stage]]\ntask = "merge"\n',
         "an endless name": f"images = '{5000 * 'a'}'\n[[stage]]\ntask = 'merge'\n",
     }.items():
-        yield Case(f"chain: {name}", partial(_chain, good, text), "")
+        yield Case(f"stages: {name}", partial(_stages, good, text), "")
 
 
 def _toml_case(good: Good, text: str, says: str) -> Case:
@@ -195,7 +197,7 @@ def _toml_case(good: Good, text: str, says: str) -> Case:
     return Case(f"settings: {text:.60}", prepare, says)
 
 
-def _chain(good: Good, text: str, folder: Path) -> What:
+def _stages(good: Good, text: str, folder: Path) -> What:
     path = folder / "damaged.toml"
     path.write_text(text + f"\n[teacher]\nweights = {str(good.folder / 'teacher.safetensors')!r}\n")
     return ["compress", str(path), *([] if "out =" in text else ["--out", str(folder / "out")])]

@@ -2,7 +2,7 @@
 
     python -m benchmarks kills
 
-Every method makes images and a student, a chain has four stages, and a network learns two new
+Every method makes images and a student, a compression has four stages, and a network learns two new
 classes: each once without interruption, then again with `kill -9` at random moments, resumed until
 it ends. Then two processes resume each kind of folder at the same time: one of them is refused.
 
@@ -31,7 +31,6 @@ import torch
 from safetensors.numpy import load_file
 
 import dreamstill
-from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import DreamstillError
@@ -43,13 +42,13 @@ from dreamstill.pipelines.config import (
     CompressJob,
     DistillJob,
     JobConfig,
-    LearnClassesJob,
+    LearnClassesStage,
+    StageConfig,
     SynthesizeJob,
     read_job,
 )
 from dreamstill.pipelines.distill import distill
-from dreamstill.pipelines.learn_classes import learn_classes
-from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.process import flush_denormals
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import synthesize
 from dreamstill.synthesis.activation_statistics import record_metadata
@@ -132,19 +131,23 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
                 arrays_of,
             )
     plain = {"teacher": {"weights": str(weights)}, "num_images": 128, "stage": STAGE_TABLES}
-    chain = read_job(CompressJob, plain | {"synthesis": {"batch_size": 16}})
+    compression = read_job(CompressJob, plain | {"synthesis": {"batch_size": 16}})
     found["compress"] = Case(
-        lambda at, resume: run_compression(at, chain, resume=resume), stages_of
+        lambda at, resume: run_compression(at, compression, resume=resume), stages_of
     )
-    learning = LearnClassesJob(
+    learning = CompressJob(
         teacher=teacher,
-        new=str(folder / "new.npz"),
         num_images=128,
         synthesis=small("structured_noise"),
-        learn_classes=LearnClassesConfig(steps=40, batch_size=16),
+        stages=(
+            StageConfig(
+                task="learn_classes",
+                config=LearnClassesStage(new=str(folder / "new.npz"), steps=40, batch_size=16),
+            ),
+        ),
     )
     found["learn_classes"] = Case(
-        lambda at, resume: learn_classes(at, learning, resume=resume),
+        lambda at, resume: run_compression(at, learning, resume=resume),
         lambda at: tensors_of(at / "network.safetensors") | arrays_of(at),
     )
     return found
@@ -306,14 +309,14 @@ def row_of(name: str, case: Case, folder: Path, rng: random.Random, kills: int) 
 
 
 def main() -> None:
-    settle_process()
+    flush_denormals()
     torch.set_num_threads(1)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for name in SLOW:
         importlib.import_module(name)
     parser = argparse.ArgumentParser(description="Runs that are killed and resumed.")
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
-    parser.add_argument("--kills", type=int, default=2, help="of each run; a chain has twice [2]")
+    parser.add_argument("--kills", type=int, default=2, help="of each run; twice for compress [2]")
     parser.add_argument("--runs", nargs="+", help="by name, such as 'distill, dafl' [all]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/kills.json"))

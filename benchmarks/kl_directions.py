@@ -28,7 +28,7 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.losses import logits as losses
 from dreamstill.pipelines.distill import open_student
-from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.process import flush_denormals
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.config import StructuredNoiseConfig
 from dreamstill.synthesis.registry import open_synthesizer
@@ -89,7 +89,7 @@ def picture(path: Path) -> None:
 
 
 def main() -> None:
-    settle_process()
+    flush_denormals()
     parser = argparse.ArgumentParser(description="Directions of the KL.")
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--steps", type=int, default=1500)

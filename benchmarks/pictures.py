@@ -24,7 +24,7 @@ from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.evaluation import predict
 from dreamstill.pipelines.distill import open_student
-from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.process import flush_denormals
 from dreamstill.report.figures import class_rows, png
 from dreamstill.teacher import Teacher
 
@@ -109,7 +109,7 @@ def file_name(row: str) -> str:
 
 
 def main() -> None:
-    settle_process()
+    flush_denormals()
     parser = argparse.ArgumentParser(description="Grids of every method.")
     parser.add_argument("data_set", choices=BENCHMARKS)
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))

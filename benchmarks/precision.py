@@ -26,7 +26,7 @@ from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5_bn
 from dreamstill.nn.resnet_cifar import resnet20, resnet56
 from dreamstill.pipelines.distill import open_student
-from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.process import flush_denormals
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.config import RandomShapes
 from dreamstill.synthesis.random_shapes import structured_images
@@ -55,7 +55,7 @@ def opened(pair: str, folder: Path, precision: Precision) -> Distillation:
 
 
 def main() -> None:
-    settle_process()
+    flush_denormals()
     record: dict[str, Any] = {
         "name": "precision",
         "data": "milliseconds of a student step",

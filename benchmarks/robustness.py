@@ -22,7 +22,7 @@ from dreamstill.data.images import load_images
 from dreamstill.evaluation import accuracy
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
-from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.process import flush_denormals
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.teacher import Teacher
 
@@ -77,7 +77,7 @@ def measured(teacher: Teacher, inputs: Tensor, labels: Tensor) -> dict[str, floa
 
 
 def main() -> None:
-    settle_process()
+    flush_denormals()
     parser = argparse.ArgumentParser(description="How brittle the teachers are.")
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.kills import TUNE, Case, cases, prepare, stages_of
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
-from dreamstill.pipelines.process import settle_process
+from dreamstill.pipelines.process import flush_denormals
 
 REST = [
     {"task": "prune", "keep": 0.8, "rounds": 2, "finetune": TUNE},
@@ -36,7 +36,7 @@ def digest_of(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    settle_process()
+    flush_denormals()
     parser = argparse.ArgumentParser(description="Digests of what short runs end with.")
     parser.add_argument("--teachers", type=Path, default=Path("benchmarks/teachers"))
     weights = parser.parse_args().teachers / "lenet5_bn_mnist.safetensors"

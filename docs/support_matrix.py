@@ -235,9 +235,9 @@ def cell(
         result = run(teacher, images, narrow)
     except ds.DreamstillError as error:
         return f"✗ {noted(str(error), reasons)}"
-    if isinstance(result, ds.Result) and (whole := result.details.get("left_whole")):
+    if isinstance(result, ds.Result) and (whole := result.details.get("skipped")):
         names = ", ".join(f"`{name}`" for name in whole)
-        return f"~ {noted(f'left whole: {names}', reasons)}"
+        return f"~ {noted(f'skipped: {names}', reasons)}"
     return "✓"
 
 

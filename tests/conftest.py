@@ -1,6 +1,8 @@
 """What every test starts from."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,11 +23,15 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def tables_restored() -> Iterator[None]:
-    """Take what a test registers off the tables of methods, tasks, losses and programs again."""
+def tables_restored(tmp_path: Path) -> Iterator[None]:
+    """Take what a test registers off the tables again, and forget the modules in its folder."""
     tables: list[dict[Any, Any]] = [METHODS, STAGES, STAGE_CONFIGS, LOSSES, LOSS_NAMES, PROGRAMS]
-    kept = [dict(table) for table in tables]
+    kept, path = [dict(table) for table in tables], [*sys.path]
     yield
+    sys.path[:] = path
+    for name, module in [*sys.modules.items()]:
+        if tmp_path in Path(getattr(module, "__file__", None) or "").parents:
+            del sys.modules[name]
     for table, before in zip(tables, kept, strict=True):
         table.clear()
         table.update(before)

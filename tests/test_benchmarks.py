@@ -33,7 +33,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "zskd_curve": ("500 impressions", "noise"),
     "reference_mnist": ("metadata (all)", "dfad after structured noise", "adaptive deepinversion"),
     "compress_lenet5_mnist": ("W8A8, no input", "half the MACs by merging"),
-    "chain_lenet5": ("teacher",),
+    "pipeline_lenet5": ("teacher",),
     "continual_mnist": ("inversion", "lwf", "joint"),
     "continual_mnist_bn": ("abd on generated",),
     "quantize_resnet20": ("FP32", "W8A8, no input", "W4A4 fine-tuned"),
@@ -42,7 +42,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "merge_mlp": ("0.50",),
 }
 """Benchmarks of every kind, with the rows to run."""
-SOURCE = {"compress": "ours", "compress_in_memory": "default", "chain": "noise"}
+SOURCE = {"compress": "ours", "compress_in_memory": "default", "pipeline": "noise"}
 """The one source of images to run a kind on, beside the cells that have none."""
 
 

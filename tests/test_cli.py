@@ -125,6 +125,22 @@ def test_a_users_own_network_from_file_to_device(
     assert "real.npz" in (run / "report.html").read_text()
 
 
+def test_metadata_and_evaluate_take_a_device(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(distill(teacher)) == 0
+    real, out = teacher.parent / "real.npz", teacher.parent / "m.safetensors"
+    x = np.random.default_rng(0).integers(0, 256, (400, 1, 8, 8), np.uint8)
+    np.savez(real, x=x, y=np.arange(400) % 4)
+    record = ["metadata", "--teacher.weights", str(teacher), "--kind", "top", "--out", str(out)]
+    for command in (record, ["evaluate", str(teacher.parent / "run")]):
+        command += ["--images", str(real), "--json", "--device"]
+        capsys.readouterr()
+        assert cli.main([*command, "abacus"]) == 2
+        assert "device 'abacus' is not available" in capsys.readouterr().err
+        assert cli.main([*command, "cpu"]) == 0
+
+
 def test_synthesize_writes_images_that_the_teacher_answers(
     teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -628,12 +644,12 @@ BAD: dict[str, tuple[Break, str]] = {
         ],
         "out of memory",
     ),
-    "images for a recipe that looks at none": (
+    "a method for a recipe that looks at no image": (
         lambda t: [
             *("learn_classes", *distill(t)[1:3], "--out", f"{t}.d", "--new", "x.npz"),
-            *("--learn_classes.recipe", "lwf", "--images", "x.npz"),
+            *("--learn_classes.recipe", "lwf", "--method", "noise"),
         ],
-        "images x.npz has no effect on lwf, which looks at none",
+        "method noise has no effect on tasks that look at no image",
     ),
     "deepinversion without BatchNorm": (
         lambda t: [

@@ -464,7 +464,7 @@ class Attention(nn.Module):
         return logits
 
 
-def test_layers_inside_attention_are_left_whole() -> None:
+def test_layers_inside_attention_are_skipped() -> None:
     with seeded(rng()):
         teacher = Teacher(Attention(), SPEC)
     small, records = factorize(teacher.module, SPEC, FactorizeConfig(energy=0.3))
@@ -498,7 +498,7 @@ def test_a_network_that_cannot_be_cut_is_named() -> None:
     with seeded(rng()):
         teacher = Teacher(Columns(), SPEC)
     with pytest.raises(
-        TeacherError, match=r"no layer of Columns can lose channels: columns, rows left whole: "
+        TeacherError, match=r"no layer of Columns can lose channels: columns, rows skipped: "
     ):
         prune(teacher, images(16), PruneConfig(keep=0.6, finetune=None), rng=rng())
 

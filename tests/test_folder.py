@@ -313,7 +313,7 @@ def test_settings_that_were_edited_are_noticed(
     assert "config.json was edited after the run began" in capsys.readouterr().err
 
 
-def test_settings_of_a_chain_that_were_edited_are_noticed(weights: Path, tmp_path: Path) -> None:
+def test_edited_settings_of_a_compression_are_noticed(weights: Path, tmp_path: Path) -> None:
     plain = {
         "teacher": {"weights": str(weights)},
         "num_images": 64,
@@ -734,7 +734,7 @@ def test_nothing_stays_of_what_fails_before_it_is_worth_anything(
 
 
 def test_a_run_that_was_killed_at_its_start_is_taken_up(weights: Path, tmp_path: Path) -> None:
-    """Before the first checkpoint there are settings alone, or half of what is claimed."""
+    """Before the first checkpoint there is config.json, with the other first files or alone."""
     job = job_of(weights)
     for whole in (True, False):
         for make in ("distill", "synthesize"):

@@ -392,7 +392,7 @@ def other_groups() -> nn.Module:
     return Grouped(10, 2)
 
 
-def test_a_chain_asks_before_any_image_is_made(
+def test_a_compression_asks_before_any_image_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toys, "small_cnn", lambda: Grouped(12, 4))
@@ -464,7 +464,7 @@ def started(command: str, tmp_path: Path, images: int) -> dict[str, Tensor]:
         words += f" --reconstruct {images} --teacher.weights {weights}"
         assert cli.main(["distill", *words.split(), *common]) == 0
         return load_file(run / "student.safetensors")
-    toml = tmp_path / "chain.toml"
+    toml = tmp_path / "stages.toml"
     toml.write_text(f"""
         num_images = 256
         [teacher]

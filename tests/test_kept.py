@@ -28,7 +28,7 @@ from dreamstill.exporters.formats import export, load_exported
 from dreamstill.loaders.factory import build
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
-from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
+from dreamstill.pipelines.saved_networks import check_saveable, read_network, save_network
 
 CALLED: list[object] = []
 
@@ -71,7 +71,7 @@ class Odd(toys.SmallCnn):
 
 def test_attributes_come_back_as_they_were(tmp_path: Path) -> None:
     network = Odd()
-    check_keepable([network])
+    check_saveable([network])
     save_network(network, tmp_path / "n.pt")
     again = read_network(tmp_path / "n.pt", [network])
     assert isinstance(again, Odd)
@@ -247,7 +247,7 @@ def test_a_network_that_could_not_be_read_back_is_refused() -> None:
     network = toys.SmallCnn()
     network.restored = restored()  # type: ignore[assignment]
     with pytest.raises(TeacherError, match=r"cannot be kept .*calls Restored.__setstate__"):
-        check_keepable([network])
+        check_saveable([network])
 
 
 # ---- .pt2
@@ -324,7 +324,7 @@ def test_a_pt2_that_may_hold_code_is_not_opened(name: str, tmp_path: Path) -> No
     assert not CALLED
 
 
-# ---- a chain's folder
+# ---- the folder of a compression
 
 
 @pytest.fixture
@@ -338,26 +338,26 @@ def plain(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_link_is_the_file_that_was_written(plain: dict[str, Any], tmp_path: Path) -> None:
-    folder, chain = tmp_path / "run", read_job(CompressJob, plain)
-    run_compression(folder, chain)
+    folder, job = tmp_path / "run", read_job(CompressJob, plain)
+    run_compression(folder, job)
     (network,) = folder.glob("stages/*.pt")
     (file,) = folder.glob("stages/*.int8.pt2")
     for path in (network, file):
         kept = path.read_bytes()
         path.write_bytes(saved(Calls(called, 1)))
         with pytest.raises(RunError, match="is another file than was written"):
-            run_compression(folder, chain, resume=True)
+            run_compression(folder, job, resume=True)
         path.unlink()
         with pytest.raises(RunError, match="is gone"):
-            run_compression(folder, chain, resume=True)
+            run_compression(folder, job, resume=True)
         path.write_bytes(kept)
     assert not CALLED
-    run_compression(folder, chain, resume=True)
+    run_compression(folder, job, resume=True)
 
 
 def test_a_link_whose_record_was_forged_runs_no_code(plain: dict[str, Any], tmp_path: Path) -> None:
-    folder, chain = tmp_path / "run", read_job(CompressJob, plain)
-    run_compression(folder, chain)
+    folder, job = tmp_path / "run", read_job(CompressJob, plain)
+    run_compression(folder, job)
     (network,) = folder.glob("stages/*.pt")
     (file,) = folder.glob("stages/*.int8.pt2")
     (record,) = folder.glob("stages/*.json")
@@ -375,16 +375,16 @@ def test_a_link_whose_record_was_forged_runs_no_code(plain: dict[str, Any], tmp_
         told["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         record.write_text(json.dumps(told))
         with pytest.raises((RunError, ExportError)):
-            run_compression(folder, chain, resume=True, real=real)
+            run_compression(folder, job, resume=True, real=real)
         assert not CALLED
 
 
 def test_a_link_is_of_the_images_in_its_folder(plain: dict[str, Any], tmp_path: Path) -> None:
-    folder, chain = tmp_path / "run", read_job(CompressJob, plain)
-    run_compression(folder, chain)
+    folder, job = tmp_path / "run", read_job(CompressJob, plain)
+    run_compression(folder, job)
     np.savez(folder / "images.npz", x=np.zeros((64, 1, 8, 8), np.uint8))
     with pytest.raises(RunError, match="was made on other images"):
-        run_compression(folder, chain, resume=True)
+        run_compression(folder, job, resume=True)
 
 
 @pytest.mark.parametrize("name", ["vit", "encoder"])

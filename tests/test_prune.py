@@ -189,10 +189,10 @@ LEFT: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 
 
 @pytest.mark.parametrize("case", LEFT)
-def test_makers_of_channels_that_cannot_be_followed_are_left_whole(case: str) -> None:
+def test_makers_of_channels_that_cannot_be_followed_are_skipped(case: str) -> None:
     teacher = net(*LEFT[case])
     model, record = pruned(teacher)
-    assert record.left_whole == ("maker",)
+    assert record.skipped == ("maker",)
     assert len(model.maker.weight) == 32  # type: ignore[union-attr, arg-type]
     assert len(model.first.weight) < 24  # type: ignore[union-attr, arg-type]
     if case != "standardized weights":  # where nothing is no longer nothing once it is
@@ -218,7 +218,7 @@ FOLLOWED: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 def test_what_can_be_followed_is_cut_and_is_the_network_without_these_channels(case: str) -> None:
     teacher = net(*FOLLOWED[case])
     model, record = pruned(teacher, keep_layer=0.2)
-    assert record.left_whole == ()
+    assert record.skipped == ()
     assert len(model.maker.weight) < 32  # type: ignore[union-attr, arg-type]
     wanted = predict(silenced(teacher.module, model), SPEC, images())
     torch.testing.assert_close(predict(model, SPEC, images()), wanted)
@@ -235,7 +235,7 @@ NORMS: dict[str, nn.Module] = {
 def test_norms_lose_channels_too_and_groups_as_many_each(case: str) -> None:
     model, record = pruned(net(NORMS[case]), keep=0.4)
     norm = model.between
-    assert record.left_whole == ()
+    assert record.skipped == ()
     assert len(norm.weight) == len(model.maker.weight) < 32  # type: ignore[union-attr, arg-type]
     if isinstance(norm, nn.GroupNorm):
         assert norm.num_groups == 4
@@ -244,7 +244,7 @@ def test_norms_lose_channels_too_and_groups_as_many_each(case: str) -> None:
 def test_what_flips_two_makers_leaves_both_and_prunes_the_rest() -> None:
     flipped = Branches(lambda x, y: torch.cat([x, y], 1).flip(1))
     _, record = pruned(net(flipped))
-    assert record.left_whole == ("between.one", "between.other")
+    assert record.skipped == ("between.one", "between.other")
 
 
 class LooksOnce(nn.Module):
@@ -310,7 +310,7 @@ def test_a_size_written_into_the_code_is_named_with_what_to_write() -> None:
     with seeded(rng()):
         teacher = Teacher(Written(), DIGITS)
     model, record = pruned(teacher, keep=0.5)
-    assert record.left_whole == ("second",)
+    assert record.skipped == ("second",)
     wanted = predict(silenced(teacher.module, model), DIGITS, images(16, DIGITS))
     torch.testing.assert_close(predict(model, DIGITS, images(16, DIGITS)), wanted)
     with pytest.raises(ConfigError, match=f"keep 0.1 of macs cannot be met: .*{FLATTEN}") as said:
@@ -325,7 +325,7 @@ def test_a_size_written_into_the_code_is_named_with_what_to_write() -> None:
     ("stage", "message"),
     [({"task": "prune", "keep": 0.1}, FLATTEN), ({"task": "merge"}, FLATTEN)],
 )
-def test_a_chain_says_so_before_any_image_is_made(
+def test_a_compression_says_so_before_any_image_is_made(
     stage: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toys, "small_cnn", Written)
@@ -339,13 +339,13 @@ def test_a_chain_says_so_before_any_image_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_chain_names_what_was_left_whole(tmp_path: Path) -> None:
+def test_a_compression_names_what_was_skipped(tmp_path: Path) -> None:
     teacher = net(lambda x: x.flip(1))
     stage = read_job(CompressJob, {"teacher": {"weights": ""}, "stage": [PRUNE]}).stages[0]
     work = StageContext(teacher, images(), rng(), lambda progress: None, tmp_path / "1-prune")
     check_stages([stage], teacher.module, teacher)
     _, record = STAGES["prune"].run(teacher.module, stage.config, work)
-    assert record["left_whole"] == ["maker"]
+    assert record["skipped"] == ["maker"]
 
 
 PRUNE = {"task": "prune", "keep": 0.6, "rounds": 1, "reconstruct": 0, "finetune": "none"}

@@ -543,12 +543,12 @@ sys.addaudithook(watch)
 
 
 def test_no_socket_is_opened_and_nothing_is_written_elsewhere(teacher: Path) -> None:
-    """`export` and `chain`: within the run's folder and the temporary one alone."""
+    """`export` and `compress`: within the run's folder and the temporary one alone."""
     folder = teacher.parent
     for name in ("guard", "home", "temporary"):
         (folder / name).mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
-    (folder / "chain.toml").write_text(
+    (folder / "stages.toml").write_text(
         f'num_images = 16\n[teacher]\nweights = "{teacher}"\n[[stage]]\ntask = "int8"\n'
     )
     environment = {
@@ -571,13 +571,13 @@ def test_no_socket_is_opened_and_nothing_is_written_elsewhere(teacher: Path) -> 
     commands = [
         ["distill", "--teacher.weights", str(teacher), *made],
         ["export", "out_run"],
-        ["compress", "chain.toml", "--out", "out_chain"],
+        ["compress", "stages.toml", "--out", "out_compress"],
     ]
     for arguments in commands:
         ran = run_command(arguments, folder=folder, **environment)
         assert ran.returncode == 0, ran.stderr
     assert (folder / "out_run" / "student.onnx").is_file()
-    assert (folder / "out_chain" / "network.onnx").is_file()
+    assert (folder / "out_compress" / "network.onnx").is_file()
     assert not list((folder / "home").iterdir())
     network = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
     if network.returncode == 0:
@@ -652,18 +652,18 @@ def mlp() -> nn.Module:
 
 
 @pytest.mark.parametrize("command", ["compress", "quantize", "continual"])
-def test_chains_and_continual_take_device_and_precision(
+def test_compress_and_learn_classes_take_device_and_precision(
     command: str, teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = teacher.parent
     x = np.random.default_rng(0).integers(0, 256, (16, 1, 8, 8), np.uint8)
     np.savez(folder / "new.npz", x=x, y=4 + np.arange(16) % 2)
-    (folder / "chain.toml").write_text(
+    (folder / "stages.toml").write_text(
         f'num_images = 16\ndevice = "cpu"\n[teacher]\nweights = "{teacher}"\n'
         '[[stage]]\ntask = "distill"\nstudent = "toys:student"\nsteps = 2\n'
     )
     start = {
-        "compress": ["compress", str(folder / "chain.toml")],
+        "compress": ["compress", str(folder / "stages.toml")],
         "quantize": ["quantize", "--teacher.weights", str(teacher), "--num-images", "16"],
         "continual": [
             *("learn_classes", "--teacher.weights", str(teacher), "--num-images", "16"),

@@ -30,7 +30,11 @@ from dreamstill.report.distill import table_rows
 from dreamstill.report.figures import tile, to_picture
 from dreamstill.report.page import read_log
 from dreamstill.report.reproduce import as_toml
-from dreamstill.report.verdict import verdict_of_chain, verdict_of_continual, verdict_of_distill
+from dreamstill.report.verdict import (
+    verdict_of_compression,
+    verdict_of_continual,
+    verdict_of_distill,
+)
 from dreamstill.synthesis.registry import METHODS
 
 COST: dict[str, Any] = {
@@ -210,18 +214,18 @@ def test_a_verdict_on_a_student_says_what_was_measured() -> None:
     assert verdict_of_distill({}) == "There is no result yet: the run is not finished."
 
 
-def test_a_verdict_on_a_chain_says_what_was_measured() -> None:
+def test_a_verdict_on_a_compression_says_what_was_measured() -> None:
     stage = {"task": "pack", "smaller": 38.76}
-    assert verdict_of_chain(
+    assert verdict_of_compression(
         {"teacher": {"accuracy": 0.99}, "stages": [stage | {"accuracy": 0.98}]}
     ) == (
         "After 1 stage the network is 38.8 times smaller; it is right on 98.00 % of the real "
         "images, the teacher on 99.00 %."
     )
-    agreed = verdict_of_chain({"teacher": {}, "stages": [{}, stage | {"agreement": 0.9}]})
+    agreed = verdict_of_compression({"teacher": {}, "stages": [{}, stage | {"agreement": 0.9}]})
     assert agreed.startswith("After 2 stages")
     assert agreed.endswith("Accuracy on real images is unknown: none were given.")
-    nothing = verdict_of_chain({"teacher": {}, "stages": [{"smaller": None}]})
+    nothing = verdict_of_compression({"teacher": {}, "stages": [{"smaller": None}]})
     assert nothing == "After 1 stage the network: how well it answers was not measured."
 
 
@@ -301,15 +305,15 @@ def make_pages(folder: Path) -> dict[str, Path]:
         {"task": "quantize", "first_last_bits": None, "finetune": finetune},
         {"task": "int8"},
     ]
-    chain = {"num_images": 64, "teacher": {"weights": str(folder / "teacher.safetensors")}}
-    (folder / "chain.toml").write_text(as_toml(chain | {"stage": stages}))
+    tables = {"num_images": 64, "teacher": {"weights": str(folder / "teacher.safetensors")}}
+    (folder / "stages.toml").write_text(as_toml(tables | {"stage": stages}))
     teacher = ["--teacher.weights", str(folder / "teacher.safetensors")]
     real = {name: str(folder / f"{name}.npz") for name in ("new", "real", "more")}
     runs = {name: folder / name for name in ("distill", "compress", "learn_classes")}
     student = ["--student", "toys:student", *SHORT, "--seed", "3"]
     for name, arguments in {
         "distill": [*teacher, *student],
-        "compress": [str(folder / "chain.toml"), "--real", real["real"]],
+        "compress": [str(folder / "stages.toml"), "--real", real["real"]],
         "learn_classes": [
             *(*teacher, "--new", real["new"], "--real", real["more"], "--num-images", "64"),
             *("--learn_classes.steps", "3"),
@@ -381,7 +385,7 @@ def test_figures_follow_the_scheme_of_the_page(
     assert light != dark
 
 
-PRIVATE = r"\b(pools?|judges?|links?|floors?|dreams?|prices?|worth|offers?)\b"
+PRIVATE = r"\b(pools?|judges?|links?|floors?|dreams?|prices?|worth|offers?|chains?)\b"
 
 
 def test_no_private_word_is_left(runs: dict[str, Path]) -> None:

@@ -24,7 +24,7 @@ from dreamstill.loaders.state_dict import load_module, load_weights
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import Probe
 from dreamstill.nn.lenet import lenet5, lenet5_bn
-from dreamstill.pipelines.saved_networks import check_keepable
+from dreamstill.pipelines.saved_networks import check_saveable
 from dreamstill.teacher import Teacher, check_trainable
 
 MNIST = InputSpec(shape=(1, 28, 28), mean=(0.13,), std=(0.31,))
@@ -289,7 +289,7 @@ def test_weights_are_floats_and_computed_ones_become_plain(
     loaded = load_module(f"test_teacher:{factory.__name__}", tmp_path / "w.pt").eval()
     torch.testing.assert_close(loaded(inputs), wanted)
     assert set(loaded.state_dict()) == {"1.weight", "1.bias", "2.weight", "2.bias"}
-    check_keepable([loaded])
+    check_saveable([loaded])
 
 
 class Wrapper(torch.nn.Module):

@@ -10,7 +10,12 @@ from safetensors.torch import save_file
 
 import toys
 from dreamstill.cli import main as cli
-from dreamstill.cli.terminal import Bars, print_learned, print_rows, print_summary
+from dreamstill.cli.terminal import (
+    Bars,
+    print_compression,
+    print_rows,
+    print_summary,
+)
 from dreamstill.progress import Progress
 
 LATENCY = {"median": 0.51234, "low": 0.5, "high": 0.6, "runtime": "PyTorch"}
@@ -91,10 +96,14 @@ def test_numbers_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "252,493" in shown
     assert not {"{", "[", "'", "None"} & set(shown.split())
     assert "8949544" not in shown
+    network = {"bytes": 252493, "file_bytes": 252493, "smaller": 1.0, "parameters": 1, "macs": 1}
     known = {"accuracy_old_before": 0.98765432, "accuracy_old": 0.5, "accuracy_new": 1.0}
-    print_learned({"old_classes": 4, "classes": 6, "files": files} | known, Path("run"))
+    stage = network | {"task": "learn_classes", "old_classes": 4, "classes": 6, "files": files}
+    summary = {"runtime": "onnxruntime", "teacher": network, "network": "network.onnx"}
+    print_compression(summary | {"stages": [stage | known]}, Path("run"))
     shown = capsys.readouterr().out
     assert "98.77 %" in shown
+    assert "2 new classes beside 4 old ones" in shown
     assert "network.onnx, 252,493 bytes" in shown
     assert "{" not in shown
 
@@ -141,3 +150,24 @@ def test_files_of_a_run_have_the_modes_that_the_user_gives_files(
         os.umask(before)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize(("width", "num_tables"), [(100, 1), (80, 2), (60, 2)])
+def test_a_table_of_stages_fits_the_terminal(
+    width: int, num_tables: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    network = {
+        **{"bytes": 44672123, "file_bytes": 44672123, "smaller": 10.2, "latency_ms": LATENCY},
+        **{"parameters": 11689512, "macs": 60814073, "agreement": 0.9831, "accuracy": 1.0},
+    }
+    tasks = ("distill", "factorize", "pack")
+    stages = {"stages": [network | {"task": task} for task in tasks], "network": "network.onnx"}
+    print_compression({"runtime": "onnxruntime", "teacher": network} | stages, Path("run"))
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= width
+    values = "44,672,123 10.2 x 11,689,512 60,814,073 0.512 98.31 % 100.00 %"
+    for task in ("teacher", *tasks):
+        rows = [line.removeprefix(task) for line in printed if line.startswith(f"{task} ")]
+        assert " ".join(" ".join(rows).split()) == values
+        assert len(rows) == num_tables

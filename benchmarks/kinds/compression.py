@@ -28,7 +28,7 @@ from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.profiling import measure_latency, measure_size
 from dreamstill.teacher import Teacher
 
-__all__ = ["Chain", "Compress", "CompressInMemory"]
+__all__ = ["Compress", "CompressInMemory", "Pipeline"]
 
 WHOLE = ("whole", "export")
 """Tasks that leave the network as it is: in memory, and as a file in its runtime."""
@@ -70,12 +70,12 @@ class Compress(OfTasks):
     no_source = "ours"
 
     def described(self) -> dict[str, Any]:
-        chained = {name: row for name, row in self.rows.items() if row["task"] not in WHOLE}
+        configured = {name: row for name, row in self.rows.items() if row["task"] not in WHOLE}
         methods = {source: to_plain(made) for source, made in self.sources.items()}
         return {
             "data": self.config["data"],
             "num_images": self.num_images,
-            "settings": {"rows": chained, "methods": methods},
+            "settings": {"rows": configured, "methods": methods},
         }
 
     def place(self, cell: Cell) -> tuple[str, ...]:
@@ -223,16 +223,16 @@ class CompressInMemory(OfTasks):
         }
 
 
-class Chain(Kind):
-    """One chain of several stages: a row is a network of it, on one source of images.
+class Pipeline(Kind):
+    """One pipeline of several stages: a row is a network of it, on one source of images.
 
-    `ours` are the images that the chain synthesizes itself; its network's row is named by the task
-    alone.
+    `ours` are the images that the pipeline synthesizes itself; its network's row is named by the
+    task alone.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.plain = read_toml(self.config["chain"])
+        self.plain = read_toml(self.config["pipeline"])
         if self.tiny:
             stages = [shrunk(stage) for stage in self.plain["stage"]]
             self.plain = shrunk(self.plain) | {"stage": stages}
@@ -257,7 +257,7 @@ class Chain(Kind):
         }
 
     def _networks(self, source: str | None, seed: int) -> dict[str, Any]:
-        """Run the chain; return the records of its networks by task."""
+        """Run the pipeline; return the records of its networks by task."""
         plain = self.plain | {"seed": seed}
         with tempfile.TemporaryDirectory() as folder:
             if source:

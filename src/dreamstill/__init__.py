@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from dreamstill.exporters.config import Int8Config as Int8Config
     from dreamstill.input_spec import InputSpec as InputSpec
     from dreamstill.pipelines.config import DistillStage as DistillStage
+    from dreamstill.pipelines.config import LearnClassesStage as LearnClassesStage
     from dreamstill.synthesis.config import AbdConfig as AbdConfig
     from dreamstill.synthesis.config import DaflConfig as DaflConfig
     from dreamstill.synthesis.config import DeepInversionConfig as DeepInversionConfig
@@ -88,6 +89,7 @@ _HOMES = {
     "InputSpec": "input_spec",
     "Int8Config": "exporters.config",
     "LearnClassesConfig": "continual.config",
+    "LearnClassesStage": "pipelines.config",
     "RandomShapes": "synthesis.config",
     "Teacher": "teacher",
 }

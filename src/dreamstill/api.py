@@ -528,6 +528,8 @@ def compress(
     for index, stage in enumerate(named):
         result = _run(stage.task, teacher, given, stage.config, model, seed + index, progress)
         model = result.model
+        if after := STAGES[stage.task].after:
+            teacher, given = after(model, stage.config, teacher, given)
         history += result.history
         records.append({"task": stage.task} | result.details)
     return Result(model, teacher.input_spec, history, {"stages": records})

@@ -67,8 +67,10 @@ def measure_size(module: nn.Module, spec: InputSpec) -> Size:
 
 def measure_profile(module: nn.Module, spec: InputSpec) -> Profile:
     """Measure a network's size, and its latency in PyTorch with the current number of threads."""
+    device = device_of(module)
+    runtime = "PyTorch" if device.type == "cpu" else f"PyTorch on {device.type}"
     with evaluating(module):
-        latency = measure_latency(module, spec, device=device_of(module))
+        latency = measure_latency(module, spec, device=device, runtime=runtime)
     return Profile(**asdict(measure_size(module, spec)), latency_ms=latency)
 
 

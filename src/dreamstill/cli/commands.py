@@ -9,7 +9,6 @@ from typing import Any
 from dreamstill.cli.flags import PREFIX
 from dreamstill.cli.terminal import (
     print_compression,
-    print_learned,
     print_next,
     print_rows,
     print_summary,
@@ -23,10 +22,9 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.demo import demo
 from dreamstill.pipelines.jobs import distill_and_report, inspect
-from dreamstill.pipelines.learn_classes import LEARNED, learn_classes
 from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
 from dreamstill.pipelines.synthesize import synthesize
-from dreamstill.report import write_chain_report, write_continual_report, write_report
+from dreamstill.report import write_compression_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 
 __all__ = ["RUN"]
@@ -34,12 +32,11 @@ __all__ = ["RUN"]
 
 def _inspect(arguments: argparse.Namespace) -> Any:
     plain = arguments.plain
-    known = ("teacher", "device", "images")
+    known = ("teacher", "device", "images", "plugin")
     if unknown := [name for name in plain if name not in known]:
         raise ConfigError(f"unknown setting {unknown[0]}; known: {', '.join(known)}")
-    device = _option(arguments, "device") or "cpu"
     images = _option(arguments, "images")
-    teacher = open_from(_teacher_file(plain), device=device)
+    teacher = open_from(_teacher_file(plain), device=_device(arguments))
     result = inspect(teacher, images)
     if not arguments.json:
         print_rows("teacher", result)
@@ -54,7 +51,7 @@ def _metadata(arguments: argparse.Namespace) -> Any:
     path = _out(arguments)
     if path.exists():
         raise RunError(f"{path} exists: choose another name")
-    teacher = open_from(_teacher_file(arguments.plain))
+    teacher = open_from(_teacher_file(arguments.plain), device=_device(arguments))
     images = load_unlabelled(arguments.images, teacher.input_spec)
     record_metadata(teacher, images, path, kind=kinds[0])
     result = {"file": str(path), "kind": arguments.kind, "bytes": path.stat().st_size}
@@ -105,35 +102,25 @@ def _compress(arguments: argparse.Namespace) -> Any:
         real=real,
         on_progress=arguments.bars,
     )
-    page = write_chain_report(folder)
+    page = write_compression_report(folder)
     if not arguments.json:
         _show(print_compression, result, folder)
         print_next(f"open {page}")
     return result
 
 
-def _learn_classes(arguments: argparse.Namespace) -> Any:
-    folder, real = _out(arguments), _option(arguments, "real")
-    result = learn_classes(
-        folder,
-        arguments.job,
-        resume=arguments.resume,
-        real=real,
-        on_progress=arguments.bars,
-    )
-    page = write_continual_report(folder)
-    if not arguments.json:
-        print_learned(result, folder)
-        print_next(f"open {page}")
-    return result
-
-
 def _evaluate(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
-    _, teacher, _ = open_run(folder)
+    device = _device(arguments)
+    _, teacher, _ = open_run(folder, device=device)
     real = load_images(arguments.images, teacher.input_spec, teacher.num_classes)
-    source = Path(arguments.images).name
-    result = summarize(folder, real=real, source=source, baseline=arguments.baseline or None)
+    result = summarize(
+        folder,
+        real=real,
+        source=Path(arguments.images).name,
+        baseline=arguments.baseline or None,
+        device=device,
+    )
     page = write_report(folder)
     if not arguments.json:
         _show(print_summary, result, folder)
@@ -156,9 +143,7 @@ def _export(arguments: argparse.Namespace) -> Any:
 def _report(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
     if (folder / "stages").is_dir():
-        page = write_chain_report(folder)
-    elif (folder / LEARNED).is_file():
-        page = write_continual_report(folder)
+        page = write_compression_report(folder)
     else:
         page = write_report(folder)
     if not arguments.json:
@@ -189,6 +174,10 @@ def _option(arguments: argparse.Namespace, name: str) -> Any:
     return from_plain(Text | None, stated if typed is None else typed, name)
 
 
+def _device(arguments: argparse.Namespace) -> str:
+    return _option(arguments, "device") or "cpu"
+
+
 def _out(arguments: argparse.Namespace) -> Path:
     out = _option(arguments, "out")
     if not out:
@@ -209,7 +198,6 @@ RUN: dict[str, Callable[[argparse.Namespace], Any]] = {
     "synthesize": _synthesize,
     "distill": _distill,
     "compress": _compress,
-    "learn_classes": _learn_classes,
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,

@@ -113,7 +113,7 @@ class Flags:
         for field in dataclasses.fields(kind):
             hint = typing.get_type_hints(kind, include_extras=True)[field.name]
             name, value = prefix + field.name, _default(field, default)
-            if field.name == "stages":  # stages are tables of a TOML file
+            if field.name in ("plugin", "stages"):  # --plugin is repeated; stages are tables
                 continue
             nested = (special or {}).get(field.name) or nested_config(hint)
             if nested is not None:  # any of its flags sets a field that is None by default

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.Namespace()
     try:
         try:
+            _find_users_modules()
             arguments = parse(sys.argv[1:] if argv is None else argv)
             _run(arguments)
         finally:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 141
     except (DreamstillError, OSError) as error:  # such as an unreadable directory
-        return _fail(_of_system(error) if isinstance(error, OSError) else str(error))
+        return _fail(_system_message(error) if isinstance(error, OSError) else str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -60,12 +61,11 @@ def _run(arguments: argparse.Namespace) -> None:
             stack.enter_context(redirect_stdout(sys.stderr))
         elif isinstance(sys.stdout, io.TextIOWrapper):  # not every path fits its encoding
             sys.stdout.reconfigure(errors="backslashreplace")
-        _find_users_modules()
         from dreamstill.cli.commands import RUN  # imports torch, which takes seconds
         from dreamstill.cli.terminal import Bars
-        from dreamstill.pipelines.process import settle_process
+        from dreamstill.pipelines.process import flush_denormals
 
-        settle_process()
+        flush_denormals()
         arguments.bars = stack.enter_context(Bars(quiet=arguments.json))
         result = RUN.get(arguments.command, RUN["compress"])(arguments)
     if arguments.json:
@@ -82,7 +82,7 @@ def _flush() -> None:
         raise
 
 
-def _of_system(error: OSError) -> str:
+def _system_message(error: OSError) -> str:
     """Return the message of a system error with its file names."""
     names = [shown(str(name)) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([error.strerror or str(error), *names])

@@ -1,10 +1,9 @@
 """Define the commands and their flags, without importing torch, so that errors show at once."""
 
 import argparse
-import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dreamstill.cli.flags import PREFIX, Flags, given_flags
@@ -17,10 +16,10 @@ from dreamstill.pipelines.config import (
     CompressJob,
     DistillJob,
     ImagesJob,
-    LearnClassesJob,
     SynthesizeJob,
     read_job,
 )
+from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS
 
@@ -55,6 +54,15 @@ CONFIG = _argument("--config", metavar="FILE", help="TOML file with these settin
 DIRECTORY = _argument("--out", metavar="DIR", help=OUT)
 RESUME = _argument("--resume", action="store_true", help="continue the run in --out")
 MEASURE = _argument("--real", metavar="PATH", help=REAL)
+PLUGIN = _argument(
+    "--plugin",
+    dest=f"{PREFIX}plugin",
+    metavar="FILE|MODULE",
+    action="append",
+    default=argparse.SUPPRESS,
+    help="import your own methods, losses or tasks from here; may be repeated",
+)
+DEVICE = _argument("--device", help="cpu, cuda or cuda:1 [cpu]")
 RUN = _argument("folder", metavar="RUN", help="directory of a finished run")
 FINETUNE = ("finetune.steps", "finetune.lr")
 COMMANDS: dict[str, Command] = {
@@ -63,15 +71,16 @@ COMMANDS: dict[str, Command] = {
         main=TEACHER,
         arguments=(
             CONFIG,
-            _argument("--device", help="cpu, cuda or cuda:1 [cpu]"),
+            DEVICE,
             _argument("--images", metavar="PATH", help="compare these with the training images"),
+            PLUGIN,
         ),
     ),
     "synthesize": Command(
         "Make synthetic images from a network alone.",
         SynthesizeJob,
         (*TEACHER, "method", "num_images", "seed"),
-        arguments=(CONFIG, DIRECTORY, RESUME),
+        arguments=(CONFIG, DIRECTORY, RESUME, PLUGIN),
     ),
     "distill": Command(
         "Train a small student from a network and no data.",
@@ -82,6 +91,7 @@ COMMANDS: dict[str, Command] = {
             CONFIG,
             DIRECTORY,
             _argument("--resume", metavar="RUN", help="continue the run in this directory"),
+            PLUGIN,
         ),
     ),
     "prune": Command(
@@ -123,14 +133,16 @@ COMMANDS: dict[str, Command] = {
             DIRECTORY,
             RESUME,
             MEASURE,
+            PLUGIN,
         ),
     ),
     "learn_classes": Command(
         "Teach a network new classes without the data of the old ones.",
-        LearnClassesJob,
-        (*TEACHER, *IMAGES, "new", "learn_classes.recipe", "learn_classes.steps"),
-        part="learn_classes",
-        arguments=(CONFIG, DIRECTORY, RESUME, MEASURE),
+        ImagesJob,
+        (
+            *(*TEACHER, *IMAGES),
+            *("learn_classes.new", "learn_classes.recipe", "learn_classes.steps"),
+        ),
     ),
     "evaluate": Command(
         "Measure a finished run on real images, once.",
@@ -143,6 +155,7 @@ COMMANDS: dict[str, Command] = {
                 help=".npz with x and y (or x_test and y_test), or a folder per class",
             ),
             _argument("--baseline", metavar="RUN", help="run of the same student on noise"),
+            DEVICE,
         ),
     ),
     "export": Command(
@@ -160,6 +173,7 @@ COMMANDS: dict[str, Command] = {
             _argument("--images", required=True, metavar="PATH", help=".npz with x, or pictures"),
             _argument("--kind", default="all", help="all, top, spectral or spectral-pairs [all]"),
             _argument("--out", metavar="FILE", help=".safetensors file to write"),
+            DEVICE,
         ),
     ),
     "demo": Command(
@@ -204,18 +218,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if not name or argv[0].startswith("-"):
         _top().parse_args(argv)  # exits, unless the argument is unknown
         raise _top().unknown(argv)
-    if name not in COMMANDS:
-        known = f"{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
-        raise ConfigError(f"unknown command {shown(name)[1:-1]}{known}")
-    command, rest = COMMANDS[name], argv[1:]
-    early = {flag: _early(rest, f"--{flag}") for flag in ("config", "method")}
-    table = read_toml(early["config"]) if early["config"] else {}
+    rest = argv[1:]
+    early = _early(rest)
+    table = read_toml(early.config) if early.config else {}
     if name == "compress":
-        file = _parser(name, command, DEFAULT_METHOD, whole="--help-all" in rest)
+        file = _parser(name, COMMANDS[name], DEFAULT_METHOD, whole="--help-all" in rest)
         path = file.parse_known_args(rest)[0].config
         if not (table := read_toml(path)):
             raise ConfigError(f"{path} is empty: give [teacher] and [[stage]] tables")
-    method = early["method"] or table.get("method") or DEFAULT_METHOD
+    load_plugins(early.plugin or table.get("plugin"))
+    command = _command(name)
+    method = early.method or table.get("method") or DEFAULT_METHOD
     if not isinstance(method, str) or method not in METHODS:
         close = did_you_mean(method, METHODS) if isinstance(method, str) else ""
         raise ConfigError(f"unknown method {shown(method)}{close}; known: {', '.join(METHODS)}")
@@ -224,8 +237,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if more:
         raise parser.unknown(more)
     arguments.command, arguments.plain = name, merge(table, given_flags(arguments))
-    going_on = name == "distill" and arguments.resume
-    arguments.job = None if going_on else _job(name, arguments.plain)
+    resuming = name == "distill" and arguments.resume
+    arguments.job = None if resuming else _job(name, arguments.plain)
     return arguments
 
 
@@ -268,7 +281,7 @@ def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser
     parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the result as JSON alone")
     task = name in STAGE_CONFIGS and name != "distill"
-    for names, options in command.arguments or (CONFIG, DIRECTORY, RESUME, MEASURE):
+    for names, options in command.arguments or (CONFIG, DIRECTORY, RESUME, MEASURE, PLUGIN):
         parser.add_argument(*names, **options)
     flags = Flags(parser, command.main, whole=whole)
     if task:
@@ -311,15 +324,25 @@ def _normalized(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _early(argv: Sequence[str], flag: str) -> str | None:
-    """Return the last value of a flag that determines which other flags the parser has."""
-    found = None
-    for this, following in itertools.zip_longest(argv, argv[1:]):
-        if this == flag:
-            found = following
-        elif this.startswith(flag + "="):
-            found = this.removeprefix(flag + "=")
-    return found
+def _early(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments that determine which commands and other flags there are."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--method")
+    parser.add_argument("--plugin", action="append")
+    return parser.parse_known_args(argv)[0]
+
+
+def _command(name: str) -> Command:
+    """Return a command; a task of a plug-in has the flags of its configuration."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if name not in STAGE_CONFIGS:
+        known = f"{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {shown(name)[1:-1]}{known}")
+    kind = STAGE_CONFIGS[name]
+    own = (f"{name}.{field.name}" for field in fields(kind))
+    return Command(f"Run the task {name} of a plug-in.", ImagesJob, (*TEACHER, *IMAGES, *own))
 
 
 def _job(name: str, plain: dict[str, Any]) -> Any:

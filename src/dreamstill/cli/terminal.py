@@ -3,10 +3,11 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -26,7 +27,6 @@ from dreamstill.progress import start_kept
 __all__ = [
     "Bars",
     "print_compression",
-    "print_learned",
     "print_next",
     "print_rows",
     "print_summary",
@@ -141,32 +141,53 @@ def print_rows(title: str, rows: dict[str, Any]) -> None:
     Terminal().print(table)
 
 
-def _table(title: str, *columns: str) -> Table:
-    """Return an empty table with a column of names and right-aligned columns of numbers."""
-    table = Table(title=escape(title))
-    for name in ("", *columns):
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
-    return table
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of a name and right-aligned numbers.
+
+    Columns beyond the terminal's width follow in further tables, with the names again.
+    """
+    console, rest = Terminal(), list(range(1, len(columns) + 1))
+
+    def table(shown: Sequence[int]) -> Table:
+        made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        for column in (0, *shown):
+            name = ("", *columns)[column]
+            made.add_column(name, justify="right" if column else "left", overflow="fold")
+        for row in rows:
+            made.add_row(*(escape(row[column]) for column in (0, *shown)))
+        return made
+
+    unbounded = console.options.update(width=10**6)
+    console.print(escape(title), style="italic")
+    while rest:
+        widths = [
+            console.measure(table(rest[:num]), options=unbounded).maximum
+            for num in range(1, len(rest) + 1)
+        ]
+        num = max(1, sum(width <= console.width for width in widths))
+        console.print(table(rest[:num]))
+        rest = rest[num:]
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print summary.json of a run: teacher, student and noise baseline side by side."""
     networks = [summary["teacher"], summary["student"], summary.get("noise_baseline", {})]
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
-    table = _table(title, "teacher", "student", "noise baseline")
-
-    def row(label: str, show: Callable[[Any], str], key: str) -> None:
-        table.add_row(label, *(show(of[key]) if key in of else "-" for of in networks))
-
-    row("accuracy", percent, "accuracy")
-    row("agreement with the teacher", percent, "agreement")
-    row("calibration error", percent, "ece")
-    row("parameters", shown, "parameters")
-    row("multiply-accumulates", shown, "macs")
-    row("bytes of weights", shown, "bytes")
     runtime = summary["teacher"]["latency_ms"].get("runtime", "PyTorch")
-    row(f"latency in {runtime}, ms", lambda v: f"{v['median']:.3f}", "latency_ms")
-    Terminal().print(table)
+    metrics: list[tuple[str, Callable[[Any], str], str]] = [
+        ("accuracy", percent, "accuracy"),
+        ("agreement with the teacher", percent, "agreement"),
+        ("calibration error", percent, "ece"),
+        ("parameters", shown, "parameters"),
+        ("multiply-accumulates", shown, "macs"),
+        ("bytes of weights", shown, "bytes"),
+        (f"latency in {runtime}, ms", lambda v: f"{v['median']:.3f}", "latency_ms"),
+    ]
+    rows = [
+        (label, *(show(of[key]) if key in of else "-" for of in networks))
+        for label, show, key in metrics
+    ]
+    _print_table(title, ("teacher", "student", "noise baseline"), rows)
     print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
@@ -192,26 +213,28 @@ def _chosen(step: int, steps: int) -> str:
 def print_compression(summary: dict[str, Any], folder: Path) -> None:
     """Print summary.json of a compression pipeline: a row for each stage, and the files."""
     columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", "accuracy")
-    table = _table(f"stages: bytes of files, ms in {summary['runtime']}", *columns)
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["stages"]]
-    for record in networks:
-        measured = record.get("latency_ms")
-        table.add_row(
+    rows = [
+        (
             record["task"],
             shown(record["bytes"]) + "*" * ("file_bytes" not in record),
             f"{record['smaller']:.1f} x" if record["smaller"] else "-",
             shown(record["parameters"]),
             shown(record["macs"]),
-            f"{measured['median']:.3f}" if measured else "-",
+            f"{record['latency_ms']['median']:.3f}" if record.get("latency_ms") else "-",
             percent(record["agreement"]) if "agreement" in record else "-",
             percent(record["accuracy"]) if "accuracy" in record else "-",
         )
-    Terminal().print(table)
+        for record in networks
+    ]
+    _print_table(f"stages: bytes of files, ms in {summary['runtime']}", columns, rows)
     if not all("file_bytes" in record for record in networks):
         print("* of the weights: there is no file")
     for stage in summary["stages"]:
-        if "left_whole" in stage:
-            print(f"{stage['task']} left whole: {', '.join(stage['left_whole'])}")
+        if "old_classes" in stage:
+            _print_classes(stage)
+        if "skipped" in stage:
+            print(f"{stage['task']} skipped: {', '.join(stage['skipped'])}")
         for text in stage.get("warnings", []):
             print(f"{stage['task']}: {text}")
     for file in [f for stage in summary["stages"] for f in stage.get("files", [])]:
@@ -220,19 +243,15 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
     print(folder / "report.html")
 
 
-def print_learned(summary: dict[str, Any], folder: Path) -> None:
-    """Print summary.json of learning new classes: accuracy and files."""
-    old = summary["old_classes"]
-    table = _table(f"{summary['classes'] - old} new classes beside {old} old ones", *WHEN)
-    for label, keys in CONTINUAL_ROWS.items():
-        if keys[1] in summary:
-            table.add_row(label, *(percent(summary[key]) if key else "" for key in keys))
-    if table.rows:
-        Terminal().print(table)
+def _print_classes(stage: dict[str, Any]) -> None:
+    """Print what a stage that learned new classes kept of the old ones, as far as it is known."""
+    rows = [
+        (label, *(percent(stage[key]) if key else "" for key in keys))
+        for label, keys in CONTINUAL_ROWS.items()
+        if keys[1] in stage
+    ]
+    old = stage["old_classes"]
+    if rows:
+        _print_table(f"{stage['classes'] - old} new classes beside {old} old ones", WHEN, rows)
     else:
         print("no real image of an old class was looked at: what is kept is not known")
-    for file in summary["files"]:
-        print(f"{file['path']}, {file['bytes']:,} bytes")
-    if "not_exported" in summary:
-        print(summary["not_exported"])
-    print(folder / "report.html")

@@ -50,7 +50,7 @@ class RoundRecord:
     parameters: int
     macs: int
     latency_ms: float
-    left_whole: tuple[str, ...]
+    skipped: tuple[str, ...]
     """Layers that keep all channels because these cannot be followed."""
 
 
@@ -170,8 +170,8 @@ def prune(
                 on_progress=on_progress,
             )
         cost = measure_profile(model, teacher.input_spec)
-        whole = tuple(name for name, _ in model.named_modules() if name in plan.whole)
-        records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, whole))
+        skipped = tuple(name for name, _ in model.named_modules() if name in plan.skipped)
+        records.append(RoundRecord(cost.parameters, cost.macs, cost.latency_ms.median, skipped))
     return model.eval().requires_grad_(False), records
 
 
@@ -185,16 +185,16 @@ class Plan:
     """Target quantity (MACs, parameters or milliseconds) of the unpruned network."""
     widths: dict[str, int]
     """Number of channels in a layer's channel group, by layer name."""
-    whole: dict[str, str]
+    skipped: dict[str, str]
     """Reason why a layer's channels cannot be followed, by layer name."""
 
-    def leave(self, groups: Iterable[Group], wrong: dict[str, str], model: nn.Module) -> None:
+    def skip(self, groups: Iterable[Group], wrong: dict[str, str], model: nn.Module) -> None:
         """Exclude the groups in `wrong` from further pruning."""
         for group in groups:
             if group.name in wrong:
                 written = [_written(model, name) for name in group.makers]
                 reason = next(filter(None, written), wrong[group.name])
-                self.whole |= dict.fromkeys(group.makers, reason)
+                self.skipped |= dict.fromkeys(group.makers, reason)
 
 
 def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> Plan:
@@ -213,14 +213,14 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
         if len(spare):
             gone[group.name] = group.at(spare)
     cut, wrong = followed(model, inputs, gone)
-    plan.leave(groups, wrong, model)
+    plan.skip(groups, wrong, model)
     able = {name for group in groups if group.name in gone for name in group.makers}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and name not in {last, *able}:
-            plan.whole.setdefault(name, "their channels hang on what cannot lose any")
+            plan.skipped.setdefault(name, "their channels hang on what cannot lose any")
     if gone.keys() <= wrong.keys():
         raise TeacherError(
-            f"no layer of {type(model).__name__} can lose channels: {_reasons(plan.whole)}"
+            f"no layer of {type(model).__name__} can lose channels: {_reasons(plan.skipped)}"
         )
     if config.target is not Target.LATENCY:
         left = _cost(cut.model, teacher, config.target)
@@ -231,21 +231,21 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
 
 def _unmet(plan: Plan, config: PruneConfig, left: float) -> ConfigError:
     """Return the error for a target that cannot be met; `left` is the least possible value."""
-    whole = f", {_reasons(plan.whole)}" if plan.whole else ""
+    skipped = f", {_reasons(plan.skipped)}" if plan.skipped else ""
     return ConfigError(
         f"keep {config.keep} of {config.target.value} cannot be met: {left / plan.cost:.3f} is "
-        f"the least with keep_layer {config.keep_layer}{whole}"
+        f"the least with keep_layer {config.keep_layer}{skipped}"
     )
 
 
-def _reasons(whole: dict[str, str]) -> str:
+def _reasons(skipped: dict[str, str]) -> str:
     """Format the names of unpruned layers with one reason."""
-    names = list(whole)
+    names = list(skipped)
     if not names:
         return "they have one each"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    written = [reason for reason in whole.values() if "written in" in reason]
-    return f"{', '.join(names[:3])}{more} left whole: {(written or list(whole.values()))[0]}"
+    written = [reason for reason in skipped.values() if "written in" in reason]
+    return f"{', '.join(names[:3])}{more} skipped: {(written or list(skipped.values()))[0]}"
 
 
 def _written(model: nn.Module, name: str) -> str | None:
@@ -315,7 +315,7 @@ def _narrow(
     inputs = teacher.input_spec.encode(teacher.input_spec.noise(3).to(teacher.device))
     while True:
         trial = Cut(copy_network(model), teacher.input_spec.encode(images[:1].to(teacher.device)))
-        groups = list(trial.groups([plan.last, *plan.whole]))
+        groups = list(trial.groups([plan.last, *plan.skipped]))
         failed: Exception | None = None
         try:
             _remove_least(trial, plan, teacher, images, config, goal)
@@ -329,7 +329,7 @@ def _narrow(
             if group.name in trial.outputs
         }
         cut, wrong = followed(model, inputs, gone)
-        plan.leave(groups, wrong, model)
+        plan.skip(groups, wrong, model)
         if failed is not None and not wrong:
             raise TeacherError(
                 f"{type(model).__name__} does not run with channels cut: {first_line(failed)}"
@@ -355,7 +355,7 @@ def _remove_least(
         if config.importance is Importance.TAYLOR:
             _gradients(trial.model, teacher, images)
         ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, removable positions
-        for group in trial.groups([plan.last, *plan.whole]):
+        for group in trial.groups([plan.last, *plan.skipped]):
             with torch.no_grad():
                 scores = importance(group.parts)
             if scores is not None:

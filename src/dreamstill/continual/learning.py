@@ -14,13 +14,16 @@ drops.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dreamstill.continual.config import LearnClassesConfig, Recipe
 from dreamstill.errors import DataError, NonFiniteError, TeacherError
+from dreamstill.evaluation import accuracy
 from dreamstill.graph.modules import replace_module
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.copying import copy_network
@@ -32,6 +35,8 @@ __all__ = [
     "Recipe",
     "average_and_forgetting",
     "check_new_classes",
+    "compare_classes",
+    "examples",
     "grow",
     "learn",
 ]
@@ -219,3 +224,56 @@ def average_and_forgetting(accuracies: list[list[float]]) -> tuple[float, float]
     best = [max(row[task] for row in accuracies if task < len(row)) for task in range(len(last))]
     lost = [b - now for b, now in zip(best[:-1], last[:-1], strict=True)]
     return sum(last) / len(last), sum(lost) / max(1, len(lost))
+
+
+def compare_classes(before: Tensor, after: Tensor, y: Tensor) -> dict[str, Any]:
+    """Return accuracy on old, new and single classes before and after learning, and forgetting.
+
+    The average is over two tasks, the old and the new classes, not over images.
+
+    Args:
+        before: logits of the old network, (N, old classes).
+        after: logits of the new network, (N, classes).
+        y: labels, (N,).
+
+    """
+    num_old = before.shape[1]
+    old = y < num_old
+    by_class = [
+        {
+            "class": int(k),
+            "before": accuracy(before[y == k], y[y == k]) if k < num_old else None,
+            "after": accuracy(after[y == k], y[y == k]),
+        }
+        for k in y.unique()
+    ]
+    found: dict[str, Any] = {}
+    for name, of in (("old", old), ("new", ~old)):
+        if of.any():
+            found[f"accuracy_{name}"] = accuracy(after[of], y[of])
+    if old.any():
+        found["accuracy_old_before"] = accuracy(before[old], y[old])
+    if old.any() and not old.all():
+        found["average_accuracy"], found["forgetting"] = average_and_forgetting(
+            [
+                [found["accuracy_old_before"]],
+                [found["accuracy_old"], found["accuracy_new"]],
+            ]
+        )
+    return found | {"by_class": by_class}
+
+
+def examples(*sources: tuple[Tensor, Tensor]) -> dict[str, NDArray[Any]]:
+    """Return uint8 images (N, C, H, W), 12 per class and source, and their classes (N,).
+
+    Args:
+        sources: images and classes.
+
+    """
+    picked = [
+        (images[index], classes[index])
+        for images, classes in sources
+        for index in ((classes == k).nonzero()[:12, 0] for k in classes.unique())
+    ]
+    images, classes = (torch.cat(parts).numpy() for parts in zip(*picked, strict=True))
+    return {"images": images, "classes": classes}

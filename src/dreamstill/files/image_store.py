@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dreamstill.errors import ConfigError, RunError, first_line
 from dreamstill.files.reading import reading
 
-__all__ = ["Images", "check_room", "checksums", "let_go", "make_images", "map_images"]
+__all__ = ["Images", "check_room", "checksums", "make_images", "map_images", "release_pages"]
 
 Images = NDArray[np.uint8]
 
@@ -100,7 +100,7 @@ def map_images(
     return images if mode == "r" else np.lib.format.open_memmap(path, mode)
 
 
-def let_go(images: Images) -> None:
+def release_pages(images: Images) -> None:
     """Drop the pages of a map of mode "r+" from this process's memory; the file keeps them."""
     if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         images.base.madvise(mmap.MADV_DONTNEED)

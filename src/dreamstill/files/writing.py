@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamstill.errors import DreamstillError, RunError, first_line
-from dreamstill.files.image_store import let_go
+from dreamstill.files.image_store import release_pages
 
 __all__ = [
+    "created_directory",
     "make_folders",
-    "making",
     "remove_empty",
     "save_arrays",
     "write_atomically",
@@ -100,7 +100,7 @@ def _write_array(file: IO[bytes], array: NDArray[Any]) -> None:
     num = max(1, PART // max(1, rows[:1].nbytes))
     for start in range(0, len(rows), num):
         file.write(rows[start : start + num].tobytes())
-        let_go(rows)
+        release_pages(rows)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -140,7 +140,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def making(folder: Path) -> Iterator[None]:
+def created_directory(folder: Path) -> Iterator[None]:
     """Create a directory and its parents; if the body fails, remove those that are still empty.
 
     Raises RunError if it cannot be created.

@@ -1,10 +1,10 @@
 """Compress a network in stages, such as distill, prune and int8, on one set of images.
 
 A run directory holds config.json, environment.json, fingerprints.json (of configuration, teacher
-and given images), images.npz, weights.json, and for every stage its network (stages/N-TASK.pt), its
-record (stages/N-TASK.json) and its files. Finished stages are not repeated on resuming. A record
-has digests of the stage's configuration, files and images; a file that does not match is not
-opened.
+and given images), images.npz, weights.json, the last network (network.safetensors and .onnx), and
+for every stage its network (stages/N-TASK.pt), its record (stages/N-TASK.json) and its files.
+Finished stages are not repeated on resuming. A record has digests of the stage's configuration,
+files and images; a file that does not match is not opened.
 """
 
 import hashlib
@@ -18,22 +18,31 @@ from torch import Tensor, nn
 
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
 from dreamstill.config import read_plain, to_plain
+from dreamstill.continual.learning import compare_classes
 from dreamstill.data.class_coverage import warn_of_classes
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import ExportError, RunError
-from dreamstill.evaluation import accuracy, agreement, answers, device_of, evaluating, predict
+from dreamstill.evaluation import (
+    accuracy,
+    agreement,
+    answers,
+    confusion_matrix,
+    device_of,
+    evaluating,
+    predict,
+)
 from dreamstill.exporters.formats import export, load_exported
-from dreamstill.files.checkpoints import digest
+from dreamstill.files.checkpoints import digest, save_weights
 from dreamstill.files.reading import StrPath, check_file, understood
-from dreamstill.files.writing import write_json
+from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import CompressJob, StageConfig
-from dreamstill.pipelines.deployment import compare_delivered
+from dreamstill.pipelines.deployment import compare_files
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import seeded_process
-from dreamstill.pipelines.run_directory import claimed
-from dreamstill.pipelines.saved_networks import check_keepable, read_network, save_network
+from dreamstill.pipelines.run_directory import open_run_directory
+from dreamstill.pipelines.saved_networks import check_saveable, read_network, save_network
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_size
@@ -98,19 +107,19 @@ def compressed(
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     rng = torch.Generator(job.device).manual_seed(job.seed)
     students = [stage.config.student for stage in job.stages if stage.task == "distill"]
-    kin = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
-    check_keepable(kin)
-    check_stages(job.stages, kin[-1], teacher)
-    test = load_images(real, teacher.input_spec, teacher.num_classes) if real else None
+    networks = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
+    check_saveable(networks)
+    check_stages(job.stages, networks[-1], teacher)
+    test = _labelled(real, job, teacher) if real else None
     images = load_unlabelled(Path(job.images), teacher.input_spec) if job.images else None
-    with claimed(
+    with open_run_directory(
         folder,
         job,
         fingerprints_of(teacher, images=images),
         resume=resume,
-        keeps=("images.npz", "images.pt", "stages/*.json"),
-        makes=("images.npy", "stages"),
-        free=("stages",),
+        resume_from=("images.npz", "images.pt", "stages/*.json"),
+        intermediate=("images.npy", "stages"),
+        changeable=("plugin", "stages"),
     ):
         check_finished(folder, job)
         write_json(folder / "config.json", to_plain(job))
@@ -121,10 +130,22 @@ def compressed(
             validation = validation_set(teacher, NUM_VALIDATION)
             named = predict(teacher.module, teacher.input_spec, images)
             warnings = warn_of_classes(named, given=job.images is not None)
-        made = _run_stages(folder / "stages", job, teacher, images, validation, kin, on_progress)
+        made = _run_stages(
+            folder / "stages", job, teacher, images, validation, networks, on_progress
+        )
         summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
         write_json(folder / "summary.json", summary | {"warnings": warnings})
         return made[-1].network, summary | {"warnings": warnings}
+
+
+def _labelled(real: Path, job: CompressJob, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Return real images (N, C, H, W) and labels (N,) of the teacher's and the new classes."""
+    num_classes, spec = teacher.num_classes, teacher.input_spec
+    for stage in job.stages:
+        if stage.task == "learn_classes":
+            _, labels = load_images(stage.config.new, spec, first=num_classes)
+            num_classes = int(labels.max()) + 1
+    return load_images(real, spec, num_classes)
 
 
 def _own_images(
@@ -141,15 +162,22 @@ def _stem(folder: Path, index: int, stage: StageConfig) -> Path:
     return folder / f"{index + 1}-{stage.task}"
 
 
+def _digest(stage: StageConfig) -> str:
+    """Return the digest of a stage's configuration and of the files that it reads."""
+    given = [path for name in stage.inputs for path in (Path(name), *Path(name).rglob("*"))]
+    files = [path.read_bytes() for path in sorted(given) if path.is_file()]
+    return digest([to_plain(stage), *map(digest, files)])
+
+
 def check_finished(folder: Path, job: CompressJob) -> None:
     """Raise RunError unless the finished stages in a run directory are stages of the job."""
     names = {_stem(folder / "stages", i, stage).name: stage for i, stage in enumerate(job.stages)}
     for path in (folder / "stages").glob("*.json"):
         stage = names.get(path.stem)
-        if stage is None or read_plain(path).get("config") != digest(to_plain(stage)):
+        if stage is None or read_plain(path).get("config") != _digest(stage):
             raise RunError(
                 f"{folder} was started with other stages; it cannot be resumed: its "
-                f"{path.stem} is finished, and was made with other settings"
+                f"{path.stem} is finished, and was made with other settings or files"
             )
 
 
@@ -167,18 +195,18 @@ def _run_stages(
     teacher: Teacher,
     images: Tensor,
     validation: ValidationSet | None,
-    kin: Sequence[nn.Module],
+    networks: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
     """Run every stage on the network of the stage before, or read it back if it is finished."""
     folder.mkdir(exist_ok=True)
     record = _measured(teacher.module, {}, folder, teacher.input_spec, validation)
     made = [Made("teacher", teacher.module, record)]
-    shown_of = digest(images.numpy().reshape(-1).data)
+    images_digest = digest(images.numpy().reshape(-1).data)
     for index, stage in enumerate(job.stages):
         stem = _stem(folder, index, stage)
         if stem.with_suffix(".json").is_file():
-            network, record = _read_stage(stem, shown_of, kin)
+            network, record = _read_stage(stem, images_digest, networks)
             network = network.to(teacher.device)
         else:
             rng = torch.Generator(job.device).manual_seed(job.seed + index)
@@ -190,9 +218,12 @@ def _run_stages(
                 record["warnings"] = work.warnings
             record = _measured(network, record, folder, teacher.input_spec, validation)
             save_network(network, stem.with_suffix(".pt"))
-            made_from = {"config": digest(to_plain(stage)), "images": shown_of}
+            made_from = {"config": _digest(stage), "images": images_digest}
             write_json(stem.with_suffix(".json"), record | made_from | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
+        if after := STAGES[stage.task].after:
+            teacher, images = after(network, stage.config, teacher, images)
+            validation = validation_set(teacher, NUM_VALIDATION)
     return made
 
 
@@ -205,7 +236,7 @@ def _hashes(stem: Path) -> dict[str, str]:
 
 
 def _read_stage(
-    stem: Path, images: str, kin: Sequence[nn.Module]
+    stem: Path, images: str, networks: Sequence[nn.Module]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read the network and record of a finished stage.
 
@@ -226,7 +257,7 @@ def _read_stage(
     with understood(stem.with_suffix(".json"), RunError, "is damaged"):
         if odd := {Path(file["path"]).name for file in record.get("files", [])} - written.keys():
             raise RunError(f"{stem}.json names {odd.pop()}, which is none of the stage's files")
-    return read_network(stem.with_suffix(".pt"), kin).to(device_of(kin[0])), record
+    return read_network(stem.with_suffix(".pt"), networks).to(device_of(networks[0])), record
 
 
 def _summarize(
@@ -237,15 +268,26 @@ def _summarize(
     real: Path | None,
     test: tuple[Tensor, Tensor] | None,
 ) -> dict[str, Any]:
-    """Measure all networks, and write weights.json, network.onnx and the files of the stages."""
-    runtime = compare_delivered(folder / "stages", made, teacher.input_spec)
+    """Measure all networks, and write weights.json, the last network and the stages' files."""
+    runtime = compare_files(folder / "stages", made, teacher.input_spec)
     summary: dict[str, Any] = {"runtime": runtime}
     if test is not None and real is not None:
         summary["images"] = real.name
-        for one in made:
-            run = _runtime(one.network, one.record, folder / "stages")
-            logits = _answers(one.network, run, teacher.input_spec, test[0])
-            one.record["accuracy"] = accuracy(logits, test[1])
+        logits = [
+            _answers(
+                one.network,
+                _runtime(one.network, one.record, folder / "stages"),
+                teacher.input_spec,
+                test[0],
+            )
+            for one in made
+        ]
+        for one, before, after in zip(made, [logits[0], *logits], logits, strict=False):
+            one.record["accuracy"] = accuracy(after, test[1])
+            if "old_classes" in one.record:
+                one.record.update(compare_classes(before, after, test[1]))
+                counts = confusion_matrix(after, test[1], after.shape[1])
+                save_arrays(folder / "confusion.npz", confusion=counts.numpy())
     whole, *stages = [one.record for one in made]
     summary = {"teacher": whole, "stages": stages} | summary
     layers = {
@@ -255,6 +297,7 @@ def _summarize(
         for one in made
     }
     write_json(folder / "weights.json", layers)
+    save_weights(folder / "network.safetensors", made[-1].network)
     try:
         summary["network"] = export(
             made[-1].network, folder / "network.onnx", teacher.input_spec

@@ -37,7 +37,7 @@ __all__ = [
     "DistillStage",
     "ImagesJob",
     "JobConfig",
-    "LearnClassesJob",
+    "LearnClassesStage",
     "STAGE_CONFIGS",
     "StageConfig",
     "SynthesizeJob",
@@ -66,6 +66,8 @@ class JobConfig:
     which makes it two to eight times faster."""
     checkpoint_every: Annotated[Float, at_least(0)] = 20.0
     """Seconds between checkpoints; at least 0. It does not change the result."""
+    plugin: tuple[Text, ...] | None = None
+    """Files or modules that register methods, losses or tasks, and are imported first."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -139,23 +141,6 @@ class ImagesJob(JobConfig):
 
 
 @config_class
-class LearnClassesJob(ImagesJob):
-    """Configuration of learning new classes."""
-
-    new: Text
-    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a directory
-    with one directory of pictures per class, named by its number or numbered by sorted names."""
-    learn_classes: LearnClassesConfig = field(default_factory=LearnClassesConfig)
-    """Configuration of the training."""
-
-    def __post_init__(self) -> None:
-        if not self.learn_classes.reads_images:
-            where = f"on {self.learn_classes.recipe.value}, which looks at none"
-            self._refuse_synthesis(where, "images", "num_images")
-        super().__post_init__()
-
-
-@config_class
 class DistillStage(DistillConfig):
     """Configuration of the distillation stage of a pipeline."""
 
@@ -167,6 +152,20 @@ class DistillStage(DistillConfig):
         no_effect(self, "on images that are there", "prefill", "fresh_every", "buffer_size")
 
 
+@config_class
+class LearnClassesStage(LearnClassesConfig):
+    """Configuration of learning new classes in a pipeline."""
+
+    new: Text
+    """.npz with x, uint8 (N, C, H, W), and y, from the number of old classes on; or a directory
+    with one directory of pictures per class, named by its number or numbered by sorted names."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Paths of the files that the stage reads."""
+        return (self.new,)
+
+
 STAGE_CONFIGS: dict[str, Any] = {
     "distill": DistillStage,
     "prune": PruneConfig,
@@ -175,6 +174,7 @@ STAGE_CONFIGS: dict[str, Any] = {
     "quantize": QuantizeConfig,
     "int8": Int8Config,
     "pack": PackConfig,
+    "learn_classes": LearnClassesStage,
 }
 """Configuration classes of the tasks of a compression pipeline."""
 
@@ -193,6 +193,11 @@ class StageConfig:
     def reads_images(self) -> bool:
         """Whether the stage reads images; otherwise it needs the weights alone."""
         return bool(getattr(self.config, "reads_images", True))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Paths of the files that the stage reads besides the images of the pipeline."""
+        return tuple(getattr(self.config, "inputs", ()))
 
 
 def _stage(task: Any) -> Any:
@@ -225,6 +230,8 @@ class CompressJob(ImagesJob):
         tasks = [stage.task for stage in self.stages]
         if "distill" in tasks[1:]:
             raise ConfigError("distill starts a student afresh: it can only be the first stage")
+        if "learn_classes" in tasks[1 + (tasks[0] == "distill") :]:
+            raise ConfigError("learn_classes can only be the first stage, or the one after distill")
         after = tasks[tasks.index("quantize") + 1 :] if "quantize" in tasks else []
         if odd := [task for task in after if task not in self.FOLLOW_QUANTIZE]:
             raise ConfigError(f"only int8 and pack can follow quantize; got {odd[0]}")

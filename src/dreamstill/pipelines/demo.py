@@ -50,13 +50,13 @@ def demo(
     with as_file(files("dreamstill") / "assets") as assets:
         job, baseline = demo_jobs(assets / "lenet5_mnist.safetensors", seed, steps)
         baseline_folder = folder / "noise_baseline"
-        going_on = resume and (baseline_folder / "config.json").is_file()
+        resuming = resume and (baseline_folder / "config.json").is_file()
         distill(folder, job, open_from(job.teacher), resume=resume, on_progress=on_progress)
         distill(
             baseline_folder,
             baseline,
             open_from(baseline.teacher),
-            resume=going_on,
+            resume=resuming,
             on_progress=on_progress,
         )
         teacher = open_from(job.teacher)

@@ -13,13 +13,13 @@ from dreamstill.exporters.formats import RUNTIMES, export, load_exported
 from dreamstill.input_spec import InputSpec
 from dreamstill.profiling import measure_latency
 
-__all__ = ["compare_delivered", "how_much_smaller"]
+__all__ = ["compare_files", "size_ratio"]
 
 SIMULATED = "quantize"
 """Task without a file, and whose latency would be that of the simulation."""
 
 
-def compare_delivered(
+def compare_files(
     folder: Path, made: Sequence[tuple[str, nn.Module, dict[str, Any]]], spec: InputSpec
 ) -> str:
     """Add to each record the bytes of its network's file and the latency in one runtime.
@@ -56,7 +56,7 @@ def compare_delivered(
             own = record["files"][0]["bytes"] if "files" in record else files[name].stat().st_size
             record["file_bytes"] = own
         record["bytes"] = record.get("file_bytes", record.get("weight_bytes"))
-        record["smaller"] = how_much_smaller(made[0][2], record)
+        record["smaller"] = size_ratio(made[0][2], record)
         in_torch = runtime == "PyTorch" and record.get("task") not in ("int8", SIMULATED)
         if name in files or in_torch:
             with evaluating(network):
@@ -70,10 +70,10 @@ def _paths(folder: Path, record: Mapping[str, Any]) -> list[Path]:
     return [folder / Path(file["path"]).name for file in record["files"]]
 
 
-def how_much_smaller(whole: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
+def size_ratio(whole: Mapping[str, Any], record: Mapping[str, Any]) -> float | None:
     """Return the ratio of file sizes, else of weight sizes, else None.
 
-    >>> how_much_smaller({"file_bytes": 110, "weight_bytes": 100}, {"weight_bytes": 25})
+    >>> size_ratio({"file_bytes": 110, "weight_bytes": 100}, {"weight_bytes": 25})
     4.0
     """
     for of in ("file_bytes", "weight_bytes"):

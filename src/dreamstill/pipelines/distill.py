@@ -23,7 +23,7 @@ from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.process import _process_rng, _set_process_rng, seeded_process
-from dreamstill.pipelines.run_directory import claimed
+from dreamstill.pipelines.run_directory import open_run_directory
 from dreamstill.progress import Progress
 from dreamstill.synthesis.registry import METHODS, open_synthesizer
 from dreamstill.teacher import Teacher
@@ -97,14 +97,14 @@ def distill(
     fingerprints = {"teacher": teacher.fingerprint}
     with (
         seeded_process(job.seed, job.device),
-        claimed(
+        open_run_directory(
             folder,
             job,
             fingerprints,
             device=job.device,
             resume=resume,
-            keeps=("checkpoint.pt",),
-            makes=("replay_buffer", "log.jsonl"),
+            resume_from=("checkpoint.pt",),
+            intermediate=("replay_buffer", "log.jsonl"),
         ),
     ):
         work = _distillation(folder, job, teacher)
@@ -156,7 +156,7 @@ def _follow(
     """Run a distillation to its end, from its checkpoint if there is one."""
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
-        spent = _take_up(checkpoint, job, work)
+        spent = _restore(checkpoint, job, work)
     log = _Log(folder / "log.jsonl", work.step)
     start = saved = time.monotonic()
 
@@ -201,7 +201,7 @@ def _checkpoint_fingerprints(job: DistillJob, teacher: Teacher) -> dict[str, str
     return {"teacher": teacher.fingerprint, "settings": digest(to_plain(job))}
 
 
-def _take_up(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
+def _restore(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
     """Restore a checkpoint and return the seconds spent before it.
 
     Raises RunError if it is damaged or belongs to another run.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["seeded_process", "settle_process"]
+__all__ = ["flush_denormals", "seeded_process"]
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def _set_process_rng(states: list[Tensor], device: str) -> None:
         torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
-def settle_process() -> None:
+def flush_denormals() -> None:
     """Flush denormal numbers to zero in the whole process.
 
     Generators and soft masks produce many of them, and they are slow on a CPU.

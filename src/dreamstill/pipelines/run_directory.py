@@ -17,15 +17,15 @@ from dreamstill.config import read_plain, to_plain
 from dreamstill.errors import RunError
 from dreamstill.files.checkpoints import digest
 from dreamstill.files.reading import check_run
-from dreamstill.files.writing import _remove, making, write_json
+from dreamstill.files.writing import _remove, created_directory, write_json
 
 __all__ = [
     "check_empty",
     "check_fingerprints",
-    "claimed",
     "environment",
     "is_vacant",
     "locked",
+    "open_run_directory",
     "read_settings",
 ]
 
@@ -37,21 +37,21 @@ else:
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\..+?(\.\d+)?\.tmp(\.\w+)?")
 """Names of unfinished files; those that this package writes contain the process id."""
-CLAIM = ("config.json", "fingerprints.json", "environment.json")
+RUN_FILES = ("config.json", "fingerprints.json", "environment.json")
 """Files that every run directory has from the start."""
 
 
 @contextmanager
-def claimed(
+def open_run_directory(
     folder: Path,
     job: Any,
     fingerprints: Mapping[str, str],
     *,
     device: str = "cpu",
     resume: bool = False,
-    keeps: tuple[str, ...],
-    makes: tuple[str, ...] = (),
-    free: tuple[str, ...] = (),
+    resume_from: tuple[str, ...],
+    intermediate: tuple[str, ...] = (),
+    changeable: tuple[str, ...] = (),
 ) -> Iterator[None]:
     """Create or reopen a run directory, and lock it while the body runs.
 
@@ -64,9 +64,9 @@ def claimed(
         fingerprints: fingerprints of other inputs by name, such as the teacher.
         device: device for environment.json.
         resume: continue the run in the directory.
-        keeps: patterns of the files to resume from.
-        makes: names of other files that the body writes before those.
-        free: names of settings that may change on resuming.
+        resume_from: patterns of the files to resume from.
+        intermediate: names of other files that the body writes before those.
+        changeable: names of settings that may change on resuming.
 
     Raises:
         RunError: another process uses the directory, it holds something else, or it cannot be
@@ -77,26 +77,26 @@ def claimed(
         check_run(folder, "run to resume")
     else:
         check_empty(folder)
-    with making(folder), locked(folder):
+    with created_directory(folder), locked(folder):
         remove_temporaries(folder)
         plain = to_plain(job)
         fingerprints = {"settings": settings_digest(plain), **fingerprints}
         if resume:
-            _check_same(folder, plain, fingerprints, keeps=keeps, free=free)
+            _check_same(folder, plain, fingerprints, resume_from=resume_from, changeable=changeable)
         else:
             check_empty(folder)  # again, now that no other process can fill it
         try:
-            _note(folder, plain, fingerprints, device)
+            _write_new(folder, plain, fingerprints, device)
             yield
         except BaseException:
-            if not any(any(folder.glob(pattern)) for pattern in keeps):
-                for name in (*makes, *CLAIM):
+            if not any(any(folder.glob(pattern)) for pattern in resume_from):
+                for name in (*intermediate, *RUN_FILES):
                     _remove(folder / name)
             raise
 
 
-def _note(folder: Path, plain: Any, fingerprints: Mapping[str, str], device: str) -> None:
-    """Write the missing files of CLAIM; config.json first, as it marks a run directory."""
+def _write_new(folder: Path, plain: Any, fingerprints: Mapping[str, str], device: str) -> None:
+    """Write the missing RUN_FILES; config.json first, as it marks a run directory."""
     if not (folder / "config.json").is_file():
         write_json(folder / "config.json", plain)
     if not (folder / "fingerprints.json").is_file():
@@ -110,19 +110,19 @@ def _check_same(
     plain: dict[str, Any],
     fingerprints: Mapping[str, str],
     *,
-    keeps: tuple[str, ...],
-    free: tuple[str, ...],
+    resume_from: tuple[str, ...],
+    changeable: tuple[str, ...],
 ) -> None:
     """Raise RunError unless a run directory has these settings and fingerprints."""
     found = read_settings(folder)
-    for key in plain.keys() - {*free}:
+    for key in plain.keys() - {*changeable}:
         if found.get(key) != plain[key]:
             raise RunError(
                 f"{folder} was started with another {key}; it cannot be resumed"
                 + _usable_images(folder)
             )
     if (
-        any(any(folder.glob(pattern)) for pattern in keeps)
+        any(any(folder.glob(pattern)) for pattern in resume_from)
         or (folder / "fingerprints.json").is_file()
     ):
         check_fingerprints(folder, fingerprints)
@@ -154,8 +154,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def settings_digest(plain: dict[str, Any]) -> str:
-    """Return the digest of a configuration without its stages, which have their own digests."""
-    return digest({key: value for key, value in plain.items() if key != "stages"})
+    """Return the digest of a configuration without its stages, which have their own digests.
+
+    It leaves out the plug-ins as well, as a stage that is added may need another.
+    """
+    return digest({key: plain[key] for key in plain.keys() - {"plugin", "stages"}})
 
 
 def check_empty(folder: Path) -> None:

@@ -25,10 +25,10 @@ from dreamstill.errors import RunError, TeacherError, first_line
 from dreamstill.files.checkpoints import save_checkpoint
 from dreamstill.files.reading import reading
 
-__all__ = ["check_keepable", "read_network", "save_network"]
+__all__ = ["check_saveable", "read_network", "save_network"]
 
 
-def check_keepable(networks: Sequence[nn.Module]) -> None:
+def check_saveable(networks: Sequence[nn.Module]) -> None:
     """Raise TeacherError if a network cannot be saved and loaded."""
     for network in networks:
         try:
@@ -45,13 +45,13 @@ def save_network(network: nn.Module, path: Path) -> None:
     save_checkpoint(path, network)
 
 
-def read_network(path: Path, kin: Sequence[nn.Module]) -> nn.Module:
-    """Load a network that consists of parts of torch.nn, of this package and of `kin`.
+def read_network(path: Path, known_networks: Sequence[nn.Module]) -> nn.Module:
+    """Load a network that consists of parts of torch.nn, of this package and of `known_networks`.
 
     Raises RunError if the file is damaged, refers to anything else or calls a function.
     """
-    parts = frozenset[str]().union(*(_parts_of(network) for network in kin))
-    with reading(path, RunError, "is not a network of this chain"):
+    parts = frozenset[str]().union(*(_parts_of(network) for network in known_networks))
+    with reading(path, RunError, "is not a network of this compression"):
         return _unpickled(path.read_bytes(), parts)[0]
 
 

@@ -26,19 +26,28 @@ from dreamstill.compression.quantization.quantize import (
     quantize_without_inputs,
 )
 from dreamstill.config import to_plain
+from dreamstill.continual.learning import check_new_classes, examples, learn
+from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError
+from dreamstill.evaluation import predict
 from dreamstill.exporters.config import Int8Config
 from dreamstill.exporters.formats import on_cpu
 from dreamstill.exporters.int8 import check_int8_formats, check_int8_layers, export_int8
+from dreamstill.files.writing import save_arrays
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import map_modules
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.quantized import QuantizedLayer, quantized_bytes
-from dreamstill.pipelines.config import STAGE_CONFIGS, DistillStage, StageConfig
+from dreamstill.pipelines.config import (
+    STAGE_CONFIGS,
+    DistillStage,
+    LearnClassesStage,
+    StageConfig,
+)
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.synthesize import OnProgress
 from dreamstill.progress import Progress, start_kept
@@ -112,8 +121,8 @@ def _prune(model: nn.Module, config: PruneConfig, context: StageContext) -> Outc
         on_progress=context.progressed,
     )
     record: dict[str, Any] = {"rounds": [asdict(record) for record in rounds]}
-    if whole := rounds[-1].left_whole:
-        record["left_whole"] = list(whole)
+    if skipped := rounds[-1].skipped:
+        record["skipped"] = list(skipped)
     return pruned, record
 
 
@@ -152,14 +161,14 @@ def _quantize(model: nn.Module, config: QuantizeConfig, context: StageContext) -
         for name, layer in layers.items()
     }
     record = {"layers": bits, "weight_bytes": quantized_bytes(quantized)}
-    return quantized, record | _left_whole(quantized, layers.values())
+    return quantized, record | _skipped(quantized, layers.values())
 
 
-def _left_whole(model: nn.Module, changed: Iterable[nn.Module]) -> dict[str, list[str]]:
+def _skipped(model: nn.Module, changed: Iterable[nn.Module]) -> dict[str, list[str]]:
     """Return a record with the names of the weights outside the changed layers."""
     done = {id(value) for layer in changed for value in layer.parameters()}
     names = [n for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in done]
-    return {"left_whole": names} if names else {}
+    return {"skipped": names} if names else {}
 
 
 def _on_grids(model: nn.Module) -> nn.Module:
@@ -212,7 +221,43 @@ def _pack(model: nn.Module, config: PackConfig, context: StageContext) -> Outcom
     plain = copy_network(model)
     plain.load_state_dict(load_packed(path)[0])
     record = {"files": [{"path": str(path), "bytes": size}]}
-    return plain, record | _left_whole(plain, weights_of(plain).values())
+    return plain, record | _skipped(plain, weights_of(plain).values())
+
+
+def _learn_classes(model: nn.Module, config: LearnClassesStage, context: StageContext) -> Outcome:
+    spec, old = context.teacher.input_spec, _like(context.teacher, model)
+    new, labels = load_images(config.new, spec, first=old.num_classes)
+    learned = learn(
+        old,
+        context.images,
+        new,
+        labels,
+        config,
+        rng=context.rng,
+        on_progress=context.progressed,
+    )
+    named = labels[:0]
+    if len(context.images):
+        named = predict(model, spec, context.images).argmax(1)
+    shown = examples((context.images, named), (new, labels))
+    save_arrays(context.stem.with_suffix(".npz"), **shown)
+    record = {"old_classes": old.num_classes, "classes": learned.num_classes}
+    names = list(context.teacher.class_names)
+    return learned.module, record | ({"class_names": names} if names else {})
+
+
+def _like(teacher: Teacher, model: nn.Module) -> Teacher:
+    """Return a network as a teacher on the device and in the precision of another."""
+    device, precision = str(teacher.device), teacher.precision
+    return Teacher(model, teacher.input_spec, device=device, precision=precision)
+
+
+def _after_learn_classes(
+    model: nn.Module, config: LearnClassesStage, teacher: Teacher, images: Tensor
+) -> tuple[Teacher, Tensor]:
+    images = torch.cat([images, load_unlabelled(config.new, teacher.input_spec)])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return _like(teacher, model), images[order]
 
 
 class Stage(NamedTuple):
@@ -224,6 +269,10 @@ class Stage(NamedTuple):
     check: Callable[[nn.Module, Any, Teacher, bool], None] | None = None
     """Function that raises early what the run would raise. Its arguments are the network, the
     configuration, the teacher, and whether no earlier stage changes the network."""
+    after: Callable[[nn.Module, Any, Teacher, Tensor], tuple[Teacher, Tensor]] | None = None
+    """Function that returns the teacher and the images of later stages, where this stage changes
+    them. Its arguments are the new network, the configuration, and the teacher and images so
+    far."""
 
 
 def _check_distill(model: nn.Module, config: DistillStage, teacher: Teacher, first: bool) -> None:
@@ -247,6 +296,13 @@ def _check_int8(model: nn.Module, config: Int8Config, teacher: Teacher, first: b
     check_int8_layers(model, config.formats)
 
 
+def _check_learn_classes(
+    model: nn.Module, config: LearnClassesStage, teacher: Teacher, first: bool
+) -> None:
+    images, labels = load_images(config.new, teacher.input_spec, first=teacher.num_classes)
+    check_new_classes(_like(teacher, copy_network(model)), images, labels)
+
+
 STAGES: dict[str, Stage] = {
     "distill": Stage(_distill, _check_distill),
     "prune": Stage(_prune, _check_prune),
@@ -255,6 +311,7 @@ STAGES: dict[str, Stage] = {
     "quantize": Stage(_quantize),
     "int8": Stage(_int8, _check_int8),
     "pack": Stage(_pack),
+    "learn_classes": Stage(_learn_classes, _check_learn_classes, _after_learn_classes),
 }
 """Tasks of a compression pipeline; STAGE_CONFIGS has their configuration classes."""
 

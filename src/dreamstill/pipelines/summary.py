@@ -27,6 +27,7 @@ from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.pipelines.run_directory import check_fingerprints, locked, read_settings
 from dreamstill.profiling import measure_profile
 from dreamstill.teacher import Teacher
@@ -50,6 +51,7 @@ def read_run(folder: StrPath) -> DistillJob:
     plain = read_settings(folder)
     if not {"method", "student", "synthesis"} <= plain.keys():
         raise RunError(f"{folder} holds no run of distill")
+    load_plugins(plain.get("plugin"))
     try:
         job: DistillJob = from_plain(DistillJob, plain)
     except ConfigError as error:
@@ -57,8 +59,8 @@ def read_run(folder: StrPath) -> DistillJob:
     return job
 
 
-def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
-    """Open the job, teacher and selected student of a finished run.
+def open_run(folder: StrPath, *, device: str = "cpu") -> tuple[DistillJob, Teacher, nn.Module]:
+    """Open the job, teacher and selected student of a finished run on a device.
 
     Raises RunError if it is not finished, or the teacher's file or card has changed since.
     """
@@ -67,15 +69,15 @@ def open_run(folder: StrPath) -> tuple[DistillJob, Teacher, nn.Module]:
         raise RunError(f"{folder} has no student yet: resume the run first")
     if read_plain(folder / "student.json").get("factory") != job.student:
         raise RunError(f"{folder / 'student.json'} is of another student than {job.student}")
-    student = load_module(job.student, folder / "student.safetensors").eval()
-    teacher = open_from(job.teacher)
+    teacher = open_from(job.teacher, device=device)
+    student = load_module(job.student, folder / "student.safetensors").to(device).eval()
     check_fingerprints(folder, {"teacher": teacher.fingerprint})
     return job, teacher, student.requires_grad_(False)
 
 
 def open_baseline(folder: StrPath, job: DistillJob, teacher: Teacher) -> nn.Module:
     """Open the student of a job's noise baseline; raise RunError if it is not the job on noise."""
-    baseline, its_teacher, student = open_run(folder)
+    baseline, its_teacher, student = open_run(folder, device=str(teacher.device))
     if baseline.method != "noise":
         raise RunError(f"{folder} is a run of {baseline.method}, not of noise")
     same, its = _training_of(job, teacher), _training_of(baseline, its_teacher)
@@ -101,6 +103,7 @@ def summarize(
     real: Labeled | None = None,
     source: str = "",
     baseline: StrPath | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure a finished run, write summary.json and pictures.npz, and return the summary.
 
@@ -112,9 +115,10 @@ def summarize(
         real: images, uint8 (N, C, H, W), and labels (N,); None measures no accuracy.
         source: name of `real` in the summary.
         baseline: directory of the finished noise baseline.
+        device: where the networks run, and are timed.
 
     """
-    job, teacher, student = open_run(folder)
+    job, teacher, student = open_run(folder, device=device)
     folder = Path(folder)
     with locked(folder):
         result, known = read_plain(folder / "result.json"), read_summary(folder)

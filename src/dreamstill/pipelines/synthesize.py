@@ -17,12 +17,18 @@ from dreamstill.data.class_coverage import class_counts, warn_of_classes
 from dreamstill.data.images import load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint
-from dreamstill.files.image_store import check_room, checksums, let_go, make_images, map_images
+from dreamstill.files.image_store import (
+    check_room,
+    checksums,
+    make_images,
+    map_images,
+    release_pages,
+)
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_atomically, write_json
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import ImagesJob, SynthesizeJob
-from dreamstill.pipelines.run_directory import claimed
+from dreamstill.pipelines.run_directory import open_run_directory
 from dreamstill.progress import Progress
 from dreamstill.report import MOST_CLASSES
 from dreamstill.report.figures import class_rows, png
@@ -33,12 +39,12 @@ from dreamstill.teacher import Teacher
 
 __all__ = [
     "OnProgress",
-    "draw_beside",
+    "draw_resumable",
     "draw_images",
     "fingerprints_of",
-    "forget",
-    "images_beside",
+    "images_of",
     "own_images",
+    "remove_checkpoint",
     "synthesize",
 ]
 
@@ -68,13 +74,13 @@ def draw_images(
         ConfigError: the method needs a student, or the images do not fit in memory.
 
     """
-    images, logits = draw_beside(
+    images, logits = draw_resumable(
         None, teacher, method, config, num_images, seed=seed, on_progress=on_progress
     )
     return torch.from_numpy(images), logits
 
 
-def draw_beside(
+def draw_resumable(
     checkpoint: Path | None,
     teacher: Teacher,
     method: str,
@@ -89,8 +95,8 @@ def draw_beside(
 
     Args:
         checkpoint: file to save progress to, and to resume from if it exists, with the images in
-            `images_beside(checkpoint)`; call `forget` once the images are saved elsewhere. None
-            keeps everything in memory.
+            `images_of(checkpoint)`; call `remove_checkpoint` once the images are saved elsewhere.
+            None keeps everything in memory.
         teacher, method, config, num_images, seed, on_progress: see `draw_images`.
         checkpoint_every: seconds between checkpoints.
 
@@ -119,24 +125,24 @@ def draw_beside(
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
         drawn.warmed_up += 1
-        drawn.save_now_and_then()
+        drawn.save_periodically()
         on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
     while drawn.done < num_images:
         batch = synthesizer.next_batch()
         drawn.add(teacher.input_spec.decode(batch.images).cpu(), batch.logits.cpu())
-        drawn.save_now_and_then()
+        drawn.save_periodically()
         on_progress(Progress("synthesize", drawn.done, num_images, {}))
     return drawn.images, drawn.logits
 
 
-def images_beside(checkpoint: Path) -> Path:
-    """Return the path of the images of a checkpoint of `draw_beside`."""
+def images_of(checkpoint: Path) -> Path:
+    """Return the path of the images of a checkpoint of `draw_resumable`."""
     return checkpoint.with_suffix(".npy")
 
 
-def forget(checkpoint: Path) -> None:
-    """Remove a checkpoint of `draw_beside` and its images."""
-    for path in (checkpoint, images_beside(checkpoint)):
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint of `draw_resumable` and its images."""
+    for path in (checkpoint, images_of(checkpoint)):
         with suppress(OSError):  # Windows cannot remove a mapped file
             path.unlink()
 
@@ -165,14 +171,14 @@ class _Drawn:
         if self.path is None:
             self.images: NDArray[np.uint8] = np.zeros(shape, np.uint8)
             return
-        going_on = self.path.is_file()
-        if not going_on:
-            make_images(images_beside(self.path), shape)
-        self.images = map_images(images_beside(self.path), shape, "r+")
-        if going_on:
-            self._take_up(self.path)
+        resuming = self.path.is_file()
+        if not resuming:
+            make_images(images_of(self.path), shape)
+        self.images = map_images(images_of(self.path), shape, "r+")
+        if resuming:
+            self._restore(self.path)
 
-    def _take_up(self, path: Path) -> None:
+    def _restore(self, path: Path) -> None:
         state = load_checkpoint(path, str(self.rng.device))
         with understood(path, RunError, "does not fit its run"):
             found, wanted = state["origin"], self.fingerprints
@@ -185,7 +191,7 @@ class _Drawn:
             self.checksums[: self.done] = state["checksums"].cpu().numpy()
         if (checksums(self.images[: self.done]) != self.checksums[: self.done]).any():
             raise RunError(
-                f"{images_beside(path)} does not hold the images of its checkpoint: it was "
+                f"{images_of(path)} does not hold the images of its checkpoint: it was "
                 "changed or damaged, and the run cannot be resumed"
             )
 
@@ -196,9 +202,9 @@ class _Drawn:
         self.images[slots], self.logits[slots] = images[:room].numpy(), logits[:room]
         self.checksums[slots] = checksums(self.images[slots])
         self.done += room
-        let_go(self.images)
+        release_pages(self.images)
 
-    def save_now_and_then(self) -> None:
+    def save_periodically(self) -> None:
         """Write the checkpoint if the last one is older than `every` seconds."""
         if self.path is None or time.monotonic() - self.saved < self.every:
             return
@@ -227,7 +233,7 @@ def own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProg
 def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProgress) -> None:
     """Synthesize the images of a job and write them to `path`."""
     checkpoint = path.with_suffix(".pt")
-    images, _ = draw_beside(
+    images, _ = draw_resumable(
         checkpoint,
         teacher,
         job.method,
@@ -237,7 +243,7 @@ def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: 
         on_progress=on_progress,
     )
     save_arrays(path, x=images)
-    forget(checkpoint)
+    remove_checkpoint(checkpoint)
 
 
 def fingerprints_of(teacher: Teacher, **given: Tensor | None) -> dict[str, str]:
@@ -276,14 +282,14 @@ def synthesize(
     """
     folder = Path(folder)
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    with claimed(
+    with open_run_directory(
         folder,
         {name: value for name, value in to_plain(job).items() if name != "checkpoint_every"},
         {"teacher": teacher.fingerprint},
         device=job.device,
         resume=resume,
-        keeps=("images.npz", "images.pt"),
-        makes=("images.npy",),
+        resume_from=("images.npz", "images.pt"),
+        intermediate=("images.npy",),
     ):
         if not (folder / "summary.json").is_file():  # the last file that is written
             _write_images(folder, job, teacher, on_progress)
@@ -297,7 +303,7 @@ def _write_images(
 ) -> None:
     """Synthesize images, and write images.npz, images.png and summary.json."""
     checkpoint = folder / "images.pt"
-    x, logits = draw_beside(
+    x, logits = draw_resumable(
         checkpoint,
         teacher,
         job.method,
@@ -319,7 +325,7 @@ def _write_images(
         "warnings": warn_of_classes(logits),
     }
     write_json(folder / "summary.json", summary)
-    forget(checkpoint)
+    remove_checkpoint(checkpoint)
 
 
 def draw_classes(x: torch.Tensor, classes: torch.Tensor, names: Sequence[str]) -> bytes:

@@ -1,8 +1,7 @@
 """Write one self-contained HTML page from a run's records, without torch."""
 
-from dreamstill.report.chain import write_chain_report
-from dreamstill.report.continual import write_continual_report
+from dreamstill.report.compression import write_compression_report
 from dreamstill.report.distill import write_report
 from dreamstill.report.page import MOST_CLASSES
 
-__all__ = ["MOST_CLASSES", "write_chain_report", "write_continual_report", "write_report"]
+__all__ = ["MOST_CLASSES", "write_compression_report", "write_report"]

@@ -1,44 +1,12 @@
-"""Write the page of a network that learned new classes: its images, gains and forgetting."""
+"""Draw a network that learned new classes: its images, gains and forgetting."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from dreamstill.errors import RunError
 from dreamstill.report import figures
-from dreamstill.report.page import (
-    MOST_CLASSES,
-    Figure,
-    class_label,
-    from_records,
-    read_arrays,
-    read_table,
-    write_page,
-)
-from dreamstill.report.verdict import verdict_of_continual
+from dreamstill.report.page import MOST_CLASSES, Figure, class_label
 
-__all__ = ["write_continual_report"]
-
-
-@from_records
-def write_continual_report(folder: Path) -> Path:
-    """Write FOLDER/report.html from summary.json and pictures.npz; RunError where none is."""
-    summary = read_table(folder / "summary.json")
-    if "old_classes" not in summary:
-        raise RunError(f"{folder} holds no network that learned new classes")
-    config = read_table(folder / "config.json")
-    return write_page(
-        folder,
-        "continual.html",
-        config=config,
-        command="dreamstill learn_classes --config run.toml --out runs/again",
-        verdict=verdict_of_continual(summary),
-        figures=list(continual_figures(summary, read_arrays(folder / "pictures.npz"))),
-        summary=summary,
-        warnings=summary.get("warnings", []),
-        files=summary["files"],
-        not_exported=summary.get("not_exported"),
-    )
+__all__ = ["continual_figures"]
 
 
 def most_shown(classes: set[int], num_old: int) -> list[int]:
@@ -52,11 +20,11 @@ def most_shown(classes: set[int], num_old: int) -> list[int]:
 
 
 def continual_figures(
-    summary: dict[str, Any], pictures: Mapping[str, figures.Array]
+    stage: dict[str, Any], pictures: Mapping[str, figures.Array]
 ) -> Iterator[Figure]:
     """Yield images by class, accuracy by class and the confusion matrix."""
-    num_old: int = summary["old_classes"]
-    names = summary.get("class_names", [])
+    num_old: int = stage["old_classes"]
+    names = stage.get("class_names", [])
 
     def label(k: int) -> str:
         return class_label(k, names) + ", new" * (k >= num_old)
@@ -73,7 +41,7 @@ def continual_figures(
             "the old network predicts, and no labels of theirs were given.",
             wide=True,
         )
-    if measured := {of["class"]: of for of in summary.get("by_class", [])}:
+    if measured := {of["class"]: of for of in stage.get("by_class", [])}:
         by_class = [measured[k] for k in most_shown(set(measured), num_old)]
         before = [100 * (of["before"] or 0) for of in by_class]
         after = [100 * of["after"] for of in by_class]

@@ -5,7 +5,7 @@ from typing import Any
 
 from dreamstill.formatting import measured_share, percent
 
-__all__ = ["verdict_of_chain", "verdict_of_continual", "verdict_of_distill"]
+__all__ = ["verdict_of_compression", "verdict_of_continual", "verdict_of_distill"]
 
 NO_REAL_IMAGES = "Accuracy on real images is unknown: none were given."
 
@@ -32,8 +32,8 @@ def _agreement(summary: Mapping[str, Any]) -> str:
     return measured_share(summary["validation_agreement"], summary["validation_images"])
 
 
-def verdict_of_chain(summary: Mapping[str, Any]) -> str:
-    """Return how much smaller a chain's last network is, and how well it answers."""
+def verdict_of_compression(summary: Mapping[str, Any]) -> str:
+    """Return how much smaller the last network of a compression is, and how well it answers."""
     teacher, stages = summary["teacher"], summary["stages"]
     last = stages[-1]
     after = "After 1 stage" if len(stages) == 1 else f"After {len(stages)} stages"
@@ -49,16 +49,16 @@ def verdict_of_chain(summary: Mapping[str, Any]) -> str:
     return f"{text} how well it answers was not measured."
 
 
-def verdict_of_continual(summary: Mapping[str, Any]) -> str:
+def verdict_of_continual(stage: Mapping[str, Any]) -> str:
     """Return how well a network knows new and old classes, as far as it was measured."""
-    num_old = summary["old_classes"]
-    num_new = summary["classes"] - num_old
+    num_old = stage["old_classes"]
+    num_new = stage["classes"] - num_old
     text = f"The network learned {num_new} new class{'es' * (num_new != 1)}"
-    if "accuracy_new" in summary:
+    if "accuracy_new" in stage:
         whose = "its" if num_new == 1 else "their"
-        text += f" and is right on {percent(summary['accuracy_new'])} of {whose} images"
-    if "accuracy_old" in summary:
-        before, after = (percent(summary[k]) for k in ("accuracy_old_before", "accuracy_old"))
+        text += f" and is right on {percent(stage['accuracy_new'])} of {whose} images"
+    if "accuracy_old" in stage:
+        before, after = (percent(stage[k]) for k in ("accuracy_old_before", "accuracy_old"))
         old = f"of the {num_old} old classes it is right on {after}, before it was on {before}."
         return f"{text}; on the images {old}"
     unknown = f"How well it still knows the {num_old} old ones is unknown"

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from dreamstill.config import from_plain
 from dreamstill.errors import DataError, TeacherError
 from dreamstill.files.reading import StrPath, reading
-from dreamstill.files.writing import making, write_atomically
+from dreamstill.files.writing import created_directory, write_atomically
 from dreamstill.nn.hooks import BeforeRelu, probed_at_once
 from dreamstill.teacher import Teacher
 
@@ -208,7 +208,7 @@ def record_metadata(
 
     """
     path, of_kind = Path(path), from_plain(Kind, kind, "kind")
-    with making(path.parent):  # fails before the images are run
+    with created_directory(path.parent):  # fails before the images are run
         shown, rectified = activations(teacher, _shown(teacher, images[:1]))
         sets = _layer_sets(of_kind, teacher, shown)
         behind_relu = {

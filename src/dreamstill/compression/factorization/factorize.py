@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from dreamstill.compression.config import FactorizeConfig
 from dreamstill.compression.factorization.factors import modes_by_responses, modes_of, with_factors
 from dreamstill.compression.factorization.rank_selection import (
-    Choices,
-    choices_of,
+    RankChoices,
     positions_of,
+    rank_choices,
+    ranks_by_cost,
     ranks_by_energy,
-    ranks_by_price,
 )
 from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import ConfigError
@@ -47,7 +47,7 @@ class RankRecord:
 
 
 def ranks_of(
-    layers: dict[str, Choices], config: FactorizeConfig, model: nn.Module, spec: InputSpec
+    layers: dict[str, RankChoices], config: FactorizeConfig, model: nn.Module, spec: InputSpec
 ) -> dict[str, tuple[int, ...]]:
     """Return the ranks of the layers to factorize; raise ConfigError if none meet the target."""
     target, share = config.target.value, config.keep
@@ -58,7 +58,7 @@ def ranks_of(
         parameters = sum(p.numel() for p in model.parameters())
         whole = count_macs(model, spec) if target == "macs" else parameters
         free = sum(choices.whole[target] for choices in layers.values())
-        taken = ranks_by_price(layers, target, free - (1 - share) * whole)
+        taken = ranks_by_cost(layers, target, free - (1 - share) * whole)
         if not taken and share < 1:
             raise ConfigError(f"no rank brings {target} to {share} of the network's {whole}")
     return {name: tuple(layers[name].ranks[index].tolist()) for name, index in taken.items()}
@@ -105,7 +105,7 @@ def factorize(
         with eval_mode(model):
             modes = modes_by_responses(model, plain, batches)
     layers = {
-        name: choices_of(layer, modes[name], positions[name]) for name, layer in plain.items()
+        name: rank_choices(layer, modes[name], positions[name]) for name, layer in plain.items()
     }
     ranks = ranks_of(layers, config, model, spec)
     factorized = with_factors(model, modes, ranks)

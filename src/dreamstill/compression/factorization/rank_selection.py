@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from dreamstill.compression.factorization.factors import Modes, is_matrix
 from dreamstill.nn.hooks import eval_mode, watched
 
-__all__ = ["Choices", "choices_of", "positions_of", "ranks_by_energy", "ranks_by_price"]
+__all__ = ["RankChoices", "rank_choices", "positions_of", "ranks_by_cost", "ranks_by_energy"]
 
 
 @dataclass(frozen=True)
-class Choices:
+class RankChoices:
     """All n choices of ranks that make a layer smaller and faster."""
 
     full: tuple[int, ...]
@@ -62,7 +62,7 @@ def positions_of(
     return found
 
 
-def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions) -> Choices:
+def rank_choices(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions) -> RankChoices:
     """Return the choices of ranks for a layer without groups."""
     weight = layer.weight
     if is_matrix(layer):
@@ -86,7 +86,7 @@ def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions)
         work = weight.numel() * leaving
         full = (layer.in_channels, layer.out_channels)
     better = (parameters < weight.numel()) & (macs < work)
-    return Choices(
+    return RankChoices(
         full,
         {"parameters": float(weight.numel()), "macs": float(work)},
         ranks[better],
@@ -95,14 +95,14 @@ def choices_of(layer: nn.Conv2d | nn.Linear, modes: Modes, positions: Positions)
     )
 
 
-def ranks_by_energy(choices: Choices, energy: float) -> int | None:
+def ranks_by_energy(choices: RankChoices, energy: float) -> int | None:
     """Return the smallest choice that keeps this energy, averaged over modes; None if none does."""
     enough = choices.lost <= -math.log(energy) * choices.ranks.shape[1] + 1e-6
     cost = choices.cost["parameters"].masked_fill(~enough, torch.inf)
     return int(cost.argmin()) if enough.any() else None
 
 
-def ranks_by_price(layers: dict[str, Choices], target: str, budget: float) -> dict[str, int]:
+def ranks_by_cost(layers: dict[str, RankChoices], target: str, budget: float) -> dict[str, int]:
     """Return the choice of each layer to factorize such that the total cost meets a budget.
 
     Each layer minimizes loss + multiplier * cost; the multiplier, the same for all layers, is found
@@ -127,7 +127,7 @@ def ranks_by_price(layers: dict[str, Choices], target: str, budget: float) -> di
 
 
 def _at_multiplier(
-    layers: dict[str, Choices], target: str, multiplier: float
+    layers: dict[str, RankChoices], target: str, multiplier: float
 ) -> tuple[dict[str, int], float]:
     """Return the best choices of the layers to factorize, and the total cost of all layers."""
     taken, spent = dict[str, int](), 0.0
@@ -143,7 +143,7 @@ def _at_multiplier(
 
 
 def _spend_rest(
-    layers: dict[str, Choices], target: str, taken: dict[str, int], rest: float
+    layers: dict[str, RankChoices], target: str, taken: dict[str, int], rest: float
 ) -> dict[str, int]:
     """Return better choices for the rest of the budget, largest reduction of the loss first."""
     while True:

@@ -1,4 +1,4 @@
-"""Chains from a teacher's file to a device's, and that they resume."""
+"""Compressions from a teacher's file to a device's, and that they resume."""
 
 import json
 from dataclasses import replace
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import dreamstill as ds
 import toys
 from dreamstill.cli import main as cli
 from dreamstill.cli.terminal import print_compression
@@ -19,17 +20,20 @@ from dreamstill.compression.deep_compression.file_format import load_packed
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
 from dreamstill.config import to_plain
 from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunError, TeacherError
+from dreamstill.evaluation import predict
 from dreamstill.exporters.formats import load_exported
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.factory import build
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.seeded import seeded
-from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.compress import compressed, run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.stages import STAGES
-from dreamstill.report.chain import largest, layer_figures, write_chain_report
+from dreamstill.report.compression import largest, layer_figures, write_compression_report
 from dreamstill.synthesis.config import CLOTHES, StructuredNoiseConfig, ZskdConfig
+from toys import SPEC
 
 TUNE = {"steps": 4, "batch_size": 16, "num_validation": 8, "validate_every": 4}
 STAGE_TABLES: list[dict[str, Any]] = [
@@ -41,7 +45,7 @@ STAGE_TABLES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def plain(tmp_path: Path) -> dict[str, object]:
-    """A chain's plain values for a toy teacher with a card."""
+    """A compression's plain values for a toy teacher with a card."""
     weights = tmp_path / "teacher.safetensors"
     save_file(toys.small_cnn().state_dict(), weights)
     card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
@@ -49,7 +53,7 @@ def plain(tmp_path: Path) -> dict[str, object]:
     return {"teacher": {"weights": str(weights)}, "num_images": 64, "stage": STAGE_TABLES}
 
 
-def test_what_a_later_link_lacks_is_said_before_any_image_is_made(
+def test_what_a_later_stage_lacks_is_said_before_any_image_is_made(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_scale = {"task": "prune", "importance": "batch-norm"}
@@ -93,8 +97,8 @@ def test_from_a_teacher_to_a_student_pruned_quantized_and_packed(
 ) -> None:
     distill = {"task": "distill", "student": "toys:student", **TUNE}
     quantize = {"task": "quantize", "weight_bits": 4, "finetune": TUNE}
-    chain = plain | {"stage": [distill, STAGE_TABLES[0], quantize, STAGE_TABLES[2]]}
-    summary = run_compression(tmp_path / "run", read_job(CompressJob, chain))
+    tables = plain | {"stage": [distill, STAGE_TABLES[0], quantize, STAGE_TABLES[2]]}
+    summary = run_compression(tmp_path / "run", read_job(CompressJob, tables))
     student, pruned, quantized, packed = summary["stages"]
     assert summary["teacher"]["macs"] > student["macs"] > pruned["macs"] == quantized["macs"]
     assert pruned["bytes"] < student["bytes"] < summary["teacher"]["bytes"]
@@ -112,7 +116,7 @@ def test_the_page_shows_what_each_stage_did_to_the_layers(
         {"task": "quantize", "weight_bits": 3},
     ]
     run_compression(tmp_path / "run", read_job(CompressJob, plain))
-    page = write_chain_report(tmp_path / "run").read_text()
+    page = write_compression_report(tmp_path / "run").read_text()
     titles = ("channels and neurons kept", "bits of weights", "values of the weights")
     for title in (*titles, "ranges of the inputs", "values of the inputs"):
         assert title in page
@@ -132,7 +136,7 @@ def test_a_page_of_merging_shows_the_curve_of_linear_layers(
     }
     merge = {"task": "merge", "layers": ["classifier.0" if linear else "features.0"]}
     run_compression(tmp_path / "run", read_job(CompressJob, plain | {"stage": [merge]}))
-    page = write_chain_report(tmp_path / "run").read_text()
+    page = write_compression_report(tmp_path / "run").read_text()
     assert "1. merge: neurons kept" in page
     assert ("1. merge: saliency of each removal" in page) is linear
 
@@ -164,7 +168,7 @@ def test_what_a_task_leaves_whole_is_named(
     (tmp_path / "w.json").write_text(json.dumps(card))
     out = ["--num-images", "64", "--teacher.weights", str(weights), "--out", str(tmp_path / "run")]
     assert cli.main(["quantize", *out]) == 0
-    wanted = "quantize left whole: cells.weight_ih_l0, cells.weight_hh_l0"
+    wanted = "quantize skipped: cells.weight_ih_l0, cells.weight_hh_l0"
     assert wanted in capsys.readouterr().out
     assert wanted in (tmp_path / "run" / "report.html").read_text()
 
@@ -207,11 +211,11 @@ def test_a_page_says_which_layers_it_leaves_out() -> None:
     ]
 
 
-def test_a_chain_resumes_after_its_last_finished_link(
+def test_a_compression_resumes_after_its_last_finished_stage(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chain = read_job(CompressJob, plain)
-    wanted = run_compression(tmp_path / "whole", chain)
+    job = read_job(CompressJob, plain)
+    wanted = run_compression(tmp_path / "whole", job)
     done: list[str] = []
 
     def counting(task: str):  # type: ignore[no-untyped-def]
@@ -228,8 +232,8 @@ def test_a_chain_resumes_after_its_last_finished_link(
     counted = {task: counting(task) for task in STAGES}
     monkeypatch.setattr("dreamstill.pipelines.compress.STAGES", counted)
     with pytest.raises(KeyboardInterrupt):
-        run_compression(tmp_path / "cut", chain)
-    result = run_compression(tmp_path / "cut", chain, resume=True)
+        run_compression(tmp_path / "cut", job)
+    result = run_compression(tmp_path / "cut", job, resume=True)
     assert done == ["prune", "int8", "pack", "pack"]
     packed = [Path(s["stages"][2]["files"][0]["path"]).read_bytes() for s in (wanted, result)]
     assert packed[0] == packed[1]
@@ -261,7 +265,7 @@ def test_links_that_are_not_finished_may_be_others_on_resuming(
         run_compression(folder, read_job(CompressJob, plain | {"stage": other}), resume=True)
 
 
-def test_a_folder_is_of_one_chain(plain: dict[str, object], tmp_path: Path) -> None:
+def test_a_folder_is_of_one_compression(plain: dict[str, object], tmp_path: Path) -> None:
     plain["stage"] = STAGE_TABLES[:1]
     folder = tmp_path / "run"
     run_compression(folder, read_job(CompressJob, plain))
@@ -318,7 +322,7 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
         ({"stage": [{"task": "merge", "layers": ["a", "a"]}]}, "layers names one twice: a, a"),
     ],
 )
-def test_wrong_chains_are_named(
+def test_wrong_compressions_are_named(
     plain: dict[str, object], changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -367,8 +371,8 @@ def test_a_task_takes_a_method_with_its_settings(plain: dict[str, object], tmp_p
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == "zskd"
     assert config["synthesis"] == to_plain(ZskdConfig(steps=2))
-    chain = read_job(CompressJob, plain | {"preset": "clothes", "synthesis": {"oversample": 2}})
-    assert chain.synthesis == StructuredNoiseConfig(shapes=CLOTHES, oversample=2)
+    job = read_job(CompressJob, plain | {"preset": "clothes", "synthesis": {"oversample": 2}})
+    assert job.synthesis == StructuredNoiseConfig(shapes=CLOTHES, oversample=2)
 
 
 def deep_cnn() -> torch.nn.Module:
@@ -398,10 +402,11 @@ def test_new_classes_by_command(
     arguments += ["--new", str(tmp_path / "new.npz"), "--num-images", "64", "--json"]
     arguments += ["--learn_classes.steps", "3", "--out", str(out)]
     assert cli.main([*arguments, "--real", str(tmp_path / "real.npz")]) == 0
-    summary = json.loads(capsys.readouterr().out)
+    (summary,) = json.loads(capsys.readouterr().out)["stages"]
     images = (out / "images.npz").stat().st_mtime_ns
     assert cli.main([*arguments, "--resume", "--real", str(tmp_path / "real.npz")]) == 0
-    assert json.loads(capsys.readouterr().out) == summary
+    (again,) = json.loads(capsys.readouterr().out)["stages"]
+    assert again | {"latency_ms": 0} == summary | {"latency_ms": 0}
     assert (out / "images.npz").stat().st_mtime_ns == images
     assert (summary["old_classes"], summary["classes"]) == (4, 6)
     old, new = summary["accuracy_old"], summary["accuracy_new"]
@@ -411,7 +416,8 @@ def test_new_classes_by_command(
     assert len(summary["by_class"]) == 6
     assert sum(of["after"] for of in of_old) / 4 == pytest.approx(old, abs=0.02)  # 7, 7, 7, 7
     page = (out / "report.html").read_text()
-    assert page.count("data:image/svg") == 3
+    assert page.count("data:image/svg") == 4  # with size against quality
+    assert "The network learned 2 new classes and is right on" in page
     assert f"{100 * summary['forgetting']:.2f} %" in page
     assert cli.main(["report", str(out)]) == 0
     assert (out / "report.html").read_text() == page
@@ -453,13 +459,13 @@ def test_what_was_learned_is_not_learned_again(
         raise ExportError("no such format")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dreamstill.pipelines.learn_classes.export", refuse)
+        patch.setattr("dreamstill.pipelines.compress.export", refuse)
         assert cli.main(arguments) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["not_exported"] == "no such format"
     assert "Not exported: no such format" in (tmp_path / "run" / "report.html").read_text()
     learned = (tmp_path / "run" / "network.safetensors").read_bytes()
-    monkeypatch.setattr("dreamstill.pipelines.learn_classes.learn", refuse)
+    monkeypatch.setattr("dreamstill.pipelines.stages.learn", refuse)
     assert cli.main([*arguments, "--resume"]) == 0
     assert (tmp_path / "run" / "network.safetensors").read_bytes() == learned
     given = torch.randn(3, 1, 8, 8)
@@ -470,7 +476,7 @@ def test_what_was_learned_is_not_learned_again(
     torch.testing.assert_close(first, model.eval()(given), atol=1e-5, rtol=0)
     np.savez(tmp_path / "new.npz", x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 2 + 4)
     assert cli.main([*arguments, "--resume"]) == 2
-    assert "was started with another new" in capsys.readouterr().err
+    assert "was made with other settings or files" in capsys.readouterr().err
 
 
 def test_new_classes_from_pictures_become_what_an_archive_of_them_does(
@@ -491,6 +497,31 @@ def test_new_classes_from_pictures_become_what_an_archive_of_them_does(
         assert cli.main([*arguments, "--new", str(tmp_path / new), "--out", str(out)]) == 0
         weights.append((out / "network.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_what_follows_new_classes_keeps_them(plain: dict[str, object], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 1, 8, 8), np.uint8), 4 + np.arange(40) % 2
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    student = {"task": "distill", "student": "toys:student", "steps": 2, "num_validation": 16}
+    learn = {"task": "learn_classes", "new": str(tmp_path / "new.npz"), "steps": 3}
+    tune = {"steps": 2, "batch_size": 8, "num_validation": 8}
+    merge = {"task": "merge", "keep": 0.7, "finetune": tune}
+    job = read_job(CompressJob, plain | {"stage": [student, learn]})
+    run_compression(tmp_path / "run", job)
+    job = read_job(CompressJob, plain | {"stage": [student, learn, merge, {"task": "int8"}]})
+    model, summary = compressed(tmp_path / "run", job, resume=True)
+    assert [stage.get("classes") for stage in summary["stages"]] == [None, 6, None, None]
+    assert predict(model, SPEC, torch.from_numpy(x)).shape == (40, 6)
+    state = load_file(tmp_path / "run" / "network.safetensors")
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    stages = [job.stages[1].config, job.stages[2].config]
+    teacher, given = open_from(job.teacher), torch.from_numpy(x)
+    result = ds.compress(teacher, given, stages)
+    assert predict(result.model, SPEC, given).shape == (40, 6)
+    assert result.details["stages"][0]["old_classes"] == 4
+    with pytest.raises(ConfigError, match="can only be the first stage, or the one after distill"):
+        read_job(CompressJob, plain | {"stage": [merge, learn]})
 
 
 def test_new_classes_need_a_head_before_any_image_is_made(
@@ -519,15 +550,15 @@ def test_a_network_that_no_file_can_keep_is_named_at_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_chain_is_measured_where_its_folder_was_moved(
+def test_a_compression_is_measured_where_its_folder_was_moved(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_job(CompressJob, plain | {"stage": [{"task": "int8"}]})
-    run_compression(tmp_path / "run", chain)
+    job = read_job(CompressJob, plain | {"stage": [{"task": "int8"}]})
+    run_compression(tmp_path / "run", job)
     (tmp_path / "run").rename(tmp_path / "moved")
     real = tmp_path / "real.npz"
     np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
-    summary = run_compression(tmp_path / "moved", chain, resume=True, real=real)
+    summary = run_compression(tmp_path / "moved", job, resume=True, real=real)
     assert 0 <= summary["stages"][0]["accuracy"] <= 1
 
 
@@ -549,22 +580,22 @@ def test_an_int8_file_is_compared_with_the_teacher(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
     cut = {"task": "prune", "keep": 0.4, "rounds": 1, "finetune": TUNE | {"steps": 0}}
-    chain = read_job(CompressJob, plain | {"stage": [cut, {"task": "int8"}]})
-    pruned, int8 = run_compression(tmp_path / "run", chain)["stages"]
+    job = read_job(CompressJob, plain | {"stage": [cut, {"task": "int8"}]})
+    pruned, int8 = run_compression(tmp_path / "run", job)["stages"]
     assert pruned["agreement"] < 0.9
     assert int8["agreement"] == pytest.approx(pruned["agreement"], abs=0.1)
 
 
-def test_a_chain_says_when_its_teacher_or_images_have_changed(
+def test_a_compression_says_when_its_teacher_or_images_have_changed(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_job(CompressJob, plain | {"stage": [{"task": "merge"}]})
-    run_compression(tmp_path / "run", chain)
-    weights = Path(chain.teacher.weights)
+    job = read_job(CompressJob, plain | {"stage": [{"task": "merge"}]})
+    run_compression(tmp_path / "run", job)
+    weights = Path(job.teacher.weights)
     state = load_file(weights)
     save_file({name: value + 1 for name, value in state.items()}, weights)
     with pytest.raises(RunError, match="was started with another teacher"):
-        run_compression(tmp_path / "run", chain, resume=True)
+        run_compression(tmp_path / "run", job, resume=True)
 
 
 def test_rows_are_compared_in_one_runtime_and_file_beside_file(
@@ -585,7 +616,7 @@ def test_rows_are_compared_in_one_runtime_and_file_beside_file(
     assert "latency_ms" not in quantized  # it would be the simulation's
     assert quantized["bytes"] == quantized["weight_bytes"]
     assert quantized["smaller"] == whole["weight_bytes"] / quantized["weight_bytes"]
-    page = write_chain_report(tmp_path / "run").read_text()
+    page = write_compression_report(tmp_path / "run").read_text()
     assert "latency in onnxruntime, ms" in page
     print_compression(summary, tmp_path / "run")
     shown = " ".join(capsys.readouterr().out.split())
@@ -596,15 +627,15 @@ def test_rows_are_compared_in_one_runtime_and_file_beside_file(
 def test_floats_are_timed_in_the_format_of_the_int8_file(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
-    chain = read_job(CompressJob, plain | {"stage": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
-    summary = run_compression(tmp_path / "run", chain)
+    job = read_job(CompressJob, plain | {"stage": [{"task": "int8", "formats": ["pt2", "onnx"]}]})
+    summary = run_compression(tmp_path / "run", job)
     assert summary["runtime"] == "PyTorch's torch.export"
     for record in (summary["teacher"], summary["stages"][0]):
         assert record["latency_ms"]["runtime"] == summary["runtime"]
     assert (tmp_path / "run" / "stages" / "teacher.pt2").is_file()
 
 
-def test_a_chain_says_which_classes_no_image_has(
+def test_a_compression_says_which_classes_no_image_has(
     plain: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = str(tmp_path / "teacher.safetensors")
@@ -647,7 +678,7 @@ def test_a_link_that_was_trained_in_vain_says_so(
     (text,) = summary["stages"][0]["warnings"]
     assert text.startswith("none of the 4 steps improved on the start, which was kept")
     assert summary["stages"][0]["agreement"] == 1
-    assert f"1. merge: {text}" in write_chain_report(tmp_path / "run").read_text()
+    assert f"1. merge: {text}" in write_compression_report(tmp_path / "run").read_text()
     print_compression(summary, tmp_path / "run")
     assert f"merge: {text}" in capsys.readouterr().out
 
@@ -660,7 +691,7 @@ class Moody(toys.SmallCnn):
         return logits if logits.sum().item() < 1e9 else 2 * logits
 
 
-def test_a_chain_that_cannot_be_exported_keeps_its_summary(
+def test_a_compression_that_cannot_be_exported_keeps_its_summary(
     plain: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(toys, "small_cnn", Moody)
@@ -671,6 +702,6 @@ def test_a_chain_that_cannot_be_exported_keeps_its_summary(
     for record in (summary["teacher"], *summary["stages"]):
         assert record["latency_ms"]["runtime"] == "PyTorch"
     assert summary["stages"][0]["smaller"] is None  # a file beside weights
-    write_chain_report(tmp_path / "run")
+    write_compression_report(tmp_path / "run")
     print_compression(summary, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

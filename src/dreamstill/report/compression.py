@@ -1,4 +1,4 @@
-"""Write the page of a chain: the network after each stage, and what the stage did to layers."""
+"""Write the page of a compression: the network after each stage, and what it did to layers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
@@ -6,18 +6,20 @@ from typing import Any
 
 from dreamstill.errors import RunError
 from dreamstill.report import figures
-from dreamstill.report.page import Figure, from_records, read_table, write_page
-from dreamstill.report.verdict import verdict_of_chain
+from dreamstill.report.continual import continual_figures
+from dreamstill.report.page import Figure, from_records, read_arrays, read_table, write_page
+from dreamstill.report.verdict import verdict_of_compression, verdict_of_continual
 
-__all__ = ["write_chain_report"]
+__all__ = ["write_compression_report"]
 
 
 @from_records
-def write_chain_report(folder: Path) -> Path:
-    """Write FOLDER/report.html from a chain's summary.json; RunError where there is none."""
+def write_compression_report(folder: Path) -> Path:
+    """Write FOLDER/report.html from the summary.json; RunError where there is none."""
     summary = read_table(folder / "summary.json")
     if "stages" not in summary:
-        raise RunError(f"{folder} holds no finished chain: summary.json has no stages")
+        raise RunError(f"{folder} holds no finished compression: summary.json has no stages")
+    learned = [stage for stage in summary["stages"] if "old_classes" in stage]
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["stages"]]
     drawn = list[Figure]()
     if any("accuracy" in network or "agreement" in network for network in networks):
@@ -34,6 +36,11 @@ def write_chain_report(folder: Path) -> Path:
     for number, stage in enumerate(summary["stages"], 1):
         name = f"{number}-{stage['task']}"
         after = weights.get(name, {})
+        if "old_classes" in stage:
+            pictures = read_arrays(folder / "stages" / f"{name}.npz")
+            if "by_class" in stage:
+                pictures |= read_arrays(folder / "confusion.npz")
+            drawn += continual_figures(stage, pictures)
         drawn += [
             figure._replace(title=f"{number}. {stage['task']}: {figure.title}")
             for figure in layer_figures(stage, before, after)
@@ -41,10 +48,10 @@ def write_chain_report(folder: Path) -> Path:
         before = after
     return write_page(
         folder,
-        "chain.html",
+        "compression.html",
         config=read_table(folder / "config.json"),
         command="dreamstill compress run.toml --out runs/again",
-        verdict=verdict_of_chain(summary),
+        verdict=" ".join([*map(verdict_of_continual, learned), verdict_of_compression(summary)]),
         figures=drawn,
         networks=networks,
         runtime=summary.get("runtime", ""),
