@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from dreamstill.synthesis.config import DaflConfig as DaflConfig
     from dreamstill.synthesis.config import DeepInversionConfig as DeepInversionConfig
     from dreamstill.synthesis.config import DfadConfig as DfadConfig
+    from dreamstill.synthesis.config import ImageProgramsConfig as ImageProgramsConfig
     from dreamstill.synthesis.config import KnowledgeWithinConfig as KnowledgeWithinConfig
     from dreamstill.synthesis.config import MetadataConfig as MetadataConfig
     from dreamstill.synthesis.config import NoiseConfig as NoiseConfig
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from dreamstill.synthesis.config import StructuredNoiseConfig as StructuredNoiseConfig
     from dreamstill.synthesis.config import ZskdConfig as ZskdConfig
     from dreamstill.synthesis.config import ZsktConfig as ZsktConfig
+    from dreamstill.synthesis.programs.registry import register_program as register_program
     from dreamstill.synthesis.registry import register_method as register_method
     from dreamstill.teacher import Teacher as Teacher
 
@@ -72,8 +74,8 @@ _API = (
     *("quantize", "register_method", "register_stage", "synthesize"),
 )
 _METHODS = (
-    *("Abd", "Dafl", "DeepInversion", "Dfad", "KnowledgeWithin", "Metadata", "Noise", "Rdskd"),
-    *("StructuredNoise", "Zskd", "Zskt"),
+    *("Abd", "Dafl", "DeepInversion", "Dfad", "ImagePrograms", "KnowledgeWithin", "Metadata"),
+    *("Noise", "Rdskd", "StructuredNoise", "Zskd", "Zskt"),
 )
 _COMPRESSION = ("Factorize", "Merge", "Pack", "Prune", "Quantize")
 _ERRORS = ("Config", "Data", "Dreamstill", "Export", "NonFinite", "Run", "Teacher")
@@ -91,6 +93,7 @@ _HOMES = {
     "LearnClassesConfig": "continual.config",
     "LearnClassesStage": "pipelines.config",
     "RandomShapes": "synthesis.config",
+    "register_program": "synthesis.programs.registry",
     "Teacher": "teacher",
 }
 """The module in which each public name lives."""
