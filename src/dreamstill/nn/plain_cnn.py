@@ -7,7 +7,7 @@ few, and fast on processors with matrix units.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PlainCNN", "plain_cnn", "plain_cnn_half"]
+__all__ = ["PlainCNN", "plain_cnn", "plain_cnn_half", "small_plain_cnn", "small_plain_cnn_half"]
 
 
 class Block(nn.Module):
@@ -59,6 +59,16 @@ class PlainCNN(nn.Module):
 def plain_cnn() -> PlainCNN:
     """Return the CNN with 1.98 M parameters."""
     return PlainCNN()
+
+
+def small_plain_cnn() -> PlainCNN:
+    """Return a CNN of one channel and five classes with 114,000 parameters."""
+    return PlainCNN((16, 32, 48, 64), channels=1, num_classes=5)
+
+
+def small_plain_cnn_half() -> PlainCNN:
+    """Return the same CNN with half of every width."""
+    return PlainCNN((8, 16, 24, 32), channels=1, num_classes=5)
 
 
 def plain_cnn_half() -> PlainCNN:
