@@ -22,6 +22,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _float32() -> Iterator[None]:
+    """The same precision on any processor, where a test does not set it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamstill.nn.precision.has_bfloat16", lambda device: False)
+        yield
+
+
 @pytest.fixture
 def tables_restored(tmp_path: Path) -> Iterator[None]:
     """Take what a test registers off the tables again, and forget the modules in its folder."""

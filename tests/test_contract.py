@@ -33,12 +33,14 @@ from dreamstill.synthesis.config import (
 )
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.synthesis.presets import PRESETS
+from dreamstill.synthesis.methods.image_programs import CANDIDATES, NUM_FITTED
 from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.synthesis.registry import METHODS, needs_student, open_synthesizer
 from dreamstill.teacher import Teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
+    "image_programs": {"batch_size": 16, "programs": ("strokes", "gradients", "tiles")},
     "noise": {"batch_size": 16},
     "structured_noise": {"batch_size": 16},
     "dafl": GENERATOR | {"lr": 0.02},
@@ -57,6 +59,7 @@ ADVERSARIAL: dict[str, dict[str, Any]] = {
     "zskt": {},
     "dfad": {},
     "deepinversion": {"competition": 1.0},
+    "image_programs": {"mine": True},
     "structured_noise": {"mine": True},
 }
 methods = pytest.mark.parametrize("name", METHODS)
@@ -264,7 +267,8 @@ def test_the_global_rng_is_not_touched(name: str) -> None:
 def test_queries_are_counted(name: str) -> None:
     teacher = toys.cnn_teacher()
     draw(make(name, teacher))
-    shown = {"structured_noise": 32, "zskt": 32, "dfad": 32} | dict.fromkeys(PIXELS, 16 * 13)
+    fitted = 3 * NUM_FITTED + 16 * 2 * CANDIDATES
+    shown = {"image_programs": fitted, "structured_noise": 32, "zskt": 32, "dfad": 32} | dict.fromkeys(PIXELS, 16 * 13)
     assert teacher.queries == shown.get(name, 16)
 
 
@@ -330,6 +334,7 @@ UNLIKE: dict[str, Any] = {  # values that differ enough to be seen within four b
     "start": Start.STRUCTURED,
     "scheme": Scheme.INCEPTION,
     "betas": (0.5,),
+    "programs": ("strokes", "tiles"),
     "steps": 3,
     "oversample": 4,
     "shapes": CLOTHES,

@@ -22,7 +22,7 @@ import toys
 from dreamstill.config import Precision, from_plain, to_plain
 from dreamstill.data.augmentation import augment
 from dreamstill.data.batch import Batch, answered
-from dreamstill.data.config import Augmentation
+from dreamstill.data.config import NO_AUGMENTATION, Augmentation
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
 from dreamstill.distillation.distillation import Distillation
@@ -69,7 +69,7 @@ class TestReplayBuffer:
         degree: Any = {"shift": 0.3, "rotate": 40.0, "scale": 0.4, "mixup": 1.0, "cutmix": 1.0}[
             name
         ]
-        changed = augment(images, toys.SPEC, Augmentation(**{name: degree}), rng())
+        changed = augment(images, toys.SPEC, replace(NO_AUGMENTATION, **{name: degree}), rng())
         assert (changed - images).abs().mean() > 0.1
 
     def test_a_new_image_replaces_the_oldest(self, tmp_path: Path) -> None:
@@ -117,11 +117,11 @@ class TestReplayBuffer:
 class TestAugment:
     def test_nothing_asked_changes_nothing(self) -> None:
         images = torch.rand(3, 1, 8, 8, generator=rng()) - 0.5
-        assert torch.equal(augment(images, toys.SPEC, Augmentation(), rng()), images)
+        assert torch.equal(augment(images, toys.SPEC, NO_AUGMENTATION, rng()), images)
 
     def test_a_flip_mirrors_half(self) -> None:
         images = torch.rand(200, 1, 8, 8, generator=rng())
-        changed = augment(images, toys.SPEC, Augmentation(flip=True), rng())
+        changed = augment(images, toys.SPEC, replace(NO_AUGMENTATION, flip=True), rng())
         close = [torch.allclose(a, b, atol=1e-5) for a, b in zip(images, changed, strict=True)]
         mirrored = [
             torch.allclose(a.flip(2), b, atol=1e-5) for a, b in zip(images, changed, strict=True)
@@ -133,12 +133,12 @@ class TestAugment:
         ys, xs = torch.meshgrid(torch.arange(33) - 16, torch.arange(21) - 10, indexing="ij")
         disc = torch.exp(-(ys**2 + xs**2) / 18.0).expand(4, 1, 33, 21)
         spec = InputSpec(shape=(1, 33, 21), mean=(0.0,), std=(1.0,))
-        turned = augment(disc, spec, Augmentation(rotate=90), rng())
+        turned = augment(disc, spec, replace(NO_AUGMENTATION, rotate=90.0), rng())
         torch.testing.assert_close(turned, disc, atol=0.05, rtol=0)
 
     def test_the_result_stays_in_the_valid_range(self) -> None:
         images = torch.full((8, 1, 8, 8), 2.0)
-        changed = augment(images, toys.SPEC, Augmentation(noise=1.0), rng())
+        changed = augment(images, toys.SPEC, replace(NO_AUGMENTATION, noise=1.0), rng())
         assert changed.max() <= 2.0
         assert changed.std() > 0.1
 
@@ -576,7 +576,7 @@ def test_a_run_keeps_what_it_warned_of(tmp_path: Path, caplog: pytest.LogCapture
 def test_a_batch_is_trained_on_as_often_as_its_method_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, seen = work_in(tmp_path, steps=7), []
+    work, seen = work_in(tmp_path, steps=7, augment=NO_AUGMENTATION), []
     monkeypatch.setattr(work.stream.method, "repeat", 3, raising=False)
     work.student.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0]) if module.training else None

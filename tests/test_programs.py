@@ -224,3 +224,8 @@ def test_numbers_are_of_the_laws_that_draw_them() -> None:
     base = torch.linspace(0.01, 2, 20)
     assert torch.allclose(power(base, torch.tensor(1.7)), base**1.7, atol=1e-5)
     assert soft_step(torch.tensor([-1, -0.5, 0, 0.25, 3])).tolist() == [0, 0, 0.5, 0.75, 1]
+
+
+def test_a_thin_image_is_finite() -> None:
+    images = PROGRAMS["balls"](400, (1, 64, 1), torch.Generator().manual_seed(0))
+    assert images.isfinite().all()

@@ -595,7 +595,7 @@ def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibrat
     low = QuantizeConfig(
         weight_bits=3, activation_bits=3, first_last_bits=None, calibration=calibration
     )
-    tuned = DistillConfig(steps=60, batch_size=32, lr=1e-3, num_validation=16, validate_every=20)
+    tuned = DistillConfig(steps=60, batch_size=32, lr=1e-3, num_validation=256, validate_every=20)
     fingerprint = teacher.fingerprint
     wanted, errors = teacher(teacher.input_spec.encode(shown)), []
     for config in (low, replace(low, finetune=tuned)):

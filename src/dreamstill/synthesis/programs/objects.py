@@ -203,7 +203,7 @@ def balls(num: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor
         images *= (1 - dark.exp_().mul_(0.6 * shown))[:, None]
         squared = u.square() + v.square()
         z = (1 - squared).clamp_min_(1e-6).sqrt_()
-        lit = (u * light_u + v * light_v + z * light_z).clamp_min_(0)
+        lit = (u * light_u + v * light_v + z * light_z).clamp_(0, 1)
         mask = soft_step((1 - squared) * (radius[:, :, None] * side / 4)).mul_(shown)
         fill = (colors[:, index] + texture) * (ambient + (1.2 - ambient) * lit)[:, None]
         fill += (shine * lit.pow(24).clamp_min_(1e-6))[:, None]
