@@ -32,8 +32,8 @@ from dreamstill.synthesis.config import (
     StructuredNoiseConfig,
 )
 from dreamstill.synthesis.generator import LatentGenerator
-from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.methods.image_programs import CANDIDATES, NUM_FITTED
+from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.synthesis.registry import METHODS, needs_student, open_synthesizer
 from dreamstill.teacher import Teacher
@@ -268,7 +268,12 @@ def test_queries_are_counted(name: str) -> None:
     teacher = toys.cnn_teacher()
     draw(make(name, teacher))
     fitted = 3 * NUM_FITTED + 16 * 2 * CANDIDATES
-    shown = {"image_programs": fitted, "structured_noise": 32, "zskt": 32, "dfad": 32} | dict.fromkeys(PIXELS, 16 * 13)
+    shown = {
+        "image_programs": fitted,
+        "structured_noise": 32,
+        "zskt": 32,
+        "dfad": 32,
+    } | dict.fromkeys(PIXELS, 16 * 13)
     assert teacher.queries == shown.get(name, 16)
 
 
