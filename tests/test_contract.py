@@ -33,6 +33,7 @@ from dreamstill.synthesis.config import (
     StructuredNoiseConfig,
 )
 from dreamstill.synthesis.generator import LatentGenerator
+from dreamstill.synthesis.methods.image_programs import CANDIDATES, NUM_FITTED
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.synthesis.registry import METHODS, needs_student, open_synthesizer
@@ -40,6 +41,7 @@ from dreamstill.teacher import Teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
+    "image_programs": {"batch_size": 16, "programs": ("strokes", "gradients", "tiles")},
     "noise": {"batch_size": 16},
     "structured_noise": {"batch_size": 16},
     "dafl": GENERATOR | {"lr": 0.02},
@@ -64,6 +66,7 @@ ADVERSARIAL: dict[str, dict[str, Any]] = {
     "fastdfkd": {"warm_up": 0},
     "nayer": {"warm_up": 0},
     "deepinversion": {"competition": 1.0},
+    "image_programs": {"mine": True},
     "structured_noise": {"mine": True},
 }
 methods = pytest.mark.parametrize("name", METHODS)
@@ -271,8 +274,9 @@ def test_the_global_rng_is_not_touched(name: str) -> None:
 def test_queries_are_counted(name: str) -> None:
     teacher = toys.cnn_teacher()
     draw(make(name, teacher))
-    shown = {"structured_noise": 32, "zskt": 32, "dfad": 32} | dict.fromkeys(PIXELS, 16 * 13)
-    shown |= dict.fromkeys(FEW_STEPS, 16 * 3)
+    fitted = 3 * NUM_FITTED + 16 * 2 * CANDIDATES
+    shown = {"image_programs": fitted, "structured_noise": 32, "zskt": 32, "dfad": 32}
+    shown |= dict.fromkeys(PIXELS, 16 * 13) | dict.fromkeys(FEW_STEPS, 16 * 3)
     assert teacher.queries == shown.get(name, 16)
 
 
@@ -341,6 +345,7 @@ UNLIKE: dict[str, Any] = {  # values that differ enough to be seen within four b
     "start": Start.STRUCTURED,
     "scheme": Scheme.INCEPTION,
     "betas": (0.5,),
+    "programs": ("strokes", "tiles"),
     "steps": 3,
     "oversample": 4,
     "shapes": CLOTHES,
@@ -556,7 +561,7 @@ def test_a_method_that_needs_a_student_says_so(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "config", "what"),
     [
-        ("structured_noise", StructuredNoiseConfig(mine=True), "mines a student's mistakes"),
+        ("structured_noise", StructuredNoiseConfig(mine=True), "prefers a student's mistakes"),
         ("deepinversion", DeepInversionConfig(competition=1.0), "competes with a student"),
     ],
 )

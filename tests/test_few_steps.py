@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import toys
+from dreamstill.data.augmentation import shifted
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.files.checkpoints import load_checkpoint, save_checkpoint
@@ -22,7 +23,7 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import _distillation
 from dreamstill.synthesis.config import FastDfkdConfig, MetaGradient, NayerConfig
-from dreamstill.synthesis.few_steps import RunningStatistics, drawn_batch, shifted
+from dreamstill.synthesis.few_steps import RunningStatistics, drawn_batch
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.synthesis.methods.fastdfkd import FastDfkd, meta_gradient
 from dreamstill.synthesis.methods.nayer import Nayer, NoisyLayers
@@ -247,12 +248,12 @@ def test_the_first_layer_is_drawn_anew_once() -> None:
 
 def test_shifts_repeat_the_edge_and_flips_are_of_half_the_images() -> None:
     image = torch.arange(6.0).view(1, 1, 2, 3).expand(400, -1, -1, -1)
-    assert torch.equal(shifted(image, 0, flip=False, rng=rng()), image)
-    flipped = shifted(image, 0, flip=True, rng=rng())
+    assert torch.equal(shifted(image, 0, 0, flip=False, rng=rng()), image)
+    flipped = shifted(image, 0, 0, flip=True, rng=rng())
     mirrored = (flipped == image.flip(3)).flatten(1).all(1)
     assert (mirrored | (flipped == image).flatten(1).all(1)).all()
     assert 150 < mirrored.sum() < 250
-    moved = shifted(image, 1, flip=False, rng=rng()).flatten(1).unique(dim=0).tolist()
+    moved = shifted(image, 1, 1, flip=False, rng=rng()).flatten(1).unique(dim=0).tolist()
     columns = ([0, 0, 1], [0, 1, 2], [1, 2, 2])
     rows = ([0, 0], [0, 1], [1, 1])
     wanted = [[3.0 * r + c for r in y for c in x] for y in rows for x in columns]

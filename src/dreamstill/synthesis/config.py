@@ -24,6 +24,7 @@ __all__ = [
     "DeepInversionConfig",
     "DfadConfig",
     "FastDfkdConfig",
+    "ImageProgramsConfig",
     "KnowledgeWithinConfig",
     "MetaGradient",
     "MetadataConfig",
@@ -133,8 +134,8 @@ class NoiseConfig:
 
 
 @config_class
-class StructuredNoiseConfig:
-    """Configuration of structured noise."""
+class BalancedDrawsConfig:
+    """Base of the configuration of methods that draw images and balance the classes."""
 
     batch_size: Positive = 256
     """Images per batch; at least 1."""
@@ -145,13 +146,29 @@ class StructuredNoiseConfig:
     least 1. Limited to 64 MiB."""
     mine: Bool = False
     """Prefer images with the largest KL between teacher and live student."""
-    shapes: RandomShapes = field(default_factory=RandomShapes)
-    """Appearance of the shapes."""
 
     @property
     def adversarial(self) -> bool:
         """Whether batches depend on the live student."""
         return self.mine
+
+
+@config_class
+class StructuredNoiseConfig(BalancedDrawsConfig):
+    """Configuration of structured noise."""
+
+    shapes: RandomShapes = field(default_factory=RandomShapes)
+    """Appearance of the shapes."""
+
+
+@config_class
+class ImageProgramsConfig(BalancedDrawsConfig):
+    """Configuration of image programs."""
+
+    programs: tuple[Text, ...] = ()
+    """Names of the programs to draw with; see docs/image_programs.md. Default: all."""
+    fit: Bool = True
+    """Choose images that fit the teacher; otherwise all programs have the same share."""
 
 
 @config_class

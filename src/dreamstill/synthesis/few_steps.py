@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamstill.data.augmentation import shifted
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.files.checkpoints import Stateful
@@ -24,7 +25,7 @@ from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.synthesis.pixel_optimization import start_images
 from dreamstill.teacher import Teacher
 
-__all__ = ["FewSteps", "RunningStatistics", "drawn_batch", "shifted"]
+__all__ = ["FewSteps", "RunningStatistics", "drawn_batch"]
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 """Mean and variance (C,) of the input of each BatchNorm layer, by name."""
@@ -34,25 +35,6 @@ def drawn_batch(teacher: Teacher, num: int, rng: torch.Generator) -> Batch:
     """Draw `num` random shapes, spread over the classes as far as the teacher sees them there."""
     classes = torch.arange(num, device=rng.device) % teacher.num_classes
     return answered(teacher, start_images(classes, teacher, Start.STRUCTURED, RandomShapes(), rng))
-
-
-def shifted(images: Tensor, most: int, *, flip: bool, rng: torch.Generator) -> Tensor:
-    """Shift each of the images (N, C, H, W) by up to `most` pixels; with `flip`, mirror half.
-
-    Edges are repeated. The pixels are not interpolated.
-    """
-    num, _, height, width = images.shape
-
-    def along(size: int) -> Tensor:
-        by = torch.randint(-most, most + 1, (num, 1), generator=rng, device=rng.device)
-        return (torch.arange(size, device=rng.device) + by).clamp(0, size - 1)
-
-    rows, columns = along(height), along(width)
-    if flip:
-        mirrored = torch.rand((num, 1), generator=rng, device=rng.device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    images = images.gather(2, rows[:, None, :, None].expand_as(images))
-    return images.gather(3, columns[:, None, None].expand_as(images))
 
 
 class RunningStatistics(Stateful):
@@ -137,7 +119,7 @@ class FewSteps(Method):
         no adversarial term.
         """
         config, teacher = self.config, self.teacher
-        shown = shifted(images, config.shift, flip=config.flip, rng=self.rng)
+        shown = shifted(images, config.shift, config.shift, flip=config.flip, rng=self.rng)
         with Probe(self.statistics.norms) as probe:
             logits = teacher(shown)
         moments = {name: batch_statistics(given) for name, given in probe.inputs.items()}

@@ -9,6 +9,7 @@ optimized in the teacher's input space here.
 from typing import Any, NamedTuple
 
 from dreamstill.config import from_plain, merge, to_plain
+from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.errors import ConfigError, shown
 from dreamstill.synthesis.config import (
     CLOTHES,
@@ -37,7 +38,12 @@ class Preset(NamedTuple):
     distill: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
 
 
-DAFL = {"losses": ["kl"], "temperature": 1.0}
+PLAIN = {"augment": to_plain(NO_AUGMENTATION)}
+OURS_AUGMENT = {
+    **{"shift": 0.1, "rotate": 15.0, "scale": 0.15},
+    **{"flip": False, "mixup": 1.0, "cutmix": 0.0},
+}
+DAFL = PLAIN | {"losses": ["kl"], "temperature": 1.0}
 DAFL_CIFAR = {
     "steps": 240_000,
     "optimizer": "sgd",
@@ -45,8 +51,8 @@ DAFL_CIFAR = {
     "weight_decay": 5e-4,
     "drops": [0.4, 0.8],
 }
-DFAD = {"losses": ["l1"], "optimizer": "sgd"}
-DEEPINVERSION = {
+DFAD = PLAIN | {"losses": ["l1"], "optimizer": "sgd"}
+DEEPINVERSION = PLAIN | {
     "losses": ["kl"],
     "temperature": 3.0,
     "steps": 48_750,  # 250 epochs
@@ -61,7 +67,7 @@ FEW_STEPS_CIFAR = {
     "lr": 0.2,
     "weight_decay": 1e-4,
     "validate_every": 2000,
-    "augment": {"shift": 0.125, "flip": True},
+    "augment": {"shift": 0.125, "flip": True, "mixup": 0.0, "cutmix": 0.0},
 }
 FEW_STEPS_OURS = {
     "steps": 3000,
@@ -70,10 +76,10 @@ FEW_STEPS_OURS = {
     "fresh_every": 10,
     "validate_every": 250,
     "num_validation": 512,
-    "augment": {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True},
+    "augment": OURS_AUGMENT,
 }
-RDSKD = {"losses": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
-ZSKT = {
+RDSKD = PLAIN | {"losses": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
+ZSKT = PLAIN | {
     "losses": ["kl", "attention"],
     "loss_weights": [0.1, 250.0],  # 0.1: their KL is also a mean over the ten classes
     "temperature": 1.0,
@@ -104,7 +110,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "batch_size": 64,
                 "lr": 3e-3,
                 "fresh_every": 2,
-                "augment": {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True},
+                "augment": OURS_AUGMENT,
             },
         ),
     },
@@ -134,7 +140,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "zskd": {
         "cifar10": Preset(
             ZskdConfig(batch_size=100, steps=1500, lr=4e-3),  # 1e-3 / 0.25
-            {
+            PLAIN
+            | {
                 "losses": ["kl"],
                 "temperature": 20.0,
                 "steps": 312_500,  # 500 epochs
@@ -213,7 +220,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         # 100 batches per class, replayed 30 times
         "mnist": Preset(
             MetadataConfig(lr=0.23),  # 0.07 / 0.308
-            {"steps": 7500, "anneal": False, "buffer_size": 64_000},
+            PLAIN | {"steps": 7500, "anneal": False, "buffer_size": 64_000},
         ),
     },
 }

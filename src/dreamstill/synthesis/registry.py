@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dreamstill.teacher import Teacher
 
 __all__ = [
+    "DEFAULT_METHOD",
     "METHODS",
     "MethodEntry",
     "missing_capabilities",
@@ -40,7 +41,9 @@ class MethodEntry:
         return getattr(importlib.import_module(f"dreamstill.synthesis.methods.{module}"), name)
 
 
+DEFAULT_METHOD = "image_programs"
 METHODS: dict[str, MethodEntry] = {
+    "image_programs": MethodEntry(config.ImageProgramsConfig, "image_programs:ImagePrograms"),
     "noise": MethodEntry(config.NoiseConfig, "noise:Noise"),
     "structured_noise": MethodEntry(
         config.StructuredNoiseConfig, "structured_noise:StructuredNoise"
