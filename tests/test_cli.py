@@ -105,6 +105,9 @@ def test_a_users_own_network_from_file_to_device(
     result = json.loads(capsys.readouterr().out)
     assert result["student"]["parameters"] < seen["parameters"]
     assert 0 <= result["validation_agreement"] <= 1
+    assert result["validation_images"] == 64
+    assert 30 * 256 >= result["image_visits"] > 30 * 32  # fresh batches have 32 images
+    assert result["precision"] == "float32"
     assert json.loads((run / "config.json").read_text())["distill"]["steps"] == 30
     assert json.loads((run / "config.json").read_text())["distill"]["num_validation"] == 64
 

@@ -188,7 +188,10 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         for label, show, key in metrics
     ]
     _print_table(title, ("teacher", "student", "noise baseline"), rows)
-    print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
+    spent = f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries"
+    if "image_visits" in summary:
+        spent += f", {summary['image_visits']:,} image visits in {summary['precision']}"
+    print(spent)
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
     if "validation_agreement" in summary:

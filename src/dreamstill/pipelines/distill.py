@@ -188,6 +188,8 @@ def _follow(
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": work.teacher.queries,
             "steps": job.distill.steps,
+            "image_visits": work.visits,
+            "precision": str(work.teacher.precision),
             "chosen_at_step": work.selector.best_step,
             "validation_agreement": work.selector.measure(work.chosen)[0],
             "validation_images": len(work.selector.validation.images),

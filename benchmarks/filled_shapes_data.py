@@ -1,6 +1,6 @@
 """Make a data set that no image program was drawn for: filled shapes on noisy grounds.
 
-    python -m benchmarks filled_shapes --out DATA
+    python -m benchmarks filled_shapes_data --out DATA
 
 Writes DATA/filled_shapes.npz: 10,000 training and 2,000 test images, uint8 (N, 1, 40, 24), of five
 classes: ellipse, box, triangle, plus, ring. Place, size, turn, polarity, contrast and shading are
