@@ -20,7 +20,16 @@ from benchmarks.runner import CONFIGS, RECORDS, Kind, Record, run
 from dreamstill.pipelines.process import flush_denormals
 
 STUDIES = (
-    *("bad_inputs", "curve", "front", "independent", "kills", "kl_directions", "memory"),
+    *(
+        "bad_inputs",
+        "curve",
+        "filled_shapes",
+        "front",
+        "independent",
+        "kills",
+        "kl_directions",
+        "memory",
+    ),
     *("pictures", "precision", "robustness", "same_bits", "table", "train_teacher"),
 )
 

@@ -138,6 +138,7 @@ def cases(weights: Path, folder: Path) -> dict[str, Case]:
     learning = CompressJob(
         teacher=teacher,
         num_images=128,
+        method="structured_noise",
         synthesis=small("structured_noise"),
         stages=(
             StageConfig(

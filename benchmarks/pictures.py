@@ -63,7 +63,7 @@ def drawn(row: Row, teacher: Teacher, student: str, data: Path) -> tuple[Tensor,
     network = open_student(student, teacher, rng)
     with tempfile.TemporaryDirectory() as folder:
         source = open_row(row, teacher, data, Path(folder), rng)
-        if source.streams:
+        if source.fresh_every:
             distill = replace(row.distill, steps=300)
             buffer = ReplayBuffer(
                 Path(folder) / "replay_buffer", teacher.input_spec, distill.buffer_size

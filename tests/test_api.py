@@ -16,12 +16,13 @@ import toys
 
 SURFACE = """
     AbdConfig Augmentation ConfigError DaflConfig DataError DeepInversionConfig DfadConfig
-    DistillConfig DistillStage DreamstillError ExportError FactorizeConfig FinetuneConfig InputSpec
-    Int8Config KnowledgeWithinConfig LearnClassesConfig LearnClassesStage MergeConfig MetadataConfig
-    NoiseConfig NonFiniteError PackConfig PruneConfig QuantizeConfig RandomShapes RdskdConfig Result
-    RunError StructuredNoiseConfig Teacher TeacherError ZskdConfig ZsktConfig __version__ compress
-    distill evaluate export factorize learn_classes list_methods list_presets load_teacher merge
-    pack profile prune quantize register_method register_stage synthesize
+    DistillConfig DistillStage DreamstillError ExportError FactorizeConfig FastDfkdConfig
+    FinetuneConfig ImageProgramsConfig InputSpec Int8Config KnowledgeWithinConfig LearnClassesConfig
+    LearnClassesStage MergeConfig MetadataConfig NayerConfig NoiseConfig NonFiniteError PackConfig
+    PruneConfig QuantizeConfig RandomShapes RdskdConfig Result RunError StructuredNoiseConfig
+    Teacher TeacherError ZskdConfig ZsktConfig __version__ compress distill evaluate export
+    factorize learn_classes list_methods list_presets load_teacher merge pack profile prune quantize
+    register_method register_program register_stage synthesize
 """
 SHORT = ds.FinetuneConfig(steps=4, batch_size=16, num_validation=16)
 

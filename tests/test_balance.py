@@ -6,9 +6,10 @@ import torch
 
 import toys
 from dreamstill.data.batch import Batch
+from dreamstill.synthesis.balanced_draws import hardest_first
 from dreamstill.synthesis.class_balance import ClassMemory
 from dreamstill.synthesis.config import StructuredNoiseConfig
-from dreamstill.synthesis.methods.structured_noise import StructuredNoise, hardest_first
+from dreamstill.synthesis.methods.structured_noise import StructuredNoise
 
 
 def rng(seed: int = 0) -> torch.Generator:

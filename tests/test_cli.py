@@ -105,6 +105,9 @@ def test_a_users_own_network_from_file_to_device(
     result = json.loads(capsys.readouterr().out)
     assert result["student"]["parameters"] < seen["parameters"]
     assert 0 <= result["validation_agreement"] <= 1
+    assert result["validation_images"] == 64
+    assert 30 * 256 >= result["image_visits"] > 30 * 32  # fresh batches have 32 images
+    assert result["precision"] == "float32"
     assert json.loads((run / "config.json").read_text())["distill"]["steps"] == 30
     assert json.loads((run / "config.json").read_text())["distill"]["num_validation"] == 64
 
@@ -235,6 +238,8 @@ def test_a_preset_is_of_the_student_too_and_flags_win() -> None:
         ("rdskd", "mnist", "adam", 2e-3, "constant"),
         ("rdskd", "svhn", "adam", 2e-3, "constant"),
         ("rdskd", "cifar10", "adam", 2e-3, (0.8,)),
+        ("fastdfkd", "cifar10", "sgd", 0.2, "cosine"),
+        ("nayer", "cifar10", "sgd", 0.2, "cosine"),
         ("metadata", "mnist", "adam", 2e-3, "constant"),
     ],
 )
@@ -312,7 +317,7 @@ def test_images_that_were_stopped_are_taken_up(teacher: Path, method: str) -> No
 
 def test_a_preset_may_stand_in_the_file(teacher: Path) -> None:
     config = teacher.parent / "run.toml"
-    config.write_text('preset = "scenes"\n')
+    config.write_text('method = "structured_noise"\npreset = "scenes"\n')
     assert cli.main(distill(teacher, "--config", str(config))) == 0
     settings = json.loads((teacher.parent / "run" / "config.json").read_text())
     assert settings["synthesis"]["shapes"]["scene_share"] == 1.0
@@ -359,7 +364,7 @@ def test_a_run_is_measured_with_its_own_teacher_and_floor(
     assert cli.main(distill(teacher, *noise, "--distill.lr", "1e-9", out="slow")) == 0
     assert cli.main(distill(teacher, *noise, "--distill.optimizer", "sgd", out="sgd")) == 0
     for wrong, why in (
-        ("run", "is a run of structured_noise"),
+        ("run", "is a run of image_programs"),
         ("short", "has another steps: 3"),
         ("slow", "has another lr: 1e-09"),
         ("sgd", "has another optimizer: sgd"),
@@ -500,15 +505,14 @@ BAD: dict[str, tuple[Break, str]] = {
     ),
     "mining without a student": (
         lambda t: ["synthesize", *distill(t)[1:3], "--out", f"{t}.d", "--synthesis.mine", "true"],
-        "structured_noise plays against a student",
+        "image_programs plays against a student",
     ),
-    "augment without replay": (flags("--distill.augment.shift", "0.1"), "distill.fresh_every"),
     "a size of replayed batches without replay": (
-        flags("--distill.batch_size", "9"),
+        flags("--method", "noise", "--distill.batch_size", "9"),
         "set synthesis.batch_size, or distill.fresh_every",
     ),
     "images to replay without replay": (
-        flags("--distill.prefill", "9"),
+        flags("--method", "noise", "--distill.prefill", "9"),
         "distill.prefill 9 makes images to replay",
     ),
     "reconstruct on one image": (
@@ -526,7 +530,10 @@ BAD: dict[str, tuple[Break, str]] = {
     "no device of that name": (flags("--device", "meta"), "device 'meta' is not available"),
     "a number that is a text in the card": (with_card(num_classes="4"), "num_classes must be of"),
     "a factory that is a number": (with_card(factory=5), "factory must be of type str; got 5"),
-    "unknown preset": (flags("--preset", "mars"), "no preset 'mars'; known: clothes, scenes"),
+    "unknown preset": (
+        flags("--method", "structured_noise", "--preset", "mars"),
+        "no preset 'mars'; known: clothes, scenes",
+    ),
     "weights of another number": (
         flags("--distill.loss_weights", "1,2,3"),
         "loss_weights must have 2 values",
@@ -589,7 +596,10 @@ BAD: dict[str, tuple[Break, str]] = {
     "negative seed": (flags("--seed", "-1"), "seed must be at least 0"),
     "absent device": (flags("--device", "cuda:77"), "cuda:77"),
     "unknown device": (flags("--device", "abacus"), "abacus"),
-    "unknown precision": (flags("--precision", "half"), "one of float32, bfloat16; got 'half'"),
+    "unknown precision": (
+        flags("--precision", "half"),
+        "one of auto, float32, bfloat16; got 'half'",
+    ),
     "missing TOML": (flags("--config", "absent.toml"), "cannot read absent.toml"),
     "broken TOML": (with_toml("[distill"), "not valid TOML"),
     "unknown setting in TOML": (with_toml("[distill]\nstepz = 1\n"), "distill.stepz"),

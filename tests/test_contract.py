@@ -26,12 +26,14 @@ from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import (
     CLOTHES,
     DeepInversionConfig,
+    MetaGradient,
     RandomShapes,
     Scheme,
     Start,
     StructuredNoiseConfig,
 )
 from dreamstill.synthesis.generator import LatentGenerator
+from dreamstill.synthesis.methods.image_programs import CANDIDATES, NUM_FITTED
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.synthesis.registry import METHODS, needs_student, open_synthesizer
@@ -39,6 +41,7 @@ from dreamstill.teacher import Teacher
 
 GENERATOR = {"batch_size": 16, "widths": (8, 4), "latent": 5}
 FAST: dict[str, dict[str, Any]] = {
+    "image_programs": {"batch_size": 16, "programs": ("strokes", "gradients", "tiles")},
     "noise": {"batch_size": 16},
     "structured_noise": {"batch_size": 16},
     "dafl": GENERATOR | {"lr": 0.02},
@@ -48,15 +51,22 @@ FAST: dict[str, dict[str, Any]] = {
     "dfad": GENERATOR | {"student_steps": 2},
     "rdskd": GENERATOR | {"generator_steps": 2},
     "abd": GENERATOR | {"generator_steps": 2, "lr": 0.02},
+    "fastdfkd": GENERATOR | {"generator_steps": 2, "warm_up": 1, "shift": 1, "lr": 0.02},
+    "nayer": GENERATOR
+    | {"generator_steps": 2, "warm_up": 1, "shift": 1, "lr": 0.02, "generator_life": 3},
     "knowledge_within": {"batch_size": 16, "steps": 12},
     "metadata": {"batch_size": 16, "steps": 12},
 }
 PIXELS = ("deepinversion", "zskd", "knowledge_within", "metadata")
-OPTIMIZED = ("dafl", "zskt", "dfad", "rdskd", "abd", *PIXELS)
+FEW_STEPS = ("fastdfkd", "nayer")
+OPTIMIZED = ("dafl", "zskt", "dfad", "rdskd", "abd", *FEW_STEPS, *PIXELS)
 ADVERSARIAL: dict[str, dict[str, Any]] = {
     "zskt": {},
     "dfad": {},
+    "fastdfkd": {"warm_up": 0},
+    "nayer": {"warm_up": 0},
     "deepinversion": {"competition": 1.0},
+    "image_programs": {"mine": True},
     "structured_noise": {"mine": True},
 }
 methods = pytest.mark.parametrize("name", METHODS)
@@ -264,7 +274,9 @@ def test_the_global_rng_is_not_touched(name: str) -> None:
 def test_queries_are_counted(name: str) -> None:
     teacher = toys.cnn_teacher()
     draw(make(name, teacher))
-    shown = {"structured_noise": 32, "zskt": 32, "dfad": 32} | dict.fromkeys(PIXELS, 16 * 13)
+    fitted = 3 * NUM_FITTED + 16 * 2 * CANDIDATES
+    shown = {"image_programs": fitted, "structured_noise": 32, "zskt": 32, "dfad": 32}
+    shown |= dict.fromkeys(PIXELS, 16 * 13) | dict.fromkeys(FEW_STEPS, 16 * 3)
     assert teacher.queries == shown.get(name, 16)
 
 
@@ -279,7 +291,7 @@ def statistics_gap(batch: Batch, teacher: Teacher) -> float:
 def objective(name: str, batch: Batch, teacher: Teacher) -> float:
     """What each optimized method is for, lower is better, measured from outside."""
     logits = batch.logits
-    if name in ("deepinversion", "knowledge_within", "abd"):
+    if name in ("deepinversion", "knowledge_within", "abd", *FEW_STEPS):
         return statistics_gap(batch, teacher)
     if name in ("dafl", "rdskd"):  # sure of each image, even over the classes
         mean = logits.softmax(1).mean(0)
@@ -312,6 +324,8 @@ def test_an_optimized_method_is_better_than_noise_at_its_own_objective(name: str
         more["generator_steps"] = 40
     if name in ("zskt", "dfad"):
         more["student_steps"] = 1
+    if name in FEW_STEPS:
+        more |= {"momentum": 0.0, "generator_steps": 10, "shift": 0, "flip": False}
     synthesizer = make(name, teacher, **more)
     for _ in range(1 if name in PIXELS else 41):
         batch = draw(synthesizer)
@@ -323,6 +337,7 @@ UNLIKE: dict[str, Any] = {  # values that differ enough to be seen within four b
     "cosine_batches": 2,
     "drops": (0.3,),
     "generator_steps": 1,
+    "meta_gradient": MetaGradient.REPTILE,
     "low_resolution_steps": 6,
     "lr_warm_up": 6,
     "memory": 4,
@@ -330,6 +345,7 @@ UNLIKE: dict[str, Any] = {  # values that differ enough to be seen within four b
     "start": Start.STRUCTURED,
     "scheme": Scheme.INCEPTION,
     "betas": (0.5,),
+    "programs": ("strokes", "tiles"),
     "steps": 3,
     "oversample": 4,
     "shapes": CLOTHES,
@@ -348,10 +364,11 @@ def other_value(name: str, value: Any) -> Any:
 
 
 def stream(name: str, **changes: Any) -> list[Tensor]:
-    """How often a batch is trained on, and four batches beside a student that never learns."""
+    """How often a batch is trained on, and five batches beside a student that never learns."""
     synthesizer, student = make(name, toys.cnn_teacher(), **changes), toys.seeded_student()
     synthesizer.anneal_over(4)
     images = [draw(synthesizer, student).images for _ in range(4)]
+    images.append(synthesizer.initial_batch(student).images)
     return [torch.tensor(synthesizer.repeat), *images]
 
 
@@ -534,7 +551,7 @@ def test_another_student_is_given_other_images(name: str) -> None:
 @methods
 def test_a_method_that_needs_a_student_says_so(name: str) -> None:
     synthesizer = make(name, toys.cnn_teacher())
-    if synthesizer.adversarial:
+    if needs_student(name, synthesizer.config):
         with pytest.raises(ConfigError, match=f"{name} plays against a student"):
             synthesizer.next_batch()
     else:
@@ -544,7 +561,7 @@ def test_a_method_that_needs_a_student_says_so(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "config", "what"),
     [
-        ("structured_noise", StructuredNoiseConfig(mine=True), "mines a student's mistakes"),
+        ("structured_noise", StructuredNoiseConfig(mine=True), "prefers a student's mistakes"),
         ("deepinversion", DeepInversionConfig(competition=1.0), "competes with a student"),
     ],
 )

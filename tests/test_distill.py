@@ -22,7 +22,7 @@ import toys
 from dreamstill.config import Precision, from_plain, to_plain
 from dreamstill.data.augmentation import augment
 from dreamstill.data.batch import Batch, answered
-from dreamstill.data.config import Augmentation
+from dreamstill.data.config import NO_AUGMENTATION, Augmentation
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
 from dreamstill.distillation.distillation import Distillation
@@ -49,6 +49,7 @@ from dreamstill.synthesis.methods.noise import Noise
 from dreamstill.synthesis.methods.rdskd import Rdskd
 from dreamstill.synthesis.methods.structured_noise import StructuredNoise
 from dreamstill.synthesis.methods.zskt import Zskt
+from dreamstill.synthesis.validation_set import ValidationSet, validation_set
 from dreamstill.teacher import Teacher
 
 
@@ -62,11 +63,13 @@ def batch_of(value: int, num: int) -> Batch:
 
 
 class TestReplayBuffer:
-    @pytest.mark.parametrize("name", ["shift", "rotate", "scale", "mix"])
+    @pytest.mark.parametrize("name", ["shift", "rotate", "scale", "mixup", "cutmix"])
     def test_each_augmentation_changes_images(self, name: str) -> None:
         images = torch.randn(8, 1, 8, 8, generator=rng()).clamp(-2, 2)
-        degree: Any = {"shift": 0.3, "rotate": 40.0, "scale": 0.4, "mix": True}[name]
-        changed = augment(images, toys.SPEC, Augmentation(**{name: degree}), rng())
+        degree: Any = {"shift": 0.3, "rotate": 40.0, "scale": 0.4, "mixup": 1.0, "cutmix": 1.0}[
+            name
+        ]
+        changed = augment(images, toys.SPEC, replace(NO_AUGMENTATION, **{name: degree}), rng())
         assert (changed - images).abs().mean() > 0.1
 
     def test_a_new_image_replaces_the_oldest(self, tmp_path: Path) -> None:
@@ -114,11 +117,11 @@ class TestReplayBuffer:
 class TestAugment:
     def test_nothing_asked_changes_nothing(self) -> None:
         images = torch.rand(3, 1, 8, 8, generator=rng()) - 0.5
-        assert torch.equal(augment(images, toys.SPEC, Augmentation(), rng()), images)
+        assert torch.equal(augment(images, toys.SPEC, NO_AUGMENTATION, rng()), images)
 
     def test_a_flip_mirrors_half(self) -> None:
         images = torch.rand(200, 1, 8, 8, generator=rng())
-        changed = augment(images, toys.SPEC, Augmentation(flip=True), rng())
+        changed = augment(images, toys.SPEC, replace(NO_AUGMENTATION, flip=True), rng())
         close = [torch.allclose(a, b, atol=1e-5) for a, b in zip(images, changed, strict=True)]
         mirrored = [
             torch.allclose(a.flip(2), b, atol=1e-5) for a, b in zip(images, changed, strict=True)
@@ -130,12 +133,12 @@ class TestAugment:
         ys, xs = torch.meshgrid(torch.arange(33) - 16, torch.arange(21) - 10, indexing="ij")
         disc = torch.exp(-(ys**2 + xs**2) / 18.0).expand(4, 1, 33, 21)
         spec = InputSpec(shape=(1, 33, 21), mean=(0.0,), std=(1.0,))
-        turned = augment(disc, spec, Augmentation(rotate=90), rng())
+        turned = augment(disc, spec, replace(NO_AUGMENTATION, rotate=90.0), rng())
         torch.testing.assert_close(turned, disc, atol=0.05, rtol=0)
 
     def test_the_result_stays_in_the_valid_range(self) -> None:
         images = torch.full((8, 1, 8, 8), 2.0)
-        changed = augment(images, toys.SPEC, Augmentation(noise=1.0), rng())
+        changed = augment(images, toys.SPEC, replace(NO_AUGMENTATION, noise=1.0), rng())
         assert changed.max() <= 2.0
         assert changed.std() > 0.1
 
@@ -157,33 +160,21 @@ class Answer(nn.Module):
 
 class TestModelSelector:
     def make(self) -> ModelSelector:
-        selector = ModelSelector(8, toys.SPEC)
-        logits = torch.eye(4)[[0, 0, 0, 1]]
-        selector.hold_out(Batch(torch.zeros(4, 1, 8, 8), logits))
-        return selector
+        images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        return ModelSelector(ValidationSet(images, torch.eye(4)[[0, 0, 0, 1]]), toys.SPEC)
 
     def test_agreement_is_the_share_of_equal_answers(self) -> None:
         assert self.make().validate(Answer(0), 1).agreement == 0.75
         assert self.make().validate(Answer(1), 1).agreement == 0.25
 
-    def test_it_keeps_bytes_and_asks_about_inputs(self) -> None:
-        selector, inputs = (
-            ModelSelector(4, toys.SPEC),
-            toys.SPEC.encode(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8)),
-        )
-        selector.hold_out(Batch(inputs, torch.eye(4)[[0] * 6]))
-        assert selector.images.dtype == torch.uint8
+    def test_it_asks_about_inputs(self) -> None:
+        images = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+        selector = ModelSelector(ValidationSet(images, torch.eye(4)), toys.SPEC)
         shown: list[torch.Tensor] = []
         student = Answer(0)
         student.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
         selector.validate(student, 1)
-        torch.testing.assert_close(shown[0], inputs[-4:])
-
-    def test_a_few_images_of_as_many_classes_are_no_collapse(self) -> None:
-        selector = ModelSelector(400, toys.SPEC)
-        selector.hold_out(Batch(torch.zeros(400, 1, 8, 8), torch.eye(400)))
-        assert not selector.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[:4]))
-        assert selector.is_collapse(Batch(torch.zeros(4, 1, 8, 8), torch.eye(400)[[7] * 4]))
+        torch.testing.assert_close(shown[0], toys.SPEC.encode(images))
 
     def test_the_better_student_stays(self) -> None:
         selector = self.make()
@@ -204,11 +195,6 @@ class TestModelSelector:
         assert selector.best is not None
         assert selector.best(torch.zeros(1)).argmax() == 0
         assert selector.best(torch.zeros(1)).max() == 1
-
-    def test_the_oldest_validation_images_go_first(self) -> None:
-        selector = self.make()
-        selector.hold_out(Batch(torch.ones(8, 1, 8, 8), torch.eye(4)[[2] * 8]))
-        assert selector.validate(Answer(2), 1).agreement == 1.0
 
 
 def work_in(folder: Path, *, noise: bool = False, **changes: object) -> Distillation:
@@ -323,7 +309,11 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
     assert told == [len(made)]
 
 
-def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(tmp_path: Path) -> None:
+def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = itertools.cycle([0.0, 9.0])  # of the newest batch, and of all
+    collapsed = lambda counts: next(answers)  # noqa: E731
     config = RdskdConfig(batch_size=64, latent=8, widths=(4, 4), generator_steps=3)
     job = DistillJob(
         teacher=TeacherFile(weights="toy"),
@@ -333,7 +323,7 @@ def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(tmp_pa
         distill=DistillConfig(steps=2, validate_every=1, num_validation=64),
     )
     work = _distillation(tmp_path, job, toys.cnn_teacher())
-    work.selector.is_collapse = lambda batch: True  # type: ignore[method-assign]
+    monkeypatch.setattr("dreamstill.distillation.batch_stream.class_entropy", collapsed)
     for _ in work.run():
         pass
     method = work.stream.method
@@ -342,19 +332,22 @@ def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(tmp_pa
     assert not method.generator.module.training
 
 
-@pytest.mark.parametrize("noise", [True, False])
-def test_held_out_images_are_never_trained_on(tmp_path: Path, noise: bool) -> None:
-    work = work_in(tmp_path, steps=6, validate_every=2, noise=noise)
-    work.teacher.module.head.bias[3] = -1.5  # type: ignore[operator, union-attr]  # a rare class
+def test_a_teacher_has_one_validation_set(tmp_path: Path) -> None:
+    teacher = toys.quadrant_teacher()
+    held = validation_set(teacher, 64)
+    assert validation_set(teacher, 64) is held
+    again = validation_set(toys.quadrant_teacher(), 64)
+    assert torch.equal(again.images, held.images)
+    assert held.images.shape == (64, 1, 8, 8)
+    assert held.images.dtype == torch.uint8
+    assert torch.bincount(held.logits.argmax(1), minlength=4).min() >= 15
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(toys.SPEC.encode(held.images)), held.logits)
+    work = work_in(tmp_path, steps=6, validate_every=2)
     for _ in work.run():
         pass
     trained = {image.numpy().tobytes() for image in work.stream.buffer.images()}
-    assert len(trained) > 200
-    held = [
-        image for image in work.selector.images if image.min() < image.max()
-    ]  # plain ones recur
-    assert len(held) > 100
-    assert not any(image.numpy().tobytes() in trained for image in held)
+    assert not any(image.numpy().tobytes() in trained for image in work.selector.validation.images)
 
 
 def test_a_replay_buffer_needs_no_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,9 +438,11 @@ def test_the_last_step_is_always_validated(tmp_path: Path) -> None:
 
 
 def test_a_trainer_takes_any_batches_and_names_where_they_end() -> None:
-    teacher, selector = toys.quadrant_teacher(), ModelSelector(8, toys.SPEC)
+    teacher = toys.quadrant_teacher()
     images = torch.randn(16, 1, 8, 8, generator=rng())
-    selector.hold_out(answered(teacher, images))
+    selector = ModelSelector(
+        ValidationSet(toys.SPEC.decode(images), answered(teacher, images).logits), toys.SPEC
+    )
     batches = [(images, None), (images[:4], teacher(images[:4]))]
     trainer = Trainer(teacher, toys.student(), batches, selector, DistillConfig(steps=2), rng=rng())
     assert [progress.done for progress in trainer.run()] == [1, 2]
@@ -557,7 +552,7 @@ def test_a_class_that_no_image_has_is_said_once(
     for _ in work.run():
         pass
     (text,) = [r.getMessage() for r in caplog.records if r.name.startswith("dreamstill")]
-    num = 128 + (6 * 64 if not fresh else 128)
+    num = 128 if fresh else 6 * 64
     assert text.startswith(f"the teacher gives none of the {num} synthetic images classes 1, 3: ")
     assert work.warnings == [text]
 
@@ -573,7 +568,7 @@ def test_a_run_keeps_what_it_warned_of(tmp_path: Path, caplog: pytest.LogCapture
     distill(tmp_path / "run", job, nameless(toys.quadrant_teacher(), 0, 1, 2))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     (text,) = result["warnings"]
-    assert text.startswith("the teacher gives 100.0% of the 192 synthetic images class 3: check")
+    assert text.startswith("the teacher gives 100.0% of the 128 synthetic images class 3: check")
     assert text in caplog.text
     assert result["steps"] == 2
 
@@ -581,7 +576,7 @@ def test_a_run_keeps_what_it_warned_of(tmp_path: Path, caplog: pytest.LogCapture
 def test_a_batch_is_trained_on_as_often_as_its_method_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, seen = work_in(tmp_path, steps=7), []
+    work, seen = work_in(tmp_path, steps=7, augment=NO_AUGMENTATION), []
     monkeypatch.setattr(work.stream.method, "repeat", 3, raising=False)
     work.student.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0]) if module.training else None
@@ -742,7 +737,6 @@ def steps_logged(folder: Path) -> int:
 class Collapsing(StructuredNoise):
     """Gives one image over and over after some batches, until it is rolled back."""
 
-    remembers = False
     batches, rolled_back = 0, 0
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
@@ -762,7 +756,7 @@ class Collapsing(StructuredNoise):
         self.rolled_back += 1
 
 
-def test_a_collapsed_method_is_rolled_back_and_not_validated_on(tmp_path: Path) -> None:
+def test_a_collapsed_method_is_rolled_back(tmp_path: Path) -> None:
     generator, teacher = rng(), toys.quadrant_teacher()
     config = StructuredNoiseConfig(batch_size=32)
     source = Collapsing(teacher, config, rng=generator)
@@ -773,8 +767,6 @@ def test_a_collapsed_method_is_rolled_back_and_not_validated_on(tmp_path: Path) 
     work = Distillation(teacher, toys.student(), source, buffer, distill, rng=generator)
     collapsed = [p.record["collapsed"] for p in work.run() if "collapsed" in p.record]
     assert sum(collapsed) == source.rolled_back == 1
-    named = torch.bincount(work.selector.logits.argmax(1), minlength=4)
-    assert named.min() > 30
 
 
 def test_a_commit_of_another_project_is_not_ours(

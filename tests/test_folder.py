@@ -95,7 +95,7 @@ def run(
 def stopped(weights: Path, tmp_path: Path) -> Path:
     """The folder of a distillation that was stopped at its sixth step."""
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", job_of(weights), stop_after=11)
+        run(tmp_path / "run", job_of(weights), stop_after=9)
     return tmp_path / "run"
 
 
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 ) -> None:
     job = job_of(weights, **OTHERS[other])
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "other", job, stop_after=11)
+        run(tmp_path / "other", job, stop_after=9)
     shutil.copy(tmp_path / "other" / "checkpoint.pt", stopped / "checkpoint.pt")
     with pytest.raises(RunError, match=r"checkpoint\.pt is of another run"):
         run(stopped, job_of(weights), resume=True)

@@ -499,7 +499,7 @@ def test_a_command_starts_a_student_from_its_teacher(command: str, tmp_path: Pat
         student = lenet5_half()
         student.load_state_dict(state)
         errors.append((student(shown) - teacher(shown)).pow(2).mean())
-    assert errors[1] < errors[0] / 3
+    assert errors[1] < errors[0] / 2
 
 
 def test_a_run_killed_before_its_first_step_is_solved_once(tmp_path: Path) -> None:

@@ -300,9 +300,9 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
         ({"seed": -1}, "seed must be at least 0; got -1"),
         ({"num_images": 3}, "at least 8; got 3"),
         ({"method": "dfad"}, "no student for dfad to play against"),
-        ({"method": "magic"}, "unknown method 'magic'; known: noise"),
-        ({"preset": "mars"}, "structured_noise has no preset 'mars'; known: clothes, scenes"),
-        ({"synthesis": {"mine": True}}, "no student for structured_noise to play against"),
+        ({"method": "magic"}, "unknown method 'magic'; known: image_programs, noise"),
+        ({"preset": "mars"}, "image_programs has no preset 'mars'; known: none"),
+        ({"synthesis": {"mine": True}}, "no student for image_programs to play against"),
         ({"color": 1}, "unknown setting color"),
         ({"method": ["noise"], "synthesis": {}}, "method must be a string"),
         ({"images": "x.npz"}, "num_images 64 has no effect beside images"),
@@ -371,7 +371,8 @@ def test_a_task_takes_a_method_with_its_settings(plain: dict[str, object], tmp_p
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == "zskd"
     assert config["synthesis"] == to_plain(ZskdConfig(steps=2))
-    job = read_job(CompressJob, plain | {"preset": "clothes", "synthesis": {"oversample": 2}})
+    plain |= {"method": "structured_noise", "preset": "clothes", "synthesis": {"oversample": 2}}
+    job = read_job(CompressJob, plain)
     assert job.synthesis == StructuredNoiseConfig(shapes=CLOTHES, oversample=2)
 
 

@@ -22,6 +22,7 @@ from dreamstill.compression.quantization.quantize import (
     quantize_without_inputs,
 )
 from dreamstill.compression.quantization.sensitivity import mixed_bits
+from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, TeacherError
@@ -37,6 +38,8 @@ from dreamstill.nn.lenet import lenet5, lenet5_bn
 from dreamstill.nn.quantized import QuantizedLayer, best_step, fake_quantize, quantized_bytes
 from dreamstill.nn.resnet_cifar import ResNetCifar
 from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.synthesize import draw_images
+from dreamstill.synthesis.config import ImageProgramsConfig
 from dreamstill.teacher import Teacher
 
 GREY = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
@@ -591,11 +594,18 @@ def images(teacher: Teacher, num: int = 128) -> Tensor:
 @pytest.mark.parametrize("calibration", [Calibration.MIN_MAX, Calibration.PERCENTILE])
 def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibration) -> None:
     teacher = lenet()
-    shown = images(teacher)
+    shown = draw_images(teacher, "image_programs", ImageProgramsConfig(), 256, seed=1)[0]
     low = QuantizeConfig(
         weight_bits=3, activation_bits=3, first_last_bits=None, calibration=calibration
     )
-    tuned = DistillConfig(steps=60, batch_size=32, lr=1e-3, num_validation=16, validate_every=20)
+    tuned = DistillConfig(
+        steps=200,
+        batch_size=32,
+        lr=1e-3,
+        num_validation=128,
+        validate_every=25,
+        augment=NO_AUGMENTATION,
+    )
     fingerprint = teacher.fingerprint
     wanted, errors = teacher(teacher.input_spec.encode(shown)), []
     for config in (low, replace(low, finetune=tuned)):

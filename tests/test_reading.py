@@ -417,7 +417,11 @@ def test_a_settings_file_may_hold_every_option_and_flags_win(
             "--synthesis.batch_size=8",
             "synthesis must be a table of settings; got 3",
         ),
-        ("[synthesis]\nshapes = 3\n", "--synthesis.shapes.cells=4", "shapes must be a table"),
+        (
+            'method = "structured_noise"\n[synthesis]\nshapes = 3\n',
+            "--synthesis.shapes.cells=4",
+            "shapes must be a table",
+        ),
         ("teacher = 'x'\n", "--teacher.num_classes=4", "teacher must be a table of settings"),
         ("imagse = 'x'\n", "--seed=3", "unknown setting imagse"),
     ],

@@ -54,6 +54,7 @@ SUMMARY = {
     "images": "2,000 real digits",
     "chosen_at_step": 900,
     "validation_agreement": 0.7251,
+    "validation_images": 1024,
     "exports": [
         {"path": "/x/student.onnx", "format": "onnx", "bytes": 70000, "max_abs_difference": 2e-6}
     ],
@@ -204,8 +205,9 @@ def test_a_verdict_on_a_student_says_what_was_measured() -> None:
     )
     alike = {"median": 0.42, "low": 0.39, "high": 0.5}  # within the teacher's spread
     unmeasured = {"teacher": COST, "student": {**COST, "latency_ms": alike}}
-    assert verdict_of_distill({**unmeasured, "validation_agreement": 0.7}) == (
-        "The student answers with the teacher's class on 70.00 % of the synthetic validation "
+    measured = {"validation_agreement": 0.7, "validation_images": 100}
+    assert verdict_of_distill({**unmeasured, **measured}) == (
+        "The student answers with the teacher's class on 70.0 ± 9.0 % of the validation "
         "images; it has as many parameters and is not measurably faster or slower. Accuracy on "
         "real images is unknown: none were given."
     )

@@ -29,6 +29,7 @@ from dreamstill.synthesis.config import (
     ZskdConfig,
     ZsktConfig,
 )
+from dreamstill.synthesis.fields import interpolation, random_fields
 from dreamstill.synthesis.methods.dafl import Dafl, dafl_loss
 from dreamstill.synthesis.methods.deepinversion import DeepInversion, inversion_loss
 from dreamstill.synthesis.methods.dfad import Dfad
@@ -37,7 +38,7 @@ from dreamstill.synthesis.methods.zskd import Zskd, by_row, class_similarity, co
 from dreamstill.synthesis.methods.zskt import Zskt
 from dreamstill.synthesis.pixel_optimization import halved, start_images
 from dreamstill.synthesis.presets import PRESETS
-from dreamstill.synthesis.random_shapes import interpolation, random_fields, structured_images
+from dreamstill.synthesis.random_shapes import structured_images
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.teacher import Teacher
 

@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.runner import Cell, Kind, mean_and_std, method_of, rows_of, shrunk, training_images
 from dreamstill.config import from_plain, to_plain
 from dreamstill.data.batch import Batch, answered
-from dreamstill.data.config import Augmentation
+from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
@@ -67,7 +67,7 @@ def row_of(table: dict[str, Any], *, tiny: bool) -> Row:
 class StoredImages(Method):
     """Batches of a fixed set of images, drawn with replacement: what every method is up against."""
 
-    streams = True
+    fresh_every = 1
 
     def __init__(
         self, teacher: Teacher, images: torch.Tensor, batch_size: int, *, rng: torch.Generator
@@ -186,7 +186,7 @@ class Distill(Kind):
     ) -> None:
         """Train a student for the row's first steps on structured noise, in place."""
         distill = replace(
-            row.distill, steps=row.after, prefill=0, fresh_every=1, augment=Augmentation()
+            row.distill, steps=row.after, prefill=0, fresh_every=1, augment=NO_AUGMENTATION
         )
         first = replace(self.rows["structured_noise"], distill=distill)
         structured = open_row(first, teacher, self.data, folder, rng)

@@ -55,14 +55,18 @@ if TYPE_CHECKING:
     from dreamstill.synthesis.config import DaflConfig as DaflConfig
     from dreamstill.synthesis.config import DeepInversionConfig as DeepInversionConfig
     from dreamstill.synthesis.config import DfadConfig as DfadConfig
+    from dreamstill.synthesis.config import FastDfkdConfig as FastDfkdConfig
+    from dreamstill.synthesis.config import ImageProgramsConfig as ImageProgramsConfig
     from dreamstill.synthesis.config import KnowledgeWithinConfig as KnowledgeWithinConfig
     from dreamstill.synthesis.config import MetadataConfig as MetadataConfig
+    from dreamstill.synthesis.config import NayerConfig as NayerConfig
     from dreamstill.synthesis.config import NoiseConfig as NoiseConfig
     from dreamstill.synthesis.config import RandomShapes as RandomShapes
     from dreamstill.synthesis.config import RdskdConfig as RdskdConfig
     from dreamstill.synthesis.config import StructuredNoiseConfig as StructuredNoiseConfig
     from dreamstill.synthesis.config import ZskdConfig as ZskdConfig
     from dreamstill.synthesis.config import ZsktConfig as ZsktConfig
+    from dreamstill.synthesis.programs.registry import register_program as register_program
     from dreamstill.synthesis.registry import register_method as register_method
     from dreamstill.teacher import Teacher as Teacher
 
@@ -72,8 +76,8 @@ _API = (
     *("quantize", "register_method", "register_stage", "synthesize"),
 )
 _METHODS = (
-    *("Abd", "Dafl", "DeepInversion", "Dfad", "KnowledgeWithin", "Metadata", "Noise", "Rdskd"),
-    *("StructuredNoise", "Zskd", "Zskt"),
+    *("Abd", "Dafl", "DeepInversion", "Dfad", "FastDfkd", "ImagePrograms", "KnowledgeWithin"),
+    *("Metadata", "Nayer", "Noise", "Rdskd", "StructuredNoise", "Zskd", "Zskt"),
 )
 _COMPRESSION = ("Factorize", "Merge", "Pack", "Prune", "Quantize")
 _ERRORS = ("Config", "Data", "Dreamstill", "Export", "NonFinite", "Run", "Teacher")
@@ -91,6 +95,7 @@ _HOMES = {
     "LearnClassesConfig": "continual.config",
     "LearnClassesStage": "pipelines.config",
     "RandomShapes": "synthesis.config",
+    "register_program": "synthesis.programs.registry",
     "Teacher": "teacher",
 }
 """The module in which each public name lives."""

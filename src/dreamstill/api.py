@@ -49,6 +49,7 @@ from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.presets import PRESETS, method_config
 from dreamstill.synthesis.registry import (
+    DEFAULT_METHOD,
     METHODS,
     missing_capabilities,
     open_synthesizer,
@@ -131,7 +132,7 @@ def load_teacher(
     card: StrPath | None = None,
     num_classes: int | None = None,
     device: str = "cpu",
-    precision: Precision | str = "float32",
+    precision: Precision | str = "auto",
     allow_pickle: bool = False,
 ) -> Teacher:
     """Open a teacher from a file of weights.
@@ -144,7 +145,7 @@ def load_teacher(
             one beside the weights, with their name.
         num_classes: checked against the network.
         device: where to put it, such as "cpu" or "cuda".
-        precision: float32 or bfloat16.
+        precision: float32, bfloat16, or auto for the faster one.
         allow_pickle: consent to run the code in a full pickle; never for a file you do not trust.
 
     Raises:
@@ -170,7 +171,7 @@ def list_methods(teacher: Teacher | None = None) -> list[str]:
     """Return the names of the methods that make images, or of those that a teacher can serve.
 
     Examples:
-        >>> "structured_noise" in list_methods()
+        >>> "image_programs" in list_methods()
         True
 
     """
@@ -193,7 +194,7 @@ def list_presets(method: str | None = None) -> dict[str, list[str]]:
 
 def synthesize(
     teacher: Teacher,
-    method: Any = "structured_noise",
+    method: Any = DEFAULT_METHOD,
     *,
     num_images: int = 1000,
     preset: str | None = None,
@@ -238,7 +239,7 @@ def synthesize(
 def distill(
     teacher: Teacher,
     student: Any,
-    images: Any = "structured_noise",
+    images: Any = DEFAULT_METHOD,
     config: DistillConfig | None = None,
     *,
     seed: int = 0,
@@ -251,7 +252,7 @@ def distill(
         student: a network, which is copied, or a function or "module:function" that builds one.
         images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
             synthesizer, which then makes images while the student learns. Adversarial methods
-            (ZSKT, DFAD, adaptive DeepInversion) see the student as it is.
+            (ZSKT, DFAD, FastDFKD, adaptive DeepInversion) see the student as it is.
         config: of the training. With images that are given, `prefill`, `fresh_every` and
             `buffer_size` have no effect.
         seed: of everything random.

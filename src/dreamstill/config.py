@@ -83,6 +83,8 @@ Text = Annotated[str, BeforeValidator(_as_text), AfterValidator(_without_null)]
 class Precision(StrEnum):
     """The number format in which networks compute; weights and losses stay float32."""
 
+    AUTO = "auto"
+    """bfloat16 where it is faster: the processor has it, and the layers are wide."""
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 

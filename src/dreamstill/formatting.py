@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["duration", "percent", "shown"]
+__all__ = ["duration", "measured_share", "percent", "shown"]
 
 
 def shown(value: Any) -> str:
@@ -45,6 +45,15 @@ def percent(share: float) -> str:
     '98.31 %'
     """
     return f"{100 * share:.2f} %"
+
+
+def measured_share(share: float, num: int) -> str:
+    """Format a fraction that was measured on `num` items, with its 95 % interval (Wald's).
+
+    >>> measured_share(0.5, 1024)
+    '50.0 ± 3.1 %'
+    """
+    return f"{100 * share:.1f} ± {196 * (share * (1 - share) / num) ** 0.5:.1f} %"
 
 
 def duration(seconds: float) -> str:

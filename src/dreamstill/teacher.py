@@ -19,6 +19,7 @@ from dreamstill.nn.checks import (
 )
 from dreamstill.nn.copying import copy_network, is_hooked, make_weights_plain
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
+from dreamstill.nn.precision import gains_from_bfloat16
 from dreamstill.output_spec import OutputSpec, logits_of
 
 __all__ = ["Capabilities", "Precision", "Teacher", "check_trainable"]
@@ -51,7 +52,8 @@ class Teacher:
         input_spec: shape and normalization of the input.
         num_classes: K, to be checked; None reads it from the forward pass.
         device: device of the copy, such as "cpu" or "cuda".
-        precision: float32 or bfloat16, for this network and all that it runs.
+        precision: float32, bfloat16, or auto for the faster one, for this network and all that it
+            runs.
         role: name of the network in messages.
         factory: module:function that built the network, for the fingerprint.
 
@@ -76,7 +78,7 @@ class Teacher:
         *,
         num_classes: int | None = None,
         device: str = "cpu",
-        precision: Precision | str = Precision.FLOAT32,
+        precision: Precision | str = Precision.AUTO,
         role: str = "teacher",
         factory: str = "",
     ) -> None:
@@ -96,6 +98,9 @@ class Teacher:
                 raise TeacherError(f"the {role} has {self.num_classes} classes, not {num_classes}")
             check_steady(module, inputs, logits, role)
             make_weights_plain(module, inputs)
+            if self.precision is Precision.AUTO:
+                faster = gains_from_bfloat16(module, inputs)
+                self.precision = Precision.BFLOAT16 if faster else Precision.FLOAT32
             self.module = module.requires_grad_(False)
             self.capabilities = Capabilities(
                 gradient=module(inputs.clone().requires_grad_()).requires_grad,

@@ -21,7 +21,7 @@ from dreamstill.pipelines.config import (
 )
 from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.synthesis.presets import PRESETS
-from dreamstill.synthesis.registry import METHODS
+from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS
 
 __all__ = ["COMMANDS", "parse"]
 
@@ -222,13 +222,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     early = _early(rest)
     table = read_toml(early.config) if early.config else {}
     if name == "compress":
-        file = _parser(name, COMMANDS[name], "structured_noise", whole="--help-all" in rest)
+        file = _parser(name, COMMANDS[name], DEFAULT_METHOD, whole="--help-all" in rest)
         path = file.parse_known_args(rest)[0].config
         if not (table := read_toml(path)):
             raise ConfigError(f"{path} is empty: give [teacher] and [[stage]] tables")
     load_plugins(early.plugin or table.get("plugin"))
     command = _command(name)
-    method = early.method or table.get("method") or "structured_noise"
+    method = early.method or table.get("method") or DEFAULT_METHOD
     if not isinstance(method, str) or method not in METHODS:
         close = did_you_mean(method, METHODS) if isinstance(method, str) else ""
         raise ConfigError(f"unknown method {shown(method)}{close}; known: {', '.join(METHODS)}")

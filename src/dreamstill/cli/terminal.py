@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dreamstill.formatting import duration, percent, shown
+from dreamstill.formatting import duration, measured_share, percent, shown
 from dreamstill.progress import Progress as Step
 from dreamstill.progress import start_kept
 
@@ -188,12 +188,16 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         for label, show, key in metrics
     ]
     _print_table(title, ("teacher", "student", "noise baseline"), rows)
-    print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
+    spent = f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries"
+    if "image_visits" in summary:
+        spent += f", {summary['image_visits']:,} image visits in {summary['precision']}"
+    print(spent)
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
     if "validation_agreement" in summary:
-        share = percent(summary["validation_agreement"])
-        print(f"{share} agreement on synthetic images that were held out")
+        num = summary["validation_images"]
+        share = measured_share(summary["validation_agreement"], num)
+        print(f"{share} agreement on the teacher's {num:,} validation images")
     for record in summary.get("exports", []):
         print(
             f"{record['format']}: {record['path']}, {record['bytes']:,} bytes, "

@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import Tensor
 
-__all__ = ["class_counts", "missing_classes", "warn_of_classes"]
+__all__ = ["class_counts", "class_entropy", "missing_classes", "warn_of_classes"]
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,16 @@ WAY_OUT = "make more images, or take another method or preset, or images of your
 def class_counts(logits: Tensor) -> Tensor:
     """Count the predictions of each class in logits (N, K): int64 (K,), on the CPU."""
     return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
+
+
+def class_entropy(counts: Tensor) -> float:
+    """Return the entropy in nats of numbers of images per class (K,).
+
+    >>> round(class_entropy(torch.tensor([2, 0, 2])), 4)
+    0.6931
+    """
+    share = counts[counts > 0] / counts.sum()
+    return -(share * share.log()).sum().item()
 
 
 def missing_classes(counts: Tensor, images: str = "synthetic images") -> str | None:

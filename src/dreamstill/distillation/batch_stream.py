@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from dreamstill.data.augmentation import augment
 from dreamstill.data.batch import Batch, TrainingBatch
-from dreamstill.data.class_coverage import class_counts
-from dreamstill.data.config import Augmentation
+from dreamstill.data.class_coverage import class_counts, class_entropy
+from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, FinetuneConfig
-from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.errors import ConfigError
 from dreamstill.files.checkpoints import Stateful
 from dreamstill.input_spec import InputSpec
@@ -45,77 +44,65 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
     """An endless stream of batches, one for each step, which can be stopped and resumed.
 
     Fresh batches of a method go into the replay buffer, from which the steps between them are
-    served. The method's batches for validation go to the model selector, each time the student is
-    validated a new one; when that has collapsed to few classes, the method is set back to its state
-    after the last good one.
+    served. When the newest one has collapsed to few classes, `check_method` sets the method back to
+    its state at the last good one.
 
     Args:
         method: makes the images.
         buffer: stores them.
-        selector: takes the validation images.
         student: what adversarial methods play against.
         config: see DistillConfig.
         rng: draws from the buffer and augments; the method may share it.
         least: images that the buffer must hold before the first step.
 
     Raises:
-        ConfigError: there would be no images, or none to augment.
+        ConfigError: there would be no images.
 
     """
 
     state = (
-        *("drawn", "warmed_up", "repeats_left", "repeated", "counts"),
-        *("method", "healthy", "aside", "buffer"),
+        *("drawn", "warmed_up", "repeats_left", "repeated", "counts", "newest"),
+        *("method", "healthy", "buffer"),
     )
 
     def __init__(
         self,
         method: Method,
         buffer: ReplayBuffer,
-        selector: ModelSelector,
         student: nn.Module,
         config: DistillConfig,
         *,
         rng: torch.Generator,
         least: int = 0,
     ) -> None:
-        self.method, self.buffer, self.selector = method, buffer, selector
-        self.student, self.config, self.rng = student, config, rng
-        self.fresh_every = config.fresh_period(streams=method.streams)
-        default = 0 if method.streams else config.buffer_size
-        prefill = default if config.prefill is None else config.prefill
+        self.method, self.buffer, self.student = method, buffer, student
+        self.config, self.rng = config, rng
+        self.fresh_every = config.fresh_period(method.fresh_every)
+        prefill = config.num_prefill(method.fresh_every)
         if prefill == 0 and self.fresh_every == 0:
             raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
-        if self.fresh_every == 1 and config.augment != Augmentation():
-            raise ConfigError(
-                "augment changes replayed images, and with a fresh batch at every step none is: "
-                "set distill.fresh_every, or leave augment alone"
-            )
         self.prefill = max(prefill if config.steps else 0, least)
         self.counts = torch.zeros(method.teacher.num_classes, dtype=torch.int64)
+        """Images of each class so far."""
+        self.newest = torch.zeros_like(self.counts)
+        """Images of each class in the newest fresh batch."""
         self.warmed_up = self.drawn = 0
         self.repeated: TrainingBatch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
-        self._remember()
+        self.healthy = copy.deepcopy(method.state_dict())
         method.anneal_over(self._num_batches(method.config.batch_size))
-
-    def _remember(self) -> None:
-        """Take the method's present state for a good one, and as a start for validation images."""
-        self.healthy = copy.deepcopy(self.method.state_dict())
-        self.aside = copy.deepcopy(self.healthy) if self.method.remembers else None
 
     def _num_batches(self, size: int) -> int:
         """Return how many batches of `size` images the method makes in the whole run."""
         config = self.config
-        num = math.ceil(config.num_validation / size) + math.ceil(self.prefill / size)
+        num = math.ceil(self.prefill / size)
         if self.fresh_every:
             period = math.ceil(self.method.repeat / self.fresh_every) * self.fresh_every
             num += math.ceil(config.steps / period)
-            num += math.ceil(config.steps / config.validate_every)
         return num
 
     def fill(self) -> Iterator[Progress]:
-        """Warm the method up, and make the validation images and those that the buffer begins with.
+        """Warm the method up, and make the images that the buffer begins with.
 
         Yields after every batch, when a stop is safe.
         """
@@ -123,57 +110,50 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
             self.method.next_batch(self.student)
             self.warmed_up += 1
             if self.warmed_up == self.method.warm_up:
-                self._remember()
+                self.healthy = copy.deepcopy(self.method.state_dict())
             yield Progress("warm up", self.warmed_up, self.method.warm_up, {})
-        total = self.config.num_validation + self.prefill
-        while not self.selector.is_full or self.buffer.added < self.prefill:
-            if self.selector.is_full:
-                self._fresh_batch()
-            else:
-                batch = self._validation_batch()
-                self.selector.hold_out(batch)
-                self.counts += class_counts(batch.logits)
-            have = min(self.buffer.added + len(self.selector.images), total)
-            yield Progress("synthesize", have, total, {})
+        make = self.method.initial_batch if self.fresh_every else self.method.next_batch
+        while self.buffer.added < self.prefill:
+            self._store(make(self.student))
+            yield Progress("synthesize", min(self.buffer.added, self.prefill), self.prefill, {})
 
-    def _fresh_batch(self) -> Batch:
-        batch = self.method.next_batch(self.student)
+    def _store(self, batch: Batch) -> Batch:
         self.buffer.add(batch)
-        self.counts += class_counts(batch.logits)
-        return batch
-
-    def _validation_batch(self) -> Batch:
-        """Make a batch for validation; a method that remembers has another memory for these."""
-        if self.aside is None:
-            return self.method.next_batch(self.student)
-        training = self.method.state_dict()
-        self.method.load_state_dict(self.aside)
-        batch = self.method.next_batch(self.student)
-        self.aside = self.method.state_dict()
-        self.method.load_state_dict(training)
+        self.newest = class_counts(batch.logits)
+        self.counts += self.newest
         return batch
 
     def __next__(self) -> TrainingBatch:
         step, self.drawn = self.drawn, self.drawn + 1
         if self.repeated and self.repeats_left:
             self.repeats_left -= 1
-            return self.repeated
+            return self._augmented(self.repeated)
         if self.fresh_every and step % self.fresh_every == 0:
-            fresh = self._fresh_batch()
+            fresh = self._store(self.method.next_batch(self.student))
             batch, self.repeats_left = (fresh.images, fresh.logits), self.method.repeat - 1
             self.repeated = batch if self.repeats_left else None
-            return batch
-        images = self.buffer.sample(self.config.batch_size, self.rng)
-        return augment(images, self.method.teacher.input_spec, self.config.augment, self.rng), None
+            return self._augmented(batch)
+        return self._augmented((self.buffer.sample(self.config.batch_size, self.rng), None))
 
-    def renew_validation(self) -> dict[str, float]:
-        """Hold out a newer batch, or set a method back that has collapsed; return which it was."""
+    def _augmented(self, batch: TrainingBatch) -> TrainingBatch:
+        """Augment a batch; the teacher's logits of the images before are dropped."""
+        if self.config.augment == NO_AUGMENTATION:
+            return batch
+        spec = self.method.teacher.input_spec
+        return augment(batch[0], spec, self.config.augment, self.rng), None
+
+    def check_method(self) -> dict[str, float]:
+        """Set a method back that has collapsed; return whether it had.
+
+        It has when the newest batch has less than a third of the class entropy of all batches: a
+        generator that makes one image over and over is easy to agree with, and teaches nothing.
+        """
         if not self.fresh_every:
             return {}
-        batch = self._validation_batch()
-        if collapsed := self.selector.is_collapse(batch):
+        most = math.log(max(1, int(self.newest.sum())))  # a small batch cannot have more
+        collapsed = 3 * class_entropy(self.newest) < min(most, class_entropy(self.counts))
+        if collapsed:
             self.method.load_state_dict(copy.deepcopy(self.healthy))
         else:
-            self.selector.hold_out(batch)
             self.healthy = copy.deepcopy(self.method.state_dict())
         return {"collapsed": float(collapsed)}

@@ -23,6 +23,8 @@ from dreamstill.errors import ConfigError, shown
 
 __all__ = ["DistillConfig", "FinetuneConfig", "LOSS_NAMES", "LossName", "Optimizer"]
 
+PREFILL = 4096
+
 
 class Optimizer(StrEnum):
     """The optimizer of the student."""
@@ -95,8 +97,8 @@ class FinetuneConfig:
     cosine."""
     validate_every: Annotated[Int, at_least(1)] = 100
     """Steps between validations; at least 1. The last step is always followed by one."""
-    num_validation: Annotated[Int, at_least(2)] = 2048
-    """Synthetic images held out for model selection; at least 2."""
+    num_validation: Annotated[Int, at_least(2)] = 1024
+    """Images of the teacher's validation set, for model selection; at least 2."""
     freeze_batch_norm: Bool = False
     """Leave the student's BatchNorm statistics as they are, for images that would spoil them."""
     clip_gradient: Annotated[Float, at_least(0)] = 0.0
@@ -132,11 +134,11 @@ class DistillConfig(FinetuneConfig):
     """Images on which the layers of a student that inherits are solved, by least squares, for the
     teacher's outputs before the first step; at least 2, or 0 to skip this."""
     prefill: Annotated[Int, at_least(0)] | None = None
-    """Images put into the replay buffer before the first step. Default: 0 for methods that make
-    each batch quickly, else buffer_size."""
+    """Images put into the replay buffer before the first step. Default: 0 for methods that make a
+    batch for each step, 4096 for those that make one for every few, else buffer_size."""
     fresh_every: Annotated[Int, at_least(0)] | None = None
     """Train on a fresh batch every so many steps and on replayed ones in between; 0 for never.
-    Default: 1 for methods that make each batch quickly, else 0."""
+    Default: the method's, 1 for those that make each batch quickly, 0 for slow ones."""
     buffer_size: Annotated[Int, at_least(1)] = 20_000
     """Capacity of the replay buffer in images; at least 1."""
 
@@ -151,12 +153,14 @@ class DistillConfig(FinetuneConfig):
                     "0 steps leave a student at its random start: take steps, or let it inherit"
                 )
 
-    def fresh_period(self, *, streams: bool) -> int:
-        """Return the steps from one fresh batch to the next; 0 for none.
-
-        Args:
-            streams: whether the method makes each batch about as fast as a training step takes.
-
-        """
-        default = 1 if streams else 0
+    def fresh_period(self, default: int) -> int:
+        """Return the steps from one fresh batch to the next, 0 for none; `default` the method's."""
         return default if self.fresh_every is None else self.fresh_every
+
+    def num_prefill(self, default: int) -> int:
+        """Return the images to make before the first step; `default` as of `fresh_period`."""
+        if self.prefill is not None:
+            return self.prefill
+        if default == 1:
+            return 0
+        return min(PREFILL, self.buffer_size) if default else self.buffer_size

@@ -15,6 +15,7 @@ from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
+from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 __all__ = ["Distillation"]
@@ -51,9 +52,10 @@ class Distillation(Trainer):
         self.rng = rng
         self.inherited = inherited
         self.to_reconstruct = 0 if inherited is None else min(reconstruct, config.buffer_size)
-        selector = ModelSelector(config.num_validation, teacher.input_spec)
+        validation = validation_set(teacher, config.num_validation)
+        selector = ModelSelector(validation, teacher.input_spec)
         self.stream = BatchStream(
-            method, buffer, selector, student, config, rng=rng, least=self.to_reconstruct
+            method, buffer, student, config, rng=rng, least=self.to_reconstruct
         )
         super().__init__(
             *(teacher, student, self.stream, selector, config),
@@ -83,8 +85,8 @@ class Distillation(Trainer):
         self._check_classes()
 
     def before_validation(self) -> dict[str, float]:
-        """Renew the validation images, where the method makes images as the student learns."""
-        return self.stream.renew_validation()
+        """Set the method back if it has collapsed."""
+        return self.stream.check_method()
 
     def _check_classes(self) -> None:
         if found := missing_classes(self.stream.counts):

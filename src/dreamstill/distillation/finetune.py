@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from dreamstill.data.batch import answered
 from dreamstill.distillation.batch_stream import replay
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.layer_reconstruction import reconstruct as reconstruct_layers
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import DataError
-from dreamstill.nn.hooks import shown_at_once
+from dreamstill.nn.hooks import some_of
 from dreamstill.progress import Progress
+from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = ["finetune"]
@@ -31,15 +31,14 @@ def finetune(
     pretrained: bool = True,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """Train `student` in place towards the teacher; return the best one, by held-out images.
+    """Train `student` in place towards the teacher; return the best one, by the validation set.
 
     Images stay in memory. A start that no step improves on is returned, and a warning logged.
 
     Args:
         teacher: frozen; answers for the images, augmented or not.
         student: any network of the same inputs and classes.
-        images: uint8 (N, C, H, W). The last `config.num_validation` of a random order, at most a
-            quarter, are held out for model selection and never trained on.
+        images: uint8 (N, C, H, W), all trained on.
         config: of the training.
         rng: order, draws and augmentation.
         inherited, pretrained: how the student starts; see `Trainer`.
@@ -55,20 +54,16 @@ def finetune(
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     check_trainable(student, teacher.input_spec)
-    order = torch.randperm(len(images), generator=rng, device=rng.device).cpu()
-    num_validation = min(config.num_validation, len(images) // 4)
-    training = images[order[:-num_validation]]
-    selector = ModelSelector(num_validation, teacher.input_spec)
+    spec = teacher.input_spec
+    selector = ModelSelector(validation_set(teacher, config.num_validation), spec)
     trainer = Trainer(
-        *(teacher, student, replay(training, teacher.input_spec, config, rng), selector, config),
+        *(teacher, student, replay(images, spec, config, rng), selector, config),
         rng=rng,
         inherited=inherited,
         pretrained=pretrained,
     )
-    for part in images[order[-num_validation:]].split(shown_at_once(teacher.input_spec.shape)):
-        selector.hold_out(answered(teacher, teacher.input_spec.encode(part.to(rng.device))))
     if inherited is not None and reconstruct:
-        shown = teacher.input_spec.encode(training[:reconstruct].to(rng.device))
+        shown = spec.encode(some_of(images, reconstruct).to(rng.device))
         reconstruct_layers(teacher.module, student, inherited, shown, rng=rng)
     for progress in trainer.run():
         on_progress(progress)

@@ -44,7 +44,7 @@ class Trainer(Stateful):
 
     """
 
-    state: ClassVar[tuple[str, ...]] = ("step", "student", "optimizer", "schedule")
+    state: ClassVar[tuple[str, ...]] = ("step", "visits", "student", "optimizer", "schedule")
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Trainer(Stateful):
         self.schedule = schedule_of(self.optimizer, config)
         boundary = any(part.before_relu for part in self.loss.parts.values())
         self.boundary_steps = int(config.boundary_share * config.steps) if boundary else 0
-        self.step = 0
+        self.step = self.visits = 0  # images trained on, each as often as it was
         self.warnings: list[str] = []
         """Warnings logged in this process: all that the run may give."""
 
@@ -130,6 +130,7 @@ class Trainer(Stateful):
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
+        self.visits += len(images)
         return value
 
     @property

@@ -17,7 +17,7 @@ __all__ = ["TeacherFile", "open_from"]
 
 
 def open_from(
-    file: TeacherFile, *, device: str = "cpu", precision: Precision = Precision.FLOAT32
+    file: TeacherFile, *, device: str = "cpu", precision: Precision = Precision.AUTO
 ) -> Teacher:
     """Open the teacher that a TeacherFile describes; its fields override the card.
 

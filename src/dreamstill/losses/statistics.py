@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["batch_statistics", "batch_statistics_distance", "gaussian_kl"]
+__all__ = ["batch_statistics", "batch_statistics_distance", "gaussian_kl", "statistics_distance"]
 
 
 def batch_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,13 @@ def batch_statistics_distance(inputs: Tensor, mean: Tensor, variance: Tensor) ->
         mean, variance: running statistics of the layer, (C,).
 
     """
-    batch_mean, batch_variance = batch_statistics(inputs)
+    return statistics_distance(mean, variance, *batch_statistics(inputs))
+
+
+def statistics_distance(
+    mean: Tensor, variance: Tensor, batch_mean: Tensor, batch_variance: Tensor
+) -> Tensor:
+    """Return ||variance - batch variance||_2 + ||mean - batch mean||_2; all arguments are (C,)."""
     distance: Tensor = (variance - batch_variance).norm() + (mean - batch_mean).norm()
     return distance
 

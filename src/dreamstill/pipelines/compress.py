@@ -46,12 +46,15 @@ from dreamstill.pipelines.saved_networks import check_saveable, read_network, sa
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_size
+from dreamstill.synthesis.validation_set import ValidationSet, validation_set
 from dreamstill.teacher import Teacher
 
 __all__ = ["compressed", "run_compression"]
 
 NUM_SHOWN = 1000
-"""Number of images, from the end, for agreement and activation ranges."""
+"""Number of images, from the end, for activation ranges."""
+NUM_VALIDATION = 1024
+"""Number of validation images for agreement."""
 
 
 def run_compression(
@@ -74,8 +77,8 @@ def run_compression(
 
     Returns:
         Content of summary.json: for the teacher and every stage bytes, parameters, MACs, latency
-        in one `runtime`, agreement on up to 1000 of the images, accuracy with `real`, and files;
-        and `warnings` about classes without images.
+        in one `runtime`, agreement on the teacher's validation set, accuracy with `real`,
+        and files; and `warnings` about classes without images.
 
     Raises:
         TeacherError: a network cannot be opened, built, saved or changed by a task.
@@ -122,11 +125,14 @@ def compressed(
         write_json(folder / "config.json", to_plain(job))
         if images is None:
             images = _own_images(folder, job, teacher, on_progress)
-        wanted, warnings = images[:0], list[str]()
+        validation, warnings = None, list[str]()
         if len(images):
-            wanted = predict(teacher.module, teacher.input_spec, images)
-            warnings = warn_of_classes(wanted, given=job.images is not None)
-        made = _run_stages(folder / "stages", job, teacher, images, wanted, networks, on_progress)
+            validation = validation_set(teacher, NUM_VALIDATION)
+            named = predict(teacher.module, teacher.input_spec, images)
+            warnings = warn_of_classes(named, given=job.images is not None)
+        made = _run_stages(
+            folder / "stages", job, teacher, images, validation, networks, on_progress
+        )
         summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
         write_json(folder / "summary.json", summary | {"warnings": warnings})
         return made[-1].network, summary | {"warnings": warnings}
@@ -188,14 +194,13 @@ def _run_stages(
     job: CompressJob,
     teacher: Teacher,
     images: Tensor,
-    wanted: Tensor,
+    validation: ValidationSet | None,
     networks: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
     """Run every stage on the network of the stage before, or read it back if it is finished."""
     folder.mkdir(exist_ok=True)
-    shown, wanted = images[-NUM_SHOWN:], wanted[-NUM_SHOWN:]
-    record = _measured(teacher.module, {}, folder, teacher.input_spec, shown, wanted)
+    record = _measured(teacher.module, {}, folder, teacher.input_spec, validation)
     made = [Made("teacher", teacher.module, record)]
     images_digest = digest(images.numpy().reshape(-1).data)
     for index, stage in enumerate(job.stages):
@@ -211,15 +216,14 @@ def _run_stages(
             record = {"task": stage.task} | record
             if work.warnings:
                 record["warnings"] = work.warnings
-            record = _measured(network, record, folder, teacher.input_spec, shown, wanted)
+            record = _measured(network, record, folder, teacher.input_spec, validation)
             save_network(network, stem.with_suffix(".pt"))
             made_from = {"config": _digest(stage), "images": images_digest}
             write_json(stem.with_suffix(".json"), record | made_from | {"sha256": _hashes(stem)})
         made.append(Made(stem.name, network, record))
         if after := STAGES[stage.task].after:
             teacher, images = after(network, stage.config, teacher, images)
-            shown = images[-NUM_SHOWN:]
-            wanted = predict(teacher.module, teacher.input_spec, shown)
+            validation = validation_set(teacher, NUM_VALIDATION)
     return made
 
 
@@ -308,18 +312,18 @@ def _measured(
     record: dict[str, Any],
     folder: Path,
     spec: InputSpec,
-    images: Tensor,
-    wanted: Tensor,
+    validation: ValidationSet | None,
 ) -> dict[str, Any]:
-    """Return a record with the network's size and its agreement with the logits `wanted`."""
+    """Return a record with the network's size and its agreement on the validation images."""
     run = _runtime(network, record, folder)
     size = asdict(measure_size(network, spec))
     if "files" not in record:
         size["weight_bytes"] = size["bytes"]
     del size["bytes"]
-    if not len(images):  # no task reads any, and none were asked for to measure agreement
+    if validation is None:  # no task reads images, and none were asked for to measure agreement
         return size | record
-    return size | {"agreement": agreement(_answers(network, run, spec, images), wanted)} | record
+    logits = _answers(network, run, spec, validation.images)
+    return size | {"agreement": agreement(logits, validation.logits.cpu())} | record
 
 
 def _answers(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dreamstill.config import to_plain
+from dreamstill.config import Precision, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
@@ -87,7 +87,7 @@ def distill(
         NonFiniteError: a loss is not finite; raised before the update.
 
     """
-    if teacher.precision is not job.precision:
+    if job.precision not in (teacher.precision, Precision.AUTO):
         raise ConfigError(
             f"the job is in {job.precision} and its teacher was opened in {teacher.precision}: "
             "open_from(job.teacher, precision=job.precision)"
@@ -113,11 +113,12 @@ def distill(
 
 def _check_competition(job: DistillJob) -> None:
     """Raise ConfigError if an adversarial method would make all its images before training."""
-    streams = METHODS[job.method].synthesizer.streams
-    if not job.distill.fresh_period(streams=streams) and job.needs_student:
+    fresh = job.distill.fresh_period(METHODS[job.method].synthesizer.fresh_every)
+    if not fresh and job.needs_student:
         raise ConfigError(
             f"{job.method} plays against the student, and all its images would be made before its "
-            "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper"
+            "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper and 400 in "
+            "FastDFKD's code"
         )
 
 
@@ -128,7 +129,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
     spec = teacher.input_spec
     inherited = inherit(teacher.module, student, spec) if job.distill.inherit else None
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
-    fresh = job.distill.fresh_period(streams=method.streams)
+    fresh = job.distill.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:
         raise ConfigError(
@@ -187,8 +188,11 @@ def _follow(
             "seconds": round(spent + time.monotonic() - start, 3),
             "queries": work.teacher.queries,
             "steps": job.distill.steps,
+            "image_visits": work.visits,
+            "precision": str(work.teacher.precision),
             "chosen_at_step": work.selector.best_step,
             "validation_agreement": work.selector.measure(work.chosen)[0],
+            "validation_images": len(work.selector.validation.images),
             "warnings": work.warnings,
         },
     )

@@ -64,4 +64,7 @@ def _load(source: str) -> None:
 
 
 def _num_registered() -> int:
-    return len(METHODS) + len(STAGE_CONFIGS) + len(LOSS_NAMES)
+    # image programs need torch: a plug-in that registers one has imported it
+    programs = sys.modules.get("dreamstill.synthesis.programs.registry")
+    num_programs = len(programs.PROGRAMS) if programs else 0
+    return num_programs + len(METHODS) + len(STAGE_CONFIGS) + len(LOSS_NAMES)

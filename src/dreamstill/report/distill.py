@@ -142,8 +142,8 @@ def student_figures(
         yield Figure(
             "Agreement during training",
             figures.agreement_curve(records),
-            "On synthetic validation images, which select the student. They are no test data: "
-            "they say nothing of accuracy on real images.",
+            "On the teacher's validation set, which selects the student. It ranks students; it is "
+            "not their accuracy on real images.",
         )
     if "class_histogram" in pictures:
         counts = pictures["class_histogram"]

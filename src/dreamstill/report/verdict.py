@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamstill.formatting import percent
+from dreamstill.formatting import measured_share, percent
 
 __all__ = ["verdict_of_compression", "verdict_of_continual", "verdict_of_distill"]
 
@@ -19,14 +19,17 @@ def verdict_of_distill(summary: Mapping[str, Any]) -> str:
     if "accuracy" not in student:
         known = ""
         if "validation_agreement" in summary:
-            share = percent(summary["validation_agreement"])
-            known = f" with the teacher's class on {share} of the synthetic validation images"
+            known = f" with the teacher's class on {_agreement(summary)} of the validation images"
         answers = f"The student answers{known}; " if known else "Of the student: "
         return f"{answers}{savings} {NO_REAL_IMAGES}"
     text = f"{_accuracy('The student', student, teacher)}; {savings}"
     if "accuracy" in (baseline := summary.get("noise_baseline", {})):
         text += f" Trained on noise, the same student is right on {percent(baseline['accuracy'])}."
     return text
+
+
+def _agreement(summary: Mapping[str, Any]) -> str:
+    return measured_share(summary["validation_agreement"], summary["validation_images"])
 
 
 def verdict_of_compression(summary: Mapping[str, Any]) -> str:
@@ -41,7 +44,7 @@ def verdict_of_compression(summary: Mapping[str, Any]) -> str:
         return f"{text} {_accuracy('it', last, teacher)}."
     if "agreement" in last:
         share = percent(last["agreement"])
-        text += f" it answers with the teacher's class on {share} of a thousand of its images."
+        text += f" it answers with the teacher's class on {share} of the validation images."
         return f"{text} {NO_REAL_IMAGES}"
     return f"{text} how well it answers was not measured."
 

@@ -26,12 +26,11 @@ class Method(Stateful, ABC):
 
     """
 
-    streams: ClassVar[bool] = False
-    """Whether a batch takes about as long as a training step, so that every step can have one."""
+    fresh_every: ClassVar[int] = 0
+    """Default of `DistillConfig.fresh_every`: 1 if a batch takes about as long as a training step,
+    0 if all images are made before the first step."""
     adversarial: ClassVar[bool] = False
     """Whether `next_batch` requires a student."""
-    remembers: ClassVar[bool] = False
-    """Whether a batch may repeat earlier images: validation images then need another instance."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the teacher's `Capabilities` that the method requires."""
     repeat: int = 1
@@ -45,6 +44,10 @@ class Method(Stateful, ABC):
     @abstractmethod
     def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Return the next batch; adversarial methods read the student as it is now."""
+
+    def initial_batch(self, student: nn.Module | None = None) -> Batch:
+        """Return a batch to begin a replay buffer with, that fresh ones follow: the next one."""
+        return self.next_batch(student)
 
     def anneal_over(self, batches: int) -> None:
         """Schedule the method's own learning rate, if it has one, over this many batches."""

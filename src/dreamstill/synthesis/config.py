@@ -23,8 +23,12 @@ __all__ = [
     "DaflConfig",
     "DeepInversionConfig",
     "DfadConfig",
+    "FastDfkdConfig",
+    "ImageProgramsConfig",
     "KnowledgeWithinConfig",
+    "MetaGradient",
     "MetadataConfig",
+    "NayerConfig",
     "NoiseConfig",
     "RandomShapes",
     "RdskdConfig",
@@ -130,8 +134,8 @@ class NoiseConfig:
 
 
 @config_class
-class StructuredNoiseConfig:
-    """Configuration of structured noise."""
+class BalancedDrawsConfig:
+    """Base of the configuration of methods that draw images and balance the classes."""
 
     batch_size: Positive = 256
     """Images per batch; at least 1."""
@@ -142,13 +146,29 @@ class StructuredNoiseConfig:
     least 1. Limited to 64 MiB."""
     mine: Bool = False
     """Prefer images with the largest KL between teacher and live student."""
-    shapes: RandomShapes = field(default_factory=RandomShapes)
-    """Appearance of the shapes."""
 
     @property
     def adversarial(self) -> bool:
         """Whether batches depend on the live student."""
         return self.mine
+
+
+@config_class
+class StructuredNoiseConfig(BalancedDrawsConfig):
+    """Configuration of structured noise."""
+
+    shapes: RandomShapes = field(default_factory=RandomShapes)
+    """Appearance of the shapes."""
+
+
+@config_class
+class ImageProgramsConfig(BalancedDrawsConfig):
+    """Configuration of image programs."""
+
+    programs: tuple[Text, ...] = ()
+    """Names of the programs to draw with; see docs/image_programs.md. Default: all."""
+    fit: Bool = True
+    """Choose images that fit the teacher; otherwise all programs have the same share."""
 
 
 @config_class
@@ -315,6 +335,84 @@ class AbdConfig(GeneratorConfig):
     """Weight of the distance from the BatchNorm statistics; at least 0."""
     prior: Weight = 1e-3
     """Weight of smoothness; at least 0."""
+
+
+@config_class
+class FewStepsConfig(GeneratorConfig):
+    """Base of the configuration of methods that take a few generator steps for each batch."""
+
+    batch_size: Annotated[Int, at_least(2)] = 256
+    """Images optimized together; at least 2. Statistics are matched over a batch: keep it large."""
+    generator_steps: Positive = 5
+    """Adam steps per batch; at least 1."""
+    batch_norm: Weight = 10.0
+    """Weight of the distance from the BatchNorm statistics; at least 0."""
+    momentum: Decay = 0.9
+    """Share of earlier batches in the statistics that are matched; 0 to 0.9999. The weight of
+    `batch_norm` falls by as much: the newest batch counts for the rest."""
+    one_hot: Weight = 0.4
+    """Weight of the cross-entropy with the class that an image is for; at least 0."""
+    adversarial: Weight = 1.1
+    """Weight of the KL between teacher and live student, on images on which they agree; at least 0.
+    It needs `distill.fresh_every`; at 0 there is no need of a student."""
+    warm_up: Annotated[Int, at_least(0)] = 20
+    """Number of first batches without the adversarial term, random shapes included; at least 0."""
+    shift: Annotated[Int, at_least(0)] = 4
+    """Largest random shift in pixels of each image that the teacher is shown; at least 0."""
+    flip: Bool = True
+    """Show the teacher half of the images mirrored left to right. Turn it off for digits and
+    text."""
+    drawn_start: Bool = True
+    """Begin a replay buffer that fresh batches follow with random shapes, which nothing optimized.
+    Turn it off for the papers' start, images of the generator."""
+
+
+class MetaGradient(StrEnum):
+    """Gradients by which FastDFKD's generator learns from its adapted copies."""
+
+    FOMAML = "fomaml"
+    REPTILE = "reptile"
+
+
+@config_class
+class FastDfkdConfig(FewStepsConfig):
+    """Configuration of FastDFKD; the defaults are the authors' for WRN-40-2 and five steps."""
+
+    latent: Positive = 256
+    """Length of the generator's input; at least 1."""
+    lr: Rate = 3e-3
+    """Learning rate of the Adam of the generator's copy; above 0. The generator's own is
+    `generator_steps` times as much."""
+    latent_lr: Rate = 0.01
+    """Learning rate of the latent vectors; above 0."""
+    meta_gradient: MetaGradient = MetaGradient.FOMAML
+    """fomaml: the sum of the copy's gradients. reptile: the way that the copy has gone, back."""
+    reset_after: Share = 0.63
+    """Share of a distillation's batches, 0 to 1, after which the generator's first layer is drawn
+    anew; 0 for never."""
+
+
+@config_class
+class NayerConfig(FewStepsConfig):
+    """Configuration of NAYER; the defaults are the authors' for CIFAR-10."""
+
+    batch_size: Annotated[Int, at_least(2)] = 400
+    """Images optimized together; at least 2. A multiple of the number of classes is best."""
+    latent: Positive = 1000
+    """Size of the noisy layer's output, the generator's input; at least 1."""
+    lr: Rate = 4e-3
+    """Learning rate of Adam, which starts anew with each batch; above 0."""
+    generator_steps: Positive = 30
+    """Adam steps per batch; at least 1. The authors take 40 for 100 classes and 60 for 200."""
+    one_hot: Weight = 0.5
+    """Weight of the cross-entropy with the class that an image is for; at least 0."""
+    adversarial: Weight = 1.33
+    """Weight of the KL between teacher and live student, on images on which they agree; at least 0.
+    It needs `distill.fresh_every`; at 0 there is no need of a student."""
+    warm_up: Annotated[Int, at_least(0)] = 200
+    """Number of first batches without the adversarial term; at least 0."""
+    generator_life: Positive = 20
+    """Batches after which another generator begins; at least 1."""
 
 
 class Scheme(StrEnum):

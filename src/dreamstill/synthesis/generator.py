@@ -1,6 +1,7 @@
 """Generators with their optimizer, for the methods that train one."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ class LatentGenerator(Stateful):
         config: configuration with `latent`, `widths` and `lr`; see `GeneratorConfig`.
         rng: generator of the initial weights and of z.
         eps, bounded: see `Generator`.
+        before: layers that compute the latent vectors from other inputs.
+        lr: learning rate, if it is not that of `config`.
+        betas: Adam's decay rates.
 
     """
 
@@ -37,15 +41,33 @@ class LatentGenerator(Stateful):
         *,
         eps: float = 1e-5,
         bounded: bool = True,
+        before: Sequence[nn.Module] = (),
+        lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         self.teacher, self.latent, self.rng = teacher, config.latent, rng
+        self.betas = betas
         with seeded(rng):
-            self.module: nn.Module = Generator(
+            generator = Generator(
                 config.latent, teacher.input_spec.shape, config.widths, eps=eps, bounded=bounded
             )
+        self.module: nn.Module = nn.Sequential(*before, generator) if before else generator
         self.module.to(rng.device)
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.5x on a CPU
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.lr, fused=True)
+        self.restart(config.lr if lr is None else lr)
+
+    def restart(self, lr: float, z: Tensor | None = None, z_lr: float = 0.0) -> None:
+        """Set a new optimizer; with z (N, latent), its steps move z too, at a rate of its own."""
+        groups: list[dict[str, Any]] = [{"params": list(self.module.parameters())}]
+        if z is not None:
+            groups.append({"params": [z], "lr": z_lr})
+        self.optimizer = torch.optim.Adam(groups, lr=lr, betas=self.betas, fused=True)
+
+    def clone(self) -> "LatentGenerator":
+        """Return a copy with weights of its own; `restart` it before its first step."""
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module)
+        return twin
 
     def draw(self, num: int) -> Tensor:
         """Draw z ~ N(0, 1), (num, latent)."""
@@ -60,7 +82,7 @@ class LatentGenerator(Stateful):
         return raw + (self.teacher.input_spec.clip(raw) - raw).detach()
 
     def step(self, loss: Tensor, *, clip: float = 0.0) -> None:
-        """Take an Adam step on the generator, without changing .grad of other networks.
+        """Take an Adam step on what the optimizer holds; no other network's .grad changes.
 
         Args:
             loss: scalar; raises NonFiniteError before the update if it is not finite.
@@ -69,14 +91,19 @@ class LatentGenerator(Stateful):
         """
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the generator's loss became {loss.item()}; lower the lr")
-        parameters = list(self.module.parameters())
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(loss, parameters), strict=True
-        ):
+        self.apply(torch.autograd.grad(loss, self._parameters()), clip=clip)
+
+    def apply(self, gradients: Sequence[Tensor], *, clip: float = 0.0) -> None:
+        """Take an Adam step with given gradients; see `step`."""
+        parameters = self._parameters()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if clip:
             nn.utils.clip_grad_norm_(parameters, clip)
         self.optimizer.step()
+
+    def _parameters(self) -> list[Tensor]:
+        return [one for group in self.optimizer.param_groups for one in group["params"]]
 
 
 class LearnedFirst(Stateful):

@@ -9,6 +9,7 @@ optimized in the teacher's input space here.
 from typing import Any, NamedTuple
 
 from dreamstill.config import from_plain, merge, to_plain
+from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.errors import ConfigError, shown
 from dreamstill.synthesis.config import (
     CLOTHES,
@@ -17,7 +18,9 @@ from dreamstill.synthesis.config import (
     DaflConfig,
     DeepInversionConfig,
     DfadConfig,
+    FastDfkdConfig,
     MetadataConfig,
+    NayerConfig,
     RdskdConfig,
     StructuredNoiseConfig,
     ZskdConfig,
@@ -35,7 +38,12 @@ class Preset(NamedTuple):
     distill: dict[str, Any] = {}  # noqa: RUF012  (a NamedTuple's default is never changed)
 
 
-DAFL = {"losses": ["kl"], "temperature": 1.0}
+PLAIN = {"augment": to_plain(NO_AUGMENTATION)}
+OURS_AUGMENT = {
+    **{"shift": 0.1, "rotate": 15.0, "scale": 0.15},
+    **{"flip": False, "mixup": 1.0, "cutmix": 0.0},
+}
+DAFL = PLAIN | {"losses": ["kl"], "temperature": 1.0}
 DAFL_CIFAR = {
     "steps": 240_000,
     "optimizer": "sgd",
@@ -43,8 +51,8 @@ DAFL_CIFAR = {
     "weight_decay": 5e-4,
     "drops": [0.4, 0.8],
 }
-DFAD = {"losses": ["l1"], "optimizer": "sgd"}
-DEEPINVERSION = {
+DFAD = PLAIN | {"losses": ["l1"], "optimizer": "sgd"}
+DEEPINVERSION = PLAIN | {
     "losses": ["kl"],
     "temperature": 3.0,
     "steps": 48_750,  # 250 epochs
@@ -52,8 +60,26 @@ DEEPINVERSION = {
     "lr": 0.1,
     "drops": [0.4, 0.8],
 }
-RDSKD = {"losses": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
-ZSKT = {
+FEW_STEPS_CIFAR = {
+    "losses": ["kl"],
+    "temperature": 20.0,
+    "optimizer": "sgd",
+    "lr": 0.2,
+    "weight_decay": 1e-4,
+    "validate_every": 2000,
+    "augment": {"shift": 0.125, "flip": True, "mixup": 0.0, "cutmix": 0.0},
+}
+FEW_STEPS_OURS = {
+    "steps": 3000,
+    "batch_size": 64,
+    "lr": 3e-3,
+    "fresh_every": 10,
+    "validate_every": 250,
+    "num_validation": 512,
+    "augment": OURS_AUGMENT,
+}
+RDSKD = PLAIN | {"losses": ["kl"], "temperature": 10.0, "steps": 120_000, "lr": 2e-3}
+ZSKT = PLAIN | {
     "losses": ["kl", "attention"],
     "loss_weights": [0.1, 250.0],  # 0.1: their KL is also a mean over the ten classes
     "temperature": 1.0,
@@ -84,7 +110,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "batch_size": 64,
                 "lr": 3e-3,
                 "fresh_every": 2,
-                "augment": {"shift": 0.1, "rotate": 15.0, "scale": 0.15, "mix": True},
+                "augment": OURS_AUGMENT,
             },
         ),
     },
@@ -114,7 +140,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "zskd": {
         "cifar10": Preset(
             ZskdConfig(batch_size=100, steps=1500, lr=4e-3),  # 1e-3 / 0.25
-            {
+            PLAIN
+            | {
                 "losses": ["kl"],
                 "temperature": 20.0,
                 "steps": 312_500,  # 500 epochs
@@ -145,11 +172,55 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "cifar10": Preset(RdskdConfig(latent=1000), RDSKD | {"drops": [0.8]}),
     },
     "abd": {"cifar100": Preset(AbdConfig())},
+    "fastdfkd": {
+        # 200 epochs of 400 steps; the buffer holds all images of these and of the 20 before
+        "cifar10": Preset(
+            FastDfkdConfig(drawn_start=False),
+            FEW_STEPS_CIFAR
+            | {
+                "steps": 80_000,
+                "batch_size": 256,
+                "fresh_every": 400,
+                "prefill": 5120,
+                "buffer_size": 56_320,
+            },
+        ),
+        "ours": Preset(
+            FastDfkdConfig(batch_size=128, widths=(32, 16), shift=2, flip=False),
+            FEW_STEPS_OURS | {"prefill": 2560},
+        ),
+    },
+    "nayer": {
+        # 100 epochs of 400 steps; the buffer holds all images of these and of the 20 before
+        "cifar10": Preset(
+            NayerConfig(drawn_start=False),
+            FEW_STEPS_CIFAR
+            | {
+                "steps": 40_000,
+                "batch_size": 512,
+                "fresh_every": 200,
+                "prefill": 80_000,
+                "buffer_size": 160_000,
+            },
+        ),
+        "ours": Preset(
+            NayerConfig(
+                batch_size=120,
+                latent=100,
+                widths=(32, 16),
+                generator_steps=10,
+                warm_up=20,
+                shift=2,
+                flip=False,
+            ),
+            FEW_STEPS_OURS | {"fresh_every": 20, "prefill": 2400},
+        ),
+    },
     "metadata": {
         # 100 batches per class, replayed 30 times
         "mnist": Preset(
             MetadataConfig(lr=0.23),  # 0.07 / 0.308
-            {"steps": 7500, "anneal": False, "buffer_size": 64_000},
+            PLAIN | {"steps": 7500, "anneal": False, "buffer_size": 64_000},
         ),
     },
 }

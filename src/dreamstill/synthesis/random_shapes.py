@@ -6,51 +6,17 @@ random mask of strokes or blobs, or, as in photographs, a scene of several overl
 """
 
 from functools import partial
-from math import sqrt
 
 import torch
 from torch import Tensor
 
 from dreamstill.input_spec import InputSpec
 from dreamstill.synthesis.config import CLOTHES, SCENES, RandomShapes
+from dreamstill.synthesis.fields import color_fields, random_fields, slope_along
 
 __all__ = ["CLOTHES", "RandomShapes", "SCENES", "structured_images"]
 
 MOST_BLOBS = 5
-
-
-def interpolation(cells: int, size: int) -> Tensor:
-    """Return Gaussian interpolation weights (size, cells).
-
-    Rows have unit l2 norm, so that white noise on the grid keeps variance 1 at every pixel.
-    """
-    pixels = (torch.arange(size) + 0.5) / size * cells
-    weights = torch.exp(-((pixels[:, None] - torch.arange(cells) - 0.5) ** 2))
-    weights[weights < 1e-6] = 0  # denormal numbers take 6x the time
-    unit: Tensor = weights / weights.norm(dim=1, keepdim=True)
-    return unit
-
-
-def random_fields(
-    num: int, height: int, width: int, cells: tuple[int, ...], rng: torch.Generator
-) -> Tensor:
-    """Draw smooth Gaussian fields (num, height, width) of unit variance, with random scales."""
-    weights = torch.rand(num, len(cells), generator=rng, device=rng.device) ** 3 + 1e-3
-    weights = weights / weights.norm(dim=1, keepdim=True)
-    longer = max(height, width)
-    total = torch.zeros(num, width, height, device=rng.device)
-    for index, count in enumerate(cells):
-        rows, columns = (max(2, round(count * side / longer)) for side in (height, width))
-        grid = torch.randn(num, rows, columns, generator=rng, device=rng.device)
-        grid *= weights[:, index, None, None]
-        across = grid @ interpolation(columns, width).to(rng.device).T
-        total += across.transpose(1, 2) @ interpolation(rows, height).to(rng.device).T
-    return total.transpose(1, 2)
-
-
-def slope_along(level: Tensor, axis: int) -> Tensor:
-    """Return the gradient of a field along an axis, per pixel; 0 if its size is 1."""
-    return torch.gradient(level, dim=axis)[0] if level.shape[axis] > 1 else torch.zeros_like(level)
 
 
 def uniform(
@@ -61,40 +27,32 @@ def uniform(
     return low + (high - low) * torch.rand(size, generator=rng, device=rng.device)
 
 
-def color_fields(
-    num: int, spec: InputSpec, cells: tuple[int, ...], rho: float, rng: torch.Generator
-) -> Tensor:
-    """Draw fields (num, C, H, W) of unit variance; `rho` is the correlation of the channels."""
-    channels, height, width = spec.shape
-    common = random_fields(num, height, width, cells, rng)[:, None]
-    if channels == 1:
-        return common
-    own = random_fields(num * channels, height, width, cells, rng)
-    return sqrt(rho) * common + sqrt(1 - rho) * own.view(num, channels, height, width)
-
-
 def structured_images(
     num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator
 ) -> Tensor:
     """Draw images (num, C, H, W) of pixels in [0, 1] on the device of `rng`."""
     share = config.scene_share
     share = (0.5 if spec.shape[0] > 1 else 0.0) if share is None else share
+    brightness = sum(spec.mean) / len(spec.mean)
+    inverted = brightness**2 * (3 - 2 * brightness)  # nearly 0 for a mean pixel of 0.13
     if share == 0:
-        return figures(num, spec, config, rng).contiguous()
+        return figures(num, spec.shape, config, rng, inverted).contiguous()
     scene = torch.rand(num, generator=rng, device=rng.device) < share
     num_scenes = int(scene.sum())
     images = torch.empty(num, *spec.shape, device=rng.device)
-    images[scene] = scenes(num_scenes, spec, config, rng)
-    images[~scene] = figures(num - num_scenes, spec, config, rng)
+    images[scene] = scenes(num_scenes, spec.shape, config, rng)
+    images[~scene] = figures(num - num_scenes, spec.shape, config, rng, inverted)
     return images
 
 
-def scenes(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
+def scenes(
+    num: int, shape: tuple[int, int, int], config: RandomShapes, rng: torch.Generator
+) -> Tensor:
     """Draw scenes of overlapping blobs, (num, C, H, W), pixels in [0, 1]."""
-    channels, height, width = spec.shape
+    channels, height, width = shape
     rho, between = config.channel_correlation, partial(uniform, num, rng)
-    gradient = color_fields(num, spec, config.cells[:1], rho, rng)
-    texture = color_fields(num, spec, config.cells, rho, rng)
+    gradient = color_fields(num, shape, config.cells[:1], rho, rng)
+    texture = color_fields(num, shape, config.cells, rho, rng)
 
     def fill(index: int) -> Tensor:
         """Return a shade with tint, gradient and texture."""
@@ -115,12 +73,18 @@ def scenes(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator
     return images.clamp(0, 1)
 
 
-def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generator) -> Tensor:
+def figures(
+    num: int,
+    shape: tuple[int, int, int],
+    config: RandomShapes,
+    rng: torch.Generator,
+    inverted: float,
+) -> Tensor:
     """Draw figures through a mask on a dark ground, (num, C, H, W), pixels in [0, 1].
 
-    The share of inverted images grows with the mean pixel of the spec.
+    A share `inverted` of the images is light where the others are dark.
     """
-    channels, height, width = spec.shape
+    channels, height, width = shape
     rho, between = config.channel_correlation, partial(uniform, num, rng)
 
     def field(cells: tuple[int, ...]) -> Tensor:
@@ -131,7 +95,7 @@ def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generato
         tint = between(-0.5, 0.5, channels) * (1 - rho) * (channels > 1)
         return between(low, high) + tint
 
-    texture = color_fields(num, spec, config.cells, rho, rng)
+    texture = color_fields(num, shape, config.cells, rho, rng)
     level = field(config.shape_cells) - between(-1, 1)
     if config.centered_share:
         rows, columns = (torch.linspace(-1, 1, side, device=rng.device) for side in (height, width))
@@ -156,6 +120,4 @@ def figures(num: int, spec: InputSpec, config: RandomShapes, rng: torch.Generato
     smooth = ground + mask * (figure - ground)
     rough = mask * (shade(-1.0, 1.0) + between(0.2, 2.2) * texture)
     images = torch.where(between() < config.texture_share, rough, smooth).clamp(0, 1)
-    brightness = sum(spec.mean) / len(spec.mean)
-    inverted = brightness**2 * (3 - 2 * brightness)  # nearly 0 for a mean pixel of 0.13
     return torch.where(between() < inverted, 1 - images, images)

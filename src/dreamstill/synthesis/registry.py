@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dreamstill.teacher import Teacher
 
 __all__ = [
+    "DEFAULT_METHOD",
     "METHODS",
     "MethodEntry",
     "missing_capabilities",
@@ -40,7 +41,9 @@ class MethodEntry:
         return getattr(importlib.import_module(f"dreamstill.synthesis.methods.{module}"), name)
 
 
+DEFAULT_METHOD = "image_programs"
 METHODS: dict[str, MethodEntry] = {
+    "image_programs": MethodEntry(config.ImageProgramsConfig, "image_programs:ImagePrograms"),
     "noise": MethodEntry(config.NoiseConfig, "noise:Noise"),
     "structured_noise": MethodEntry(
         config.StructuredNoiseConfig, "structured_noise:StructuredNoise"
@@ -52,6 +55,8 @@ METHODS: dict[str, MethodEntry] = {
     "dfad": MethodEntry(config.DfadConfig, "dfad:Dfad"),
     "rdskd": MethodEntry(config.RdskdConfig, "rdskd:Rdskd"),
     "abd": MethodEntry(config.AbdConfig, "abd:Abd"),
+    "fastdfkd": MethodEntry(config.FastDfkdConfig, "fastdfkd:FastDfkd"),
+    "nayer": MethodEntry(config.NayerConfig, "nayer:Nayer"),
     "knowledge_within": MethodEntry(
         config.KnowledgeWithinConfig, "knowledge_within:KnowledgeWithin"
     ),
@@ -85,7 +90,7 @@ def missing_capabilities(name: str, teacher: "Teacher") -> list[str]:
 
 def needs_student(name: str, config: Any) -> bool:
     """Tell whether a method, as configured, needs a live student."""
-    return METHODS[name].synthesizer.adversarial or getattr(config, "adversarial", False)
+    return bool(METHODS[name].synthesizer.adversarial or getattr(config, "adversarial", False))
 
 
 def open_synthesizer(

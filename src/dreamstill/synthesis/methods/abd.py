@@ -29,7 +29,7 @@ class Abd(Method):
     """Method with a generator that is trained for `warm_up` batches and then frozen."""
 
     config: AbdConfig
-    streams = True
+    fresh_every = 1
     needs = ("gradient", "batch_norm")
     state = ("stages",)
 

@@ -36,7 +36,7 @@ class Dafl(Method):
     """Method with one generator step per batch; the student is trained on the same images."""
 
     config: DaflConfig
-    streams = True
+    fresh_every = 1
     needs = ("gradient", "last_linear")
     state = ("generator",)
 

@@ -30,7 +30,7 @@ class Dfad(Method):
     """Method with `student_steps` fresh batches after each generator step."""
 
     config: DfadConfig
-    streams = True
+    fresh_every = 1
     adversarial = True
     needs = ("gradient",)
     state = ("generator", "batches")

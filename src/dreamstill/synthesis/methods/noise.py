@@ -17,7 +17,7 @@ class Noise(Method):
     """Method that draws N(0, 1) in the teacher's input space, clipped to the valid range."""
 
     config: NoiseConfig
-    streams = True
+    fresh_every = 1
 
     @torch.no_grad()
     def next_batch(self, student: nn.Module | None = None) -> Batch:

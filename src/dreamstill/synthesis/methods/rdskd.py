@@ -23,7 +23,7 @@ class Rdskd(Method):
     """Method with a generator that is trained for `warm_up` batches and then frozen."""
 
     config: RdskdConfig
-    streams = True
+    fresh_every = 1
     needs = ("gradient",)
     state = ("stages", "base")
 

@@ -28,7 +28,7 @@ class Zskt(Method):
     """Method with one generator step per batch, followed by `student_steps` student steps."""
 
     config: ZsktConfig
-    streams = True
+    fresh_every = 1
     adversarial = True
     needs = ("gradient",)
     state = ("generator", "batches")

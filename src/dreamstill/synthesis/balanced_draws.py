@@ -1,0 +1,72 @@
+"""Base class of methods that draw many images and keep those that balance the classes."""
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dreamstill.data.batch import Batch
+from dreamstill.errors import ConfigError
+from dreamstill.nn.hooks import eval_mode
+from dreamstill.synthesis.base import Method
+from dreamstill.synthesis.class_balance import ClassMemory, balanced, rank_in_class
+from dreamstill.teacher import Teacher
+
+__all__ = ["BalancedDraws"]
+
+MEMORY_BYTES = 2**26
+"""Maximum bytes of remembered images: a checkpoint contains them three times."""
+
+
+def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
+    """Sort a batch by KL(teacher || student), the largest first."""
+    with eval_mode(student):
+        log_student = F.log_softmax(teacher.run(student, batch.images), dim=1)
+    log_teacher = F.log_softmax(batch.logits, dim=1)
+    kl = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+    order = kl.argsort(descending=True, stable=True)
+    return Batch(batch.images[order], batch.logits[order])
+
+
+class BalancedDraws(Method):
+    """Base of methods that draw images without a gradient and balance them over the classes.
+
+    `config` has `batch_size`, `oversample`, `memory` and `mine`; see StructuredNoiseConfig.
+    """
+
+    fresh_every = 1
+    state: ClassVar[tuple[str, ...]] = ("memory",)
+
+    def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:
+        super().__init__(teacher, config, rng=rng)
+        most = min(config.memory, MEMORY_BYTES // math.prod(teacher.input_spec.shape))
+        self.memory = ClassMemory(most, teacher.num_classes, teacher.input_spec.shape, rng.device)
+
+    @abstractmethod
+    def draw(self, num: int) -> Batch:
+        """Draw images, and ask the teacher about them."""
+
+    @torch.no_grad()
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
+        """Return a batch that is balanced over the classes seen so far."""
+        config, teacher = self.config, self.teacher
+        if config.mine and student is None:
+            raise ConfigError("mine prefers a student's mistakes: hand one to next_batch")
+        drawn = self.draw(config.batch_size * config.oversample)
+        if config.mine and student is not None:
+            drawn = hardest_first(drawn, teacher, student)
+        share = -(-config.batch_size // teacher.num_classes)
+        rank = rank_in_class(drawn.logits.argmax(1), teacher.num_classes)
+        fresh, beyond = (
+            Batch(drawn.images[of], drawn.logits[of]) for of in (rank < share, rank >= share)
+        )
+        recalled = self.memory.draw(share, self.rng)
+        self.memory.remember(Batch(teacher.input_spec.decode(fresh.images), fresh.logits))
+        # preferred first: fresh images, remembered ones, fresh ones beyond their class's share
+        parts = (fresh, Batch(teacher.input_spec.encode(recalled.images), recalled.logits), beyond)
+        images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
+        kept = balanced(logits.argmax(1), config.batch_size, teacher.num_classes)
+        return Batch(images[kept], logits[kept])

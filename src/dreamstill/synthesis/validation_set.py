@@ -1,0 +1,90 @@
+"""The images on which students are compared: one set for a teacher, whatever they learn from.
+
+Source: ours. Drawn images that fit the teacher, balanced over its classes, are steered a few steps
+toward its BatchNorm statistics and toward certainty. Without this, a student that knows nothing of
+the teacher's data can agree on them as often as one that does.
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamstill.data.batch import answered
+from dreamstill.nn.hooks import probed_at_once, shown_at_once
+from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
+from dreamstill.synthesis.methods.image_programs import ImagePrograms, ImageProgramsConfig
+from dreamstill.teacher import Teacher
+
+__all__ = ["ValidationSet", "validation_set"]
+
+SEED = 0x5E7
+"""Seed of the images: another one than users take for training images."""
+STEPS, LR, CERTAINTY = 5, 0.03, 0.3
+"""Steps of steering, Adam's learning rate for pixels in [0, 1], and weight of the certainty."""
+TOGETHER = 32
+"""Fewest images to steer together: fewer tell little of statistics."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationSet:
+    """Validation images, with the teacher's answers."""
+
+    images: Tensor
+    """uint8 (N, C, H, W), on the teacher's device."""
+    logits: Tensor
+    """Logits of the teacher, (N, K)."""
+
+
+_made: WeakKeyDictionary[Teacher, dict[int, ValidationSet]] = WeakKeyDictionary()
+
+
+def validation_set(teacher: Teacher, num: int) -> ValidationSet:
+    """Return the teacher's `num` validation images; they are made in the first call."""
+    made = _made.setdefault(teacher, {})
+    if num not in made:
+        made[num] = _make(teacher, num)
+    return made[num]
+
+
+def _make(teacher: Teacher, num: int) -> ValidationSet:
+    spec, rng = teacher.input_spec, torch.Generator(teacher.device).manual_seed(SEED)
+    together = min(num, max(TOGETHER, probed_at_once(spec.shape)))
+    method = ImagePrograms(teacher, ImageProgramsConfig(batch_size=together), rng=rng)
+    parts: list[Tensor] = []
+    while together * len(parts) < num:
+        inputs = method.next_batch().images
+        parts.append(spec.decode(steered(teacher, inputs)))
+    images = torch.cat(parts)[:num]
+    shown = images.split(shown_at_once(spec.shape))
+    logits = [answered(teacher, spec.encode(part)).logits for part in shown]
+    return ValidationSet(images, torch.cat(logits))
+
+
+def steered(teacher: Teacher, inputs: Tensor) -> Tensor:
+    """Return inputs (N, C, H, W) a few steps nearer to the BatchNorm statistics and to certainty.
+
+    Certainty is that of the class that the teacher gives an image at first. A teacher without
+    gradients at its input gets the inputs back.
+    """
+    if not teacher.capabilities.gradient:
+        return inputs
+    spec = teacher.input_spec
+    pixels = spec.denormalize(inputs).clamp(0, 1).requires_grad_()
+    optimizer = torch.optim.Adam([pixels], LR)
+    classes = answered(teacher, inputs).logits.argmax(1)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            shown = spec.normalize(pixels)
+            if teacher.capabilities.batch_norm:
+                loss, logits = batch_norm_divergence(teacher, shown)
+            else:
+                loss, logits = torch.zeros(()), teacher(shown)
+            loss = loss + CERTAINTY * F.cross_entropy(logits, classes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            pixels.detach().clamp_(0, 1)
+    return spec.normalize(pixels.detach())
