@@ -94,7 +94,7 @@ class Result:
     history: list[dict[str, float]]
     """A record per training step: step, loss and, after a validation, agreement and kl."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What the task says of itself, such as what was removed from each layer."""
+    """Further results of the task, such as the channels removed from each layer."""
 
     @cached_property
     def profile(self) -> Profile:

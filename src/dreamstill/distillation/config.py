@@ -24,6 +24,7 @@ from dreamstill.errors import ConfigError, shown
 __all__ = ["DistillConfig", "FinetuneConfig", "LOSS_NAMES", "LossName", "Optimizer"]
 
 PREFILL = 4096
+"""Images to begin with, of a method that makes a batch for every few steps."""
 
 
 class Optimizer(StrEnum):

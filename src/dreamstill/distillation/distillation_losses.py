@@ -28,7 +28,7 @@ __all__ = ["LOSSES", "DistillationLoss", "Loss", "Networks", "Observation", "reg
 
 @dataclass(frozen=True)
 class Observation:
-    """What a network computed in one forward pass, as far as it was recorded."""
+    """Recorded tensors of one forward pass of a network."""
 
     logits: Tensor
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Observation:
     outputs: Mapping[str, Any] = field(default_factory=dict)
     """By layer, its output."""
     before_relu: Mapping[str, Tensor] = field(default_factory=dict)
-    """What entered each ReLU, by number in the order of the calls."""
+    """Input of each ReLU, by number in the order of the calls."""
 
 
 def observe(

@@ -41,17 +41,16 @@ class ModelSelector:
         self.validation, self.spec = validation, spec
         self.best: nn.Module | None = None
         self.best_step = 0
+        self.highest = (-1.0, 0.0)
+        """Agreement and negative KL of the best student."""
 
     def validate(self, student: nn.Module, step: int) -> Validation:
         """Measure the student; it is the best if its agreement is, or if equal its KL is lower."""
         share, kl = self.measure(student)
-        highest = (-1.0, 0.0)
-        if self.best is not None:
-            best_share, best_kl = self.measure(self.best)
-            highest = (best_share, -best_kl)
-        best = (share, -kl) >= highest
+        best = (share, -kl) >= self.highest
         if best:
             self.best, self.best_step = copy_network(student), step
+            self.highest = (share, -kl)
         return Validation(share, kl, best)
 
     @torch.no_grad()
@@ -67,11 +66,13 @@ class ModelSelector:
         return {
             "best": self.best.state_dict() if self.best is not None else None,
             "best_step": self.best_step,
+            "highest": self.highest,
         }
 
     def load_state_dict(self, state: dict[str, Any], student: nn.Module) -> None:
         """Continue from a state; `student` lends its architecture to the best one."""
         self.best_step, self.best = state["best_step"], None
+        self.highest = state["highest"]
         if state["best"] is not None:
             self.best = copy_network(student)
             self.best.load_state_dict(state["best"])

@@ -46,7 +46,7 @@ SCHEMES = {
     TEACHER: ("#b8632b", "#e39a63"),
     STUDENT: ("#24668f", "#5fa8d6"),
 }
-"""What a color of a figure becomes on a light and on a dark ground."""
+"""Colors on a light and on a dark ground, by the color of a figure."""
 WIDTH = 4.6
 """Inches of a chart: two side by side on a wide page, and legible on a phone."""
 MOST_PIXELS = 96
