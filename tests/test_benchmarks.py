@@ -15,6 +15,7 @@ from benchmarks.__main__ import listing, main, names
 from benchmarks.kinds import KINDS, open_kind
 from benchmarks.kinds.distill import Distill
 from benchmarks.runner import Record, merged, read_config, rows_of
+from benchmarks.score import ranking
 from benchmarks.table import NOTES, lines_of, mean_and_spread, page, plain_lines, tables
 from safetensors.torch import save_file
 
@@ -41,9 +42,15 @@ TINY: dict[str, tuple[str, ...]] = {
     "prune_resnet56": ("ResNet-56", "50 % of MACs off, cut"),
     "int8_resnet20": ("int8, onnxruntime",),
     "merge_mlp": ("0.50",),
+    "any_fashion_mnist_bn": ("inherited", "W4A4"),
 }
 """Benchmarks of every kind, with the rows to run."""
-SOURCE = {"compress": "ours", "compress_in_memory": "default", "pipeline": "noise"}
+SOURCE = {
+    "any_teacher": "image_programs",
+    "compress": "ours",
+    "compress_in_memory": "default",
+    "pipeline": "noise",
+}
 """The one source of images to run a kind on, beside the cells that have none."""
 
 
@@ -200,6 +207,21 @@ def test_a_note_is_beneath_the_table_of_its_record() -> None:
     sections = {part.partition("\n")[0]: part for part in tables().split("### ")}
     for name, note in NOTES.items():
         assert sections[name].rstrip().endswith(note)
+
+
+def test_networks_are_ranked_by_agreement_and_by_accuracy() -> None:
+    def cell(*runs: tuple[float, float]) -> dict[str, Any]:
+        return {"runs": [{"validation": v, "accuracy": a} for v, a in runs]}
+
+    rows = {
+        "inherited": {"real": cell((70, 97)), "noise": cell((50, 40), (60, 45))},
+        "pruned": {"noise": cell((80, 95))},
+    }
+    found = ranking({"rows": rows})
+    assert found.networks == 4
+    assert math.isclose(found.correlation, 0.8)  # 1 - 6 * 2 / (4 * 15)
+    assert found.first == ("pruned, noise", 95)
+    assert found.best == 97
 
 
 def test_table_lines_carry_mean_and_spread() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.kinds.compression import Compress, CompressInMemory, Pipeline
+from benchmarks.kinds.compression import AnyTeacher, Compress, CompressInMemory, Pipeline
 from benchmarks.kinds.continual import Continual
 from benchmarks.kinds.distill import Distill
 from benchmarks.kinds.merge_mlp import MergeMlp
@@ -11,6 +11,7 @@ from benchmarks.runner import Kind, read_config
 __all__ = ["KINDS", "open_kind"]
 
 KINDS: dict[str, type[Kind]] = {
+    "any_teacher": AnyTeacher,
     "compress": Compress,
     "compress_in_memory": CompressInMemory,
     "continual": Continual,

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.runner import Cell, Kind, mean_and_std, rows_of, shrunk
+import dreamstill as ds
+from benchmarks.kinds.distill import Row, open_row
+from benchmarks.runner import TINY, Cell, Kind, mean_and_std, rows_of, shrunk
 from dreamstill.compression.config import PruneConfig, QuantizeConfig
 from dreamstill.compression.prune import prune
 from dreamstill.compression.quantization.quantize import quantize, quantize_without_inputs
 from dreamstill.config import from_plain, to_plain
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.evaluation import accuracy, agreement, answers, predict
 from dreamstill.exporters.formats import RUNTIMES, export, load_exported
 from dreamstill.exporters.int8 import export_int8
@@ -26,12 +29,16 @@ from dreamstill.files.reading import read_toml
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.profiling import measure_latency, measure_size
+from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
-__all__ = ["Compress", "CompressInMemory", "Pipeline"]
+__all__ = ["AnyTeacher", "Compress", "CompressInMemory", "Pipeline"]
 
+CONFIGS = {"distill": DistillConfig, "prune": PruneConfig, "quantize": QuantizeConfig}
 WHOLE = ("whole", "export")
 """Tasks that leave the network as it is: in memory, and as a file in its runtime."""
+NUM_VALIDATION = 1024
+"""Images of a teacher's validation set."""
 
 
 def looks_at_images(stage: dict[str, Any]) -> bool:
@@ -153,8 +160,7 @@ class CompressInMemory(OfTasks):
     def task_config(self, row: str) -> Any:
         """Return the configuration of a row's task."""
         table = dict(self.rows[row])
-        kind = {"prune": PruneConfig, "quantize": QuantizeConfig}[table.pop("task")]
-        return from_plain(kind, table, row)
+        return from_plain(CONFIGS[table.pop("task")], table, row)
 
     @cached_property
     def network(self) -> Teacher:
@@ -169,24 +175,32 @@ class CompressInMemory(OfTasks):
 
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
         stage, teacher = self.rows[cell.row], self.network
-        images = torch.zeros(1, *teacher.input_spec.shape, dtype=torch.uint8)
-        if cell.source:
-            images = self.source_images(cell.source, teacher, seed)
         if stage["task"] in ("export", "int8"):
-            return self.as_file(stage, images)
-        rng = torch.Generator().manual_seed(seed)
-        if stage["task"] == "whole":
-            model = teacher.module
-        elif stage["task"] == "prune":
-            model = prune(teacher, images, self.task_config(cell.row), rng=rng)[0]
-        elif stage.get("without_inputs"):
-            model = quantize_without_inputs(teacher, self.task_config(cell.row))
-        else:
-            model = quantize(teacher, images, self.task_config(cell.row), rng=rng)
+            return self.as_file(stage, self.images(cell, seed))
+        model = self.model(cell, seed)
         figures = self.compared(predict(model, teacher.input_spec, self.tested[0]))
         if self.config.get("parameters"):
             figures["parameters"] = sum(p.numel() for p in model.parameters())
         return figures
+
+    def images(self, cell: Cell, seed: int) -> Tensor:
+        """Return the images of a cell, uint8 (N, C, H, W); a black one where it has none."""
+        if cell.source:
+            return self.source_images(cell.source, self.network, seed)
+        return torch.zeros(1, *self.network.input_spec.shape, dtype=torch.uint8)
+
+    def model(self, cell: Cell, seed: int) -> nn.Module:
+        """Return the network that a cell makes."""
+        stage, teacher = self.rows[cell.row], self.network
+        rng = torch.Generator().manual_seed(seed)
+        if stage["task"] == "whole":
+            return teacher.module
+        if stage.get("without_inputs"):
+            return quantize_without_inputs(teacher, self.task_config(cell.row))
+        images, config = self.images(cell, seed), self.task_config(cell.row)
+        if stage["task"] == "prune":
+            return prune(teacher, images, config, rng=rng)[0]
+        return quantize(teacher, images, config, rng=rng)
 
     def as_file(self, stage: dict[str, Any], images: Tensor) -> dict[str, Any]:
         """Write a file, as floats or as int8, and measure it in its runtime."""
@@ -221,6 +235,43 @@ class CompressInMemory(OfTasks):
             **more,
             "runs": runs,
         }
+
+
+class AnyTeacher(CompressInMemory):
+    """A teacher made small by several tasks, also measured on the teacher's validation set."""
+
+    names_teacher = True
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "data": self.config["data"],
+            "num_images": self.num_images,
+            "settings": {"rows": self.rows, "sources": self.config["sources"]},
+        }
+
+    def place(self, cell: Cell) -> tuple[str, ...]:
+        return cell.row, str(cell.source)
+
+    def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
+        teacher = self.network
+        known = validation_set(teacher, TINY["num_validation"] if self.tiny else NUM_VALIDATION)
+        model = self.model(cell, seed)
+        figures = self.compared(predict(model, teacher.input_spec, self.tested[0]))
+        drawn = predict(model, teacher.input_spec, known.images)
+        return figures | {"validation": round(100 * agreement(drawn, known.logits), 2)}
+
+    def model(self, cell: Cell, seed: int) -> nn.Module:
+        if self.rows[cell.row]["task"] != "distill":
+            return super().model(cell, seed)
+        method, synthesis = self.sources.get(str(cell.source), ("real", None))
+        config = self.task_config(cell.row)
+        row = Row(method=method, synthesis=synthesis, distill=config)
+        images = open_row(row, self.network, self.data, Path(), torch.Generator().manual_seed(seed))
+        return ds.distill(self.network, self.config["student"], images, config, seed=seed).model
+
+    def summary(self, cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
+        validation = round(statistics.mean(run["validation"] for run in runs), 2)
+        return super().summary(cell, runs) | {"validation": validation}
 
 
 class Pipeline(Kind):

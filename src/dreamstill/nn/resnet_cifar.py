@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ResNetCifar", "resnet20", "resnet20_half", "resnet56"]
+__all__ = ["ResNetCifar", "resnet20", "resnet20_half", "resnet56", "resnet56_half"]
 
 
 class Shortcut(nn.Module):
@@ -82,3 +82,8 @@ def resnet56() -> ResNetCifar:
 def resnet20_half() -> ResNetCifar:
     """Return ResNet-20 with half of every width: 0.07 M parameters."""
     return ResNetCifar(20, width=8)
+
+
+def resnet56_half() -> ResNetCifar:
+    """Return ResNet-56 with half of every width: 0.21 M parameters."""
+    return ResNetCifar(56, width=8)
