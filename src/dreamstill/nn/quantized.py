@@ -99,19 +99,23 @@ class QuantizedLayer(nn.Module):
         """Return the layer's bias."""
         return self.layer.bias
 
-    def quantized_input(self, inputs: Tensor) -> Tensor:
-        """Return the input rounded to its grid."""
+    def quantized_input(self, inputs: Tensor, step: Tensor | None = None) -> Tensor:
+        """Return the input rounded to its grid, or to one of another step size."""
         levels = 2**self.activation_bits - 1
-        return fake_quantize(inputs, self.input_step, -self.zero_point, levels - self.zero_point)
+        step = self.input_step if step is None else step
+        return fake_quantize(inputs, step, -self.zero_point, levels - self.zero_point)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute the layer's output from the quantized weight and input."""
         if not self.weight_only:
             inputs = self.quantized_input(inputs)
-        layer, weight = self.layer, self.quantized_weight()
-        if isinstance(layer, nn.Linear):
-            return F.linear(inputs, weight, layer.bias)
-        output: Tensor = layer._conv_forward(inputs, weight, layer.bias)
+        return self.with_weight(inputs, self.quantized_weight())
+
+    def with_weight(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Compute the layer's output from an input and a weight as they are."""
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(inputs, weight, self.layer.bias)
+        output: Tensor = self.layer._conv_forward(inputs, weight, self.layer.bias)
         return output
 
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dreamstill.compression.config import QuantizeConfig
+from dreamstill.compression.config import QuantizeConfig, Rounding
 from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.compression.quantization.moments import Moments
+from dreamstill.compression.quantization.rounding import learn_rounding
 from dreamstill.compression.quantization.sensitivity import mixed_bits, sensitivities
 from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import TeacherError
@@ -183,21 +184,21 @@ def quantize(
         ConfigError: the fewest bits do not meet `keep`.
 
     """
-    model = fold_batch_norm(teacher.module if model is None else model, teacher.input_spec)
-    shown = some_of(images, 2048)
-    ranges = observed_ranges(model, teacher.input_spec, shown, config.calibration)
+    spec = teacher.input_spec
+    whole = fold_batch_norm(teacher.module if model is None else model, spec)
+    ranges = observed_ranges(whole, spec, some_of(images, 2048), config.calibration)
     check_layers(ranges)
     bits = None
     if config.keep is not None:
-        names, layers = list(ranges), plain_layers(model, KINDS)
-        table = sensitivities(
-            model, teacher.input_spec, images, names, per_channel=config.per_channel
-        )
+        names, layers = list(ranges), plain_layers(whole, KINDS)
+        table = sensitivities(whole, spec, images, names, per_channel=config.per_channel)
         if fixed := config.first_last_bits:  # counted in the size, but not searched
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layers[name].weight.numel() for name in names}
         bits = mixed_bits(table, sizes, config.keep)
-    model = _with_bits(model, config, ranges, bits)
+    model = _with_bits(whole, config, ranges, bits).eval()
+    if config.rounding is not Rounding.NEAREST:
+        learn_rounding(whole, model, spec, images, config, rng=rng, on_progress=on_progress)
     if config.finetune is not None:
         for layer, name in _steps(model):
             parametrize.register_parametrization(layer, name, Logarithm())

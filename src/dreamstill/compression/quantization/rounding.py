@@ -1,0 +1,288 @@
+"""Learn whether each weight is rounded up or down, block by block.
+
+Sources: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (AdaRound),
+ICML 2020; Li et al., BRECQ, ICLR 2021, for blocks (`graph.blocks`); Wei et al., "QDrop: Randomly
+Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022. Each block is
+fitted to what it puts out in the network of full precision, given what it is fed in the quantized
+one, after the blocks before it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dreamstill.compression.config import QuantizeConfig, Rounding
+from dreamstill.errors import NonFiniteError, TeacherError
+from dreamstill.graph.blocks import blocks
+from dreamstill.graph.modules import replace_module, shared_weights
+from dreamstill.graph.tracing import trace
+from dreamstill.evaluation import device_of, evaluating
+from dreamstill.input_spec import InputSpec
+from dreamstill.nn.hooks import some_of, watched
+from dreamstill.nn.quantized import QuantizedLayer
+from dreamstill.output_spec import logits_of
+from dreamstill.progress import Progress
+
+__all__ = ["SoftRounding", "learn_rounding", "rectified_sigmoid", "rounding_loss"]
+
+ZETA, GAMMA = 1.1, -0.1
+"""Upper and lower limit of the sigmoid before it is cut to [0, 1]."""
+WEIGHT = 0.01
+"""Weight of the regularizer."""
+BETA = (20.0, 2.0)
+"""First and last exponent of the regularizer."""
+WARM_UP = 0.2
+"""Share of the steps without regularizer."""
+DROP = 0.5
+"""Probability that an activation is not quantized in a step of QDrop."""
+BATCH_SIZE, AT_ONCE = 32, 64
+"""Images in a step, and in a forward pass without one."""
+LR, STEP_LR = 1e-2, 1e-3
+"""Learning rates of the roundings and of the logarithms of the activations' step sizes."""
+MOST_VALUES = 2**26
+"""Values in the inputs of a block together: bounds the memory."""
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """Return h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1): AdaRound, equation 23."""
+    return (v.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def rounding_loss(h: Tensor, beta: float) -> Tensor:
+    """Return the sum of 1 - |2 h - 1|^beta: AdaRound, equation 24; 0 if each h is 0 or 1."""
+    return (1 - (2 * h - 1).abs().pow(beta)).sum()
+
+
+def beta_at(share: float) -> float | None:
+    """Return the regularizer's exponent after a share of the steps; None in the warm-up."""
+    if share < WARM_UP:
+        return None
+    first, last = BETA
+    return last + (first - last) * (1 - share) / (1 - WARM_UP)
+
+
+class SoftRounding(nn.Module):
+    """Quantized layer whose weight lies between its two grid points, by a learned share h(V).
+
+    Args:
+        quantized: layer; V begins where h(V) leaves its weight as it is in full precision.
+        drop: probability that a value of the input is not quantized.
+        rng: draws these values.
+
+    """
+
+    def __init__(self, quantized: QuantizedLayer, drop: float, rng: torch.Generator) -> None:
+        super().__init__()
+        self.quantized, self.drop, self.rng = quantized, drop, rng
+        weight = (quantized.layer.weight / quantized.weight_step).detach()
+        self.high = 2 ** (quantized.weight_bits - 1) - 1
+        self.floor = weight.floor()
+        share = (weight - self.floor - GAMMA) / (ZETA - GAMMA)
+        self.v = nn.Parameter(share.logit())
+        self.input_step = nn.Parameter(quantized.input_step.detach().log())
+
+    def weight(self, h: Tensor) -> Tensor:
+        """Return the weight for shares h (O, ...) of the way from the lower grid point up."""
+        levels = (self.floor + h).clamp(-self.high - 1, self.high)
+        return levels * self.quantized.weight_step
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Compute the layer's output, quantizing a random part of the input."""
+        given = inputs
+        if self.drop < 1:
+            quantized = self.quantized.quantized_input(inputs, self.input_step.exp())
+            given = mixed(inputs, quantized, self.drop, self.rng) if self.drop else quantized
+        return self.quantized.with_weight(given, self.weight(rectified_sigmoid(self.v)))
+
+    @torch.no_grad()
+    def harden(self) -> QuantizedLayer:
+        """Return the quantized layer with each weight at the grid point that is nearer to h(V)."""
+        self.quantized.layer.weight.copy_(self.weight((self.v >= 0).float()))
+        self.quantized.input_step.copy_(self.input_step.exp())
+        return self.quantized
+
+
+def mixed(one: Tensor, other: Tensor, share: float, rng: torch.Generator) -> Tensor:
+    """Return each value of `one` with probability `share`, else of `other`."""
+    drawn = torch.rand(one.shape, generator=rng, device=one.device)
+    return torch.where(drawn < share, one, other)
+
+
+class Reconstruction(NamedTuple):
+    """Part of a quantized network, and what it is to be fitted to."""
+
+    part: nn.Module
+    layers: list[str]
+    """Names of its layers whose rounding is learned."""
+    given: Tensor
+    """(N, ...) inputs in the quantized network."""
+    whole: Tensor
+    """(N, ...) inputs in the network of full precision."""
+    wanted: Tensor
+    """(N, ...) outputs there."""
+
+
+def learn_rounding(
+    whole: nn.Module,
+    model: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    config: QuantizeConfig,
+    *,
+    rng: torch.Generator,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Learn the rounding of all quantized layers, in place.
+
+    Layers that run more than once or share their weight stay rounded to nearest. A network that
+    cannot be traced is fitted layer by layer.
+
+    Args:
+        whole: the network of full precision, with the same names; not modified.
+        model: the quantized network.
+        spec: input of both.
+        images: uint8 (N, C, H, W), of which at most as many are used as 2^26 values of a layer
+            hold.
+        config: the rounding, and its steps for each block.
+        rng: draws batches, and the activations that are quantized.
+        on_progress: called after each step.
+
+    Raises:
+        TeacherError: no layer runs exactly once with a weight of its own.
+        NonFiniteError: a loss is not finite.
+
+    """
+    inputs = spec.encode(some_of(images, 2).to(device_of(model)))
+    names, largest = _learnable(whole, model, inputs)
+    inputs = some_of(images, max(2, MOST_VALUES // largest)).to(device_of(model))
+    inputs = torch.cat([spec.encode(part) for part in inputs.split(AT_ONCE)])
+    parts = _parts(whole, model, names, inputs[:3])
+    if parts:
+        total, found = sum(bool(layers) for layers, *_ in parts), _by_block(parts, inputs)
+    else:
+        total, found = len(names), _by_layer(whole, model, names, inputs)
+    total *= config.rounding_steps
+    for index, task in enumerate(found):
+        for done, loss in enumerate(_fit(task, config, rng), 1 + index * config.rounding_steps):
+            on_progress(Progress("round", done, total, {"step": float(done), "loss": loss}))
+
+
+def _learnable(whole: nn.Module, model: nn.Module, inputs: Tensor) -> tuple[list[str], int]:
+    """Return the layers that can be learned, in order, and the most values of one for an image."""
+    layers = {n: whole.get_submodule(n) for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+    tied, calls, largest = {*shared_weights(whole)}, Counter[str](), inputs[0].numel()
+
+    def look(name: str, values: Tensor, output: Tensor) -> None:
+        nonlocal largest
+        calls[name] += 1
+        largest = max(largest, *(tensor.numel() // len(inputs) for tensor in (values, output)))
+
+    with watched(layers, look), evaluating(whole):
+        whole(inputs)
+    names = [name for name, times in calls.items() if times == 1 and name not in tied]
+    if not names:
+        raise TeacherError(
+            "the rounding of no layer can be learned: each runs more than once or shares its "
+            "weight; leave rounding out"
+        )
+    return names, largest
+
+
+Part = tuple[list[str], nn.Module, nn.Module]
+"""Names of layers, and a part of the quantized and of the whole network."""
+
+
+def _parts(whole: nn.Module, model: nn.Module, names: list[str], inputs: Tensor) -> list[Part]:
+    """Return the blocks of both networks, or nothing where they cannot be followed."""
+    try:
+        graph = trace(whole)
+    except TeacherError:
+        return []
+    pairs = zip(blocks(graph, model, names), blocks(graph, whole, names), strict=True)
+    parts = [(layers, part, of_whole) for (layers, part), (_, of_whole) in pairs]
+    with torch.no_grad():
+        try:
+            output = inputs
+            for _, _, of_whole in parts:
+                output = of_whole(output)
+        except Exception:  # a size that is not the input's
+            return []
+        return parts if torch.allclose(output, logits_of(whole(inputs)), atol=1e-4) else []
+
+
+def _by_block(parts: list[Part], inputs: Tensor) -> Iterator[Reconstruction]:
+    """Yield the blocks with layers to be learned, each after those before it."""
+    given = of_whole = inputs
+    for layers, part, whole in parts:
+        wanted = _outputs(whole, of_whole)
+        if layers:
+            yield Reconstruction(part, layers, given, of_whole, wanted)
+        given, of_whole = _outputs(part, given), wanted
+
+
+def _by_layer(
+    whole: nn.Module, model: nn.Module, names: list[str], inputs: Tensor
+) -> Iterator[Reconstruction]:
+    """Yield each layer to be learned, after those before it."""
+    for name in names:
+        of_whole, wanted = _seen(whole, name, inputs)
+        given, _ = _seen(model, name, inputs)
+        part = nn.Sequential(model.get_submodule(name))
+        yield Reconstruction(part, ["0"], given, of_whole, wanted)
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
+    return torch.cat([module(part) for part in inputs.split(AT_ONCE)])
+
+
+@torch.no_grad()
+def _seen(model: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the inputs and outputs of a layer over all images."""
+    seen = list[tuple[Tensor, Tensor]]()
+    with watched({name: model.get_submodule(name)}, lambda _, x, y: seen.append((x.clone(), y.clone()))):
+        for part in inputs.split(AT_ONCE):
+            model(part)
+    given, output = map(torch.cat, zip(*seen, strict=True))
+    return given, output
+
+
+def _fit(task: Reconstruction, config: QuantizeConfig, rng: torch.Generator) -> Iterator[float]:
+    """Learn the rounding of a part; yield the loss of each step."""
+    qdrop = config.rounding is Rounding.QDROP
+    layers, device = list[SoftRounding](), task.given.device
+    for name in task.layers:
+        layer = task.part.get_submodule(name)
+        assert isinstance(layer, QuantizedLayer)
+        layers.append(SoftRounding(layer, DROP if qdrop else 1.0, rng))
+        replace_module(task.part, name, layers[-1])
+    groups = [{"params": [layer.v for layer in layers], "lr": LR}]
+    if qdrop:
+        groups.append({"params": [layer.input_step for layer in layers], "lr": STEP_LR})
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.rounding_steps)
+    for step in range(config.rounding_steps):
+        chosen = torch.randint(len(task.given), (BATCH_SIZE,), generator=rng, device=rng.device)
+        chosen = chosen.to(device)
+        given = task.given[chosen]
+        if qdrop:
+            given = mixed(task.whole[chosen], given, DROP, rng)
+        loss = (task.part(given) - task.wanted[chosen]).pow(2).sum(1).mean()
+        beta = beta_at(step / config.rounding_steps)
+        if beta is not None:
+            shares = [rectified_sigmoid(layer.v) for layer in layers]
+            loss = loss + WEIGHT * sum(rounding_loss(h, beta) for h in shares)
+        if not loss.isfinite():
+            raise NonFiniteError(
+                f"the loss of rounding {', '.join(task.layers)} is {loss.item()} in step {step + 1}"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        yield loss.item()
+    for name, layer in zip(task.layers, layers, strict=True):
+        replace_module(task.part, name, layer.harden())
