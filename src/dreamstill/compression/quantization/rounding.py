@@ -9,7 +9,7 @@ one, after the blocks before it.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,6 @@ BETA = (20.0, 2.0)
 """First and last exponent of the regularizer."""
 WARM_UP = 0.2
 """Share of the steps without regularizer."""
-DROP = 0.5
-"""Probability that an activation is not quantized in a step of QDrop."""
 BATCH_SIZE, AT_ONCE = 32, 64
 """Images in a step, and in a forward pass without one."""
 LR, STEP_LR = 1e-2, 1e-3
@@ -64,19 +62,45 @@ def beta_at(share: float) -> float | None:
     return last + (first - last) * (1 - share) / (1 - WARM_UP)
 
 
+class _PartlyQuantized(torch.autograd.Function):
+    """Quantize the values where `kept` (of the same shape) is 0, with LSQ's gradients.
+
+    One function, as the passes over memory of torch's own would take most of a step.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, values: Tensor, step: Tensor, kept: Tensor, low: int, high: int
+    ) -> Tensor:
+        ratio = values / step
+        level = ratio.round().clamp_(low, high)
+        ctx.save_for_backward(ratio, level, kept)
+        ctx.limits = low, high
+        return (level * step).lerp_(values, kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        ratio, level, kept = ctx.saved_tensors
+        low, high = ctx.limits
+        through = grad * kept
+        quantized = grad - through
+        inside = ratio.clamp(low, high).eq_(ratio)
+        of_step = (level.addcmul_(ratio, inside, value=-1) * quantized).sum()
+        return through.addcmul_(quantized, inside), of_step, None, None, None
+
+
 class SoftRounding(nn.Module):
     """Quantized layer whose weight lies between its two grid points, by a learned share h(V).
 
     Args:
         quantized: layer; V begins where h(V) leaves its weight as it is in full precision.
-        drop: probability that a value of the input is not quantized.
-        rng: draws these values.
+        rng: draws which half of the input's values is quantized; None: none is.
 
     """
 
-    def __init__(self, quantized: QuantizedLayer, drop: float, rng: torch.Generator) -> None:
+    def __init__(self, quantized: QuantizedLayer, rng: torch.Generator | None) -> None:
         super().__init__()
-        self.quantized, self.drop, self.rng = quantized, drop, rng
+        self.quantized, self.rng = quantized, rng
         weight = (quantized.layer.weight / quantized.weight_step).detach()
         self.high = 2 ** (quantized.weight_bits - 1) - 1
         self.floor = weight.floor()
@@ -90,12 +114,14 @@ class SoftRounding(nn.Module):
         return levels * self.quantized.weight_step
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Compute the layer's output, quantizing a random part of the input."""
-        given = inputs
-        if self.drop < 1:
-            quantized = self.quantized.quantized_input(inputs, self.input_step.exp())
-            given = mixed(inputs, quantized, self.drop, self.rng) if self.drop else quantized
-        return self.quantized.with_weight(given, self.weight(rectified_sigmoid(self.v)))
+        """Compute the layer's output, quantizing a random half of the input."""
+        if self.rng is not None:
+            kept = coins(inputs, self.rng)
+            zero, levels = self.quantized.zero_point, 2**self.quantized.activation_bits - 1
+            inputs = _PartlyQuantized.apply(
+                inputs, self.input_step.exp(), kept, -zero, levels - zero
+            )
+        return self.quantized.with_weight(inputs, self.weight(rectified_sigmoid(self.v)))
 
     @torch.no_grad()
     def harden(self) -> QuantizedLayer:
@@ -105,10 +131,16 @@ class SoftRounding(nn.Module):
         return self.quantized
 
 
-def mixed(one: Tensor, other: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """Return each value of `one` with probability `share`, else of `other`."""
-    drawn = torch.rand(one.shape, generator=rng, device=one.device)
-    return torch.where(drawn < share, one, other)
+def coins(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Return zeros and ones of equal probability, in the shape and type of a tensor.
+
+    Eight are made of a random number, since drawing takes most of the time.
+    """
+    size = (-(-like.numel() // 8), 1)
+    drawn = torch.randint(256, size, generator=rng, device=rng.device, dtype=torch.uint8)
+    bits = drawn.bitwise_right_shift(torch.arange(8, dtype=torch.uint8, device=rng.device)) & 1
+    strides = torch.empty_like(like).stride()  # as channels_last is faster
+    return bits.flatten().to(like.dtype).as_strided(like.shape, strides)
 
 
 class Reconstruction(NamedTuple):
@@ -159,6 +191,7 @@ def learn_rounding(
     names, largest = _learnable(whole, model, inputs)
     inputs = some_of(images, max(2, MOST_VALUES // largest)).to(device_of(model))
     inputs = torch.cat([spec.encode(part) for part in inputs.split(AT_ONCE)])
+    inputs = inputs.contiguous(memory_format=torch.channels_last)  # convolutions are faster
     parts = _parts(whole, model, names, inputs[:3])
     if parts:
         total, found = sum(bool(layers) for layers, *_ in parts), _by_block(parts, inputs)
@@ -257,7 +290,7 @@ def _fit(task: Reconstruction, config: QuantizeConfig, rng: torch.Generator) -> 
     for name in task.layers:
         layer = task.part.get_submodule(name)
         assert isinstance(layer, QuantizedLayer)
-        layers.append(SoftRounding(layer, DROP if qdrop else 1.0, rng))
+        layers.append(SoftRounding(layer, rng if qdrop else None))
         replace_module(task.part, name, layers[-1])
     groups = [{"params": [layer.v for layer in layers], "lr": LR}]
     if qdrop:
@@ -269,7 +302,7 @@ def _fit(task: Reconstruction, config: QuantizeConfig, rng: torch.Generator) -> 
         chosen = chosen.to(device)
         given = task.given[chosen]
         if qdrop:
-            given = mixed(task.whole[chosen], given, DROP, rng)
+            given = given.lerp(task.whole[chosen], coins(given, rng))
         loss = (task.part(given) - task.wanted[chosen]).pow(2).sum(1).mean()
         beta = beta_at(step / config.rounding_steps)
         if beta is not None:
