@@ -53,7 +53,7 @@ class Same(nn.Module):
 
             def forward(self, x: Tensor) -> Tensor:
                 x = self.static_padding(x)
-                return F.conv2d(x, self.weight, self.bias, self.stride)  # type: ignore[arg-type]
+                return F.conv2d(x, self.weight, self.bias, self.stride)
 
         self.conv = Static()
 
@@ -108,7 +108,9 @@ class Twice(nn.Module):
         return self.conv(x).mean((2, 3)) + self.conv(x[:, :, 1:, 1:]).mean((2, 3))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("make", [lambda: Standardized(3, 4, 3), lambda: Reflecting(3, 4, 3), Twice])
+@pytest.mark.parametrize(
+    "make", [lambda: Standardized(3, 4, 3), lambda: Reflecting(3, 4, 3), Twice]
+)
 def test_other_subclasses_stay(make: Any) -> None:
     model = nn.Sequential(make())
     kinds = [type(module) for module in model.modules()]
@@ -131,9 +133,7 @@ def test_every_layer_of_an_efficientnet_is_folded_and_quantized() -> None:
         layers = [m for m in quantized.modules() if isinstance(m, QuantizedLayer)]
         assert len(layers) == 8
         assert agreement(predict(quantized, SPEC, images()), wanted) > 0.9
-    split, _ = factorize(
-        teacher.module, SPEC, FactorizeConfig(energy=1.0), images(), rng=rng()
-    )
+    split, _ = factorize(teacher.module, SPEC, FactorizeConfig(energy=1.0), images(), rng=rng())
     torch.testing.assert_close(predict(split, SPEC, images()), wanted, atol=1e-3, rtol=1e-3)
 
 

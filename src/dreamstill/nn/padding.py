@@ -73,8 +73,8 @@ def _plain(layer: nn.Conv2d, maps: list[Tensor]) -> nn.Conv2d | None:
     around = found.pop() if len(found) == 1 else None
     if around is None:
         return None
-    size = layer.in_channels, layer.out_channels, layer.kernel_size
-    plain = nn.Conv2d(*size, device="meta")
+    kernel: Any = layer.kernel_size
+    plain = nn.Conv2d(layer.in_channels, layer.out_channels, kernel, device="meta")
     plain.stride, plain.dilation = tuple(layer.stride), tuple(layer.dilation)
     plain.groups = layer.groups
     plain.weight, plain.bias = layer.weight, layer.bias
@@ -104,7 +104,7 @@ def _pad(layer: nn.Conv2d, around: Around) -> None:
     layer.padding = above, left
     layer._reversed_padding_repeated_twice = [*around]
     if (left, above) != (right, below):
-        layer.padding_mode = "constant"  # read only where it is not "zeros"
+        layer.padding_mode = "constant"  # type: ignore[assignment]  # so that they are read
 
 
 def copy_padding(layer: nn.Conv2d, new: nn.Conv2d) -> None:

@@ -16,17 +16,24 @@ from torch import Tensor, nn
 
 from dreamstill.compression.config import QuantizeConfig, Rounding
 from dreamstill.errors import NonFiniteError, TeacherError
+from dreamstill.evaluation import device_of, evaluating
 from dreamstill.graph.blocks import blocks
 from dreamstill.graph.modules import replace_module, shared_weights
 from dreamstill.graph.tracing import trace
-from dreamstill.evaluation import device_of, evaluating
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.hooks import some_of, watched
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.output_spec import logits_of
 from dreamstill.progress import Progress
 
-__all__ = ["SoftRounding", "learn_rounding", "rectified_sigmoid", "rounding_loss"]
+__all__ = [
+    "SoftRounding",
+    "beta_at",
+    "learn_rounding",
+    "partly_quantized",
+    "rectified_sigmoid",
+    "rounding_loss",
+]
 
 ZETA, GAMMA = 1.1, -0.1
 """Upper and lower limit of the sigmoid before it is cut to [0, 1]."""
@@ -69,7 +76,7 @@ class _PartlyQuantized(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, values: Tensor, step: Tensor, kept: Tensor, low: int, high: int
     ) -> Tensor:
         ratio = values / step
@@ -79,7 +86,7 @@ class _PartlyQuantized(torch.autograd.Function):
         return (level * step).lerp_(values, kept)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         ratio, level, kept = ctx.saved_tensors
         low, high = ctx.limits
         through = grad * kept
@@ -87,6 +94,12 @@ class _PartlyQuantized(torch.autograd.Function):
         inside = ratio.clamp(low, high).eq_(ratio)
         of_step = (level.addcmul_(ratio, inside, value=-1) * quantized).sum()
         return through.addcmul_(quantized, inside), of_step, None, None, None
+
+
+def partly_quantized(values: Tensor, step: Tensor, kept: Tensor, low: int, high: int) -> Tensor:
+    """Return values rounded to the grid step * {low, ..., high} where `kept` is 0, else as is."""
+    quantized: Tensor = _PartlyQuantized.apply(values, step, kept, low, high)  # type: ignore[no-untyped-call]
+    return quantized
 
 
 class SoftRounding(nn.Module):
@@ -108,6 +121,10 @@ class SoftRounding(nn.Module):
         self.v = nn.Parameter(share.logit())
         self.input_step = nn.Parameter(quantized.input_step.detach().log())
 
+    def share(self) -> Tensor:
+        """Return h(V), of the weight's shape."""
+        return rectified_sigmoid(self.v)
+
     def weight(self, h: Tensor) -> Tensor:
         """Return the weight for shares h (O, ...) of the way from the lower grid point up."""
         levels = (self.floor + h).clamp(-self.high - 1, self.high)
@@ -118,10 +135,8 @@ class SoftRounding(nn.Module):
         if self.rng is not None:
             kept = coins(inputs, self.rng)
             zero, levels = self.quantized.zero_point, 2**self.quantized.activation_bits - 1
-            inputs = _PartlyQuantized.apply(
-                inputs, self.input_step.exp(), kept, -zero, levels - zero
-            )
-        return self.quantized.with_weight(inputs, self.weight(rectified_sigmoid(self.v)))
+            inputs = partly_quantized(inputs, self.input_step.exp(), kept, -zero, levels - zero)
+        return self.quantized.with_weight(inputs, self.weight(self.share()))
 
     @torch.no_grad()
     def harden(self) -> QuantizedLayer:
@@ -205,7 +220,8 @@ def learn_rounding(
 
 def _learnable(whole: nn.Module, model: nn.Module, inputs: Tensor) -> tuple[list[str], int]:
     """Return the layers that can be learned, in order, and the most values of one for an image."""
-    layers = {n: whole.get_submodule(n) for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+    quantized = [n for n, part in model.named_modules() if isinstance(part, QuantizedLayer)]
+    layers = {name: whole.get_submodule(name) for name in quantized}
     tied, calls, largest = {*shared_weights(whole)}, Counter[str](), inputs[0].numel()
 
     def look(name: str, values: Tensor, output: Tensor) -> None:
@@ -235,15 +251,16 @@ def _parts(whole: nn.Module, model: nn.Module, names: list[str], inputs: Tensor)
     except TeacherError:
         return []
     pairs = zip(blocks(graph, model, names), blocks(graph, whole, names), strict=True)
-    parts = [(layers, part, of_whole) for (layers, part), (_, of_whole) in pairs]
-    with torch.no_grad():
+    parts: list[Part] = [(layers, part, of_whole) for (layers, part), (_, of_whole) in pairs]
+    with evaluating(whole):
+        wanted, output = logits_of(whole(inputs)), inputs
         try:
-            output = inputs
             for _, _, of_whole in parts:
                 output = of_whole(output)
         except Exception:  # a size that is not the input's
             return []
-        return parts if torch.allclose(output, logits_of(whole(inputs)), atol=1e-4) else []
+    same = output.shape == wanted.shape and torch.allclose(output, wanted, 1e-3, 1e-4, True)
+    return parts if same else []
 
 
 def _by_block(parts: list[Part], inputs: Tensor) -> Iterator[Reconstruction]:
@@ -269,53 +286,55 @@ def _by_layer(
 
 @torch.no_grad()
 def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
-    return torch.cat([module(part) for part in inputs.split(AT_ONCE)])
+    """Return a network's outputs for inputs that it may change in place."""
+    return torch.cat([module(part.clone()) for part in inputs.split(AT_ONCE)])
 
 
 @torch.no_grad()
 def _seen(model: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return the inputs and outputs of a layer over all images."""
     seen = list[tuple[Tensor, Tensor]]()
-    with watched({name: model.get_submodule(name)}, lambda _, x, y: seen.append((x.clone(), y.clone()))):
-        for part in inputs.split(AT_ONCE):
-            model(part)
+
+    def look(_: str, given: Tensor, output: Tensor) -> None:
+        seen.append((given.clone(), output.clone()))
+
+    with watched({name: model.get_submodule(name)}, look):
+        _outputs(model, inputs)
     given, output = map(torch.cat, zip(*seen, strict=True))
     return given, output
 
 
 def _fit(task: Reconstruction, config: QuantizeConfig, rng: torch.Generator) -> Iterator[float]:
     """Learn the rounding of a part; yield the loss of each step."""
-    qdrop = config.rounding is Rounding.QDROP
-    layers, device = list[SoftRounding](), task.given.device
+    steps, qdrop = config.rounding_steps, config.rounding is Rounding.QDROP
+    layers = list[SoftRounding]()
     for name in task.layers:
         layer = task.part.get_submodule(name)
         assert isinstance(layer, QuantizedLayer)
         layers.append(SoftRounding(layer, rng if qdrop else None))
         replace_module(task.part, name, layers[-1])
-    groups = [{"params": [layer.v for layer in layers], "lr": LR}]
-    if qdrop:
-        groups.append({"params": [layer.input_step for layer in layers], "lr": STEP_LR})
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.rounding_steps)
-    for step in range(config.rounding_steps):
+    rounding = torch.optim.Adam([layer.v for layer in layers], LR)
+    ranges = torch.optim.Adam([layer.input_step for layer in layers], STEP_LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ranges, steps)
+    for step in range(steps):
         chosen = torch.randint(len(task.given), (BATCH_SIZE,), generator=rng, device=rng.device)
-        chosen = chosen.to(device)
         given = task.given[chosen]
         if qdrop:
             given = given.lerp(task.whole[chosen], coins(given, rng))
-        loss = (task.part(given) - task.wanted[chosen]).pow(2).sum(1).mean()
-        beta = beta_at(step / config.rounding_steps)
+        error = (task.part(given) - task.wanted[chosen]).pow(2)
+        loss = error.sum(1 if error.dim() == 4 else -1).mean()  # over the channels
+        beta = beta_at(step / steps)
         if beta is not None:
-            shares = [rectified_sigmoid(layer.v) for layer in layers]
-            loss = loss + WEIGHT * sum(rounding_loss(h, beta) for h in shares)
+            loss = loss + WEIGHT * sum(rounding_loss(layer.share(), beta) for layer in layers)
         if not loss.isfinite():
             raise NonFiniteError(
                 f"the loss of rounding {', '.join(task.layers)} is {loss.item()} in step {step + 1}"
             )
-        optimizer.zero_grad()
+        task.part.zero_grad()
         loss.backward()
-        optimizer.step()
+        rounding.step()
+        ranges.step()
         schedule.step()
         yield loss.item()
-    for name, layer in zip(task.layers, layers, strict=True):
-        replace_module(task.part, name, layer.harden())
+    for name, soft in zip(task.layers, layers, strict=True):
+        replace_module(task.part, name, soft.harden())
