@@ -20,8 +20,17 @@ from benchmarks.runner import CONFIGS, RECORDS, Kind, Record, run
 from dreamstill.pipelines.process import flush_denormals
 
 STUDIES = (
-    *("bad_inputs", "curve", "filled_shapes_data", "front", "independent", "kills"),
-    *("kl_directions", "memory", "pictures", "precision", "robustness", "same_bits", "table"),
+    *("bad_inputs", "curve", "efficientnet_int8", "filled_shapes_data", "front", "independent"),
+    *(
+        "kills",
+        "kl_directions",
+        "memory",
+        "pictures",
+        "precision",
+        "robustness",
+        "same_bits",
+        "table",
+    ),
     "train_teacher",
 )
 
