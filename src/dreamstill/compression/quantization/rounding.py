@@ -45,7 +45,7 @@ WARM_UP = 0.2
 """Share of the steps without regularizer."""
 BATCH_SIZE, AT_ONCE = 32, 64
 """Images in a step, and in a forward pass without one."""
-LR, STEP_LR = 1e-2, 1e-3
+LR, STEP_LR = 0.1, 1e-2
 """Learning rates of the roundings and of the logarithms of the activations' step sizes."""
 MOST_VALUES = 2**26
 """Values in the inputs of a block together: bounds the memory."""
