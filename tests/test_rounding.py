@@ -235,7 +235,7 @@ def test_learned_rounding_is_nearer_to_the_whole_network_and_on_the_grid(
     shown = images(teacher.input_spec, 128)
     wanted = predict(teacher.module, teacher.input_spec, shown)
     for way in (Rounding.NEAREST, rounding):
-        steps = {"rounding_steps": 300} if way is rounding else {"rounding_steps": 1000}
+        steps = {"rounding_steps": 300} if way is rounding else {"rounding_steps": 500}
         config = low(way, first_last_bits=None, **steps)
         model = quantize(teacher, shown, config, rng=rng())
         errors.append((predict(model, teacher.input_spec, shown) - wanted).pow(2).mean().item())
@@ -275,7 +275,7 @@ def test_activations_have_learned_step_sizes_in_qdrop_alone() -> None:
             if isinstance(m, QuantizedLayer)
         ]
         for rounding in Rounding
-        if (config := low(rounding, rounding_steps=60 if rounding != "nearest" else 1000))
+        if (config := low(rounding, rounding_steps=60 if rounding != "nearest" else 500))
     }
     assert steps[Rounding.ADAROUND] == pytest.approx(steps[Rounding.NEAREST])
     assert all(

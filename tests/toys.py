@@ -99,7 +99,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class EfficientNet(nn.Module):
-    """An inverted residual and one of stride 2, padded as in TensorFlow; even sizes."""
+    """An inverted residual and one of stride 2, padded as in TensorFlow; a ReLU6 runs twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ class EfficientNet(nn.Module):
 
         def block(stride: int) -> nn.Sequential:
             expand, narrow = layer(6, 12, 1, 1, 1), layer(12, 6, 1, 1, 1)
-            depthwise = layer(12, 12, 3, stride, 12)
-            return nn.Sequential(expand, nn.ReLU6(), depthwise, nn.ReLU6(), narrow)
+            depthwise, clip = layer(12, 12, 3, stride, 12), nn.ReLU6()
+            return nn.Sequential(expand, clip, depthwise, clip, narrow)
 
         self.stem, self.same, self.down = layer(3, 6, 3, 2, 1), block(1), block(2)
         self.head = nn.Linear(6, 4)

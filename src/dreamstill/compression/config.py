@@ -174,7 +174,7 @@ class QuantizeConfig:
     rounding: Rounding = Rounding.NEAREST
     """Round weights to nearest, or up or down as learned block by block on the images: adaround
     (weights alone), or qdrop (with activations quantized at random, and their step sizes)."""
-    rounding_steps: Annotated[Int, at_least(1)] = 1000
+    rounding_steps: Annotated[Int, at_least(1)] = 500
     """Optimizer steps for each block, of 32 images, to learn the rounding; at least 1."""
     without_inputs: Bool = False
     """Quantize without any images (data-free quantization, DFQ)."""
