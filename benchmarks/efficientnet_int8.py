@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.runner import mean_and_std
 from dreamstill.evaluation import accuracy, agreement, answers
 from dreamstill.exporters.formats import export, load_exported
 from dreamstill.exporters.int8 import export_int8
@@ -76,18 +78,22 @@ def main() -> None:
         "data": "one ImageNet photograph a class, probably of the training set: compare rows",
         "settings": {"num_images": NUM_IMAGES},
         "environment": environment("cpu"),
-        "rows": {},
     }
-    if args.out.exists():
-        record["rows"] = json.loads(args.out.read_text())["rows"]
+    rows = record["rows"] = json.loads(args.out.read_text())["rows"] if args.out.exists() else {}
 
     def measured(row: str, path: Path, whole: Tensor | None, seed: int = 0) -> Tensor:
         logits = answers(load_exported(path), spec, x)
-        run = {"seed": seed, "accuracy": round(100 * accuracy(logits, y), 2)}
-        if whole is not None:
-            run["agreement"] = round(100 * agreement(logits, whole), 2)
-        runs = record["rows"].setdefault(row, {"runs": []})["runs"]
-        record["rows"][row]["runs"] = [r for r in runs if r["seed"] != seed] + [run]
+        compared = logits if whole is None else whole
+        run = {
+            "seed": seed,
+            "accuracy": round(100 * accuracy(logits, y), 2),
+            "agreement": round(100 * agreement(logits, compared), 2),
+        }
+        runs = [r for r in rows.get(row, {"runs": []})["runs"] if r["seed"] != seed] + [run]
+        rows[row] = mean_and_std([r["accuracy"] for r in runs]) | {
+            "agreement_mean": round(statistics.mean(r["agreement"] for r in runs), 2),
+            "runs": runs,
+        }
         write_json(args.out, record)
         print(row, run, flush=True)
         return logits

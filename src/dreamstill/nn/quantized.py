@@ -99,11 +99,10 @@ class QuantizedLayer(nn.Module):
         """Return the layer's bias."""
         return self.layer.bias
 
-    def quantized_input(self, inputs: Tensor, step: Tensor | None = None) -> Tensor:
-        """Return the input rounded to its grid, or to one of another step size."""
+    def quantized_input(self, inputs: Tensor) -> Tensor:
+        """Return the input rounded to its grid."""
         levels = 2**self.activation_bits - 1
-        step = self.input_step if step is None else step
-        return fake_quantize(inputs, step, -self.zero_point, levels - self.zero_point)
+        return fake_quantize(inputs, self.input_step, -self.zero_point, levels - self.zero_point)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Compute the layer's output from the quantized weight and input."""

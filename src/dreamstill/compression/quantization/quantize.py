@@ -1,9 +1,10 @@
-"""Simulate quantization to 2 to 8 bits: without data, or calibrated and fine-tuned on images.
+"""Simulate quantization to 2 to 8 bits: without data, or calibrated and fitted on images.
 
 Weights and inputs of all convolutions and linear layers are quantized, except inside torch's
 attention, which reads its weights directly. Sources: DFQ (Nagel et al. 2019) for ranges and bias
 correction without data; LSQ (Esser et al. 2020) for learned step sizes (`nn.quantized`); ZeroQ (Cai
-et al. 2020) for the bits of each layer (`sensitivity`). Fine-tuning distills from the teacher.
+et al. 2020) for the bits of each layer (`sensitivity`); AdaRound and QDrop for learned rounding
+(`rounding`). Fine-tuning distills from the teacher.
 """
 
 import copy
@@ -167,21 +168,22 @@ def quantize(
     model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """Return a quantized copy of a network, calibrated and optionally fine-tuned on images.
+    """Return a quantized copy of a network, calibrated, rounded and fine-tuned on images.
 
     Args:
         teacher: target of the fine-tuning.
         images: uint8 (N, C, H, W), synthetic or real.
         config: see QuantizeConfig.
-        rng: generator for the fine-tuning.
+        rng: generator for the rounding and the fine-tuning.
         model: network to quantize, not modified; default: the teacher. Must be traceable if it has
             BatchNorm, which is folded.
-        on_progress: called after each step of the fine-tuning.
+        on_progress: called after each step of the rounding and the fine-tuning.
 
     Raises:
         TeacherError: the network has BatchNorm and cannot be traced, changes its function when it
-            is folded, or has no layer that can be quantized.
+            is folded, or has no layer that can be quantized or, if asked for, learned.
         ConfigError: the fewest bits do not meet `keep`.
+        NonFiniteError: a loss is not finite.
 
     """
     spec = teacher.input_spec

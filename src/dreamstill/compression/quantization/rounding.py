@@ -142,7 +142,8 @@ class SoftRounding(nn.Module):
     def harden(self) -> QuantizedLayer:
         """Return the quantized layer with each weight at the grid point that is nearer to h(V)."""
         self.quantized.layer.weight.copy_(self.weight((self.v >= 0).float()))
-        self.quantized.input_step.copy_(self.input_step.exp())
+        if self.rng is not None:
+            self.quantized.input_step.copy_(self.input_step.exp())
         return self.quantized
 
 
@@ -202,6 +203,7 @@ def learn_rounding(
         NonFiniteError: a loss is not finite.
 
     """
+    model.requires_grad_(False)
     inputs = spec.encode(some_of(images, 2).to(device_of(model)))
     names, largest = _learnable(whole, model, inputs)
     inputs = some_of(images, max(2, MOST_VALUES // largest)).to(device_of(model))
@@ -330,7 +332,8 @@ def _fit(task: Reconstruction, config: QuantizeConfig, rng: torch.Generator) -> 
             raise NonFiniteError(
                 f"the loss of rounding {', '.join(task.layers)} is {loss.item()} in step {step + 1}"
             )
-        task.part.zero_grad()
+        rounding.zero_grad()
+        ranges.zero_grad()
         loss.backward()
         rounding.step()
         ranges.step()
