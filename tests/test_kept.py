@@ -399,7 +399,7 @@ def test_transformers_pass_every_task(name: str, tmp_path: Path) -> None:
         {"task": "distill", "student": f"toys:{name}", **tune},
         {"task": "prune", "keep": 0.8, "rounds": 1, "finetune": tune},
         {"task": "factorize", "finetune": tune},
-        {"task": "quantize", "finetune": tune},
+        {"task": "quantize", "rounding": "qdrop", "rounding_steps": 3, "finetune": tune},
         {"task": "int8", "formats": ["onnx", "pt2"]},
         {"task": "pack", "rounds": 1, "finetune": tune},
     ]

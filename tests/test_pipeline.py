@@ -31,6 +31,7 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.compress import compressed, run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.stages import STAGES
+from dreamstill.progress import Progress
 from dreamstill.report.compression import largest, layer_figures, write_compression_report
 from dreamstill.synthesis.config import CLOTHES, StructuredNoiseConfig, ZskdConfig
 from toys import SPEC
@@ -239,6 +240,25 @@ def test_a_compression_resumes_after_its_last_finished_stage(
     assert packed[0] == packed[1]
 
 
+def test_learned_rounding_that_is_interrupted_ends_as_if_it_were_not(
+    plain: dict[str, object], tmp_path: Path
+) -> None:
+    rounded = {"task": "quantize", "weight_bits": 3, "rounding": "qdrop", "rounding_steps": 9}
+    job = read_job(CompressJob, plain | {"stage": [rounded, {"task": "int8"}]})
+
+    def stopped(progress: Progress) -> None:
+        if progress.stage == "round" and progress.done == 12:
+            raise KeyboardInterrupt
+
+    run_compression(tmp_path / "whole", job)
+    with pytest.raises(KeyboardInterrupt):
+        run_compression(tmp_path / "cut", job, on_progress=stopped)
+    run_compression(tmp_path / "cut", job, resume=True)
+    for name in ("network.safetensors", "stages/2-int8.int8.onnx"):
+        one, other = ((tmp_path / folder / name).read_bytes() for folder in ("whole", "cut"))
+        assert one == other
+
+
 def test_links_that_are_not_finished_may_be_others_on_resuming(
     plain: dict[str, object], tmp_path: Path
 ) -> None:
@@ -335,6 +355,7 @@ def test_wrong_compressions_are_named(
         ("merge", ["--merge.keep", "0.5"]),
         ("factorize", ["--factorize.energy", "0.5", "--factorize.finetune.steps", "3"]),
         ("quantize", ["--quantize.weight_bits", "4"]),
+        ("quantize", ["--quantize.rounding", "qdrop", "--quantize.rounding_steps", "3"]),
         ("quantize", ["--quantize.without_inputs", "true"]),
     ],
 )

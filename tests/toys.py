@@ -84,6 +84,45 @@ class MobileNet(nn.Module):
         return logits
 
 
+class SameConv2d(nn.Conv2d):
+    """TensorFlow's padding "same", as EfficientNet's code has it: more to the right and below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+        height, width = (max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sides)
+        x = nn.functional.pad(
+            x, [width // 2, width - width // 2, height // 2, height - height // 2]
+        )
+        return nn.functional.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class EfficientNet(nn.Module):
+    """An inverted residual and one of stride 2, padded as in TensorFlow; a ReLU6 runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def layer(inputs: int, outputs: int, size: int, stride: int, groups: int) -> nn.Sequential:
+            conv = SameConv2d(inputs, outputs, size, stride, groups=groups, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+        def block(stride: int) -> nn.Sequential:
+            expand, narrow = layer(6, 12, 1, 1, 1), layer(12, 6, 1, 1, 1)
+            depthwise, clip = layer(12, 12, 3, stride, 12), nn.ReLU6()
+            return nn.Sequential(expand, clip, depthwise, clip, narrow)
+
+        self.stem, self.same, self.down = layer(3, 6, 3, 2, 1), block(1), block(2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.down(x + self.same(x))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
 class Sensor(nn.Module):
     """Two convolutions with BatchNorm of a signal, which is a picture of one row."""
 

@@ -18,7 +18,7 @@ class Progress:
     """Progress after a synthesized batch or a training step."""
 
     stage: str
-    """"warm up", "synthesize" or "distill"."""
+    """"warm up", "synthesize", "distill" or "round"."""
     done: int
     total: int
     record: dict[str, float]

@@ -19,6 +19,7 @@ from dreamstill.nn.checks import (
 )
 from dreamstill.nn.copying import copy_network, is_hooked, make_weights_plain
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
+from dreamstill.nn.padding import make_padding_plain
 from dreamstill.nn.precision import gains_from_bfloat16
 from dreamstill.output_spec import OutputSpec, logits_of
 
@@ -45,7 +46,8 @@ class Teacher:
     """Frozen copy of a network in eval mode that counts its queries: one per image.
 
     Weights that are computed before each pass, as by weight_norm or a mask, become plain
-    parameters in the copy, so that tasks can change them.
+    parameters in the copy, so that tasks can change them; a subclass of nn.Conv2d that pads by
+    itself becomes a plain one.
 
     Args:
         network: maps (N, C, H, W) to logits (N, K); not changed.
@@ -98,6 +100,7 @@ class Teacher:
                 raise TeacherError(f"the {role} has {self.num_classes} classes, not {num_classes}")
             check_steady(module, inputs, logits, role)
             make_weights_plain(module, inputs)
+            make_padding_plain(module, inputs)
             if self.precision is Precision.AUTO:
                 faster = gains_from_bfloat16(module, inputs)
                 self.precision = Precision.BFLOAT16 if faster else Precision.FLOAT32

@@ -27,6 +27,7 @@ __all__ = [
     "PackConfig",
     "PruneConfig",
     "QuantizeConfig",
+    "Rounding",
     "Target",
 ]
 
@@ -45,6 +46,14 @@ class Target(StrEnum):
     PARAMETERS = "parameters"
     MACS = "macs"
     LATENCY = "latency"
+
+
+class Rounding(StrEnum):
+    """How weights are rounded to their grid."""
+
+    NEAREST = "nearest"
+    ADAROUND = "adaround"
+    QDROP = "qdrop"
 
 
 @config_class
@@ -162,6 +171,11 @@ class QuantizeConfig:
     keep: Annotated[Float, within(0.25, 1)] | None = None
     """Mixed precision instead of `weight_bits`: largest share of the 8-bit weight size to keep,
     reducing the least sensitive layers first; 0.25 to 1."""
+    rounding: Rounding = Rounding.NEAREST
+    """Round weights to nearest, or up or down as learned block by block on the images: adaround
+    (weights alone), or qdrop (with activations quantized at random, and their step sizes)."""
+    rounding_steps: Annotated[Int, at_least(1)] = 500
+    """Optimizer steps for each block, of 32 images, to learn the rounding; at least 1."""
     without_inputs: Bool = False
     """Quantize without any images (data-free quantization, DFQ)."""
     finetune: FinetuneConfig | None = None
@@ -172,9 +186,13 @@ class QuantizeConfig:
             no_effect(self, "beside keep", "weight_bits")
         if self.calibration is Calibration.ENTROPY:
             raise ConfigError("calibration must be min-max or percentile; got entropy")
+        if self.rounding is Rounding.NEAREST:
+            no_effect(self, "on rounding to nearest", "rounding_steps")
         if self.without_inputs:
             if self.keep is not None or self.finetune is not None:
                 raise ConfigError("keep and finetune need images: leave without_inputs out")
+            if self.rounding is not Rounding.NEAREST:
+                raise ConfigError(f"{self.rounding} needs images: leave without_inputs out")
             no_effect(self, "without inputs: it reads images", "calibration")
 
     @property

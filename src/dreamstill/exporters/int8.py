@@ -285,6 +285,10 @@ def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any
     graph = torch.export.export(
         model, (spec.encode(images[:1]).expand(2, -1, -1, -1),), dynamic_shapes=shapes
     ).module()
+    for node in graph.graph.nodes:  # a ReLU that runs twice is two layers, not one with two outputs
+        if stack := node.meta.get("nn_module_stack"):
+            call, (_, kind) = list(stack.items())[-1]
+            node.meta["nn_module_stack"] = stack | {call: (call, kind)}
     prepared = pt2e.prepare_pt2e(graph, quantizer)
     for part in images.split(64):
         prepared(spec.encode(part))

@@ -5,11 +5,12 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from dreamstill.evaluation import check_same_function
+from dreamstill.evaluation import check_same_function, device_of
 from dreamstill.graph.modules import _calls, replace_module
 from dreamstill.graph.tracing import trace
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network, is_hooked
+from dreamstill.nn.padding import make_padding_plain
 
 __all__ = ["batch_norms", "fold_batch_norm"]
 
@@ -22,13 +23,16 @@ def fold_batch_norm(model: nn.Module, spec: InputSpec | None = None) -> nn.Modul
 
     Args:
         model: network; not modified.
-        spec: input of the network; if given, the outputs of copy and model are compared.
+        spec: input of the network; if given, subclasses of nn.Conv2d that pad by themselves become
+            plain ones, and the outputs of copy and model are compared.
 
     Raises:
         TeacherError: the model has BatchNorm and cannot be traced, or the outputs differ.
 
     """
     whole, model = model, copy_network(model).eval()
+    if spec is not None:
+        make_padding_plain(model, spec.encode(spec.noise(2).to(device_of(model))))
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return model
     for name, norm in batch_norms(trace(model)).items():

@@ -108,10 +108,13 @@ class QuantizedLayer(nn.Module):
         """Compute the layer's output from the quantized weight and input."""
         if not self.weight_only:
             inputs = self.quantized_input(inputs)
-        layer, weight = self.layer, self.quantized_weight()
-        if isinstance(layer, nn.Linear):
-            return F.linear(inputs, weight, layer.bias)
-        output: Tensor = layer._conv_forward(inputs, weight, layer.bias)
+        return self.with_weight(inputs, self.quantized_weight())
+
+    def with_weight(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Compute the layer's output from an input and a weight as they are."""
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(inputs, weight, self.layer.bias)
+        output: Tensor = self.layer._conv_forward(inputs, weight, self.layer.bias)
         return output
 
 

@@ -8,6 +8,7 @@ weights times the square root of the inputs' second moment.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dreamstill.graph.modules import map_modules
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import watched
+from dreamstill.nn.padding import copy_padding
 
 __all__ = ["Modes", "is_matrix", "modes_by_responses", "modes_of", "with_factors"]
 
@@ -93,15 +95,9 @@ def split_matrix(layer: nn.Conv2d | nn.Linear, modes: Modes, rank: int) -> nn.Se
         first = nn.Linear(layer.in_features, rank, bias=False)
         second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
     else:  # stride in the first layer saves work
-        first = nn.Conv2d(
-            layer.in_channels,
-            rank,
-            1,
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            bias=False,
-            padding_mode=layer.padding_mode,
-        )
+        stride: Any = layer.stride
+        first = nn.Conv2d(layer.in_channels, rank, 1, stride, bias=False)
+        copy_padding(layer, first)
         second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None)
     into = outputs.into[:rank] @ layer.weight.double().flatten(1)
     first.weight.copy_(into.view_as(first.weight))
@@ -127,11 +123,10 @@ def split_convolution(layer: nn.Conv2d, modes: Modes, ranks: tuple[int, int]) ->
         ranks[1],
         layer.kernel_size,  # type: ignore[arg-type]
         layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
+        dilation=layer.dilation,  # type: ignore[arg-type]
         bias=False,
-        padding_mode=layer.padding_mode,
     )
+    copy_padding(layer, middle)
     last = nn.Conv2d(ranks[1], layer.out_channels, 1, bias=layer.bias is not None)
     first.weight.copy_(inputs.into[: ranks[0], :, None, None])
     middle.weight.copy_(core)

@@ -1,9 +1,10 @@
-"""Simulate quantization to 2 to 8 bits: without data, or calibrated and fine-tuned on images.
+"""Simulate quantization to 2 to 8 bits: without data, or calibrated and fitted on images.
 
 Weights and inputs of all convolutions and linear layers are quantized, except inside torch's
 attention, which reads its weights directly. Sources: DFQ (Nagel et al. 2019) for ranges and bias
 correction without data; LSQ (Esser et al. 2020) for learned step sizes (`nn.quantized`); ZeroQ (Cai
-et al. 2020) for the bits of each layer (`sensitivity`). Fine-tuning distills from the teacher.
+et al. 2020) for the bits of each layer (`sensitivity`); AdaRound and QDrop for learned rounding
+(`rounding`). Fine-tuning distills from the teacher.
 """
 
 import copy
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dreamstill.compression.config import QuantizeConfig
+from dreamstill.compression.config import QuantizeConfig, Rounding
 from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.compression.quantization.moments import Moments
+from dreamstill.compression.quantization.rounding import learn_rounding
 from dreamstill.compression.quantization.sensitivity import mixed_bits, sensitivities
 from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import TeacherError
@@ -166,38 +168,39 @@ def quantize(
     model: nn.Module | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
-    """Return a quantized copy of a network, calibrated and optionally fine-tuned on images.
+    """Return a quantized copy of a network, calibrated, rounded and fine-tuned on images.
 
     Args:
         teacher: target of the fine-tuning.
         images: uint8 (N, C, H, W), synthetic or real.
         config: see QuantizeConfig.
-        rng: generator for the fine-tuning.
+        rng: generator for the rounding and the fine-tuning.
         model: network to quantize, not modified; default: the teacher. Must be traceable if it has
             BatchNorm, which is folded.
-        on_progress: called after each step of the fine-tuning.
+        on_progress: called after each step of the rounding and the fine-tuning.
 
     Raises:
         TeacherError: the network has BatchNorm and cannot be traced, changes its function when it
-            is folded, or has no layer that can be quantized.
+            is folded, or has no layer that can be quantized or, if asked for, learned.
         ConfigError: the fewest bits do not meet `keep`.
+        NonFiniteError: a loss is not finite.
 
     """
-    model = fold_batch_norm(teacher.module if model is None else model, teacher.input_spec)
-    shown = some_of(images, 2048)
-    ranges = observed_ranges(model, teacher.input_spec, shown, config.calibration)
+    spec = teacher.input_spec
+    whole = fold_batch_norm(teacher.module if model is None else model, spec)
+    ranges = observed_ranges(whole, spec, some_of(images, 2048), config.calibration)
     check_layers(ranges)
     bits = None
     if config.keep is not None:
-        names, layers = list(ranges), plain_layers(model, KINDS)
-        table = sensitivities(
-            model, teacher.input_spec, images, names, per_channel=config.per_channel
-        )
+        names, layers = list(ranges), plain_layers(whole, KINDS)
+        table = sensitivities(whole, spec, images, names, per_channel=config.per_channel)
         if fixed := config.first_last_bits:  # counted in the size, but not searched
             table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
         sizes = {name: layers[name].weight.numel() for name in names}
         bits = mixed_bits(table, sizes, config.keep)
-    model = _with_bits(model, config, ranges, bits)
+    model = _with_bits(whole, config, ranges, bits).eval()
+    if config.rounding is not Rounding.NEAREST:
+        learn_rounding(whole, model, spec, images, config, rng=rng, on_progress=on_progress)
     if config.finetune is not None:
         for layer, name in _steps(model):
             parametrize.register_parametrization(layer, name, Logarithm())
