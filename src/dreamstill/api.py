@@ -29,7 +29,7 @@ from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.finetune import finetune
-from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.distillation.initialization import initialize
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
 from dreamstill.exporters.formats import export
@@ -273,16 +273,15 @@ def distill(
     rng = torch.Generator(teacher.device).manual_seed(seed)
     with seeded_process(seed, str(teacher.device)):
         network = _student(student, teacher, rng)
-        spec = teacher.input_spec
-        kept = inherit(teacher.module, network, spec) if config.inherit else None
-        start: dict[str, Any] = {"rng": rng, "inherited": kept}
-        start["reconstruct"] = config.reconstruct if config.inherit else 0
+        inherited, _ = initialize(teacher, network, config)
+        start: dict[str, Any] = {"rng": rng, "inherited": inherited}
+        start["reconstruct"] = config.reconstruct
         method = _synthesizer(images, teacher, rng)
         if method is None:
             given = _images(images, teacher)
             network = finetune(
                 *(teacher, network, given, config),
-                pretrained=config.inherit,
+                pretrained=inherited is not None,
                 on_progress=note,
                 **start,
             )

@@ -13,7 +13,7 @@ from torch import nn
 from dreamstill.config import Precision, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
-from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.distillation.initialization import initialize
 from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
 from dreamstill.files.reading import StrPath, reading, understood
@@ -126,8 +126,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
     """Return the distillation of a job before its first step."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
-    spec = teacher.input_spec
-    inherited = inherit(teacher.module, student, spec) if job.distill.inherit else None
+    start = initialize(teacher, student, job.distill)
     method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     fresh = job.distill.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
@@ -146,7 +145,7 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
         buffer,
         job.distill,
         rng=rng,
-        inherited=inherited,
+        inherited=start.inherited,
         reconstruct=job.distill.reconstruct,
     )
 
