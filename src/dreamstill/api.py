@@ -54,6 +54,7 @@ from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, regi
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.profiling import Profile, measure_profile
 from dreamstill.progress import Progress
+from dreamstill.quiet import without_messages
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import NoiseConfig
 from dreamstill.synthesis.presets import PRESETS, method_config
@@ -297,16 +298,14 @@ def distill(
         return result
     size = config.batch_size
     if method is not None:
-        size, default = method.config.batch_size, method.fresh_every
-        config = replace(
-            config, prefill=config.num_prefill(default), fresh_every=config.fresh_period(default)
-        )
+        size, config = method.config.batch_size, config.spelled_out(method.fresh_every)
     others: dict[str, Any] = {"noise_baseline": NoiseConfig(batch_size=size)}
     if real is not None:
         stored = StoredImages(teacher, real, size, rng=rng)
         others["real_data_bound"] = real if method is None else stored
     for name, source in others.items():
-        made, _ = _distilled(teacher, student, source, config, seed, progress)
+        with without_messages():  # that it learns little is the purpose of a baseline
+            made, _ = _distilled(teacher, student, source, config, seed, progress)
         result.details[name] = made
     return result
 
@@ -333,7 +332,7 @@ def _distilled(
         method = _synthesizer(images, teacher, rng)
         if method is None:
             given = _images(images, teacher)
-            sentences = plan_on_images(teacher, config, start, len(given))
+            sentences, warnings = plan_on_images(teacher, config, start, len(given)), []
             log_plan(sentences)
             pretrained = start.inherited is not None
             network = finetune(
@@ -349,9 +348,9 @@ def _distilled(
             log_plan(sentences, memory_estimate(work))
             for step in with_time_left(work.run()):
                 note(step)
-            network = work.chosen
+            network, warnings = work.chosen, work.warnings
     agreed, _ = ModelSelector(validation, teacher.input_spec).measure(network)
-    details = {"plan": sentences, "validation_agreement": agreed}
+    details = {"plan": sentences, "validation_agreement": agreed, "warnings": warnings}
     model = network.eval().requires_grad_(False)
     return Result(model, teacher.input_spec, history, details), method
 

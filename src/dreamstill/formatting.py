@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["bytes_of_memory", "duration", "measured_share", "percent", "shown"]
+__all__ = ["BASELINES", "bytes_of_memory", "duration", "measured_share", "percent", "shown"]
+
+
+BASELINES = {"noise_baseline": "noise baseline", "real_data_bound": "real-data bound"}
+"""Titles of the baselines of a distillation, by the names of their directories."""
 
 
 def shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dreamstill.formatting import duration, measured_share, percent, shown
+from dreamstill.formatting import BASELINES, duration, measured_share, percent, shown
 from dreamstill.progress import Progress as Step
 from dreamstill.progress import start_kept
 
@@ -32,8 +32,6 @@ __all__ = [
     "print_summary",
 ]
 
-NETWORKS = ("teacher", "student", "noise_baseline", "real_data_bound")
-"""Networks in the summary of a distillation."""
 WHEN = ("before", "after")
 CONTINUAL_ROWS = {
     "accuracy on old classes": ("accuracy_old_before", "accuracy_old"),
@@ -178,16 +176,14 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Print summary.json of a run: teacher, student and baselines side by side."""
-    names = [name for name in NETWORKS if name in summary]
-    networks = [summary[name] for name in names]
+    """Print summary.json of a run: teacher and student side by side, and the baselines."""
+    networks = [summary["teacher"], summary["student"]]
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
     runtime = summary["teacher"]["latency_ms"].get("runtime", "PyTorch")
     metrics: list[tuple[str, Callable[[Any], str], str]] = [
         ("accuracy", percent, "accuracy"),
         ("agreement with the teacher", percent, "agreement"),
         ("agreement on validation images", _validated(summary), "validation_agreement"),
-        ("image visits", shown, "image_visits"),
         ("calibration error", percent, "ece"),
         ("parameters", shown, "parameters"),
         ("multiply-accumulates", shown, "macs"),
@@ -199,8 +195,12 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         for label, show, key in metrics
     ]
     measured = [row for row in rows if {*row[1:]} != {"-"}]
-    _print_table(title, [name.replace("_", " ") for name in names], measured)
-    print(f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries")
+    _print_table(title, ("teacher", "student"), measured)
+    _print_baselines(summary)
+    spent = f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries"
+    if "image_visits" in summary:
+        spent += f", {summary['image_visits']:,} image visits in {summary['precision']}"
+    print(spent)
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
     for record in summary.get("exports", []):
@@ -209,6 +209,25 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"largest difference of a logit {record['max_abs_difference']:.1e}"
         )
     print(folder / "report.html")
+
+
+def _print_baselines(summary: dict[str, Any]) -> None:
+    """Print the student between its noise baseline and real-data bound, if there are any."""
+    titles = {"noise_baseline": "", "student": "the student"} | BASELINES
+    present = [name for name in titles if name in summary]
+    columns: dict[str, Callable[[Any], str]] = {
+        "accuracy": percent,
+        "validation_agreement": _validated(summary),
+        "image_visits": shown,
+    }
+    columns = {key: show for key, show in columns.items() if key in summary["student"]}
+    rows = [
+        (titles[name], *(show(summary[name].get(key)) for key, show in columns.items()))
+        for name in present
+    ]
+    if len(present) > 1:
+        names = [key.replace("_", " ") for key in columns]
+        _print_table("the same student on other images", names, rows)
 
 
 def _validated(summary: dict[str, Any]) -> Callable[[Any], str]:

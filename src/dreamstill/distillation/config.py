@@ -1,6 +1,6 @@
 """Configuration of distillation and fine-tuning."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -155,6 +155,12 @@ class DistillConfig(FinetuneConfig):
                 raise ConfigError(
                     "0 steps leave a student at its random start: take steps, or let it inherit"
                 )
+
+    def spelled_out(self, default: int) -> "DistillConfig":
+        """Return the same with `prefill` and `fresh_every` as they are for a method."""
+        return replace(
+            self, prefill=self.num_prefill(default), fresh_every=self.fresh_period(default)
+        )
 
     def fresh_period(self, default: int) -> int:
         """Return the steps from one fresh batch to the next, 0 for none; `default` the method's."""

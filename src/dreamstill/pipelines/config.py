@@ -138,12 +138,7 @@ class DistillJob(JobConfig):
         """Return the jobs of the baselines by name: they differ in the source of the images."""
         if not self.baselines:
             return {}
-        size, default = self.synthesis.batch_size, self.fresh_every
-        distill = replace(
-            self.distill,
-            prefill=self.distill.num_prefill(default),
-            fresh_every=self.distill.fresh_period(default),
-        )
+        size, distill = self.synthesis.batch_size, self.distill.spelled_out(self.fresh_every)
         same = replace(self, distill=distill, images=None, baselines=False, bound=None)
         drawn = METHODS[DEFAULT_METHOD].config(batch_size=size)
         noise = METHODS["noise"].config(batch_size=size)

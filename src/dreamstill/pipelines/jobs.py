@@ -1,19 +1,20 @@
 """Inspect a teacher, and run a distillation with its baselines and its report."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.files.reading import StrPath
+from dreamstill.formatting import BASELINES
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.summary import summarize
 from dreamstill.progress import Progress
+from dreamstill.quiet import without_messages
 from dreamstill.report import write_report
 from dreamstill.synthesis.methods.knowledge_within import data_similarity
 from dreamstill.synthesis.registry import METHODS, missing_capabilities
@@ -81,10 +82,10 @@ def distill_with_baselines(
         load_unlabelled(job.bound, teacher.input_spec)  # raises before any work
     distill(folder, job, teacher, resume=resume, on_progress=on_progress)
     for name, baseline in job.baseline_jobs().items():
-        below, title = Path(folder) / name, name.replace("_", " ")
+        below, title = Path(folder) / name, BASELINES[name]
         log.info("The %s: the same student learns from %s.", title, baseline.source)
         teacher.queries = 0
-        with _no_messages():
+        with without_messages():  # that it learns little is the purpose of a baseline
             distill(
                 *(below, baseline, teacher),
                 resume=resume and (below / "config.json").is_file(),
@@ -92,15 +93,3 @@ def distill_with_baselines(
                     replace(step, stage=f"{title}: {step.stage}")
                 ),
             )
-
-
-@contextmanager
-def _no_messages() -> Iterator[None]:
-    """Log no plan and no warning of a baseline: that it learns little is its purpose."""
-    logger = logging.getLogger("dreamstill")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

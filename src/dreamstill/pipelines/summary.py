@@ -24,6 +24,7 @@ from dreamstill.evaluation import (
 from dreamstill.exporters.formats import ExportRecord, check_formats, export
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_json
+from dreamstill.formatting import BASELINES
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
@@ -43,8 +44,8 @@ OF_IMAGES = (
     *("validate_every", "num_validation"),
 )
 """Settings of a distillation that may differ in its baselines."""
-OF_BASELINE = ("validation_agreement", "image_visits", "seconds")
-"""What is kept of the record of a baseline."""
+OF_BASELINE = ("validation_agreement", "image_visits")
+"""What is compared of the records of a student and its baselines."""
 
 
 def read_run(folder: StrPath) -> DistillJob:
@@ -89,8 +90,8 @@ def open_baseline(
         raise RunError(f"{folder} is a run of {baseline.source}, not of noise")
     same, its = _training_of(job, teacher), _training_of(baseline, its_teacher)
     if odd := [name for name in same if same[name] != its[name]]:
-        title = name.replace("_", " ")
-        raise RunError(f"the {title} in {folder} has another {odd[0]}: {its[odd[0]]}")
+        where = f"the {BASELINES[name]} in {folder}"
+        raise RunError(f"{where} has another {odd[0]}: {its[odd[0]]}")
     result = read_plain(Path(folder) / "result.json")
     return student, {"source": baseline.source} | {key: result[key] for key in OF_BASELINE}
 
@@ -139,14 +140,9 @@ def summarize(
         summary |= {
             name: asdict(measure_profile(of, teacher.input_spec)) for name, of in networks.items()
         }
-        own = {name: folder / name for name in job.baseline_jobs()}
-        folders = {name: path for name, path in own.items() if (path / "result.json").is_file()}
-        if baseline is not None:
-            folders["noise_baseline"] = Path(baseline)
-        for name, path in folders.items():
+        summary["student"] |= {key: result[key] for key in OF_BASELINE}
+        for name, path in _baselines(folder, job, baseline).items():
             networks[name], summary[name] = open_baseline(name, path, job, teacher)
-        of_student = {key: result[key] for key in OF_BASELINE if key != "seconds"}
-        summary["student"] |= of_student
         if teacher.class_names:
             summary["class_names"] = list(teacher.class_names)
         if "exports" in known:
@@ -168,6 +164,13 @@ def summarize(
         write_json(folder / "summary.json", summary)
         save_arrays(folder / "pictures.npz", **pictures)
         return summary
+
+
+def _baselines(folder: Path, job: DistillJob, given: StrPath | None) -> dict[str, Path]:
+    """Return the directories of a run's finished baselines, by name."""
+    own = {name: folder / name for name in job.baseline_jobs()}
+    finished = {name: path for name, path in own.items() if (path / "result.json").is_file()}
+    return finished if given is None else finished | {"noise_baseline": Path(given)}
 
 
 def export_run(

@@ -8,7 +8,7 @@ import numpy as np
 
 from dreamstill.errors import RunError
 from dreamstill.files.reading import check_run
-from dreamstill.formatting import bytes_of_memory, measured_share, percent, shown
+from dreamstill.formatting import BASELINES, bytes_of_memory, measured_share, percent, shown
 from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
@@ -23,8 +23,6 @@ from dreamstill.report.page import (
 from dreamstill.report.verdict import verdict_of_distill
 
 __all__ = ["write_report"]
-
-BASELINES = ("noise_baseline", "real_data_bound")
 
 
 @from_records
@@ -54,7 +52,7 @@ def write_report(run: Path) -> Path:
         figures=[*image_figures(pictures, names), *student_figures(pictures, log, names)],
         method=summary.get("method", config.get("method", "")),
         memory=bytes_of_memory(memory) if (memory := summary.get("memory_estimate")) else "",
-        baselines=[name for name in BASELINES if name in summary],
+        baselines=[title for name, title in BASELINES.items() if name in summary],
         student_factory=str(config.get("student", "")).rpartition(":")[2],
         teacher_file=Path(str(config.get("teacher", {}).get("weights", ""))).stem,
         summary=summary,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamstill.formatting import measured_share, percent
+from dreamstill.formatting import BASELINES, measured_share, percent
 
 __all__ = ["verdict_of_compression", "verdict_of_continual", "verdict_of_distill"]
 
@@ -29,7 +29,7 @@ def verdict_of_distill(summary: Mapping[str, Any]) -> str:
 def _baselines(summary: Mapping[str, Any], key: str) -> str:
     """Return a sentence on each baseline that was measured."""
     text, verb = "", "is right" if key == "accuracy" else "agrees"
-    for name, images in (("noise_baseline", "noise"), ("real_data_bound", "real images")):
+    for name, images in zip(BASELINES, ("noise", "real images"), strict=True):
         if key in (baseline := summary.get(name, {})):
             share = percent(baseline[key])
             text += f" Trained on {images}, the same student {verb} on {share}."
