@@ -110,7 +110,7 @@ class Distillation(Trainer):
             self.warn(
                 f"the images are unlike what the teacher was trained on: {ratio:.0f} times as far "
                 "from its BatchNorm statistics as drawn ones that fit it; expect little of the "
-                "student, and take another method, or leave --method out"
+                "student, and take others, such as those of the default method"
             )
 
     def state_dict(self) -> dict[str, Any]:

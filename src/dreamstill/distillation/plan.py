@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
+from dreamstill.config import Precision
 from dreamstill.distillation.config import FinetuneConfig, Optimizer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start
@@ -86,18 +87,19 @@ def memory_estimate(work: Distillation) -> int:
     PyTorch itself, and what a method keeps beside its images, are not in it.
     """
     teacher, student, config, stream = work.teacher, work.student, work.config, work.stream
-    width = teacher.input_spec.encode(teacher.input_spec.noise(1)).numel()  # bytes of an image
-    image = 4 * width
     moments = 2 if config.optimizer is Optimizer.ADAM else 1
     copies = 3 + moments  # itself, its gradient and the best student so far
     networks = _bytes(teacher.module) + copies * _bytes(student)
+    width = teacher.input_spec.noise(1).numel()  # bytes of a stored image
     stored = min(stream.buffer.capacity, stream.num_images) + config.num_validation
+    size = 2 if teacher.precision is Precision.BFLOAT16 else 4
     whole, largest = _activations(teacher, teacher.module)
     own, _ = _activations(teacher, student)
-    batch = max(config.batch_size, stream.batch_size)
+    step = max(config.batch_size, stream.batch_size) * (size * (own + 2 * largest) + 12 * width)
     steered = max(32, probed_at_once(teacher.input_spec.shape))
-    step, steering = batch * (own + 2 * largest + 3 * image), steered * (whole + 4 * image)
-    return networks + stored * width + max(step, steering)
+    steering = steered * (size * whole + 16 * width)
+    solving = work.to_reconstruct * 4 * (3 * largest + width)
+    return networks + stored * width + max(step, steering, solving)
 
 
 def _bytes(network: nn.Module) -> int:
@@ -106,18 +108,18 @@ def _bytes(network: nn.Module) -> int:
 
 @torch.no_grad()
 def _activations(teacher: Teacher, network: nn.Module) -> tuple[int, int]:
-    """Return the bytes that all layers put out for an image, and the largest layer."""
+    """Return how many values all layers put out for an image, and the largest layer."""
     sizes: list[int] = []
     leaves = {name: part for name, part in network.named_modules() if not [*part.children()]}
 
     def look(name: str, given: object, output: object) -> None:
         if isinstance(output, torch.Tensor):
-            sizes.append(output.numel() * output.element_size())
+            sizes.append(output.numel() // 2)
 
     inputs = teacher.input_spec.encode(teacher.input_spec.noise(2)).to(teacher.device)
     with eval_mode(network), watched(leaves, look):
-        teacher.run(network, inputs)
-    return sum(sizes) // 2, max(sizes, default=0) // 2
+        network(inputs)
+    return sum(sizes), max(sizes, default=0)
 
 
 def with_time_left(steps: Iterable[Progress]) -> Iterator[Progress]:
