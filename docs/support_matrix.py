@@ -151,7 +151,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 def distill(teacher: ds.Teacher, images: Tensor, narrow: nn.Module) -> ds.Result:
     """Train a student from a random start."""
-    return ds.distill(teacher, narrow, images, ds.DistillConfig(steps=2, num_validation=4))
+    config = ds.DistillConfig(steps=2, inherit=False, num_validation=4)
+    return ds.distill(teacher, narrow, images, config)
 
 
 def inherit(teacher: ds.Teacher, images: Tensor, narrow: nn.Module) -> ds.Result:

@@ -519,7 +519,10 @@ BAD: dict[str, tuple[Break, str]] = {
         flags("--inherit", "--reconstruct", "1"),
         "reconstruct must be 0 or at least 2; got 1",
     ),
-    "reconstruct without inherit": (flags("--reconstruct", "7"), "7 has no effect without inherit"),
+    "reconstruct without inherit": (
+        flags("--reconstruct", "7", "--inherit", "false"),
+        "7 has no effect without inherit",
+    ),
     "images and how many to synthesize": (
         lambda t: [
             *("merge", *distill(t)[1:3], "--out", f"{t}.d"),
@@ -587,7 +590,18 @@ BAD: dict[str, tuple[Break, str]] = {
     "negative temperature": (flags("--distill.temperature", "-1"), "above 0; got -1"),
     "NaN temperature": (flags("--distill.temperature", "nan"), "a finite number; got nan"),
     "negative steps": (flags("--distill.steps", "-1"), "steps must be at least 0; got -1"),
-    "no steps from a random start": (flags("--distill.steps", "0"), "or let it inherit"),
+    "no steps from a random start": (
+        flags("--distill.steps", "0", "--inherit", "false"),
+        "or let it inherit",
+    ),
+    "a word for how to start": (
+        flags("--inherit", "maybe"),
+        "inherit must be true, false or auto; got 'maybe'",
+    ),
+    "no steps of a student that cannot inherit": (
+        flags("--distill.steps", "0", "--student", "toys:forgetful_student"),
+        "is in one of the two networks alone",
+    ),
     "words for a number": (flags("--distill.steps", "many"), "'many'"),
     "a fraction for a count": (flags("--distill.steps", "1.5"), "an integer; got '1.5'"),
     "unknown loss": (flags("--distill.losses", "l7"), "relational, similarity; got 'l7'"),

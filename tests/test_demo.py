@@ -26,7 +26,7 @@ def test_the_demo_from_end_to_end(tmp_path: Path) -> None:
     assert summary["queries"] > 400 * 64
     page = (run / "report.html").read_text()
     assert len(page) > 100_000
-    assert "started from its teacher" in page
+    assert "inherits its most important channels" in page
 
     # what is on the device is what was measured
     _, teacher, _ = open_run(run)

@@ -303,7 +303,7 @@ def test_a_generator_is_told_how_many_batches_a_run_has(
         synthesis=kind(batch_size=4, widths=(4, 4), student_steps=10),
         distill=config,
     )
-    work = _distillation(tmp_path, job, toys.cnn_teacher())
+    work, _ = _distillation(tmp_path, job, toys.cnn_teacher())
     for _ in work.run():
         pass
     assert told == [len(made)]
@@ -322,7 +322,7 @@ def test_a_collapse_at_the_first_validation_keeps_what_was_learned_before(
         synthesis=config,
         distill=DistillConfig(steps=2, validate_every=1, num_validation=64),
     )
-    work = _distillation(tmp_path, job, toys.cnn_teacher())
+    work, _ = _distillation(tmp_path, job, toys.cnn_teacher())
     monkeypatch.setattr("dreamstill.distillation.batch_stream.class_entropy", collapsed)
     for _ in work.run():
         pass
@@ -522,7 +522,7 @@ def test_a_student_that_inherits_is_validated_at_its_start(
             reconstruct=reconstruct,
         ),
     )
-    work = _distillation(tmp_path, job, toys.cnn_teacher())
+    work, _ = _distillation(tmp_path, job, toys.cnn_teacher())
     for _ in work.run():
         pass
     assert work.selector.best_step == 0

@@ -381,18 +381,18 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(name: str, tmp_p
             fresh_every=2,
         ),
     )
-    whole = _distillation(tmp_path / "whole", job, toys.cnn_teacher())
+    whole, _ = _distillation(tmp_path / "whole", job, toys.cnn_teacher())
     count = sum(1 for _ in whole.run())
     teacher = whole.teacher
     wanted = {k: v.clone() for k, v in whole.student.state_dict().items()}
     for stop in range(1, count):
         folder = tmp_path / str(stop)
-        first = _distillation(folder, job, teacher)
+        first, _ = _distillation(folder, job, teacher)
         for _ in islice(first.run(), stop):
             pass
         save_checkpoint(folder / "checkpoint.pt", first.state_dict())
         first.stream.buffer.commit()
-        second = _distillation(folder, job, teacher)
+        second, _ = _distillation(folder, job, teacher)
         second.load_state_dict(load_checkpoint(folder / "checkpoint.pt", "cpu"))
         for _ in second.run():
             pass

@@ -237,7 +237,7 @@ def test_a_student_may_have_other_activations() -> None:
 @pytest.mark.parametrize(
     ("teacher", "student", "shape", "message"),
     [
-        (lenet5(), lenet5_half_bn(), DIGITS, r"features\.1\S* is in one of the two alone"),
+        (lenet5(), lenet5_half_bn(), DIGITS, r"features\.1\S* is in one of the two networks alone"),
         (
             lenet5_half(),
             lenet5(),

@@ -331,7 +331,14 @@ def test_a_nested_setting_leaves_the_others_at_the_tasks_defaults(
             "only int8 and pack can follow quantize; got factorize",
         ),
         (
-            {"stage": [{"task": "distill", "student": "toys:student", "reconstruct": 9}]},
+            {
+                "stage": [
+                    {
+                        **{"task": "distill", "student": "toys:student"},
+                        **{"inherit": False, "reconstruct": 9},
+                    }
+                ]
+            },
             "reconstruct 9 has no effect without inherit",
         ),
         (

@@ -47,8 +47,10 @@ HALF: dict[str, Any] = {
 }
 SUMMARY = {
     "teacher": {**COST, "accuracy": 0.9942},
-    "student": {**HALF, "accuracy": 0.98312, "agreement": 0.985},
-    "noise_baseline": {"accuracy": 0.7},
+    "student": {**HALF, "accuracy": 0.98312, "agreement": 0.985, "validation_agreement": 0.7251},
+    "noise_baseline": {"accuracy": 0.7, "validation_agreement": 0.5},
+    "plan": ["The images are drawn.", "The student inherits."],
+    "memory_estimate": 87_400_000,
     "seconds": 131.2,
     "queries": 123456,
     "images": "2,000 real digits",
@@ -104,7 +106,10 @@ def test_every_record_has_its_section(
         "123,456 teacher queries",
         "2.0e-06",
         "step 900",
-        "72.5 %",
+        "72.5 ± 2.7 %",
+        "50.0 ± 3.1 %",
+        "The images are drawn. The student inherits.",
+        "about 87 MB of memory",
     ):
         assert text in page
     titles = re.findall(r"<h2>(.*?)</h2>", page)
@@ -143,9 +148,9 @@ def test_settings_are_escaped_and_nothing_comes_from_outside(tmp_path: Path) -> 
 
 def test_a_missing_measure_is_a_dash() -> None:
     cells = dict(table_rows({"teacher": COST, "student": {**HALF, "accuracy": 0.9}}))
-    assert cells["Accuracy on real images"] == ["-", "90.00 %", "", "-"]
+    assert cells["Accuracy on real images"] == ["-", "90.00 %", ""]
     assert "Agreement with the teacher" not in cells
-    assert cells["Parameters"] == ["61,706", "15,738", "3.9 x", "-"]
+    assert cells["Parameters"] == ["61,706", "15,738", "3.9 x"]
 
 
 def test_what_it_warned_of_comes_first(tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def test_what_it_warned_of_comes_first(tmp_path: Path) -> None:
     warned = {"warnings": ["the teacher gives none"], "chosen_at_step": 0, "steps": 900}
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | warned))
     page = write_report(tmp_path).read_text()
-    assert page.index("the teacher gives none.") < page.index("Distilled without data")
+    assert page.index("the teacher gives none.") < page.index("The images are drawn")
     assert "The student as it started was selected" in page
 
 
@@ -210,6 +215,11 @@ def test_a_verdict_on_a_student_says_what_was_measured() -> None:
         "The student answers with the teacher's class on 70.0 ± 9.0 % of the validation "
         "images; it has as many parameters and is not measurably faster or slower. Accuracy on "
         "real images is unknown: none were given."
+    )
+    floor = {"noise_baseline": {"validation_agreement": 0.5}}
+    bound = {"real_data_bound": {"validation_agreement": 0.9}}
+    assert " Trained on real images, the same student agrees on 90.00 %. Accuracy" in (
+        verdict_of_distill({**unmeasured, **measured, **floor, **bound})
     )
     assert verdict_of_distill({}) == "There is no result yet: the run is not finished."
 

@@ -29,7 +29,15 @@ from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.finetune import finetune
-from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.distillation.initialization import initialize
+from dreamstill.distillation.model_selection import ModelSelector
+from dreamstill.distillation.plan import (
+    log_plan,
+    memory_estimate,
+    plan,
+    plan_on_images,
+    with_time_left,
+)
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
 from dreamstill.exporters.formats import export
@@ -46,7 +54,9 @@ from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, regi
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.profiling import Profile, measure_profile
 from dreamstill.progress import Progress
+from dreamstill.quiet import without_messages
 from dreamstill.synthesis.base import Method
+from dreamstill.synthesis.config import NoiseConfig
 from dreamstill.synthesis.presets import PRESETS, method_config
 from dreamstill.synthesis.registry import (
     DEFAULT_METHOD,
@@ -55,6 +65,8 @@ from dreamstill.synthesis.registry import (
     open_synthesizer,
     register_method,
 )
+from dreamstill.synthesis.stored_images import StoredImages
+from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 __all__ = [
@@ -242,24 +254,32 @@ def distill(
     images: Any = DEFAULT_METHOD,
     config: DistillConfig | None = None,
     *,
+    baselines: bool = False,
+    bound: Images | None = None,
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Result:
     """Train a student toward a teacher.
 
+    What is about to be done, and why, is logged at level INFO.
+
     Args:
         teacher: the network to learn from.
-        student: a network, which is copied, or a function or "module:function" that builds one.
+        student: a network, which is copied, or a function or "module:function" that builds one. A
+            narrower copy of the teacher starts from its channels, unless `config.inherit` is False.
         images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
             synthesizer, which then makes images while the student learns. Adversarial methods
             (ZSKT, DFAD, FastDFKD, adaptive DeepInversion) see the student as it is.
         config: of the training. With images that are given, `prefill`, `fresh_every` and
             `buffer_size` have no effect.
+        baselines: train the same student in the same way on clipped noise too, and on `bound`.
+        bound: real images, for the real-data bound.
         seed: of everything random.
         progress: called after every synthesized batch and every step.
 
     Returns:
-        The student that model selection chose on synthetic validation images.
+        The student that model selection chose on synthetic validation images. Its `details` have
+        the plan, and the results of the baselines as `noise_baseline` and `real_data_bound`.
 
     Raises:
         ConfigError: the configuration contradicts itself, the teacher or the student.
@@ -269,30 +289,75 @@ def distill(
 
     """
     config = config or DistillConfig()
+    if bound is not None and not baselines:
+        raise ConfigError("bound has no effect without baselines: leave it out")
+    rng = torch.Generator(teacher.device).manual_seed(seed)
+    real = None if bound is None else _images(bound, teacher)
+    result, method = _distilled(teacher, student, images, config, seed, progress)
+    if not baselines:
+        return result
+    size = config.batch_size
+    if method is not None:
+        size, config = method.config.batch_size, config.spelled_out(method.fresh_every)
+    others: dict[str, Any] = {"noise_baseline": NoiseConfig(batch_size=size)}
+    if real is not None:
+        stored = StoredImages(teacher, real, size, rng=rng)
+        others["real_data_bound"] = real if method is None else stored
+    for name, source in others.items():
+        with without_messages():  # that it learns little is the purpose of a baseline
+            made, _ = _distilled(teacher, student, source, config, seed, progress)
+        result.details[name] = made
+    return result
+
+
+def _distilled(
+    teacher: Teacher,
+    student: Any,
+    images: Any,
+    config: DistillConfig,
+    seed: int,
+    progress: OnProgress | None,
+) -> tuple[Result, Method | None]:
+    """Distill once; return the student, and what made its images, or None if they were given."""
     history, note = _history(progress)
     rng = torch.Generator(teacher.device).manual_seed(seed)
     with seeded_process(seed, str(teacher.device)):
+        validation = validation_set(teacher, config.num_validation, note)
         network = _student(student, teacher, rng)
-        spec = teacher.input_spec
-        kept = inherit(teacher.module, network, spec) if config.inherit else None
-        start: dict[str, Any] = {"rng": rng, "inherited": kept}
-        start["reconstruct"] = config.reconstruct if config.inherit else 0
+        start = initialize(teacher, network, config)
+        options: dict[str, Any] = {
+            **{"rng": rng, "inherited": start.inherited},
+            "reconstruct": config.reconstruct,
+        }
         method = _synthesizer(images, teacher, rng)
         if method is None:
             given = _images(images, teacher)
+            sentences, warnings = plan_on_images(teacher, config, start, len(given)), []
+            log_plan(sentences)
+            pretrained = start.inherited is not None
             network = finetune(
                 *(teacher, network, given, config),
-                pretrained=config.inherit,
+                pretrained=pretrained,
                 on_progress=note,
-                **start,
+                **options,
             )
         else:
             buffer = ReplayBuffer(None, teacher.input_spec, config.buffer_size)
-            work = Distillation(teacher, network, method, buffer, config, **start)
-            for step in work.run():
+            work = Distillation(teacher, network, method, buffer, config, **options)
+            sentences = plan(work, start, _name(images))
+            log_plan(sentences, memory_estimate(work))
+            for step in with_time_left(work.run()):
                 note(step)
-            network = work.chosen
-    return Result(network.eval().requires_grad_(False), teacher.input_spec, history)
+            network, warnings = work.chosen, work.warnings
+    agreed, _ = ModelSelector(validation, teacher.input_spec).measure(network)
+    details = {"plan": sentences, "validation_agreement": agreed, "warnings": warnings}
+    model = network.eval().requires_grad_(False)
+    return Result(model, teacher.input_spec, history, details), method
+
+
+def _name(source: Any) -> str:
+    """Return the name of a method, or of the class of a synthesizer."""
+    return type(source).__name__ if isinstance(source, Method) else _method(source, None)[0]
 
 
 def prune(

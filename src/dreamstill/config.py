@@ -11,7 +11,7 @@ import typing
 from enum import Enum, StrEnum
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,7 @@ from dreamstill.files.reading import read_json
 
 __all__ = [
     "Bool",
+    "BoolOrAuto",
     "Float",
     "Int",
     "MOST",
@@ -64,6 +65,12 @@ def _as_text(value: Any) -> Any:
     return fspath(value) if isinstance(value, PathLike) else value
 
 
+def _bool_or_auto(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "auto":
+        raise ConfigError(f"must be true, false or auto; got {shown(value)}")
+    return value
+
+
 def _without_null(text: str) -> str:
     if "\0" in text:  # which no name of a file or a function has
         raise ConfigError(f"must not hold a null character; got {shown(text)}")
@@ -76,6 +83,8 @@ Float = Annotated[float, Strict(), BeforeValidator(_as_number)]
 """A finite number; an integer counts as one."""
 Bool = Annotated[bool, Strict()]
 """True or False."""
+BoolOrAuto = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
+"""True, False, or "auto" for what is best."""
 Text = Annotated[str, BeforeValidator(_as_text), AfterValidator(_without_null)]
 """A string, or a path that becomes one."""
 

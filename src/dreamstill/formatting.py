@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["duration", "measured_share", "percent", "shown"]
+__all__ = ["BASELINES", "bytes_of_memory", "duration", "measured_share", "percent", "shown"]
+
+
+BASELINES = {"noise_baseline": "noise baseline", "real_data_bound": "real-data bound"}
+"""Titles of the baselines of a distillation, by the names of their directories."""
 
 
 def shown(value: Any) -> str:
@@ -54,6 +58,15 @@ def measured_share(share: float, num: int) -> str:
     '50.0 ± 3.1 %'
     """
     return f"{100 * share:.1f} ± {196 * (share * (1 - share) / num) ** 0.5:.1f} %"
+
+
+def bytes_of_memory(num: int) -> str:
+    """Format a number of bytes in MB or GB.
+
+    >>> bytes_of_memory(87_400_000), bytes_of_memory(1_240_000_000)
+    ('87 MB', '1.2 GB')
+    """
+    return f"{num / 1e9:.1f} GB" if num >= 1e9 else f"{max(1, num / 1e6):.0f} MB"
 
 
 def duration(seconds: float) -> str:

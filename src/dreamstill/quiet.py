@@ -1,4 +1,4 @@
-"""Suppress the output of libraries."""
+"""Suppress the output of libraries, and of this one."""
 
 import contextlib
 import io
@@ -6,7 +6,19 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-__all__ = ["quiet"]
+__all__ = ["quiet", "without_messages"]
+
+
+@contextlib.contextmanager
+def without_messages() -> Iterator[None]:
+    """Suppress this package's own messages and warnings inside the context."""
+    logger = logging.getLogger("dreamstill")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -82,14 +82,17 @@ def _distill(arguments: argparse.Namespace) -> Any:
         folder = _out(arguments)
         job = arguments.job
     result = distill_and_report(
-        folder, job, resume=bool(arguments.resume), on_progress=arguments.bars
+        folder,
+        job,
+        resume=bool(arguments.resume),
+        real=_option(arguments, "real"),
+        on_progress=arguments.bars,
     )
     if not arguments.json:
         _show(print_summary, result, folder)
-        print_next(
-            f"dreamstill evaluate {folder} --images real.npz",
-            f"dreamstill export {folder} --formats onnx,pt2,pte",
-        )
+        evaluate = f"dreamstill evaluate {folder} --images real.npz"
+        export = f"dreamstill export {folder} --formats onnx,pt2,pte"
+        print_next(*([] if result["images"] else [evaluate]), export)
     return result
 
 

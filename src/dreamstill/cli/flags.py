@@ -155,7 +155,9 @@ class _Switch(_Given):
 
 
 def _is_bool(hint: Any) -> bool:
-    return hint is bool or (typing.get_origin(hint) is typing.Annotated and hint.__origin__ is bool)
+    """Tell whether a flag may stand alone: the type is true or false, or a union with that."""
+    inner = hint.__origin__ if typing.get_origin(hint) is typing.Annotated else hint
+    return inner is bool or bool in typing.get_args(inner)
 
 
 def _metavar(hint: Any) -> str:
@@ -164,7 +166,9 @@ def _metavar(hint: Any) -> str:
     if origin is typing.Annotated:
         return _metavar(parts[0])
     if origin in (types.UnionType, typing.Union):
-        return _metavar(parts[0])
+        return "|".join(_metavar(part) for part in parts if part is not types.NoneType)
+    if origin is typing.Literal:
+        return "|".join(parts)
     if origin is tuple:
         return f"{_metavar(parts[0])},..."
     if isinstance(hint, type) and issubclass(hint, Enum):

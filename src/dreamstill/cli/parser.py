@@ -85,12 +85,16 @@ COMMANDS: dict[str, Command] = {
     "distill": Command(
         "Train a small student from a network and no data.",
         DistillJob,
-        (*TEACHER, "student", "method", "distill.inherit", "distill.steps", "distill.losses"),
+        (
+            *(*TEACHER, "student", "method", "images", "baselines", "bound"),
+            *("distill.inherit", "distill.steps", "distill.losses"),
+        ),
         part="distill",
         arguments=(
             CONFIG,
             DIRECTORY,
             _argument("--resume", metavar="RUN", help="continue the run in this directory"),
+            MEASURE,
             PLUGIN,
         ),
     ),

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dreamstill.formatting import duration, measured_share, percent, shown
+from dreamstill.formatting import BASELINES, duration, measured_share, percent, shown
 from dreamstill.progress import Progress as Step
 from dreamstill.progress import start_kept
 
@@ -51,34 +51,40 @@ class Terminal(Console):
 
 
 class Bars(logging.Handler):
-    """Progress on stderr, as bars in a terminal and as lines in a file, and one-line warnings."""
+    """Progress on stderr, as bars in a terminal and as lines in a file, and one-line messages."""
 
     share, seconds = 0.1, 30.0
     """Fraction of a stage, or seconds, after which the next line is written."""
 
     def __init__(self, *, quiet: bool) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.WARNING if quiet else logging.INFO)
         self.quiet, self.console = quiet, Terminal(stderr=True)
         self.under_way: tuple[Progress, TaskID] | None = None
         self.stage, self.begun, self.told = "", (0, 0.0), (0, 0.0)  # (steps, time)
 
     def __enter__(self) -> "Bars":
-        logging.getLogger("dreamstill").addHandler(self)
+        logger = logging.getLogger("dreamstill")
+        self.level_before = logger.level
+        logger.setLevel(self.level)
+        logger.addHandler(self)
         return self
 
     def __exit__(self, *details: object) -> None:
-        logging.getLogger("dreamstill").removeHandler(self)
+        logger = logging.getLogger("dreamstill")
+        logger.removeHandler(self)
+        logger.setLevel(self.level_before)
         if self.under_way:
             self.under_way[0].stop()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a warning in one line, above the bar if there is one."""
-        line = f"dreamstill: warning: {record.getMessage()}".replace("\n", " ")
+        """Write a message in one line, above the bar if there is one."""
+        kind = "dreamstill: warning: " if record.levelno >= logging.WARNING else ""
+        line = f"{kind}{record.getMessage()}".replace("\n", " ")
         if self.under_way:
             bar, _ = self.under_way
             bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr)
+            print(line, file=sys.stderr, flush=True)
 
     def __call__(self, step: Step) -> None:
         """Show the progress of a stage."""
@@ -170,13 +176,14 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Print summary.json of a run: teacher, student and noise baseline side by side."""
-    networks = [summary["teacher"], summary["student"], summary.get("noise_baseline", {})]
+    """Print summary.json of a run: teacher and student side by side, and the baselines."""
+    networks = [summary["teacher"], summary["student"]]
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
     runtime = summary["teacher"]["latency_ms"].get("runtime", "PyTorch")
     metrics: list[tuple[str, Callable[[Any], str], str]] = [
         ("accuracy", percent, "accuracy"),
         ("agreement with the teacher", percent, "agreement"),
+        ("agreement on validation images", _validated(summary), "validation_agreement"),
         ("calibration error", percent, "ece"),
         ("parameters", shown, "parameters"),
         ("multiply-accumulates", shown, "macs"),
@@ -187,23 +194,45 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         (label, *(show(of[key]) if key in of else "-" for of in networks))
         for label, show, key in metrics
     ]
-    _print_table(title, ("teacher", "student", "noise baseline"), rows)
+    measured = [row for row in rows if {*row[1:]} != {"-"}]
+    _print_table(title, ("teacher", "student"), measured)
+    _print_baselines(summary)
     spent = f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries"
     if "image_visits" in summary:
         spent += f", {summary['image_visits']:,} image visits in {summary['precision']}"
     print(spent)
     if "steps" in summary:
         print(_chosen(summary["chosen_at_step"], summary["steps"]))
-    if "validation_agreement" in summary:
-        num = summary["validation_images"]
-        share = measured_share(summary["validation_agreement"], num)
-        print(f"{share} agreement on the teacher's {num:,} validation images")
     for record in summary.get("exports", []):
         print(
             f"{record['format']}: {record['path']}, {record['bytes']:,} bytes, "
             f"largest difference of a logit {record['max_abs_difference']:.1e}"
         )
     print(folder / "report.html")
+
+
+def _print_baselines(summary: dict[str, Any]) -> None:
+    """Print the student between its noise baseline and real-data bound, if there are any."""
+    titles = {"noise_baseline": "", "student": "the student"} | BASELINES
+    present = [name for name in titles if name in summary]
+    columns: dict[str, Callable[[Any], str]] = {
+        "accuracy": percent,
+        "validation_agreement": _validated(summary),
+        "image_visits": shown,
+    }
+    columns = {key: show for key, show in columns.items() if key in summary["student"]}
+    rows = [
+        (titles[name], *(show(summary[name].get(key)) for key, show in columns.items()))
+        for name in present
+    ]
+    if len(present) > 1:
+        names = [key.replace("_", " ") for key in columns]
+        _print_table("the same student on other images", names, rows)
+
+
+def _validated(summary: dict[str, Any]) -> Callable[[Any], str]:
+    """Return a function that formats an agreement on the validation images, with its interval."""
+    return lambda share: measured_share(share, summary["validation_images"])
 
 
 def _chosen(step: int, steps: int) -> str:

@@ -1,7 +1,8 @@
 """Read the user's images from an .npz file or a directory of pictures.
 
-An .npz holds x, uint8 (N, C, H, W), and y (N,), or x_test and y_test. Labeled pictures need one
-directory per class. Pictures are scaled and center-cropped to the network's input size.
+An .npz holds x, uint8 (N, C, H, W), and y (N,). Where labels are not needed the images may be
+x_train, where they are x_test and y_test. Labeled pictures need one directory per class. Pictures
+are scaled and center-cropped to the network's input size.
 """
 
 import warnings
@@ -20,7 +21,6 @@ from dreamstill.input_spec import InputSpec
 
 __all__ = ["load_images", "load_unlabelled"]
 
-NAMES = ("x", "y", "x_test", "y_test")
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that Pillow may open, whatever the file's name: some others start programs."""
@@ -28,15 +28,16 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def load_unlabelled(path: StrPath, spec: InputSpec) -> Tensor:
-    """Read uint8 images (N, C, H, W): x or x_test of an .npz, or all pictures under a directory.
+    """Read uint8 images (N, C, H, W) of an .npz, or all pictures under a directory.
 
-    The images are shuffled with a fixed seed: files are often sorted by class, and agreement is
-    measured on the last images. Raises DataError if a file is wrong.
+    In an .npz they are x, else x_train, else x_test. They are shuffled with a fixed seed: files
+    are often sorted by class, and reports show the last images. Raises DataError if a file is
+    wrong.
     """
     if (path := Path(path)).is_dir():
         images = _pictures(path, _picture_files(path, deep=True), spec)
     else:
-        images = _array(path, _read(path), spec)
+        images = _array(path, _read(path, "", "_train", "_test"), spec)
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
 
 
@@ -68,7 +69,7 @@ def load_images(
 
 
 def _labelled_array(path: Path, spec: InputSpec) -> tuple[Tensor, Tensor]:
-    arrays = _read(path)
+    arrays = _read(path, "", "_test")
     if set(arrays) != {"x", "y"}:
         raise DataError(f"{path} must hold x and y, or x_test and y_test")
     x, y = _array(path, arrays, spec), arrays["y"]
@@ -127,22 +128,25 @@ def _fitted(file: Path, mode: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(fitted).reshape(size[1], size[0], len(mode))
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Read x and y of an .npz, or x_test and y_test under the names x and y."""
+def _read(path: Path, *suffixes: str) -> dict[str, NDArray[Any]]:
+    """Read x and y of an .npz, with the first of the suffixes that its x has."""
     with (
         reading(path, DataError, "is not an .npz of plain arrays", what="images"),
         path.open("rb") as file,  # NumPy leaves a file open that it cannot read
         np.load(file, allow_pickle=False) as archive,
     ):
+        suffix = next((end for end in suffixes if f"x{end}" in archive.files), "")
         # an entry that is not an array is read as bytes
-        arrays = {name: np.asarray(archive[name]) for name in archive.files if name in NAMES}
-    suffix = "" if "x" in arrays else "_test"
-    return {name: arrays[name + suffix] for name in ("x", "y") if name + suffix in arrays}
+        return {
+            name: np.asarray(archive[name + suffix])
+            for name in ("x", "y")
+            if name + suffix in archive.files
+        }
 
 
 def _array(path: Path, arrays: dict[str, NDArray[Any]], spec: InputSpec) -> Tensor:
     if "x" not in arrays:
-        raise DataError(f"{path} must hold x or x_test")
+        raise DataError(f"{path} must hold x, x_train or x_test")
     x = arrays["x"]
     if x.dtype != np.uint8:
         raise DataError(f"images in {path} must be uint8; got {x.dtype}")

@@ -90,16 +90,36 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         self.repeated: TrainingBatch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
         self.healthy = copy.deepcopy(method.state_dict())
-        method.anneal_over(self._num_batches(method.config.batch_size))
+        self.batch_size: int = method.config.batch_size
+        """Images that the method makes at once."""
+        method.anneal_over(self._num_batches(self.batch_size))
 
     def _num_batches(self, size: int) -> int:
         """Return how many batches of `size` images the method makes in the whole run."""
         config = self.config
         num = math.ceil(self.prefill / size)
         if self.fresh_every:
-            period = math.ceil(self.method.repeat / self.fresh_every) * self.fresh_every
-            num += math.ceil(config.steps / period)
+            num += math.ceil(config.steps / self._period)
         return num
+
+    @property
+    def _period(self) -> int:
+        """Steps from one fresh batch to the next one that is not a repetition of it."""
+        return math.ceil(self.method.repeat / self.fresh_every) * self.fresh_every
+
+    @property
+    def num_images(self) -> int:
+        """Images that the method makes in the whole run."""
+        return self._num_batches(self.batch_size) * self.batch_size
+
+    @property
+    def num_visits(self) -> int:
+        """Images of all training batches in the whole run."""
+        steps, fresh = self.config.steps, 0
+        if self.fresh_every:
+            whole, rest = divmod(steps, self._period)
+            fresh = whole * self.method.repeat + min(rest, self.method.repeat)
+        return fresh * self.batch_size + (steps - fresh) * self.config.batch_size
 
     def fill(self) -> Iterator[Progress]:
         """Warm the method up, and make the images that the buffer begins with.

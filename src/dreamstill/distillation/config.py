@@ -1,6 +1,6 @@
 """Configuration of distillation and fine-tuning."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 
 from dreamstill.config import (
     Bool,
+    BoolOrAuto,
     Float,
     Int,
     Text,
@@ -129,8 +130,9 @@ class FinetuneConfig:
 class DistillConfig(FinetuneConfig):
     """Configuration of distilling a student, on images made before or while it learns."""
 
-    inherit: Bool = False
-    """Start the student, a narrower copy of the teacher, from the teacher's channels."""
+    inherit: BoolOrAuto = "auto"
+    """Start the student from the teacher's most important channels: true, false for the weights
+    that it was built with, or auto: where it is a narrower copy of the teacher."""
     reconstruct: Annotated[Int, zero_or_at_least(2)] = 2048
     """Images on which the layers of a student that inherits are solved, by least squares, for the
     teacher's outputs before the first step; at least 2, or 0 to skip this."""
@@ -147,12 +149,18 @@ class DistillConfig(FinetuneConfig):
         super().__post_init__()
         if self.prefill == 0 and self.fresh_every == 0:
             raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
-        if not self.inherit:
+        if self.inherit is False:
             no_effect(self, "without inherit", "reconstruct")
             if self.steps == 0:
                 raise ConfigError(
                     "0 steps leave a student at its random start: take steps, or let it inherit"
                 )
+
+    def spelled_out(self, default: int) -> "DistillConfig":
+        """Return the same with `prefill` and `fresh_every` as they are for a method."""
+        return replace(
+            self, prefill=self.num_prefill(default), fresh_every=self.fresh_period(default)
+        )
 
     def fresh_period(self, default: int) -> int:
         """Return the steps from one fresh batch to the next, 0 for none; `default` the method's."""

@@ -55,7 +55,7 @@ def finetune(
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     check_trainable(student, teacher.input_spec)
     spec = teacher.input_spec
-    selector = ModelSelector(validation_set(teacher, config.num_validation), spec)
+    selector = ModelSelector(validation_set(teacher, config.num_validation, on_progress), spec)
     trainer = Trainer(
         *(teacher, student, replay(images, spec, config, rng), selector, config),
         rng=rng,

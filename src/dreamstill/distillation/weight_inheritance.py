@@ -52,8 +52,8 @@ def inherit(teacher: nn.Module, student: nn.Module, spec: InputSpec) -> dict[str
     large, small = teacher.state_dict(), student.state_dict()
     if odd := sorted(large.keys() ^ small.keys()):
         raise ConfigError(
-            f"a student that inherits has the teacher's layers, narrower: {odd[0]} is in one of "
-            "the two alone"
+            f"{odd[0]} is in one of the two networks alone, and a student that inherits has the "
+            "layers of its teacher, narrower"
         )
     inputs = spec.encode(spec.noise(3).to(device_of(teacher)))
     trial = copy_network(student).to(inputs.device).eval()

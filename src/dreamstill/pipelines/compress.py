@@ -127,7 +127,7 @@ def compressed(
             images = _own_images(folder, job, teacher, on_progress)
         validation, warnings = None, list[str]()
         if len(images):
-            validation = validation_set(teacher, NUM_VALIDATION)
+            validation = validation_set(teacher, NUM_VALIDATION, on_progress)
             named = predict(teacher.module, teacher.input_spec, images)
             warnings = warn_of_classes(named, given=job.images is not None)
         made = _run_stages(

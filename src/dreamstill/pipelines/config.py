@@ -1,6 +1,7 @@
 """Configuration of jobs: the teacher, the images and the task."""
 
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from dreamstill.compression.config import (
@@ -12,6 +13,7 @@ from dreamstill.compression.config import (
     QuantizeConfig,
 )
 from dreamstill.config import (
+    Bool,
     Float,
     Int,
     Precision,
@@ -91,10 +93,25 @@ class DistillJob(JobConfig):
     """module:function that builds the student."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """Configuration of the training."""
+    images: Text | None = None
+    """Images to learn from, in the place of a method's: .npz with x or x_train, uint8
+    (N, C, H, W), or a directory of pictures."""
+    baselines: Bool = False
+    """Train the same student in the same way on clipped noise too, the noise baseline, and on the
+    images of `bound`, the real-data bound."""
+    bound: Text | None = None
+    """Real images for the real-data bound: .npz with x or x_train, or a directory of pictures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        period = self.distill.fresh_period(METHODS[self.method].synthesizer.fresh_every)
+        if not self.baselines:
+            no_effect(self, "without baselines", "bound")
+        if self.images is not None:
+            no_effect(self, "beside images", "method")
+            plain = METHODS[self.method].config(batch_size=self.synthesis.batch_size)
+            if self.synthesis != plain:
+                raise ConfigError("beside images synthesis has no effect, except its batch_size")
+        period = self.distill.fresh_period(self.fresh_every)
         asked, fresh = self.distill.batch_size, self.synthesis.batch_size
         if period == 1 and asked not in (DistillConfig().batch_size, fresh):
             raise ConfigError(
@@ -106,6 +123,30 @@ class DistillJob(JobConfig):
                 f"distill.prefill {self.distill.prefill} makes images to replay, and with a fresh "
                 "batch at every step none is: set distill.fresh_every too"
             )
+
+    @property
+    def fresh_every(self) -> int:
+        """Default of `distill.fresh_every`, which the source of the images has."""
+        return 1 if self.images else int(METHODS[self.method].synthesizer.fresh_every)
+
+    @property
+    def source(self) -> str:
+        """The method, or the name of the file of images."""
+        return Path(self.images).name if self.images else self.method
+
+    def baseline_jobs(self) -> dict[str, "DistillJob"]:
+        """Return the jobs of the baselines by name: they differ in the source of the images."""
+        if not self.baselines:
+            return {}
+        size, distill = self.synthesis.batch_size, self.distill.spelled_out(self.fresh_every)
+        same = replace(self, distill=distill, images=None, baselines=False, bound=None)
+        drawn = METHODS[DEFAULT_METHOD].config(batch_size=size)
+        noise = METHODS["noise"].config(batch_size=size)
+        jobs = {"noise_baseline": replace(same, method="noise", synthesis=noise)}
+        if self.bound is not None:
+            real = replace(same, method=DEFAULT_METHOD, synthesis=drawn, images=self.bound)
+            jobs["real_data_bound"] = real
+        return jobs
 
 
 @config_class

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamstill.config import Precision, to_plain
+from dreamstill.data.images import load_unlabelled
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
-from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.distillation.initialization import Start, initialize
+from dreamstill.distillation.plan import log_plan, memory_estimate, plan, with_time_left
 from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
 from dreamstill.files.reading import StrPath, reading, understood
@@ -25,7 +27,10 @@ from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.process import _process_rng, _set_process_rng, seeded_process
 from dreamstill.pipelines.run_directory import open_run_directory
 from dreamstill.progress import Progress
-from dreamstill.synthesis.registry import METHODS, open_synthesizer
+from dreamstill.synthesis.base import Method
+from dreamstill.synthesis.registry import open_synthesizer
+from dreamstill.synthesis.stored_images import StoredImages
+from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 __all__ = ["check_student", "distill", "open_student"]
@@ -94,7 +99,10 @@ def distill(
         )
     _check_competition(job)
     folder = Path(folder)
+    images = load_unlabelled(job.images, teacher.input_spec) if job.images else None
     fingerprints = {"teacher": teacher.fingerprint}
+    if images is not None:
+        fingerprints["images"] = digest(images.numpy().reshape(-1).data)
     with (
         seeded_process(job.seed, job.device),
         open_run_directory(
@@ -107,13 +115,14 @@ def distill(
             intermediate=("replay_buffer", "log.jsonl"),
         ),
     ):
-        work = _distillation(folder, job, teacher)
-        return _follow(folder, job, work, on_progress)
+        validation_set(teacher, job.distill.num_validation, on_progress)
+        work, start = _distillation(folder, job, teacher, images)
+        return _follow(folder, job, work, start, on_progress)
 
 
 def _check_competition(job: DistillJob) -> None:
     """Raise ConfigError if an adversarial method would make all its images before training."""
-    fresh = job.distill.fresh_period(METHODS[job.method].synthesizer.fresh_every)
+    fresh = job.distill.fresh_period(job.fresh_every)
     if not fresh and job.needs_student:
         raise ConfigError(
             f"{job.method} plays against the student, and all its images would be made before its "
@@ -122,13 +131,18 @@ def _check_competition(job: DistillJob) -> None:
         )
 
 
-def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillation:
-    """Return the distillation of a job before its first step."""
+def _distillation(
+    folder: Path, job: DistillJob, teacher: Teacher, images: Tensor | None = None
+) -> tuple[Distillation, Start]:
+    """Return the distillation of a job before its first step, and how its student starts."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
     student = open_student(job.student, teacher, rng)
-    spec = teacher.input_spec
-    inherited = inherit(teacher.module, student, spec) if job.distill.inherit else None
-    method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
+    start = initialize(teacher, student, job.distill)
+    method: Method
+    if images is None:
+        method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
+    else:
+        method = StoredImages(teacher, images, job.synthesis.batch_size, rng=rng)
     fresh = job.distill.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:
@@ -139,41 +153,44 @@ def _distillation(folder: Path, job: DistillJob, teacher: Teacher) -> Distillati
     buffer = ReplayBuffer(
         folder / "replay_buffer", teacher.input_spec, job.distill.buffer_size, create=create
     )
-    return Distillation(
-        teacher,
-        student,
-        method,
-        buffer,
-        job.distill,
+    work = Distillation(
+        *(teacher, student, method, buffer, job.distill),
         rng=rng,
-        inherited=inherited,
+        inherited=start.inherited,
         reconstruct=job.distill.reconstruct,
     )
+    return work, start
 
 
 def _follow(
-    folder: Path, job: DistillJob, work: Distillation, on_progress: Callable[[Progress], None]
+    folder: Path,
+    job: DistillJob,
+    work: Distillation,
+    start: Start,
+    on_progress: Callable[[Progress], None],
 ) -> nn.Module:
     """Run a distillation to its end, from its checkpoint if there is one."""
+    sentences, memory = plan(work, start, job.source), memory_estimate(work)
+    log_plan(sentences, memory)
     checkpoint, spent = folder / "checkpoint.pt", 0.0
     if checkpoint.exists():
         spent = _restore(checkpoint, job, work)
     log = _Log(folder / "log.jsonl", work.step)
-    start = saved = time.monotonic()
+    begun = saved = time.monotonic()
 
     def save() -> None:
         state = {
             "origin": _checkpoint_fingerprints(job, work.teacher),
             "work": work.state_dict(),
-            "seconds": spent + time.monotonic() - start,
+            "seconds": spent + time.monotonic() - begun,
             "process_rng": _process_rng(job.device),
         }
         save_checkpoint(checkpoint, state)
         work.stream.buffer.commit()
 
-    for progress in work.run():
+    for progress in with_time_left(work.run()):
         if progress.record:
-            log.write(progress.record | {"seconds": spent + time.monotonic() - start})
+            log.write(progress.record | {"seconds": spent + time.monotonic() - begun})
         if time.monotonic() - saved >= job.checkpoint_every:
             log.flush()
             save()
@@ -185,7 +202,10 @@ def _follow(
     write_json(
         folder / "result.json",
         {
-            "seconds": round(spent + time.monotonic() - start, 3),
+            "plan": sentences,
+            "memory_estimate": memory,
+            "initialization": "random" if start.inherited is None else "inherited",
+            "seconds": round(spent + time.monotonic() - begun, 3),
             "queries": work.teacher.queries,
             "steps": job.distill.steps,
             "image_visits": work.visits,

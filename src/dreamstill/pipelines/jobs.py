@@ -1,21 +1,28 @@
-"""Inspect a teacher, and run a distillation with its report."""
+"""Inspect a teacher, and run a distillation with its baselines and its report."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from dreamstill.data.images import load_unlabelled
+from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.files.reading import StrPath
+from dreamstill.formatting import BASELINES
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.summary import summarize
 from dreamstill.progress import Progress
+from dreamstill.quiet import without_messages
 from dreamstill.report import write_report
 from dreamstill.synthesis.methods.knowledge_within import data_similarity
 from dreamstill.synthesis.registry import METHODS, missing_capabilities
 from dreamstill.teacher import Teacher
 
-__all__ = ["distill_and_report", "inspect"]
+__all__ = ["distill_and_report", "distill_with_baselines", "inspect"]
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
 
@@ -46,11 +53,43 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
 
 
 def distill_and_report(
-    folder: StrPath, job: DistillJob, *, resume: bool = False, on_progress: OnProgress
+    folder: StrPath,
+    job: DistillJob,
+    *,
+    resume: bool = False,
+    real: StrPath | None = None,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """Distill, measure the student without real data, write the report; return the summary."""
+    """Distill, also the baselines of the job; measure, write the report; return the summary.
+
+    Without `real`, labeled images, no accuracy is measured.
+    """
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    distill(folder, job, teacher, resume=resume, on_progress=on_progress)
-    summary = summarize(folder)
+    spec = teacher.input_spec
+    test = load_images(real, spec, teacher.num_classes) if real else None
+    distill_with_baselines(folder, job, teacher, resume=resume, on_progress=on_progress)
+    source = Path(real).name if real else ""
+    summary = summarize(folder, real=test, source=source, device=job.device)
     write_report(folder)
     return summary
+
+
+def distill_with_baselines(
+    folder: StrPath, job: DistillJob, teacher: Teacher, *, resume: bool, on_progress: OnProgress
+) -> None:
+    """Distill in a directory, and the baselines of the job in directories below it."""
+    if job.bound is not None:
+        load_unlabelled(job.bound, teacher.input_spec)  # raises before any work
+    distill(folder, job, teacher, resume=resume, on_progress=on_progress)
+    for name, baseline in job.baseline_jobs().items():
+        below, title = Path(folder) / name, BASELINES[name]
+        log.info("The %s: the same student learns from %s.", title, baseline.source)
+        teacher.queries = 0
+        with without_messages():  # that it learns little is the purpose of a baseline
+            distill(
+                *(below, baseline, teacher),
+                resume=resume and (below / "config.json").is_file(),
+                on_progress=lambda step, title=title: on_progress(  # type: ignore[misc]
+                    replace(step, stage=f"{title}: {step.stage}")
+                ),
+            )

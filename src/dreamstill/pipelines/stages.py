@@ -30,7 +30,7 @@ from dreamstill.continual.learning import check_new_classes, examples, learn
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.finetune import finetune
-from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.distillation.initialization import initialize
 from dreamstill.errors import ConfigError
 from dreamstill.evaluation import predict
 from dreamstill.exporters.config import Int8Config
@@ -95,20 +95,19 @@ Outcome = tuple[nn.Module, dict[str, Any]]
 
 def _distill(model: nn.Module, config: DistillStage, context: StageContext) -> Outcome:
     student = open_student(config.student, context.teacher, context.rng)
-    teacher = context.teacher
-    kept = inherit(teacher.module, student, teacher.input_spec) if config.inherit else None
+    start = initialize(context.teacher, student, config)
     student = finetune(
         context.teacher,
         student,
         context.images,
         config,
         rng=context.rng,
-        inherited=kept,
+        inherited=start.inherited,
         reconstruct=config.reconstruct,
-        pretrained=config.inherit,
+        pretrained=start.inherited is not None,
         on_progress=context.progressed,
     )
-    return student.requires_grad_(False), {}
+    return student.requires_grad_(False), {"start": start.reason}
 
 
 def _prune(model: nn.Module, config: PruneConfig, context: StageContext) -> Outcome:
@@ -277,8 +276,7 @@ class Stage(NamedTuple):
 
 def _check_distill(model: nn.Module, config: DistillStage, teacher: Teacher, first: bool) -> None:
     check_trainable(model, teacher.input_spec)
-    if config.inherit:
-        inherit(teacher.module, copy_network(model), teacher.input_spec)
+    initialize(teacher, copy_network(model), config)
 
 
 def _check_prune(model: nn.Module, config: PruneConfig, teacher: Teacher, first: bool) -> None:

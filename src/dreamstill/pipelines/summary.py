@@ -24,6 +24,7 @@ from dreamstill.evaluation import (
 from dreamstill.exporters.formats import ExportRecord, check_formats, export
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_json
+from dreamstill.formatting import BASELINES
 from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
@@ -42,7 +43,9 @@ OF_IMAGES = (
     *("batch_size", "prefill", "fresh_every", "buffer_size", "augment"),
     *("validate_every", "num_validation"),
 )
-"""Settings of a distillation that may differ in its noise baseline."""
+"""Settings of a distillation that may differ in its baselines."""
+OF_BASELINE = ("validation_agreement", "image_visits")
+"""What is compared of the records of a student and its baselines."""
 
 
 def read_run(folder: StrPath) -> DistillJob:
@@ -75,15 +78,22 @@ def open_run(folder: StrPath, *, device: str = "cpu") -> tuple[DistillJob, Teach
     return job, teacher, student.requires_grad_(False)
 
 
-def open_baseline(folder: StrPath, job: DistillJob, teacher: Teacher) -> nn.Module:
-    """Open the student of a job's noise baseline; raise RunError if it is not the job on noise."""
+def open_baseline(
+    name: str, folder: StrPath, job: DistillJob, teacher: Teacher
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Open the student of a job's baseline, and what its run recorded of it.
+
+    Raises RunError if it was trained in another way.
+    """
     baseline, its_teacher, student = open_run(folder, device=str(teacher.device))
-    if baseline.method != "noise":
-        raise RunError(f"{folder} is a run of {baseline.method}, not of noise")
+    if name == "noise_baseline" and (baseline.method != "noise" or baseline.images):
+        raise RunError(f"{folder} is a run of {baseline.source}, not of noise")
     same, its = _training_of(job, teacher), _training_of(baseline, its_teacher)
     if odd := [name for name in same if same[name] != its[name]]:
-        raise RunError(f"the noise baseline in {folder} has another {odd[0]}: {its[odd[0]]}")
-    return student
+        where = f"the {BASELINES[name]} in {folder}"
+        raise RunError(f"{where} has another {odd[0]}: {its[odd[0]]}")
+    result = read_plain(Path(folder) / "result.json")
+    return student, {"source": baseline.source} | {key: result[key] for key in OF_BASELINE}
 
 
 def _training_of(job: DistillJob, teacher: Teacher) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def summarize(
         folder: directory of a finished run.
         real: images, uint8 (N, C, H, W), and labels (N,); None measures no accuracy.
         source: name of `real` in the summary.
-        baseline: directory of the finished noise baseline.
+        baseline: directory of the finished noise baseline. Default: the run's own, if it has one.
         device: where the networks run, and are timed.
 
     """
@@ -126,13 +136,13 @@ def summarize(
         if real is None and known.get("images") and same_student:  # keep what was measured
             return known
         networks = {"teacher": teacher.module, "student": student}
-        baselines = (
-            {} if baseline is None else {"noise_baseline": open_baseline(baseline, job, teacher)}
-        )
-        summary: dict[str, Any] = {"method": job.method, **result, "images": ""}
+        summary: dict[str, Any] = {"method": job.source, **result, "images": ""}
         summary |= {
             name: asdict(measure_profile(of, teacher.input_spec)) for name, of in networks.items()
         }
+        summary["student"] |= {key: result[key] for key in OF_BASELINE}
+        for name, path in _baselines(folder, job, baseline).items():
+            networks[name], summary[name] = open_baseline(name, path, job, teacher)
         if teacher.class_names:
             summary["class_names"] = list(teacher.class_names)
         if "exports" in known:
@@ -141,12 +151,9 @@ def summarize(
         if real is not None:
             x, y = real
             summary["images"] = source
-            logits = {
-                name: predict(of, teacher.input_spec, x)
-                for name, of in (networks | baselines).items()
-            }
+            logits = {name: predict(of, teacher.input_spec, x) for name, of in networks.items()}
             for name, of in logits.items():
-                summary[name] = summary.get(name, {}) | {
+                summary[name] |= {
                     "accuracy": accuracy(of, y),
                     "ece": expected_calibration_error(of, y),
                     "agreement": agreement(of, logits["teacher"]),
@@ -157,6 +164,13 @@ def summarize(
         write_json(folder / "summary.json", summary)
         save_arrays(folder / "pictures.npz", **pictures)
         return summary
+
+
+def _baselines(folder: Path, job: DistillJob, given: StrPath | None) -> dict[str, Path]:
+    """Return the directories of a run's finished baselines, by name."""
+    own = {name: folder / name for name in job.baseline_jobs()}
+    finished = {name: path for name, path in own.items() if (path / "result.json").is_file()}
+    return finished if given is None else finished | {"noise_baseline": Path(given)}
 
 
 def export_run(

@@ -8,7 +8,7 @@ import numpy as np
 
 from dreamstill.errors import RunError
 from dreamstill.files.reading import check_run
-from dreamstill.formatting import percent, shown
+from dreamstill.formatting import BASELINES, bytes_of_memory, measured_share, percent, shown
 from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
@@ -50,8 +50,9 @@ def write_report(run: Path) -> Path:
         command="dreamstill distill --config run.toml --out runs/again",
         verdict=verdict_of_distill(summary),
         figures=[*image_figures(pictures, names), *student_figures(pictures, log, names)],
-        method=config.get("method", ""),
-        inherits=config.get("distill", {}).get("inherit", False),
+        method=summary.get("method", config.get("method", "")),
+        memory=bytes_of_memory(memory) if (memory := summary.get("memory_estimate")) else "",
+        baselines=[title for name, title in BASELINES.items() if name in summary],
         student_factory=str(config.get("student", "")).rpartition(":")[2],
         teacher_file=Path(str(config.get("teacher", {}).get("weights", ""))).stem,
         summary=summary,
@@ -61,11 +62,12 @@ def write_report(run: Path) -> Path:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return the main table: labels, and the cells of teacher, student, ratio and noise baseline.
+    """Return the main table: labels, and the cells of teacher, student, ratio and baselines.
 
     What was measured of none of them has no row.
     """
-    networks = [summary.get(name, {}) for name in ("teacher", "student", "noise_baseline")]
+    names = ["teacher", "student", *(name for name in BASELINES if name in summary)]
+    networks = [summary.get(name, {}) for name in names]
     runtime = networks[0].get("latency_ms", {}).get("runtime", "PyTorch")
 
     def median(latency: dict[str, float]) -> str:
@@ -75,16 +77,21 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
         return f"{latency['low']:.3f} to {latency['high']:.3f}"
 
     def row(label: str, key: str, show: Callable[[Any], str]) -> tuple[str, list[str]]:
-        teacher, student, baseline = ((show(n[key]) if key in n else "-") for n in networks)
+        teacher, student, *baselines = ((show(n[key]) if key in n else "-") for n in networks)
         ratio = ""
         values = [n.get(key) for n in networks[:2]]
         if key in ("parameters", "macs", "bytes") and all(values):
             ratio = f"{values[0] / values[1]:.1f} x"
-        return label, [teacher, student, ratio, baseline]
+        return label, [teacher, student, ratio, *baselines]
+
+    def validated(share: float) -> str:
+        return measured_share(share, summary["validation_images"])
 
     rows: list[tuple[str, str, Callable[[Any], str]]] = [
         ("Accuracy on real images", "accuracy", percent),
         ("Agreement with the teacher", "agreement", percent),
+        ("Agreement on the validation images", "validation_agreement", validated),
+        ("Image visits", "image_visits", shown),
         ("Expected calibration error", "ece", percent),
         ("Parameters", "parameters", shown),
         ("Multiply-accumulates per image", "macs", shown),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamstill.formatting import measured_share, percent
+from dreamstill.formatting import BASELINES, measured_share, percent
 
 __all__ = ["verdict_of_compression", "verdict_of_continual", "verdict_of_distill"]
 
@@ -21,10 +21,18 @@ def verdict_of_distill(summary: Mapping[str, Any]) -> str:
         if "validation_agreement" in summary:
             known = f" with the teacher's class on {_agreement(summary)} of the validation images"
         answers = f"The student answers{known}; " if known else "Of the student: "
-        return f"{answers}{savings} {NO_REAL_IMAGES}"
+        return f"{answers}{savings}{_baselines(summary, 'validation_agreement')} {NO_REAL_IMAGES}"
     text = f"{_accuracy('The student', student, teacher)}; {savings}"
-    if "accuracy" in (baseline := summary.get("noise_baseline", {})):
-        text += f" Trained on noise, the same student is right on {percent(baseline['accuracy'])}."
+    return text + _baselines(summary, "accuracy")
+
+
+def _baselines(summary: Mapping[str, Any], key: str) -> str:
+    """Return a sentence on each baseline that was measured."""
+    text, verb = "", "is right" if key == "accuracy" else "agrees"
+    for name, images in zip(BASELINES, ("noise", "real images"), strict=True):
+        if key in (baseline := summary.get(name, {})):
+            share = percent(baseline[key])
+            text += f" Trained on {images}, the same student {verb} on {share}."
     return text
 
 

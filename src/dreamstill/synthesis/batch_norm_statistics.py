@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.losses.statistics import batch_statistics, gaussian_kl
-from dreamstill.nn.hooks import Probe, batch_norm_layers
+from dreamstill.nn.hooks import Probe, batch_norm_layers, probed_at_once
 from dreamstill.teacher import Teacher
 
-__all__ = ["batch_norm_divergence", "divergence_of", "norms_of"]
+__all__ = ["batch_norm_divergence", "divergence_of", "measured_divergence", "norms_of"]
 
 
 def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,6 +20,21 @@ def batch_norm_divergence(teacher: Teacher, images: Tensor) -> tuple[Tensor, Ten
         logits = teacher(images)
     moments = {name: batch_statistics(probe.inputs[name]) for name in norms}
     return divergence_of(moments, norms), logits
+
+
+@torch.no_grad()
+def measured_divergence(teacher: Teacher, images: Tensor) -> list[float]:
+    """Return the BNS divergence of each part of inputs (N, C, H, W), such as a batch.
+
+    The list is empty without BatchNorm. The teacher's count of queries stays.
+    """
+    norms, divergences = norms_of(teacher), list[float]()
+    for part in images.split(max(32, probed_at_once(teacher.input_spec.shape))) if norms else ():
+        with Probe(norms) as probe:
+            teacher.run(teacher.module, part)
+        moments = {name: batch_statistics(probe.inputs[name]) for name in norms}
+        divergences.append(divergence_of(moments, norms).item())
+    return divergences
 
 
 def norms_of(teacher: Teacher) -> dict[str, _BatchNorm]:

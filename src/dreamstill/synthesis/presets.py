@@ -259,12 +259,14 @@ def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
     """Return the plain values of a distillation: given values override those of a preset.
 
     Given losses, optimizer or learning rate schedule also remove the preset's values that belong
-    to its own choice; see GO_WITH. Raises ConfigError if the method has no such preset.
+    to its own choice; see GO_WITH. A preset of a training starts from random weights, as the papers
+    do. Raises ConfigError if the method has no such preset.
     """
     given = {} if plain is None else plain
     if preset is None or not isinstance(given, dict):  # `read_job` refuses what is no dict
         return given
-    whole = _preset(name, preset).distill
+    distill = _preset(name, preset).distill
+    whole = {"inherit": False, **distill} if distill else {}
     gone = {name for chosen in given for name in GO_WITH.get(chosen, ())}
     return merge({name: value for name, value in whole.items() if name not in gone}, given)
 

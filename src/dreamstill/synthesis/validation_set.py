@@ -5,7 +5,9 @@ toward its BatchNorm statistics and toward certainty. Without this, a student th
 the teacher's data can agree on them as often as one that does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from dreamstill.data.batch import answered
 from dreamstill.nn.hooks import probed_at_once, shown_at_once
-from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
+from dreamstill.progress import Progress
+from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence, measured_divergence
 from dreamstill.synthesis.methods.image_programs import ImagePrograms, ImageProgramsConfig
 from dreamstill.teacher import Teacher
 
@@ -36,31 +39,39 @@ class ValidationSet:
     """uint8 (N, C, H, W), on the teacher's device."""
     logits: Tensor
     """Logits of the teacher, (N, K)."""
+    divergence: float | None = None
+    """BNS divergence of the images before they were steered: how near drawn images come to the
+    teacher's statistics. None without BatchNorm."""
 
 
 _made: WeakKeyDictionary[Teacher, dict[int, ValidationSet]] = WeakKeyDictionary()
 
 
-def validation_set(teacher: Teacher, num: int) -> ValidationSet:
+def validation_set(
+    teacher: Teacher, num: int, on_progress: Callable[[Progress], None] = lambda progress: None
+) -> ValidationSet:
     """Return the teacher's `num` validation images; they are made in the first call."""
     made = _made.setdefault(teacher, {})
     if num not in made:
-        made[num] = _make(teacher, num)
+        made[num] = _make(teacher, num, on_progress)
     return made[num]
 
 
-def _make(teacher: Teacher, num: int) -> ValidationSet:
+def _make(teacher: Teacher, num: int, on_progress: Callable[[Progress], None]) -> ValidationSet:
     spec, rng = teacher.input_spec, torch.Generator(teacher.device).manual_seed(SEED)
     together = min(num, max(TOGETHER, probed_at_once(spec.shape)))
     method = ImagePrograms(teacher, ImageProgramsConfig(batch_size=together), rng=rng)
     parts: list[Tensor] = []
+    divergences: list[float] = []
     while together * len(parts) < num:
         inputs = method.next_batch().images
+        divergences += measured_divergence(teacher, inputs)
         parts.append(spec.decode(steered(teacher, inputs)))
+        on_progress(Progress("validation images", min(num, together * len(parts)), num, {}))
     images = torch.cat(parts)[:num]
     shown = images.split(shown_at_once(spec.shape))
     logits = [answered(teacher, spec.encode(part)).logits for part in shown]
-    return ValidationSet(images, torch.cat(logits))
+    return ValidationSet(images, torch.cat(logits), mean(divergences) if divergences else None)
 
 
 def steered(teacher: Teacher, inputs: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""Choose how a student starts: from its teacher's channels, or with the weights that it has."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.weight_inheritance import inherit
+from dreamstill.errors import ConfigError, TeacherError
+from dreamstill.teacher import Teacher
+
+__all__ = ["Start", "initialize"]
+
+
+class Start(NamedTuple):
+    """How a student starts."""
+
+    inherited: Mapping[str, Tensor] | None
+    """By layer, which of the teacher's output channels the student has; None: it did not
+    inherit."""
+    reason: str
+    """The start and why, in a sentence."""
+
+
+def initialize(teacher: Teacher, student: nn.Module, config: DistillConfig) -> Start:
+    """Let a student inherit, in place, if `config.inherit` says so or, at auto, if it can.
+
+    Raises:
+        ConfigError: `inherit` is true, or `steps` 0, and the student is no narrower copy of the
+            teacher; it is left as it was.
+        TeacherError: `inherit` is true, and channels cannot be followed through a network.
+
+    """
+    if config.inherit is False:
+        return Start(None, "The student starts with its own, usually random weights, as asked.")
+    try:
+        inherited = inherit(teacher.module, student, teacher.input_spec)
+    except (ConfigError, TeacherError) as error:
+        if config.inherit is True or not config.steps:
+            raise
+        reason = str(error).partition("; ")[0]  # without advice for those who asked for it
+        own = "The student starts with its own, usually random weights, for it cannot inherit"
+        return Start(None, f"{own}: {reason}.")
+    how = "inherits its most important channels"
+    if config.reconstruct:
+        how += f"; its layers are then solved on {config.reconstruct:,} images"
+    return Start(inherited, f"The student, a narrower copy of the teacher, {how}.")

@@ -1,0 +1,139 @@
+"""Say what a distillation is about to do, why, and what it takes."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from dreamstill.config import Precision
+from dreamstill.distillation.config import FinetuneConfig, Optimizer
+from dreamstill.distillation.distillation import Distillation
+from dreamstill.distillation.initialization import Start
+from dreamstill.formatting import bytes_of_memory, duration
+from dreamstill.nn.hooks import eval_mode, probed_at_once, watched
+from dreamstill.progress import Progress
+from dreamstill.synthesis.registry import DEFAULT_METHOD
+from dreamstill.synthesis.stored_images import StoredImages
+from dreamstill.teacher import Teacher
+
+__all__ = ["log_plan", "memory_estimate", "plan", "plan_on_images", "with_time_left"]
+
+log = logging.getLogger(__name__)
+
+EVENTS, SECONDS = 24, 10.0
+"""Batches or steps, or seconds, after which the time that a stage takes is known."""
+STAGES = {"synthesize": "Making the images", "distill": "The training"}
+
+
+def plan(work: Distillation, start: Start, source: str) -> list[str]:
+    """Return three sentences: which images, how the student starts, how it is trained; each why.
+
+    Args:
+        work: distillation before its first step.
+        start: how its student starts.
+        source: method, or name of the file of images.
+
+    """
+    stream, fits = work.stream, "classes"
+    if work.teacher.capabilities.batch_norm:
+        fits += " and BatchNorm statistics"
+    origin = f"made by {source}, as asked"
+    if source == DEFAULT_METHOD:
+        origin = f"drawn by {source}, the default method, to fit the teacher's {fits}"
+    if isinstance(stream.method, StoredImages):
+        origin = f"drawn from {source}, as asked"
+    parts = [f"{stream.prefill:,} before the first step"] if stream.prefill else []
+    if stream.fresh_every and work.config.steps:
+        every = f"every {stream.fresh_every} steps" if stream.fresh_every > 1 else "for each step"
+        parts.append(f"{stream.batch_size:,} new ones {every}")
+    images = f"The images are {origin}: {', then '.join(parts)}."
+    return [images, start.reason, _training(work.config, stream.num_visits, work.teacher)]
+
+
+def plan_on_images(
+    teacher: Teacher, config: FinetuneConfig, start: Start, num_images: int
+) -> list[str]:
+    """Return the sentences of `plan` where `num_images` images are given."""
+    images = f"The images are the {num_images:,} that were given."
+    visits = config.steps * config.batch_size
+    return [images, start.reason, _training(config, visits, teacher)]
+
+
+def _training(config: FinetuneConfig, visits: int, teacher: Teacher) -> str:
+    """Return steps, image visits, batch, losses, optimizer and precision in a sentence."""
+    if not config.steps:
+        return "It is not trained: 0 steps were asked for."
+    return (
+        f"It is trained for {config.steps:,} steps, {visits:,} image visits in batches of "
+        f"{config.batch_size:,}, by {' + '.join(config.losses)} toward the teacher, with "
+        f"{config.optimizer} at {config.lr:g}, in {teacher.precision}."
+    )
+
+
+def log_plan(sentences: Sequence[str], memory: int | None = None) -> None:
+    """Log the sentences of a plan, and the bytes of memory that it takes, where it is known."""
+    for sentence in sentences:
+        log.info("%s", sentence)
+    if memory is not None:
+        size = bytes_of_memory(memory)
+        log.info("It takes about %s of memory, by an estimate, beside PyTorch's own.", size)
+
+
+def memory_estimate(work: Distillation) -> int:
+    """Return the bytes that networks, images and activations take at most, by an estimate.
+
+    PyTorch itself, and what a method keeps beside its images, are not in it.
+    """
+    teacher, student, config, stream = work.teacher, work.student, work.config, work.stream
+    moments = 2 if config.optimizer is Optimizer.ADAM else 1
+    copies = 3 + moments  # itself, its gradient and the best student so far
+    networks = _bytes(teacher.module) + copies * _bytes(student)
+    width = teacher.input_spec.noise(1).numel()  # bytes of a stored image
+    stored = min(stream.buffer.capacity, stream.num_images) + config.num_validation
+    size = 2 if teacher.precision is Precision.BFLOAT16 else 4
+    whole, largest = _activations(teacher, teacher.module)
+    own, _ = _activations(teacher, student)
+    step = max(config.batch_size, stream.batch_size) * (size * (own + 2 * largest) + 12 * width)
+    steered = max(32, probed_at_once(teacher.input_spec.shape))
+    steering = steered * (size * whole + 16 * width)
+    solving = work.to_reconstruct * 4 * (3 * largest + width)
+    return networks + stored * width + max(step, steering, solving)
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
+
+
+@torch.no_grad()
+def _activations(teacher: Teacher, network: nn.Module) -> tuple[int, int]:
+    """Return how many values all layers put out for an image, and the largest layer."""
+    sizes: list[int] = []
+    leaves = {name: part for name, part in network.named_modules() if not [*part.children()]}
+
+    def look(name: str, given: object, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            sizes.append(output.numel() // 2)
+
+    inputs = teacher.input_spec.encode(teacher.input_spec.noise(2)).to(teacher.device)
+    with eval_mode(network), watched(leaves, look):
+        network(inputs)
+    return sum(sizes), max(sizes, default=0)
+
+
+def with_time_left(steps: Iterable[Progress]) -> Iterator[Progress]:
+    """Pass progress on, and log how long a stage takes as soon as its beginning is measured."""
+    stage, events, since = "", 0, 0.0
+    for step in steps:
+        if step.stage != stage:
+            stage, events, since, first = step.stage, 0, time.monotonic(), step.done
+        elif stage in STAGES and events < EVENTS:
+            events += 1
+            spent = time.monotonic() - since
+            if events == EVENTS or spent > SECONDS:
+                left = spent * (step.total - step.done) / (step.done - first)
+                if left > SECONDS:
+                    log.info("%s takes about %s more, by its start.", STAGES[stage], duration(left))
+                events = EVENTS
+        yield step
