@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.kinds.distill import StoredImages
 from dreamstill.config import Precision
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
@@ -30,6 +29,7 @@ from dreamstill.pipelines.process import flush_denormals
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.synthesis.config import RandomShapes
 from dreamstill.synthesis.random_shapes import structured_images
+from dreamstill.synthesis.stored_images import StoredImages
 from dreamstill.teacher import Teacher
 
 PAIRS = {

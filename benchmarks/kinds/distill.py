@@ -20,7 +20,6 @@ from torch import nn
 
 from benchmarks.runner import Cell, Kind, mean_and_std, method_of, rows_of, shrunk, training_images
 from dreamstill.config import from_plain, to_plain
-from dreamstill.data.batch import Batch, answered
 from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig
@@ -31,11 +30,11 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.synthesis.activation_statistics import Kind as Metadata
 from dreamstill.synthesis.activation_statistics import record_metadata
 from dreamstill.synthesis.base import Method
-from dreamstill.synthesis.config import NoiseConfig
 from dreamstill.synthesis.registry import METHODS, open_synthesizer
+from dreamstill.synthesis.stored_images import StoredImages
 from dreamstill.teacher import Teacher
 
-__all__ = ["Distill", "Row", "StoredImages", "open_row"]
+__all__ = ["Distill", "Row", "open_row"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +61,6 @@ def row_of(table: dict[str, Any], *, tiny: bool) -> Row:
     small = replace(row.distill, steps=min(row.distill.steps, 20), batch_size=64)
     small = replace(small, num_validation=64, buffer_size=64)
     return replace(row, synthesis=shrunk(row.synthesis), distill=small, after=min(row.after, 5))
-
-
-class StoredImages(Method):
-    """Batches of a fixed set of images, drawn with replacement: what every method is up against."""
-
-    fresh_every = 1
-
-    def __init__(
-        self, teacher: Teacher, images: torch.Tensor, batch_size: int, *, rng: torch.Generator
-    ) -> None:
-        super().__init__(teacher, NoiseConfig(batch_size=batch_size), rng=rng)
-        self.images = images
-
-    def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Draw images of the set and ask the teacher."""
-        size, device = (self.config.batch_size,), self.rng.device
-        index = torch.randint(len(self.images), size, generator=self.rng, device=device)
-        chosen = self.images[index.to(self.images.device)].to(device)
-        return answered(self.teacher, self.teacher.input_spec.encode(chosen))
 
 
 def open_row(row: Row, teacher: Teacher, data: Path, folder: Path, rng: torch.Generator) -> Method:
