@@ -322,7 +322,6 @@ def _distilled(
     history, note = _history(progress)
     rng = torch.Generator(teacher.device).manual_seed(seed)
     with seeded_process(seed, str(teacher.device)):
-        validation = validation_set(teacher, config.num_validation, note)
         network = _student(student, teacher, rng)
         start = initialize(teacher, network, config)
         options: dict[str, Any] = {
@@ -343,12 +342,14 @@ def _distilled(
             )
         else:
             buffer = ReplayBuffer(None, teacher.input_spec, config.buffer_size)
+            validation_set(teacher, config.num_validation, note)
             work = Distillation(teacher, network, method, buffer, config, **options)
             sentences = plan(work, start, _name(images))
             log_plan(sentences, memory_estimate(work))
             for step in with_time_left(work.run()):
                 note(step)
             network, warnings = work.chosen, work.warnings
+    validation = validation_set(teacher, config.num_validation)
     agreed, _ = ModelSelector(validation, teacher.input_spec).measure(network)
     details = {"plan": sentences, "validation_agreement": agreed, "warnings": warnings}
     model = network.eval().requires_grad_(False)

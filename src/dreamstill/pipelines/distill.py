@@ -115,8 +115,7 @@ def distill(
             intermediate=("replay_buffer", "log.jsonl"),
         ),
     ):
-        validation_set(teacher, job.distill.num_validation, on_progress)
-        work, start = _distillation(folder, job, teacher, images)
+        work, start = _distillation(folder, job, teacher, images, on_progress)
         return _follow(folder, job, work, start, on_progress)
 
 
@@ -132,7 +131,11 @@ def _check_competition(job: DistillJob) -> None:
 
 
 def _distillation(
-    folder: Path, job: DistillJob, teacher: Teacher, images: Tensor | None = None
+    folder: Path,
+    job: DistillJob,
+    teacher: Teacher,
+    images: Tensor | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Distillation, Start]:
     """Return the distillation of a job before its first step, and how its student starts."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
@@ -153,6 +156,7 @@ def _distillation(
     buffer = ReplayBuffer(
         folder / "replay_buffer", teacher.input_spec, job.distill.buffer_size, create=create
     )
+    validation_set(teacher, job.distill.num_validation, on_progress)
     work = Distillation(
         *(teacher, student, method, buffer, job.distill),
         rng=rng,
