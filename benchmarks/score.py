@@ -1,10 +1,9 @@
-"""Tell how well agreement on the validation set ranks networks, from the records of `any_*`.
+"""Tell what the default is worth on teachers it was not made for, and how well its score ranks.
 
-python -m benchmarks score          # prints a table: one line a teacher
+python -m benchmarks score          # prints two tables, from the records of `any_*`
 """
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.runner import RECORDS
+from benchmarks.table import mean_and_spread
 
-__all__ = ["Ranking", "ranking", "ranks", "table"]
+__all__ = ["Ranking", "accuracies", "ranking", "rankings", "ranks", "records"]
+
+
+SOURCES = {"noise", "structured_noise", "image_programs", "real"}
+"""What a row needs to be shown."""
 
 
 class Ranking(NamedTuple):
@@ -53,22 +57,51 @@ def ranking(record: dict[str, Any]) -> Ranking:
     return Ranking(len(found), correlation, (name, accuracy), max(accuracies))
 
 
-def table(folder: Path = RECORDS) -> str:
-    """Return the rankings of all records as a Markdown table."""
+def records(folder: Path = RECORDS) -> dict[str, dict[str, Any]]:
+    """Return the records of `any_*` by the teacher's name."""
+    paths = sorted(folder.glob("any_*.json"))
+    return {path.stem.removeprefix("any_"): json.loads(path.read_text()) for path in paths}
+
+
+def rankings(found: dict[str, dict[str, Any]]) -> str:
+    """Return the ranking of each teacher's networks as a Markdown table."""
     lines = [
         "| teacher | networks | rank correlation | first by agreement | its accuracy | best |",
         "|---|---|---|---|---|---|",
     ]
-    correlations = []
-    for path in sorted(folder.glob("any_*.json")):
-        networks, correlation, (name, accuracy), best = ranking(json.loads(path.read_text()))
+    for teacher, record in found.items():
+        networks, correlation, (name, accuracy), best = ranking(record)
         lines.append(
-            f"| {path.stem.removeprefix('any_')} | {networks} | {correlation:.2f} | {name} "
-            f"| {accuracy:.2f} | {best:.2f} |"
+            f"| {teacher} | {networks} | {correlation:.2f} | {name} | {accuracy:.2f} | {best:.2f} |"
         )
-        correlations.append(correlation)
-    return "\n".join([*lines, f"\nMedian: {statistics.median(correlations):.2f}"])
+    return "\n".join(lines)
+
+
+def accuracies(found: dict[str, dict[str, Any]]) -> str:
+    """Return accuracy by source as a Markdown table, of the rows that have all sources.
+
+    The last column is the default's share of the way from noise to real images, where these are
+    more than a point apart.
+    """
+    lines = [
+        "| teacher | task | noise | structured noise | image programs | real | of the way |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for teacher, record in found.items():
+        for task, row in record["rows"].items():
+            if not row.keys() >= SOURCES:
+                continue
+            low, ours, high = (
+                row[name]["accuracy_mean"] for name in ("noise", "image_programs", "real")
+            )
+            share = f"{100 * (ours - low) / (high - low):.0f} %" if high - low > 1 else ""
+            cells = (
+                mean_and_spread(row[name])
+                for name in ("noise", "structured_noise", "image_programs", "real")
+            )
+            lines.append(f"| {teacher} | {task} | {' | '.join(cells)} | {share} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table())
+    print(accuracies(records()), rankings(records()), sep="\n\n")

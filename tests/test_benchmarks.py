@@ -42,7 +42,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "prune_resnet56": ("ResNet-56", "50 % of MACs off, cut"),
     "int8_resnet20": ("int8, onnxruntime",),
     "merge_mlp": ("0.50",),
-    "any_fashion_mnist_bn": ("inherited", "W4A4"),
+    "any_mnist_bn": ("inherited", "W4A4"),
 }
 """Benchmarks of every kind, with the rows to run."""
 SOURCE = {
