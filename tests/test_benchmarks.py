@@ -219,7 +219,8 @@ def test_networks_are_ranked_by_agreement_and_by_accuracy() -> None:
     }
     found = ranking({"rows": rows})
     assert found.networks == 4
-    assert math.isclose(found.correlation, 0.8)  # 1 - 6 * 2 / (4 * 15)
+    assert math.isclose(found.correlation, 1)
+    assert math.isclose(found.with_real, 0.8)  # 1 - 6 * 2 / (4 * 15)
     assert found.first == ("pruned, noise", 95)
     assert found.best == 97
 
