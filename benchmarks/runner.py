@@ -7,6 +7,7 @@ written after each run so that `--resume` can go on from it.
 
 import json
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -37,6 +38,7 @@ __all__ = [
     "Cell",
     "Kind",
     "Record",
+    "SummarizedKind",
     "mean_and_std",
     "method_of",
     "read_config",
@@ -157,7 +159,7 @@ class Cell(NamedTuple):
         return ", ".join(filter(None, self))
 
 
-class Kind:
+class Kind(ABC):
     """A kind of benchmark: a subclass says what its record holds and how a cell is measured.
 
     Args:
@@ -190,25 +192,21 @@ class Kind:
             self.sources = {name: (of, shrunk(made)) for name, (of, made) in self.sources.items()}
         self.source_images = lru_cache(len(self.sources) + 1)(self._source_images)
 
+    @abstractmethod
     def described(self) -> dict[str, Any]:
         """Return what stands in the record beside the rows, as the configuration has it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cells(self) -> Sequence[Cell]:
         """Return what is run for each seed, in the record's order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
         """Return the figures of one run."""
-        raise NotImplementedError
 
-    def summary(self, cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return what a record says of a cell's runs."""
-        raise NotImplementedError
-
+    @abstractmethod
     def row(self, cell: Cell, made: dict[str, Any] | None, run: dict[str, Any]) -> dict[str, Any]:
         """Return what a record says of a cell: what it said of the runs before, and this one."""
-        return self.summary(cell, [*(made["runs"] if made else []), run])
 
     def settings(self, cell: Cell) -> Any:
         """Return the settings that the record keeps of this cell alone."""
@@ -251,6 +249,17 @@ class Kind:
             rng = torch.Generator().manual_seed(seed)
             return images[torch.randperm(len(images), generator=rng)[: self.num_images]]
         return draw_images(teacher, *self.sources[source], self.num_images, seed=seed)[0]
+
+
+class SummarizedKind(Kind):
+    """A kind whose record has of each cell its runs and a summary of them."""
+
+    @abstractmethod
+    def summary(self, cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what a record says of a cell's runs."""
+
+    def row(self, cell: Cell, made: dict[str, Any] | None, run: dict[str, Any]) -> dict[str, Any]:
+        return self.summary(cell, [*(made["runs"] if made else []), run])
 
 
 class Record:

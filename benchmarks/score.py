@@ -28,10 +28,12 @@ class Ranking(NamedTuple):
     """Spearman's rank correlation among the networks made without real images."""
     with_real: float
     """The same with those made on real images, which a user without data cannot have."""
-    first: tuple[str, float]
-    """The network that agreement ranks first, and its accuracy in percent."""
+    first: list[str]
+    """Networks that agreement ranks first: several where it is the same."""
+    worst_first: float
+    """The least accuracy of these, in percent."""
     best: float
-    """The best accuracy in percent."""
+    """The best accuracy of all, in percent."""
 
 
 def ranks(values: tuple[float, ...]) -> NDArray[np.float64]:
@@ -53,10 +55,18 @@ def ranking(record: dict[str, Any]) -> Ranking:
         for source, cell in sources.items()
         for run in cell["runs"]
     ]
-    _, accuracy, name = max(found)
+    most = max(agreement for agreement, *_ in found)
+    first = [(name, accuracy) for agreement, accuracy, name in found if agreement == most]
     drawn = [each for each in found if not each[2].endswith("real")]
     best = max(accuracy for _, accuracy, _ in found)
-    return Ranking(len(found), correlation(drawn), correlation(found), (name, accuracy), best)
+    return Ranking(
+        networks=len(found),
+        correlation=correlation(drawn),
+        with_real=correlation(found),
+        first=[name for name, _ in first],
+        worst_first=min(accuracy for _, accuracy in first),
+        best=best,
+    )
 
 
 def correlation(found: list[tuple[float, float, str]]) -> float:
@@ -77,14 +87,14 @@ def rankings(found: dict[str, dict[str, Any]]) -> str:
     """Return the ranking of each teacher's networks as a Markdown table."""
     lines = [
         "| teacher | networks | rank correlation | with real images | first by agreement "
-        "| its accuracy | best |",
+        "| least accuracy of these | best |",
         "|---|---|---|---|---|---|---|",
     ]
     for teacher, record in found.items():
-        networks, drawn, with_real, (name, accuracy), best = ranking(record)
+        of = ranking(record)
         lines.append(
-            f"| {teacher} | {networks} | {drawn:.2f} | {with_real:.2f} | {name} "
-            f"| {accuracy:.2f} | {best:.2f} |"
+            f"| {teacher} | {of.networks} | {of.correlation:.2f} | {of.with_real:.2f} "
+            f"| {'; '.join(of.first)} | {of.worst_first:.2f} | {of.best:.2f} |"
         )
     return "\n".join(lines)
 

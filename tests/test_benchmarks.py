@@ -221,8 +221,11 @@ def test_networks_are_ranked_by_agreement_and_by_accuracy() -> None:
     assert found.networks == 4
     assert math.isclose(found.correlation, 1)
     assert math.isclose(found.with_real, 0.8)  # 1 - 6 * 2 / (4 * 15)
-    assert found.first == ("pruned, noise", 95)
+    assert found.first == ["pruned, noise"]
+    assert found.worst_first == 95
     assert found.best == 97
+    rows["pruned"]["noise"] = cell((80, 95), (80, 90))  # as the user sees it: no accuracy decides
+    assert ranking({"rows": rows}).worst_first == 90
 
 
 def test_table_lines_carry_mean_and_spread() -> None:

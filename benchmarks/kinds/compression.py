@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import dreamstill as ds
 from benchmarks.kinds.distill import Row, open_row
-from benchmarks.runner import TINY, Cell, Kind, mean_and_std, rows_of, shrunk
+from benchmarks.runner import TINY, Cell, SummarizedKind, mean_and_std, rows_of, shrunk
 from dreamstill.compression.config import PruneConfig, QuantizeConfig
 from dreamstill.compression.prune import prune
 from dreamstill.compression.quantization.quantize import quantize, quantize_without_inputs
@@ -47,7 +47,7 @@ def looks_at_images(stage: dict[str, Any]) -> bool:
     return stage["task"] not in WHOLE and not without
 
 
-class OfTasks(Kind):
+class OfTasks(SummarizedKind):
     """Rows of one task each, on every source of images."""
 
     no_source: str | None = None
@@ -274,7 +274,7 @@ class AnyTeacher(CompressInMemory):
         return super().summary(cell, runs) | {"validation": validation}
 
 
-class Pipeline(Kind):
+class Pipeline(SummarizedKind):
     """One pipeline of several stages: a row is a network of it, on one source of images.
 
     `ours` are the images that the pipeline synthesizes itself; its network's row is named by the

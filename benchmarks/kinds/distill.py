@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.runner import Cell, Kind, mean_and_std, method_of, rows_of, shrunk, training_images
+from benchmarks.runner import (
+    Cell,
+    SummarizedKind,
+    mean_and_std,
+    method_of,
+    rows_of,
+    shrunk,
+    training_images,
+)
 from dreamstill.config import from_plain, to_plain
 from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
@@ -87,7 +95,7 @@ def open_row(row: Row, teacher: Teacher, data: Path, folder: Path, rng: torch.Ge
     return open_synthesizer(row.method, teacher, config, rng=rng)
 
 
-class Distill(Kind):
+class Distill(SummarizedKind):
     """Rows of one teacher and student."""
 
     names_teacher = True

@@ -45,7 +45,7 @@ OF_IMAGES = (
 )
 """Settings of a distillation that may differ in its baselines."""
 OF_BASELINE = ("validation_agreement", "image_visits")
-"""What is compared of the records of a student and its baselines."""
+"""Figures in the records of a student and of its baselines that are compared."""
 
 
 def read_run(folder: StrPath) -> DistillJob:
