@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
-from dreamstill.compression.config import QuantizeConfig
+from dreamstill.compression.config import InputRange, QuantizeConfig
 from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.compression.quantization.histograms import entering_quantized
 from dreamstill.compression.quantization.moments import Moments, relu_moments, window_sizes
@@ -27,7 +27,6 @@ from dreamstill.data.images import load_images
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.evaluation import agreement, predict
-from dreamstill.exporters.config import Calibration
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import replace_module
 from dreamstill.input_spec import InputSpec
@@ -447,7 +446,12 @@ def test_expected_ranges_without_batch_norm_hold_what_is_seen() -> None:
     teacher = embedded()
     equalized = equalize(teacher.module, teacher.input_spec)
     expected = expected_inputs(equalized, teacher.input_spec)
-    seen = observed_ranges(equalized.model, teacher.input_spec, digits(), Calibration.MIN_MAX)
+    seen = observed_ranges(
+        equalized.model,
+        teacher.input_spec,
+        digits(),
+        QuantizeConfig(calibration=InputRange.MIN_MAX),
+    )
     assert seen.keys() == expected.keys()
     for name, (_, high) in seen.items():
         assert 0.7 * high <= expected[name].high.max() <= 2 * high, name
@@ -591,8 +595,8 @@ def images(teacher: Teacher, num: int = 128) -> Tensor:
     return torch.randint(0, 256, size, generator=rng(), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("calibration", [Calibration.MIN_MAX, Calibration.PERCENTILE])
-def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: Calibration) -> None:
+@pytest.mark.parametrize("calibration", InputRange)
+def test_finetuning_repairs_low_bits_and_bytes_are_counted(calibration: InputRange) -> None:
     teacher = lenet()
     shown = draw_images(teacher, "image_programs", ImageProgramsConfig(), 256, seed=1)[0]
     low = QuantizeConfig(
@@ -665,7 +669,7 @@ def test_what_needs_images_says_so() -> None:
     with pytest.raises(
         ConfigError, match="calibration min-max has no effect without inputs: it reads images"
     ):
-        quantize_without_inputs(lenet(), QuantizeConfig(calibration=Calibration.MIN_MAX))
+        quantize_without_inputs(lenet(), QuantizeConfig(calibration=InputRange.MIN_MAX))
     with pytest.raises(ConfigError, match="weight_bits must be at least 2; got 1"):
         QuantizeConfig(weight_bits=1)
 
@@ -771,11 +775,34 @@ class Again(nn.Module):
         return logits
 
 
+def test_the_default_range_has_the_least_squared_rounding_error() -> None:
+    spec = InputSpec((1, 16, 16), (0.0,), (1.0,))
+    teacher = Teacher(nn.Sequential(nn.Conv2d(1, 4, 16), nn.Flatten()), spec)
+    shown = torch.randint(0, 40, (64, 1, 16, 16), generator=rng(), dtype=torch.uint8)
+    shown[0, 0, 0, :8] = 255  # a few pixels are far outside
+    pixels = shown.float().flatten() / 255
+
+    def error(step: float) -> float:
+        rounded = (pixels / step).round().clamp(0, 15) * step
+        return (rounded - pixels).square().mean().item()
+
+    of = {}
+    for calibration in InputRange:
+        config = QuantizeConfig(activation_bits=4, first_last_bits=None, calibration=calibration)
+        model = quantize(teacher, shown, config, rng=rng())
+        (layer,) = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+        of[calibration] = error(layer.input_step.item())
+    least = min(map(error, torch.linspace(1e-3, 1 / 15, 300).tolist()))
+    assert of[InputRange.MSE] < 1.05 * least
+    assert of[InputRange.PERCENTILE] == of[InputRange.MIN_MAX] > 1.5 * least
+    assert QuantizeConfig().calibration is InputRange.MSE
+
+
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 def test_a_layer_has_the_range_of_all_its_calls(factor: float) -> None:
     teacher = Teacher(Again(factor), GREY)  # pixels are from -2 to 2
     shown = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
-    config = QuantizeConfig(calibration=Calibration.MIN_MAX)
+    config = QuantizeConfig(calibration=InputRange.MIN_MAX)
     model = quantize(teacher, shown, config, rng=rng())
     (layer,) = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
     high = 2 * max(factor, 1.0)
@@ -797,7 +824,7 @@ def test_calls_of_one_layer_are_told_apart_without_inputs() -> None:
 def test_what_is_seen_of_a_sorted_set_is_not_its_beginning() -> None:
     teacher = lenet()
     black, white = (torch.full((2048, 1, 28, 28), v, dtype=torch.uint8) for v in (0, 255))
-    config = QuantizeConfig(calibration=Calibration.MIN_MAX, first_last_bits=None)
+    config = QuantizeConfig(calibration=InputRange.MIN_MAX, first_last_bits=None)
     model = quantize(teacher, torch.cat([black, white]), config, rng=rng())
     first = next(m for m in model.modules() if isinstance(m, QuantizedLayer))
     assert first.input_step.item() == pytest.approx(4 / 255)

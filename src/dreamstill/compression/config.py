@@ -18,11 +18,11 @@ from dreamstill.config import (
 )
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.errors import ConfigError
-from dreamstill.exporters.config import Calibration
 
 __all__ = [
     "FactorizeConfig",
     "Importance",
+    "InputRange",
     "MergeConfig",
     "PackConfig",
     "PruneConfig",
@@ -46,6 +46,14 @@ class Target(StrEnum):
     PARAMETERS = "parameters"
     MACS = "macs"
     LATENCY = "latency"
+
+
+class InputRange(StrEnum):
+    """How the range of a layer's input is chosen from its values on the images."""
+
+    MSE = "mse"
+    PERCENTILE = "percentile"
+    MIN_MAX = "min-max"
 
 
 class Rounding(StrEnum):
@@ -166,8 +174,9 @@ class QuantizeConfig:
     """Bits of weights and inputs of the first and last layer; 2 to 8. None: same as the others."""
     per_channel: Bool = True
     """Use one step size per output channel; False uses one per weight tensor."""
-    calibration: Calibration = Calibration.PERCENTILE
-    """Ranges of activations on the images: min-max, or percentile (99.99 %)."""
+    calibration: InputRange = InputRange.MSE
+    """Ranges of activations on the images: mse (least squared rounding error), percentile
+    (99.99 %) or min-max."""
     keep: Annotated[Float, within(0.25, 1)] | None = None
     """Mixed precision instead of `weight_bits`: largest share of the 8-bit weight size to keep,
     reducing the least sensitive layers first; 0.25 to 1."""
@@ -184,8 +193,6 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if self.keep is not None:
             no_effect(self, "beside keep", "weight_bits")
-        if self.calibration is Calibration.ENTROPY:
-            raise ConfigError("calibration must be min-max or percentile; got entropy")
         if self.rounding is Rounding.NEAREST:
             no_effect(self, "on rounding to nearest", "rounding_steps")
         if self.without_inputs:

@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Logarithm", "QuantizedLayer", "best_step", "fake_quantize", "quantized_bytes"]
+__all__ = [
+    "Logarithm",
+    "QuantizedLayer",
+    "best_step",
+    "fake_quantize",
+    "input_grid",
+    "quantized_bytes",
+]
 
 
 def round_through(values: Tensor) -> Tensor:
@@ -45,6 +52,16 @@ def best_step(weight: Tensor, bits: int, *, per_channel: bool) -> Tensor:
     return shaped
 
 
+def input_grid(low: float, high: float, bits: int) -> tuple[float, int]:
+    """Return the step and the zero point of the grid of 2^bits levels from low to high and 0.
+
+    The zero point, the level that stands for 0, is an integer: so zero, as in padding, is on the
+    grid.
+    """
+    low, high, levels = min(low, 0.0), max(high, 1e-6), 2**bits - 1
+    return (high - low) / levels, round(-low / (high - low) * levels)
+
+
 class QuantizedLayer(nn.Module):
     """Convolution or linear layer with simulated quantization of its weight and input.
 
@@ -70,12 +87,9 @@ class QuantizedLayer(nn.Module):
         self.layer, self.weight_bits, self.activation_bits = layer, weight_bits, activation_bits
         step = best_step(layer.weight.detach(), weight_bits, per_channel=per_channel)
         self.weight_step = nn.Parameter(step)
-        low, high = min(low, 0.0), max(high, 1e-6)
         self.weight_only = False  # if True, the input is not quantized
-        levels = 2**activation_bits - 1
-        self.input_step = nn.Parameter(torch.tensor((high - low) / levels, device=step.device))
-        # an integer, so that zero, as in padding, is on the grid
-        self.zero_point = round(-low / (high - low) * levels)
+        input_step, self.zero_point = input_grid(low, high, activation_bits)
+        self.input_step = nn.Parameter(torch.tensor(input_step, device=step.device))
 
     @torch.no_grad()
     def plain(self) -> nn.Conv1d | nn.Conv2d | nn.Linear:

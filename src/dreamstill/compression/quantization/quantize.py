@@ -9,7 +9,7 @@ et al. 2020) for the bits of each layer (`sensitivity`); AdaRound and QDrop for 
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from statistics import fmean
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dreamstill.compression.config import QuantizeConfig, Rounding
+from dreamstill.compression.config import InputRange, QuantizeConfig, Rounding
 from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.compression.quantization.moments import Moments
 from dreamstill.compression.quantization.rounding import learn_rounding
@@ -25,18 +25,16 @@ from dreamstill.compression.quantization.sensitivity import mixed_bits, sensitiv
 from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import TeacherError
 from dreamstill.evaluation import check_same_function
-from dreamstill.exporters.config import Calibration
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import map_modules, plain_layers
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of, watched
-from dreamstill.nn.quantized import Logarithm, QuantizedLayer
+from dreamstill.nn.quantized import Logarithm, QuantizedLayer, fake_quantize, input_grid
 from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher
 
 __all__ = [
-    "Calibration",
     "QuantizeConfig",
     "check_plain",
     "quantize",
@@ -47,45 +45,79 @@ __all__ = [
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """Kinds of layers that are quantized."""
 Ranges = dict[str, tuple[float, float]]
+SHARES = [0.92**power for power in range(42)]
+"""Shares of the range from least to largest to choose from, 1 to 0.03."""
+MOST_ROUNDED = 2**14
+"""Values of a layer's input in a batch that are rounded to choose the range."""
 
 
 @torch.no_grad()
 def observed_ranges(
-    model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration
+    model: nn.Module, spec: InputSpec, images: Tensor, config: QuantizeConfig
 ) -> Ranges:
     """Return the input range of each layer over uint8 images (N, C, H, W), in order of the calls.
 
     The range of a layer that is called several times covers all calls.
     """
     chunks: list[Ranges] = []
-    device = next(model.parameters()).device
+    layers, device = plain_layers(model, KINDS), next(model.parameters()).device
+    bits: dict[str, int] = {}
+
+    def note(name: str, values: Tensor, output: Tensor) -> None:
+        bits.setdefault(name, config.activation_bits)
 
     def look(name: str, values: Tensor, output: Tensor) -> None:
-        flat = values.flatten().float()
-        if calibration is Calibration.PERCENTILE:
-            tail = max(1, round(1e-4 * len(flat)))
-            low = flat.kthvalue(tail).values
-            high = flat.kthvalue(len(flat) - tail + 1).values
-        else:
-            low, high = flat.aminmax()
+        low, high = _range(values.flatten().float(), config.calibration, bits[name])
         before = chunks[-1].get(name, (math.inf, -math.inf))
-        chunks[-1][name] = min(before[0], float(low)), max(before[1], float(high))
+        chunks[-1][name] = min(before[0], low), max(before[1], high)
 
-    with watched(plain_layers(model, KINDS), look):
+    with watched(layers, note):
+        model(spec.encode(images[:1].to(device)))
+    if config.first_last_bits and bits:
+        bits |= dict.fromkeys(_first_and_last(bits), config.first_last_bits)
+    with watched(layers, look):
         for part in images.split(probed_at_once(spec.shape)):
             chunks.append({})
             model(spec.encode(part.to(device)))
     ends = {name: tuple(zip(*(c[name] for c in chunks), strict=True)) for name in chunks[0]}
-    if calibration is Calibration.MIN_MAX:
+    if config.calibration is InputRange.MIN_MAX:
         return {name: (min(lows), max(highs)) for name, (lows, highs) in ends.items()}
     return {name: (fmean(lows), fmean(highs)) for name, (lows, highs) in ends.items()}
+
+
+def _range(values: Tensor, calibration: InputRange, bits: int) -> tuple[float, float]:
+    """Return the range of values (N,) for a grid of 2^bits levels."""
+    if calibration is InputRange.PERCENTILE:
+        tail = max(1, round(1e-4 * len(values)))
+        return (
+            values.kthvalue(tail).values.item(),
+            values.kthvalue(len(values) - tail + 1).values.item(),
+        )
+    low, high = (end.item() for end in values.aminmax())
+    if calibration is InputRange.MIN_MAX:
+        return low, high
+    some = values[:: -(-len(values) // MOST_ROUNDED)]
+
+    def error(share: float) -> float:
+        step, zero_point = input_grid(share * low, share * high, bits)
+        grid = fake_quantize(some, some.new_tensor(step), -zero_point, 2**bits - 1 - zero_point)
+        return (grid - some).square().sum().item()
+
+    best = min(SHARES, key=error)
+    return best * low, best * high
+
+
+def _first_and_last(names: Iterable[str]) -> tuple[str, str]:
+    """Return the first and the last of the layers in order of the calls."""
+    first, *others = names
+    return first, others[-1] if others else first
 
 
 def _with_bits(
     model: nn.Module, config: QuantizeConfig, ranges: Ranges, bits: dict[str, int] | None = None
 ) -> nn.Module:
     """Return a copy in which every layer with a range is quantized."""
-    names = list(ranges)
+    ends = _first_and_last(ranges)
 
     def change(name: str, module: nn.Module) -> nn.Module | None:
         if name not in ranges:
@@ -94,7 +126,7 @@ def _with_bits(
         weight_bits, activation_bits = config.weight_bits, config.activation_bits
         if bits is not None:
             weight_bits = bits[name]  # includes the first and last layer
-        if config.first_last_bits and name in (names[0], names[-1]):
+        if config.first_last_bits and name in ends:
             weight_bits = activation_bits = config.first_last_bits
         return QuantizedLayer(
             module, weight_bits, activation_bits, *ranges[name], per_channel=config.per_channel
@@ -188,14 +220,14 @@ def quantize(
     """
     spec = teacher.input_spec
     whole = fold_batch_norm(teacher.module if model is None else model, spec)
-    ranges = observed_ranges(whole, spec, some_of(images, 2048), config.calibration)
+    ranges = observed_ranges(whole, spec, some_of(images, 2048), config)
     check_layers(ranges)
     bits = None
     if config.keep is not None:
         names, layers = list(ranges), plain_layers(whole, KINDS)
         table = sensitivities(whole, spec, images, names, per_channel=config.per_channel)
         if fixed := config.first_last_bits:  # counted in the size, but not searched
-            table |= {name: {fixed: 0.0} for name in (names[0], names[-1])}
+            table |= {name: {fixed: 0.0} for name in _first_and_last(names)}
         sizes = {name: layers[name].weight.numel() for name in names}
         bits = mixed_bits(table, sizes, config.keep)
     model = _with_bits(whole, config, ranges, bits).eval()
