@@ -92,8 +92,10 @@ class FinetuneConfig:
     """Momentum of sgd; 0 to 1."""
     weight_decay: Annotated[Float, at_least(0)] = 0.0
     """Weight decay; at least 0."""
+    warm_up: Annotated[Float, within(0, 0.5)] = 0.0
+    """Share of the steps over which the learning rate rises from 0; 0 to 0.5."""
     anneal: Bool = True
-    """Anneal the learning rate to 0 by a cosine over the steps."""
+    """Anneal the learning rate to 0 by a cosine over the steps after the warm-up."""
     drops: tuple[Annotated[Float, within(0, 1)], ...] = ()
     """Shares of the steps, 0 to 1, after which the learning rate falls to a tenth, in place of the
     cosine."""
@@ -130,6 +132,10 @@ class FinetuneConfig:
 class DistillConfig(FinetuneConfig):
     """Configuration of distilling a student, on images made before or while it learns."""
 
+    lr: Annotated[Float, above(0)] = 5e-3
+    """Learning rate; above 0."""
+    warm_up: Annotated[Float, within(0, 0.5)] = 0.1
+    """Share of the steps over which the learning rate rises from 0; 0 to 0.5."""
     inherit: BoolOrAuto = "auto"
     """Start the student from the teacher's most important channels: true, false for the weights
     that it was built with, or auto: where it is a narrower copy of the teacher."""

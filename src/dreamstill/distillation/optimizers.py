@@ -1,9 +1,11 @@
 """The student's optimizer and its learning-rate schedule."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from dreamstill.distillation.config import FinetuneConfig, Optimizer
 
@@ -18,13 +20,16 @@ def optimizer_of(
     return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=True)
 
 
-def schedule_of(
-    optimizer: torch.optim.Optimizer, config: FinetuneConfig
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the schedule of the learning rate: steps down, a cosine to 0, or none."""
-    if config.drops:
-        milestones = [round(share * config.steps) for share in config.drops]
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-    if config.anneal:
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+def schedule_of(optimizer: torch.optim.Optimizer, config: FinetuneConfig) -> LambdaLR:
+    """Return the schedule of the learning rate: a rise, then steps down, a cosine to 0, or none."""
+    rise = config.warm_up * config.steps
+    falls = [round(share * config.steps) for share in config.drops]
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return min(1.0, (step + 1) / rise)
+        if falls or not config.anneal:
+            return 0.1 ** sum(step >= fall for fall in falls)
+        return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1.0, config.steps - rise))
+
+    return LambdaLR(optimizer, factor)

@@ -220,7 +220,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         # 100 batches per class, replayed 30 times
         "mnist": Preset(
             MetadataConfig(lr=0.23),  # 0.07 / 0.308
-            PLAIN | {"steps": 7500, "anneal": False, "buffer_size": 64_000},
+            PLAIN | {"steps": 7500, "lr": 2e-3, "anneal": False, "buffer_size": 64_000},
         ),
     },
 }
@@ -259,14 +259,14 @@ def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
     """Return the plain values of a distillation: given values override those of a preset.
 
     Given losses, optimizer or learning rate schedule also remove the preset's values that belong
-    to its own choice; see GO_WITH. A preset of a training starts from random weights, as the papers
-    do. Raises ConfigError if the method has no such preset.
+    to its own choice; see GO_WITH. A preset of a training starts from random weights and at the full
+    learning rate, as the papers do. Raises ConfigError if the method has no such preset.
     """
     given = {} if plain is None else plain
     if preset is None or not isinstance(given, dict):  # `read_job` refuses what is no dict
         return given
     distill = _preset(name, preset).distill
-    whole = {"inherit": False, **distill} if distill else {}
+    whole = {"inherit": False, "warm_up": 0.0, **distill} if distill else {}
     gone = {name for chosen in given for name in GO_WITH.get(chosen, ())}
     return merge({name: value for name, value in whole.items() if name not in gone}, given)
 

@@ -29,7 +29,7 @@ class ImagePrograms(BalancedDraws):
 
     config: ImageProgramsConfig
     state = (*BalancedDraws.state, "slopes", "shares")
-    fresh_every = 8
+    fresh_every = 16
 
     def __init__(
         self, teacher: Teacher, config: ImageProgramsConfig, *, rng: torch.Generator
