@@ -21,8 +21,8 @@ from dreamstill.pipelines.process import flush_denormals
 
 STUDIES = (
     *("any_teacher_networks", "bad_inputs", "curve", "efficientnet_int8", "filled_shapes_data"),
-    *("front", "independent", "kills", "kl_directions", "memory", "pictures", "precision"),
-    *("robustness", "same_bits", "score", "table", "train_teacher"),
+    *("front", "independent", "kills", "kl_directions", "memory", "pictures"),
+    *("robustness", "same_bits", "score", "speed", "table", "train_teacher"),
 )
 
 

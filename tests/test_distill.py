@@ -27,7 +27,7 @@ from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, LossName, Optimizer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.model_selection import ModelSelector
-from dreamstill.distillation.optimizers import optimizer_of
+from dreamstill.distillation.optimizers import optimizer_of, schedule_of
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import ConfigError, DataError, NonFiniteError
 from dreamstill.input_spec import InputSpec
@@ -376,6 +376,7 @@ def weights_after(folder: Path, **changes: object) -> torch.Tensor:
     [
         {"lr": 0.03},
         {"anneal": False},
+        {"warm_up": 0.5},
         {"optimizer": Optimizer.SGD, "lr": 0.02},
         {"weight_decay": 0.1},
         {"drops": (0.5,)},
@@ -394,12 +395,19 @@ def test_every_setting_reaches_the_student(tmp_path: Path, changes: dict[str, ob
     assert not torch.allclose(weights_after(tmp_path / "other", **changes), plain, atol=1e-5)
 
 
-def test_the_learning_rate_falls_to_zero_by_a_cosine(tmp_path: Path) -> None:
-    work, rates = work_in(tmp_path, steps=4, lr=0.02), []
+def rates_of(folder: Path, **changes: Any) -> list[float]:
+    """The learning rate after each step, as a share of the highest."""
+    work, rates = work_in(folder, lr=0.02, **changes), []
     for progress in work.run():
         if progress.stage == "distill":
             rates.append(work.optimizer.param_groups[0]["lr"] / 0.02)
-    assert rates == pytest.approx([0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0.0])
+    return rates
+
+
+def test_the_learning_rate_falls_to_zero_by_a_cosine(tmp_path: Path) -> None:
+    assert rates_of(tmp_path, steps=4, warm_up=0) == pytest.approx(
+        [0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0.0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -412,11 +420,20 @@ def test_the_learning_rate_falls_to_zero_by_a_cosine(tmp_path: Path) -> None:
 def test_the_learning_rate_falls_in_steps_or_stays(
     tmp_path: Path, changes: dict[str, Any], wanted: list[float]
 ) -> None:
-    work, rates = work_in(tmp_path, steps=4, lr=0.02, **changes), []
-    for progress in work.run():
-        if progress.stage == "distill":
-            rates.append(work.optimizer.param_groups[0]["lr"] / 0.02)
-    assert rates == pytest.approx(wanted)
+    assert rates_of(tmp_path, steps=4, warm_up=0, **changes) == pytest.approx(wanted)
+
+
+def test_the_learning_rate_rises_first(tmp_path: Path) -> None:
+    rates = rates_of(tmp_path / "cosine", steps=8, warm_up=0.5)
+    assert rates == pytest.approx(
+        [0.5, 0.75, 1.0, 1.0, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0.0]
+    )
+    stays = rates_of(tmp_path / "stays", steps=4, warm_up=0.5, anneal=False)
+    assert stays == pytest.approx([1.0, 1.0, 1.0, 1.0])
+    config = DistillConfig(steps=10)
+    optimizer = optimizer_of([nn.Parameter(torch.zeros(1))], config)
+    schedule_of(optimizer, replace(config, warm_up=0.4))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(config.lr / 4)
 
 
 def test_sgd_steps_by_gradient_momentum_and_decay() -> None:

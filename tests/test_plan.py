@@ -132,10 +132,10 @@ def test_a_plan_says_which_images_which_start_and_which_training() -> None:
     work = work_of(teacher, student, drawn, config)
     assert plan(work, start, "image_programs") == [
         "The images are drawn by image_programs, the default method, to fit the teacher's classes "
-        "and BatchNorm statistics: 4,096 before the first step, then 64 new ones every 8 steps.",
+        "and BatchNorm statistics: 4,096 before the first step, then 64 new ones every 16 steps.",
         start.reason,
-        "It is trained for 16 steps, 3,712 image visits in batches of 256, by kl + l1 toward the "
-        "teacher, with adam at 0.002, in float32.",
+        "It is trained for 16 steps, 3,904 image visits in batches of 256, by kl + l1 toward the "
+        "teacher, with adam at 0.005, in float32.",
     ]
     method = Noise(teacher, NoiseConfig(batch_size=32), rng=rng())
     images, *_, training = plan(work_of(teacher, student, method, config), start, "noise")
