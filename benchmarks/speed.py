@@ -115,8 +115,8 @@ def runners(pair: str, precision: Precision, folder: Path) -> dict[str, Callable
     }
 
 
-def timed(pair: str) -> dict[str, Any]:
-    """Return milliseconds of a step of a pair, and what they say."""
+def timed(pair: str) -> dict[str, dict[str, Any]]:
+    """Return milliseconds of a step of a pair, and what they say, by precision."""
     with TemporaryDirectory() as folder:
         steps = {
             (kind, precision): step
@@ -130,18 +130,20 @@ def timed(pair: str) -> dict[str, Any]:
                 step()
                 seconds[key].append(time.perf_counter() - start)
     timed = {key: values[WARM_UP:] for key, values in seconds.items()}
-    row: dict[str, Any] = {}
+    plain = statistics.mean(timed["whole", Precision.FLOAT32])
+    rows: dict[str, dict[str, Any]] = {}
     for precision in PRECISIONS:
         hand, ours, whole = (timed[kind, precision] for kind in ("by_hand", "trained", "whole"))
-        row[precision.value] = {
+        mean = statistics.mean(whole)  # some draw images
+        rows[f"{pair}, {precision}"] = {
             "by_hand": round(1000 * statistics.median(hand), 1),
             "trained": round(1000 * statistics.median(ours), 1),
-            "whole": round(1000 * statistics.mean(whole), 1),  # some draw images
             "overhead": round(statistics.median(b / a for a, b in zip(hand, ours, strict=True)), 3),
-            "visits_per_second": round(SETTINGS.batch_size / statistics.mean(whole)),
+            "whole": round(1000 * mean, 1),
+            "visits_per_second": round(SETTINGS.batch_size / mean),
+            "times_float32": round(plain / mean, 2),
         }
-    whole = [statistics.mean(timed["whole", precision]) for precision in PRECISIONS]
-    return row | {"ratio": round(whole[0] / whole[1], 2)}
+    return rows
 
 
 def main() -> None:
@@ -155,8 +157,9 @@ def main() -> None:
         "rows": {},
     }
     for pair in PAIRS:
-        record["rows"][pair] = timed(pair)
-        print(pair, json.dumps(record["rows"][pair]), flush=True)
+        for name, row in timed(pair).items():
+            record["rows"][name] = row
+            print(name, json.dumps(row), flush=True)
         Path("benchmarks/records/speed.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
