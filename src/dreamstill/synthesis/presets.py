@@ -259,8 +259,8 @@ def student_config(name: str, plain: Any = None, preset: Any = None) -> Any:
     """Return the plain values of a distillation: given values override those of a preset.
 
     Given losses, optimizer or learning rate schedule also remove the preset's values that belong
-    to its own choice; see GO_WITH. A preset of a training starts from random weights and at the full
-    learning rate, as the papers do. Raises ConfigError if the method has no such preset.
+    to its own choice; see GO_WITH. A preset of a training starts from random weights and at the
+    full learning rate, as the papers do. Raises ConfigError if the method has no such preset.
     """
     given = {} if plain is None else plain
     if preset is None or not isinstance(given, dict):  # `read_job` refuses what is no dict
