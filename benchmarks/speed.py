@@ -96,15 +96,16 @@ def runners(pair: str, precision: Precision, folder: Path) -> dict[str, Callable
     torch.manual_seed(0)
     teacher = Teacher(build(), spec, precision=precision)
     settings = replace(SETTINGS, buffer_size=1024, prefill=256)
+    plain = replace(settings, augment=NO_AUGMENTATION)
     stored = torch.randint(0, 256, (1024, *shape), generator=rng(), dtype=torch.uint8)
-    given = replay(stored, spec, replace(settings, augment=NO_AUGMENTATION), rng())
+    images = (x for x, _ in replay(stored, spec, plain, rng()))
+    given = replay(stored, spec, plain, rng())
     selector = ModelSelector(validation_set(teacher, settings.num_validation), spec)
     students = [open_student(student, teacher, rng()) for _ in range(3)]
     trainer = Trainer(teacher, students[0], given, selector, settings, rng=rng())
     draws = ImagePrograms(teacher, ImageProgramsConfig(), rng=rng())
     buffer = ReplayBuffer(folder / precision, spec, settings.buffer_size)
     whole = Distillation(teacher, students[1], draws, buffer, settings, rng=rng())
-    images = (x for x, _ in replay(stored, spec, replace(settings, augment=NO_AUGMENTATION), rng()))
     with_images = whole.run()
     while next(with_images).stage != "distill":
         pass
@@ -129,11 +130,11 @@ def timed(pair: str) -> dict[str, dict[str, Any]]:
                 start = time.perf_counter()
                 step()
                 seconds[key].append(time.perf_counter() - start)
-    timed = {key: values[WARM_UP:] for key, values in seconds.items()}
-    plain = statistics.mean(timed["whole", Precision.FLOAT32])
+    kept = {key: values[WARM_UP:] for key, values in seconds.items()}
+    plain = statistics.mean(kept["whole", Precision.FLOAT32])
     rows: dict[str, dict[str, Any]] = {}
     for precision in PRECISIONS:
-        hand, ours, whole = (timed[kind, precision] for kind in ("by_hand", "trained", "whole"))
+        hand, ours, whole = (kept[kind, precision] for kind in ("by_hand", "trained", "whole"))
         mean = statistics.mean(whole)  # some draw images
         rows[f"{pair}, {precision}"] = {
             "by_hand": round(1000 * statistics.median(hand), 1),

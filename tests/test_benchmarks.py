@@ -197,6 +197,16 @@ def test_our_preset_of_dafl_is_the_benchmarks() -> None:
     assert replace(row.distill, num_validation=student.num_validation) == student
 
 
+def test_the_default_that_is_timed_is_the_default() -> None:
+    rows = Distill(read_config("time_to_dafl")).rows
+    defaults = {name: row for name, row in rows.items() if name.startswith("default")}
+    assert len(defaults) == 7
+    for name, row in defaults.items():
+        steps = int(name.split()[-2].replace(",", ""))
+        assert row.distill == DistillConfig(steps=steps, inherit="inherited" in name)
+        assert row.synthesis == method_config("image_programs")
+
+
 def test_the_table_is_what_the_records_say() -> None:
     assert page() == (ROOT / "benchmarks" / "README.md").read_text()
 

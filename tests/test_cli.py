@@ -247,7 +247,7 @@ def test_a_presets_student_has_the_papers_course(
     method: str, preset: str, optimizer: str, lr: float, course: str | tuple[float, ...]
 ) -> None:
     student = job_of("--method", method, "--preset", preset).distill
-    assert (student.optimizer, student.lr) == (optimizer, lr)
+    assert (student.optimizer, student.lr, student.warm_up) == (optimizer, lr, 0)
     assert (student.drops or ("cosine" if student.anneal else "constant")) == course
 
 
@@ -263,6 +263,7 @@ def test_flags_take_the_place_of_what_a_preset_says_beside_them() -> None:
     adam = student("--distill.optimizer", "adam")
     default = DistillConfig()
     assert (adam.lr, adam.weight_decay) == (default.lr, default.weight_decay)
+    assert (adam.warm_up, student().warm_up) == (default.warm_up, 0)
     assert student("--distill.drops", "0.5", method="dfad", preset="mnist").anneal
     job = job_of("--method", "dfad", "--preset", "cifar10", "--synthesis.drops", "")
     assert job.synthesis.drops == ()

@@ -798,6 +798,17 @@ def test_the_default_range_has_the_least_squared_rounding_error() -> None:
     assert QuantizeConfig().calibration is InputRange.MSE
 
 
+def test_the_range_is_that_of_all_columns_of_an_image() -> None:
+    spec = InputSpec((1, 32, 32), (0.0,), (1.0,))
+    teacher = Teacher(nn.Sequential(nn.Conv2d(1, 4, 32), nn.Flatten()), spec)
+    shown = torch.randint(0, 256, (64, 1, 32, 32), generator=rng(), dtype=torch.uint8)
+    shown[..., ::4] //= 16  # every fourth column, which an even sample would see alone, is dark
+    config = QuantizeConfig(activation_bits=4, first_last_bits=None)
+    model = quantize(teacher, shown, config, rng=rng())
+    (layer,) = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+    assert 15 * layer.input_step.item() > 0.8
+
+
 @pytest.mark.parametrize("factor", [2.0, 0.5])
 def test_a_layer_has_the_range_of_all_its_calls(factor: float) -> None:
     teacher = Teacher(Again(factor), GREY)  # pixels are from -2 to 2

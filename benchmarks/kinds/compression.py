@@ -245,6 +245,7 @@ class AnyTeacher(CompressInMemory):
     def described(self) -> dict[str, Any]:
         return {
             "data": self.config["data"],
+            "precision": self.precision.value,
             "num_images": self.num_images,
             "settings": {"rows": self.rows, "sources": self.config["sources"]},
         }
@@ -263,10 +264,13 @@ class AnyTeacher(CompressInMemory):
     def model(self, cell: Cell, seed: int) -> nn.Module:
         if self.rows[cell.row]["task"] != "distill":
             return super().model(cell, seed)
-        method, synthesis = self.sources.get(str(cell.source), ("real", None))
         config = self.task_config(cell.row)
-        row = Row(method=method, synthesis=synthesis, distill=config)
-        images = open_row(row, self.network, self.data, Path(), torch.Generator().manual_seed(seed))
+        if cell.source == "real":
+            row = Row(method="real", distill=config)
+            rng = torch.Generator().manual_seed(seed)
+            images: Any = open_row(row, self.network, self.data, Path(), rng)
+        else:
+            _, images = self.sources[str(cell.source)]
         return ds.distill(self.network, self.config["student"], images, config, seed=seed).model
 
     def summary(self, cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:

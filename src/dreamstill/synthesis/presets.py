@@ -226,7 +226,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
 }
 GO_WITH = {
     "losses": ("loss_weights", "temperature"),
-    "optimizer": ("lr", "momentum", "weight_decay"),
+    "optimizer": ("lr", "warm_up", "momentum", "weight_decay"),
     "anneal": ("drops",),
     "drops": ("anneal",),
 }
