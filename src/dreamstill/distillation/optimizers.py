@@ -21,15 +21,15 @@ def optimizer_of(
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, config: FinetuneConfig) -> LambdaLR:
-    """Return the schedule of the learning rate: a rise, then steps down, a cosine to 0, or none."""
-    rise = config.warm_up * config.steps
+    """Return the schedule of the learning rate: warm-up, then steps, a cosine to 0, or none."""
+    warm_up = config.warm_up * config.steps
     falls = [round(share * config.steps) for share in config.drops]
 
     def factor(step: int) -> float:
-        if step < rise:
-            return min(1.0, (step + 1) / rise)
+        if step < warm_up:
+            return min(1.0, (step + 1) / warm_up)
         if falls or not config.anneal:
             return 0.1 ** sum(step >= fall for fall in falls)
-        return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1.0, config.steps - rise))
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1.0, config.steps - warm_up))
 
     return LambdaLR(optimizer, factor)
