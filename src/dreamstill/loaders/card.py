@@ -9,7 +9,7 @@ from dreamstill.errors import ConfigError, TeacherError, shown
 from dreamstill.files.reading import StrPath, read_json, read_toml
 from dreamstill.input_spec import InputSpec
 
-__all__ = ["CARD", "class_names_from_card", "read_card", "spec_from_card"]
+__all__ = ["CARD", "class_names_from_card", "laid_upon", "read_card", "spec_from_card"]
 
 CARD = ("factory", "shape", "mean", "std", "range", "num_classes", "class_names")
 """Keys of a card that describe a teacher; other keys are allowed."""
@@ -27,6 +27,13 @@ def read_card(path: StrPath) -> dict[str, Any]:
         if meant := difflib.get_close_matches(name, CARD, 1, 0.7):
             raise TeacherError(f"the card {path} has {name!r}: did you mean {meant[0]!r}?")
     return card
+
+
+def laid_upon(card: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return a card with the values of another laid upon it; a range replaces mean and std."""
+    replaced = {"range": ("mean", "std"), "mean": ("range",), "std": ("range",)}
+    dropped = {name for winner in given for name in replaced.get(winner, ())}
+    return {k: v for k, v in card.items() if k not in dropped} | given
 
 
 def spec_from_card(card: dict[str, Any]) -> InputSpec:

@@ -10,11 +10,12 @@ class TeacherFile:
     """Files and input of a teacher. Fields that are None are read from the card."""
 
     weights: Text
-    """Path of a .safetensors file or of a torch state dict."""
+    """The network: path of a .safetensors file, a torch state dict or a TorchScript file; or
+    timm:NAME, torchvision:NAME (NAME@FILE: with the weights of FILE) or hf:FOLDER."""
     card: Text | None = None
     """Path of the card. Default: the name of the weights with .json or .toml."""
     factory: Text | None = None
-    """module:function that builds the network."""
+    """module:function that builds the network of a state dict."""
     shape: tuple[Int, Int, Int] | None = None
     """Shape C,H,W of an input."""
     mean: tuple[Float, ...] | None = None

@@ -1,4 +1,4 @@
-"""Find the state dict in a checkpoint, and match its names to a network."""
+"""Open a state dict: find it in a checkpoint, and match its names to a network."""
 
 import re
 from collections import Counter
@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dreamstill.errors import TeacherError
-from dreamstill.files.reading import StrPath, reading, understood
+from dreamstill.errors import ConfigError, TeacherError
+from dreamstill.files.reading import StrPath, check_file, reading, understood
+from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.factory import build
+from dreamstill.loaders.loaded import Loaded
 from dreamstill.nn.copying import make_weights_plain
 
-__all__ = ["find_state_dict", "fit_to", "load_module", "load_weights"]
+__all__ = ["filled", "find_state_dict", "fit_to", "load", "load_module", "load_weights"]
 
 CHECKPOINTS = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params")
 """Usual keys of the state dict in a checkpoint."""
@@ -182,6 +184,19 @@ def load_weights(path: StrPath, *, allow_pickle: bool = False) -> dict[str, Tens
         return find_state_dict(state, path)
 
 
+def load(file: TeacherFile, card: dict[str, Any]) -> Loaded:
+    """Open a state dict with the factory that its card names."""
+    check_file(file.weights, TeacherError, "weights")
+    if "factory" not in card:
+        raise ConfigError(
+            f"no factory for {file.weights}: give one as module:function, or a card beside the "
+            "weights"
+        )
+    factory: str = card["factory"]
+    module = load_module(factory, file.weights, allow_pickle=file.allow_pickle)
+    return Loaded(module, factory=factory)
+
+
 def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -> nn.Module:
     """Build a network with `module:function` and load its weights as float32.
 
@@ -189,7 +204,13 @@ def load_module(factory: str, weights: StrPath, *, allow_pickle: bool = False) -
     TeacherError if the factory fails, or names, shapes or values of the weights are wrong.
     """
     module = build(factory)
-    state = load_weights(weights, allow_pickle=allow_pickle)
+    return filled(module, load_weights(weights, allow_pickle=allow_pickle), weights, factory)
+
+
+def filled(
+    module: nn.Module, state: dict[str, Tensor], weights: StrPath, factory: str
+) -> nn.Module:
+    """Return a network as float32 with the weights of a state dict; see `load_module`."""
     with understood(weights, TeacherError, f"does not load into {factory}"):
         _fill(module, state, weights, factory)
     make_weights_plain(module)

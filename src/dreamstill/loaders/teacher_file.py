@@ -1,25 +1,36 @@
-"""Open a teacher from its weights, factory and card."""
+"""Open a teacher from its file and card."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dreamstill.config import Precision
-from dreamstill.errors import ConfigError, TeacherError, first_line
-from dreamstill.files.reading import check_file
-from dreamstill.loaders.card import CARD, class_names_from_card, read_card, spec_from_card
+from dreamstill.errors import ConfigError, first_line
+from dreamstill.loaders.card import (
+    CARD,
+    class_names_from_card,
+    laid_upon,
+    read_card,
+    spec_from_card,
+)
 from dreamstill.loaders.config import TeacherFile
-from dreamstill.loaders.state_dict import load_module
+from dreamstill.loaders.registry import loader_of
 from dreamstill.output_spec import OutputSpec
 from dreamstill.teacher import Teacher
 
 __all__ = ["TeacherFile", "open_from"]
 
+log = logging.getLogger(__name__)
+
 
 def open_from(
     file: TeacherFile, *, device: str = "cpu", precision: Precision = Precision.AUTO
 ) -> Teacher:
-    """Open the teacher that a TeacherFile describes; its fields override the card.
+    """Open the teacher that a TeacherFile describes.
+
+    Its fields win over the card, and the card over what the file says of itself.
 
     Raises:
         ConfigError: the factory is missing, a value has the wrong type, or the device is not
@@ -27,38 +38,36 @@ def open_from(
         TeacherError: the card, the factory or the weights are wrong, or the network does not run.
 
     """
-    check_file(file.weights, TeacherError, "weights")
-    weights = Path(file.weights)
-    card_path = Path(file.card) if file.card else None
-    if card_path is None:
-        beside = [weights.with_suffix(s) for s in (".json", ".toml")]
-        card_path = next((p for p in beside if p.is_file()), None)
-    card = read_card(card_path) if card_path else {}
-    given = {k: v for k in CARD if (v := getattr(file, k)) is not None}
-    if "range" in given:
-        card = {k: v for k, v in card.items() if k not in ("mean", "std")}
-    if "mean" in given or "std" in given:
-        card.pop("range", None)
-    card |= given
-    if "factory" not in card:
-        raise ConfigError(
-            f"no factory for {weights}: give one as module:function, or a card beside the weights"
-        )
+    card = laid_upon(_card_of(file), {k: v for k in CARD if (v := getattr(file, k)) is not None})
     for name, kind in (("factory", str), ("num_classes", int)):
         if not isinstance(card.get(name, kind()), kind):
             raise ConfigError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
-    module = load_module(card["factory"], weights, allow_pickle=file.allow_pickle)
+    loaded = loader_of(file.weights).load(file, card)
+    card = laid_upon(loaded.card, card)
     spec = spec_from_card(card)
     teacher = Teacher(
-        module,
+        loaded.module,
         spec,
         num_classes=card.get("num_classes"),
         device=_device(device),
         precision=precision,
-        factory=card["factory"],
+        factory=loaded.factory,
     )
+    for note in loaded.notes:
+        log.info(note)
     teacher.output_spec = OutputSpec(teacher.num_classes, class_names_from_card(card))
     return teacher
+
+
+def _card_of(file: TeacherFile) -> dict[str, Any]:
+    """Read the card of a teacher: the one that is named, or the one beside its file."""
+    if file.card:
+        return read_card(Path(file.card))
+    if not Path(file.weights).is_file():  # a name such as timm:NAME, or a loader says what is wrong
+        return {}
+    beside = (Path(file.weights).with_suffix(suffix) for suffix in (".json", ".toml"))
+    found = next((path for path in beside if path.is_file()), None)
+    return read_card(found) if found else {}
 
 
 def _device(name: str) -> str:

@@ -1,0 +1,22 @@
+"""What a loader returns."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Loaded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A network, and what its file says about it."""
+
+    module: nn.Module
+    """Maps (N, C, H, W) to logits (N, K), for any N."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """What the file itself says, in the keys of CARD; a card beside it and flags win."""
+    factory: str = ""
+    """Name of what built the network, for the fingerprint."""
+    notes: tuple[str, ...] = ()
+    """Sentences that the user should read, such as what the file's format has lost."""
