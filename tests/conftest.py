@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,18 @@ def tables_restored(tmp_path: Path) -> Iterator[None]:
     for table, before in zip(tables, kept, strict=True):
         table.clear()
         table.update(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _torchvision() -> Iterator[None]:
+    """Let torchvision's Python import beside a torch that its kernels were not built for."""
+    if find_spec("torchvision") is None:
+        yield
+        return
+    with torch.library._scoped_library("torchvision", "FRAGMENT") as library:
+        for name in ("nms", "qnms"):
+            try:
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            except RuntimeError:  # its kernels are there
+                break
+        yield

@@ -13,6 +13,7 @@ from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.files.reading import reading
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
+from dreamstill.nn.closed import ClosedNetwork
 
 __all__ = ["TorchScript", "load", "reads"]
 
@@ -35,18 +36,23 @@ def load(file: TeacherFile, card: dict[str, Any]) -> Loaded:
         )
     with reading(file.weights, TeacherError, "is not a whole TorchScript file", what="network"):
         script = torch.jit.load(file.weights, map_location="cpu")
+    for parameter in script.parameters():
+        parameter.requires_grad_(False)
     note = (
-        f"{Path(file.weights).name} is TorchScript: methods that read BatchNorm or features, and "
-        "tasks that change layers, need the network as .onnx, .pt2 or weights with a factory."
+        f"{Path(file.weights).name} is TorchScript, whose layers are closed: a student can learn "
+        "from it, but methods that read its BatchNorm, and all other tasks, need it as .onnx, as "
+        ".pt2, or as weights with a factory."
     )
     return Loaded(TorchScript(script), notes=(note,))
 
 
-class TorchScript(nn.Module):
-    """A TorchScript program as one layer, since its own layers take neither hooks nor changes.
+class TorchScript(ClosedNetwork):
+    """A TorchScript program, whose own layers take neither hooks nor changes.
 
     Its parameters and buffers are the program's, so that they can be counted and hashed.
     """
+
+    reason = "it is TorchScript: open it as .onnx, as .pt2, or as weights with a factory"
 
     def __init__(self, script: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -55,12 +61,11 @@ class TorchScript(nn.Module):
 
     def _register(self) -> None:
         script = self.__dict__["script"]
-        for kind, register in (
-            ("parameters", self.register_parameter),
-            ("buffers", self.register_buffer),
-        ):
-            for name, value in getattr(script, f"named_{kind}")():
-                register(name.replace(".", "_"), value)
+        for name, value in script.named_parameters():
+            shared = nn.Parameter(value, requires_grad=False)
+            self.register_parameter(name.replace(".", "_"), shared)
+        for name, value in script.named_buffers():
+            self.register_buffer(name.replace(".", "_"), value)
 
     def forward(self, inputs: Tensor) -> Any:
         """Return what the program returns."""

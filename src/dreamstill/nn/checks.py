@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamstill.errors import TeacherError, first_line
+from dreamstill.nn.closed import ClosedNetwork
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import Probe
 from dreamstill.output_spec import logits_of
@@ -106,6 +107,8 @@ def obstacle_to_training(network: nn.Module, inputs: Tensor) -> str | None:
         inputs: (N, C, H, W).
 
     """
+    if isinstance(network, ClosedNetwork):
+        return network.reason
     trained = copy_network(network).requires_grad_(True)
     for part in trained.modules():
         part.training = not type(part).__module__.startswith("torch.nn.")

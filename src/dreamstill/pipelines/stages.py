@@ -31,7 +31,7 @@ from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.initialization import initialize
-from dreamstill.errors import ConfigError
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.evaluation import predict
 from dreamstill.exporters.config import Int8Config
 from dreamstill.exporters.formats import on_cpu
@@ -40,6 +40,7 @@ from dreamstill.files.writing import save_arrays
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
 from dreamstill.graph.modules import map_modules
 from dreamstill.input_spec import InputSpec
+from dreamstill.nn.closed import ClosedNetwork
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.quantized import QuantizedLayer, quantized_bytes
 from dreamstill.pipelines.config import (
@@ -345,6 +346,8 @@ def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teach
     """
     first = True
     for stage in stages:
+        if isinstance(model, ClosedNetwork):
+            raise TeacherError(f"{stage.task} changes layers, and cannot here: {model.reason}")
         if getattr(stage.config, "finetune", None) is not None:
             check_trainable(model, teacher.input_spec)
         if check := STAGES[stage.task].check:
