@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.torchvision_import import torchvision_importable
 
 from dreamstill.distillation.config import LOSS_NAMES
 from dreamstill.distillation.distillation_losses import LOSSES
@@ -49,13 +49,5 @@ def tables_restored(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _torchvision() -> Iterator[None]:
     """Let torchvision's Python import beside a torch that its kernels were not built for."""
-    if find_spec("torchvision") is None:
-        yield
-        return
-    with torch.library._scoped_library("torchvision", "FRAGMENT") as library:
-        for name in ("nms", "qnms"):
-            try:
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            except RuntimeError:  # its kernels are there
-                break
+    with torchvision_importable():
         yield
