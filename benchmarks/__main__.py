@@ -21,7 +21,7 @@ from dreamstill.pipelines.process import flush_denormals
 
 STUDIES = (
     *("any_teacher_networks", "bad_inputs", "curve", "efficientnet_int8", "filled_shapes_data"),
-    *("front", "independent", "kills", "kl_directions", "memory", "pictures"),
+    *("front", "independent", "kills", "kl_directions", "memory", "onnx_operators", "pictures"),
     *("robustness", "same_bits", "score", "speed", "table", "train_teacher"),
 )
 

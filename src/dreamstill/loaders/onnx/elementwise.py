@@ -33,8 +33,6 @@ UNARY = {
             *(
                 "Exp",
                 "Floor",
-                "IsInf",
-                "IsNaN",
                 "Log",
                 "Mish",
                 "Neg",
@@ -240,6 +238,8 @@ def reduce(graph: Graph, node: Node) -> Any:
         for axis in reversed(axes):
             x = graph.call("prod", x, dim=axis, keepdim=keep)
         return x
+    if 0 in graph.shape(x):
+        raise TeacherError(f"{node.op} of an axis without values is not supported")
     x = graph.call("square", x) if square else x
     result = graph.call(REDUCTIONS.get(node.op, "sum"), x, dim=axes, keepdim=keep)
     return graph.call("log", result) if node.op == "ReduceLogSum" else result

@@ -1,6 +1,7 @@
 """Open an ONNX file: its layers as those of torch, differentiable and open to every task."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,20 @@ def load(file: TeacherFile, card: dict[str, Any]) -> Loaded:
         if not model.graph.node:
             raise ValueError("it has no nodes")
     _load_external(model, path)
-    return network_of(model, path.name, card)
+    loaded = network_of(model, path.name, card)
+    return replace(loaded, notes=(*loaded.notes, *_of_folding(loaded.module, path.name)))
+
+
+def _of_folding(network: nn.Module, name: str) -> tuple[str, ...]:
+    """Return a note if a network with convolutions has no BatchNorm."""
+    kinds = [type(part) for part in network.modules()]
+    if any(issubclass(kind, _BatchNorm) for kind in kinds):
+        return ()
+    note = (
+        f"{name} has no BatchNorm; if the network had, the export has folded it, and methods "
+        "that read its statistics need the weights with a factory, or a .pt2 file."
+    )
+    return (note,) if any(issubclass(kind, _ConvNd) for kind in kinds) else ()
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -84,25 +98,18 @@ def network_of(
     model = inliner.inline_local_functions(model) if model.functions else model
     check_operators(model)
     given = FileInput.of(model, name, card)
-    graph = Graph(model, [{given.name: given.shape_of(num)} for num in BATCHES], given.batch)
+    examples = [{given.name: torch.empty(given.shape_of(num), device="meta")} for num in BATCHES]
+    graph = Graph(model, examples, given.batch)
     given.begin(graph)
     graph.lower(OPERATORS)
     output, notes = _output(model, name), list(given.notes)
-    network = graph.network(given.name, output)
+    network = graph.network(output)
     halves = any(t.data_type in HALVES for t in model.graph.initializer)
     tolerance = 100 * TOLERANCE if halves else TOLERANCE
     check_equal(network, given, run or _runtime(model, name), name, tolerance)
     if cut := _without_softmax(network):
         network = cut
         notes.append(f"{name} ends with softmax: it is left out, so that the network gives logits.")
-    parts = [*network.modules()]
-    if any(isinstance(p, _ConvNd) for p in parts) and not any(
-        isinstance(p, _BatchNorm) for p in parts
-    ):
-        notes.append(
-            f"{name} has no BatchNorm; if the network had, the export has folded it, and methods "
-            "that read its statistics need the weights with a factory, or a .pt2 file."
-        )
     return Loaded(network, given.card(model), notes=tuple(notes))
 
 
@@ -113,7 +120,7 @@ def _output(model: onnx.ModelProto, name: str) -> str:
             f"{name} has {len(outputs)} outputs ({', '.join(outputs)}), and a classifier has one: "
             "export the network with its logits alone"
         )
-    return outputs[0]
+    return str(outputs[0])
 
 
 def _runtime(model: onnx.ModelProto, name: str) -> Callable[[np.ndarray], np.ndarray]:

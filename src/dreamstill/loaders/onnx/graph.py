@@ -22,7 +22,7 @@ from torch.func import functional_call
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.nn.graph_network import FUNCTIONS, GraphNetwork, Step
 
-__all__ = ["Graph", "Node", "Shapes", "plain_tensor"]
+__all__ = ["Graph", "Node", "Operator", "Shapes", "batch_axis", "plain_tensor"]
 
 Known = list[np.ndarray]
 """A value that does not depend on the pixels, for each example."""
@@ -52,9 +52,8 @@ class Node:
         return self.inputs[0]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute, text as str."""
-        value = self.attributes.get(name, default)
-        return value.decode() if isinstance(value, bytes) else value
+        """Return an attribute."""
+        return self.attributes.get(name, default)
 
     def has(self, index: int) -> bool:
         """Return whether an optional input is given."""
@@ -70,7 +69,7 @@ class Graph:
 
     Args:
         model: ONNX model without functions.
-        examples: shapes of the inputs that depend on the pixels, for one or more batch sizes.
+        examples: inputs by name, of one or more batch sizes; all else is a constant.
         batch: batch size that is written in the file, None if it is left open.
 
     Raises:
@@ -81,7 +80,7 @@ class Graph:
     def __init__(
         self,
         model: onnx.ModelProto,
-        examples: Sequence[Mapping[str, Sequence[int]]],
+        examples: Sequence[Mapping[str, Tensor]],
         batch: int | None = None,
     ) -> None:
         self.model, self.batch, self.num = model, batch, len(examples)
@@ -103,13 +102,12 @@ class Graph:
             self.origins[tensor.name] = tensor.name
         for index, name in enumerate(examples[0]):
             self.values[name] = f"%{index}"
-            shapes = [tuple(example[name]) for example in examples]
-            self._examples[f"%{index}"] = [torch.empty(shape, device="meta") for shape in shapes]
+            self._examples[f"%{index}"] = [example[name].to("meta") for example in examples]
 
     def lower(self, operators: Mapping[str, Operator]) -> None:
         """Lower all nodes with a table of operators."""
         for proto in self.model.graph.node:
-            attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+            attributes = {a.name: _plain(helper.get_attribute_value(a)) for a in proto.attribute}
             domain = "" if proto.domain == "ai.onnx" else proto.domain
             op = f"{domain}.{proto.op_type}".lstrip(".")
             names = tuple(proto.input), tuple(proto.output)
@@ -145,7 +143,7 @@ class Graph:
             [onnx.ValueInfoProto(name=n) for n in names if n]
             for names in (node.inputs, node.outputs)
         ]
-        graph = helper.make_graph([proto], "node", *infos)
+        graph = helper.make_graph([proto], "node", infos[0], infos[1])
         version = {"opset_imports": self.model.opset_import, "ir_version": self.model.ir_version}
         run = ReferenceEvaluator(helper.make_model(graph, **version)).run
         inputs: dict[str, Any] = {name: self.values[name] for name in node.inputs if name}
@@ -239,21 +237,15 @@ class Graph:
         value = self.values[name]
         if isinstance(value, str):
             return value
-        if like is not None and (axis := self.batch_axis(like)) is not None:
-            if value[0].shape[axis] in (1, self.batch, self.shape(like)[axis]):
-                row = self.part(name, self._row(name, axis))
-                return self.call("expand_like", row, like, dim=axis, ndim=value[0].ndim)
-        sizes = zip(value[0].shape, value[-1].shape, strict=True)
-        changing = next((axis for axis, (a, b) in enumerate(sizes) if a != b), None)
+        axis = None if like is None else batch_axis(self.shapes(like))
+        if axis is not None and value[0].shape[axis] in (1, self.batch, self.shape(like)[axis]):
+            row = self.part(name, self._row(name, axis))
+            return self.call("expand_like", row, like, dim=axis, ndim=value[0].ndim)
+        changing = batch_axis([array.shape for array in value])
         rows = self.constant(name) if changing is None else self._row(name, changing)
         if rows.size == 1 and rows.ndim < 2 and like is None:
             return rows.item()
         return self.part(name, rows)
-
-    def batch_axis(self, x: str) -> int | None:
-        """Return the axis of a value that grows with the batch."""
-        sizes = enumerate(zip(*self.shapes(x), strict=True))
-        return next((axis for axis, size in sizes if len({*size}) > 1), None)
 
     def _row(self, name: str, axis: int) -> np.ndarray:
         """Return the one row that a constant repeats for each image; otherwise raise."""
@@ -320,15 +312,21 @@ class Graph:
             name = f"{name}_"
         return name
 
-    def network(self, input: str, output: str) -> GraphNetwork:
-        """Return the network from an input of the file to an output."""
-        names = [self.values[name] for name in (input, output)]
-        if not isinstance(names[1], str):
+    def network(self, output: str) -> GraphNetwork:
+        """Return the network from the first input to an output of the file."""
+        value = self.values[output]
+        if not isinstance(value, str):
             raise TeacherError(f"the output {output!r} does not depend on the input")
-        return GraphNetwork(self.steps, self.parts, names[0], names[1]).eval()
+        return GraphNetwork(self.steps, self.parts, self.input, value).eval()
 
 
 RESERVED = {*vars(nn.Module()), "steps", "graph_input", "graph_output", "last_read"}
+
+
+def batch_axis(shapes: Shapes) -> int | None:
+    """Return the axis whose size grows with the batch, if any."""
+    sizes = enumerate(zip(*shapes, strict=True))
+    return next((axis for axis, size in sizes if len({*size}) > 1), None)
 
 
 def plain_tensor(array: np.ndarray) -> Tensor:
@@ -336,6 +334,13 @@ def plain_tensor(array: np.ndarray) -> Tensor:
     if array.dtype.kind == "f" or "float" in array.dtype.name:
         array = array.astype(np.float32)
     return torch.tensor(array)
+
+
+def _plain(value: Any) -> Any:
+    """Return an attribute with text as str, and a float32 as the shortest number nearest to it."""
+    if isinstance(value, float):
+        return float(str(np.float32(value)))
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _scope(name: str) -> str:

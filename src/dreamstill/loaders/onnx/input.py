@@ -39,7 +39,7 @@ class FileInput:
         if len(inputs) != 1:
             names = ", ".join(value.name for value in inputs)
             raise TeacherError(
-                f"{name} has {len(inputs)} inputs ({names}), and a teacher takes one batch of images"
+                f"{name} has {len(inputs)} inputs ({names}), and a teacher takes a batch of images"
             )
         kind = inputs[0].type.tensor_type
         if kind.elem_type not in FLOATS:
@@ -54,7 +54,7 @@ class FileInput:
         ]
         asked = card.get("shape") or json.loads(_properties(model).get("shape", "null"))
         order, shape = _order(sizes, asked, name)
-        notes = ()
+        notes: tuple[str, ...] = ()
         if order == "NHWC":
             notes = (
                 f"{name} takes images as (N, H, W, C): they are (N, C, H, W) here, as always.",
@@ -80,8 +80,8 @@ class FileInput:
     def card(self, model: onnx.ModelProto) -> dict[str, Any]:
         """Return what the file says of its input, in the keys of a card."""
         said = _properties(model)
-        card = {key: json.loads(said[key]) for key in ("mean", "std") if key in said}
-        return {"shape": list(self.shape), **card}
+        known: dict[str, Any] = {k: json.loads(said[k]) for k in ("mean", "std") if k in said}
+        return {"shape": list(self.shape)} | known
 
 
 def _properties(model: onnx.ModelProto) -> dict[str, str]:
@@ -101,11 +101,9 @@ def _order(sizes: list[int | None], asked: Any, name: str) -> tuple[str, tuple[i
     elif sizes[3] in (1, 3) and sizes[1] not in (1, 3):
         order, own = "NHWC", [sizes[3], *sizes[1:3]]
     if asked is None and None in own:
-        raise TeacherError(
-            f"{name} leaves sizes of its input open ({text}): give shape as C,H,W, such as 3,224,224"
-        )
+        raise TeacherError(f"{name} leaves sizes of its input open ({text}): give shape as C,H,W")
     shape = tuple(own if asked is None else asked)
     if len(shape) != 3 or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
         hint = " (a signal is C,1,L)" if order == "NCL" else ""
         raise TeacherError(f"{name} takes {text} in the order {order}; got shape {shape}{hint}")
-    return order, shape  # type: ignore[return-value]
+    return order, shape

@@ -232,8 +232,8 @@ def layer_norm(graph: Graph, node: Node) -> Any:
 
     def make() -> nn.Module:
         layer = nn.LayerNorm(normalized, eps=node.get("epsilon", 1e-5), device="meta")
-        weights = [w if w is None else np.broadcast_to(w, normalized) for w in (scale, shift)]
-        return _filled(layer, *weights)
+        bias = None if shift is None else np.broadcast_to(shift, normalized)
+        return _filled(layer, np.broadcast_to(scale, normalized), bias)
 
     return graph.layer(node, make, x, *node.inputs[1:3])
 
@@ -258,15 +258,15 @@ def prelu(graph: Graph, node: Node) -> Any:
     x, slope = graph.operand(node.input), graph.known(node.inputs[1])
     shape = slope[0].shape if slope else ()
     channels = graph.shape(x)[1] if graph.rank(x) > 1 else 1
-    if slope and (slope[0].size == 1 or (shape and shape[0] == slope[0].size == channels)):
-        if slope[0].size == 1 or len(shape) == graph.rank(x) - 1:
+    of_channels = shape == (channels, *(1,) * (graph.rank(x) - 2))
+    if slope and (slope[0].size == 1 or of_channels):
 
-            def make() -> nn.Module:
-                layer = nn.PReLU(slope[0].size)
-                layer.weight = nn.Parameter(plain_tensor(slope[0].ravel()))
-                return layer
+        def make() -> nn.Module:
+            layer = nn.PReLU(slope[0].size)
+            layer.weight = nn.Parameter(plain_tensor(slope[0].ravel()))
+            return layer
 
-            return graph.layer(node, make, x, node.inputs[1])
+        return graph.layer(node, make, x, node.inputs[1])
     negative = graph.call("mul", graph.operand(node.inputs[1]), graph.call("clamp", x, max=0))
     return graph.call("add", graph.call("relu", x), negative)
 

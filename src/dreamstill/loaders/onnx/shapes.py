@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dreamstill.errors import TeacherError
-from dreamstill.loaders.onnx.graph import Graph, Node, Operator, Shapes
+from dreamstill.loaders.onnx.graph import Graph, Node, Operator, Shapes, batch_axis
 
 __all__ = ["SHAPES"]
 
@@ -56,7 +56,7 @@ def _rebatched(graph: Graph, shapes: Shapes, targets: list[list[int]]) -> Shapes
     In a file that is written for one batch size, the batch is a number like any other: see
     `_batch_place`.
     """
-    axis = _changing(shapes)
+    axis = batch_axis(shapes)
     alike = all(target == targets[0] for target in targets)
     if graph.batch is None or axis is None or not alike:
         return [_resolved(*pair) for pair in zip(shapes, targets, strict=True)]
@@ -86,12 +86,6 @@ def _batch_place(before: list[int], target: tuple[int, ...], batch: int) -> int:
         return starts[0]
     place = next((n for n in range(len(target)) if firsts[n] <= ahead < firsts[n + 1]), 0)
     return place - 1 if place and place == len(target) - 1 else place
-
-
-def _changing(shapes: Shapes) -> int | None:
-    """Return the axis whose size grows with the batch, if any."""
-    sizes = enumerate(zip(*shapes, strict=True))
-    return next((axis for axis, size in sizes if len({*size}) > 1), None)
 
 
 def _resolved(have: tuple[int, ...], target: list[int]) -> tuple[int, ...]:
@@ -141,8 +135,8 @@ def _sizes(sizes: list[tuple[int, ...]]) -> tuple[int, ...]:
 def flatten(graph: Graph, node: Node) -> Any:
     """Lower Flatten, whose result always has two axes."""
     x, axis = graph.operand(node.input), node.get("axis", 1)
-    targets = [(math.prod(have[:axis]), math.prod(have[axis:])) for have in graph.shapes(x)]
-    return reshaped(graph, x, targets)
+    halves = [(have[:axis], have[axis:]) for have in graph.shapes(x)]
+    return reshaped(graph, x, [tuple(map(math.prod, pair)) for pair in halves])
 
 
 def transpose(graph: Graph, node: Node) -> Any:
@@ -223,8 +217,8 @@ def slices(graph: Graph, node: Node) -> Any:
             start, end = (min(max(n + size if n < 0 else n, 0), size) for n in (start, end))
         if (start, step) == (0, 1) and end >= size:
             continue
-        settings = {"start": start, "end": None if end >= size else max(end, start), "step": step}
-        x = graph.call("slice", x, dim=axis, **settings)
+        last = None if end >= size else max(end, start)
+        x = graph.call("slice", x, dim=axis, start=start, end=last, step=step)
     return x
 
 
@@ -308,55 +302,76 @@ def depth_to_space(graph: Graph, node: Node) -> Any:
 
 
 def space_to_depth(graph: Graph, node: Node) -> Any:
-    """Lower SpaceToDepth."""
-    size = node.attributes["blocksize"]
-    return graph.call("space_to_depth", graph.operand(node.input), blocksize=size)
+    """Lower SpaceToDepth; in mode CRD it is F.pixel_unshuffle."""
+    x, size = graph.operand(node.input), node.attributes["blocksize"]
+    if node.get("mode", "DCR") == "CRD":
+        return graph.call("pixel_unshuffle", x, downscale_factor=size)
+    return graph.call("space_to_depth", x, blocksize=size)
 
 
 def resize(graph: Graph, node: Node) -> Any:
     """Lower Resize and Upsample where F.interpolate computes the same."""
-    x, rank = graph.operand(node.input), graph.rank(graph.operand(node.input))
-    mode, old = node.get("mode", "nearest"), node.op == "Upsample" or graph.opset < 11
-    at = node.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
-    rounded = node.get("nearest_mode", "floor" if old else "round_prefer_floor")
+    x, old = graph.operand(node.input), node.op == "Upsample" or graph.opset < 11
+    have = graph.shape(x)
+    axes = [axis % len(have) for axis in node.get("axes", range(len(have)))]
     scales_at, sizes_at = (1, 9) if old else (2, 3)
-    axes = [axis % rank for axis in node.get("axes", range(rank))]
-    sizes = list(graph.shape(x))
-    settings: dict[str, Any] = {}
-    if node.has(sizes_at):
-        if node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise TeacherError("Resize that keeps the aspect ratio is not supported")
+    scaled = not node.has(sizes_at)
+    if node.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise TeacherError("Resize that keeps the aspect ratio is not supported")
+    if scaled:
+        scales = node.get("scales")
+        given = graph.constant(node.inputs[scales_at]).ravel() if scales is None else scales
+        factors = [float(dict(zip(axes, given, strict=True)).get(n, 1)) for n in range(len(have))]
+    else:
         wanted = graph.known(node.inputs[sizes_at])
         if wanted is None:
             raise TeacherError("a size is computed from the pixels, which is not supported")
-        for axis, value in zip(axes, wanted[0], strict=True):
-            sizes[axis] = int(value) if axis else sizes[axis]
-        settings["size"] = tuple(sizes[2:])
+        sizes = dict(zip(axes, map(int, wanted[0]), strict=True))
+        factors = [sizes.get(n, size) / size if n else 1.0 for n, size in enumerate(have)]
+    if factors[0] != 1 or factors[1] != 1:
+        raise TeacherError("Resize of images or channels is not supported")
+    spatial = list(zip(have[2:], factors[2:], strict=True))
+    settings = _interpolation(node, spatial, old=old, scaled=scaled)
+    if scaled:
+        settings["scale_factor"] = tuple(factor for _, factor in spatial)
     else:
-        scales = node.get("scales")
-        given = graph.constant(node.inputs[scales_at]).ravel() if scales is None else scales
-        factors = dict(zip(axes, map(float, given), strict=True))
-        if factors.get(0, 1) != 1 or factors.get(1, 1) != 1:
-            raise TeacherError("Resize of images or channels is not supported")
-        settings["scale_factor"] = tuple(factors.get(axis, 1.0) for axis in range(2, rank))
-    kind = _interpolation(mode, at, rounded, node, rank)
-    return graph.call("interpolate", x, **settings, **kind)
+        settings["size"] = tuple(round(size * factor) for size, factor in spatial)
+    return graph.call("interpolate", x, **settings)
 
 
-def _interpolation(mode: str, at: str, rounded: str, node: Node, rank: int) -> dict[str, Any]:
-    """Return the mode of F.interpolate that does what a node asks for; raise if there is none."""
+def _interpolation(
+    node: Node, spatial: list[tuple[int, float]], *, old: bool, scaled: bool
+) -> dict[str, Any]:
+    """Return the mode of F.interpolate that does what a node asks for; raise if there is none.
+
+    Args:
+        node: Resize or Upsample.
+        spatial: size and factor of each axis of a map.
+        old: whether the node is of an opset below 11, which knows one way only.
+        scaled: whether it gives factors and not sizes.
+
+    """
+    mode = node.get("mode", "nearest")
+    at = node.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
+    rounded = node.get("nearest_mode", "floor" if old else "round_prefer_floor")
+    halves, whole = at in ("half_pixel", "pytorch_half_pixel"), at == "align_corners"
+    new = [round(size * factor) for size, factor in spatial]
     if mode == "nearest":
         if (at, rounded) == ("asymmetric", "floor"):
             return {"mode": "nearest"}
-        if at in ("half_pixel", "pytorch_half_pixel") and rounded.startswith("round_prefer"):
+        pairs = [(n, f) for (_, f), m in zip(spatial, new, strict=True) for n in range(m)]
+        ties = rounded != "round_prefer_ceil" and any((n + 0.5) / f % 1 == 0 for n, f in pairs)
+        if halves and rounded.startswith("round") and not ties:
             return {"mode": "nearest-exact"}
-    elif at in ("half_pixel", "pytorch_half_pixel", "align_corners") and rank in (3, 4, 5):
-        exact = node.get("cubic_coeff_a", -0.75) == -0.75 and not node.get("exclude_outside", 0)
-        names = {3: "linear", 4: "bilinear", 5: "trilinear"}
-        if mode == "linear" or (mode == "cubic" and exact and rank == 4):
-            more = {"antialias": True} if node.get("antialias", 0) else {}
-            name = names[rank] if mode == "linear" else "bicubic"
-            return {"mode": name, "align_corners": at == "align_corners", **more}
+    exact = all(size * factor == m for (size, factor), m in zip(spatial, new, strict=True))
+    single = at == "pytorch_half_pixel" and 1 in new
+    plain = not (node.get("antialias", 0) or node.get("exclude_outside", 0) or single)
+    if plain and (halves or (whole and (exact or not scaled))):
+        if mode == "linear" and len(spatial) <= 3:
+            name = ("linear", "bilinear", "trilinear")[len(spatial) - 1]
+            return {"mode": name, "align_corners": whole}
+        if mode == "cubic" and len(spatial) == 2 and node.get("cubic_coeff_a", -0.75) == -0.75:
+            return {"mode": "bicubic", "align_corners": whole}
     raise TeacherError(f"{node.op} with mode {mode}, {at}, {rounded} is not supported")
 
 
