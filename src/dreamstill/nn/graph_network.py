@@ -68,7 +68,8 @@ class GraphNetwork(nn.Module):
                 result = self.get_submodule(attributes["name"])(*given)
             else:
                 result = FUNCTIONS[operation](*given, **attributes)
-            results = (result,) if len(outputs) == 1 else result
+            several = len(outputs) > 1  # indexed, because a traced value cannot be iterated
+            results = [result[n] for n in range(len(outputs))] if several else [result]
             for name in dropped:
                 values.pop(name, None)
             values.update((n, r) for n, r in zip(outputs, results, strict=True) if n)

@@ -130,6 +130,11 @@ class Graph:
         if all(isinstance(self.values[name], list) for name in node.inputs if name):
             self._compute(node, proto)
             return
+        if node.op not in operators:
+            raise TeacherError(
+                f"the operator {node.op} (node {node.name or node.outputs[0]!r}) is not supported: "
+                "export the network again without it, or give its weights with a factory"
+            )
         given = operators[node.op](self, node)
         results = given if isinstance(given, tuple) else (given,)
         self.values |= dict(zip(node.outputs, results, strict=False))
