@@ -1,8 +1,5 @@
 """Teachers from ONNX and .pt2 files: their layers, their answers, and what is refused."""
 
-import io
-import json
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +9,11 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.onnx_operators import node_tests, outcome
 from onnx import TensorProto, helper, numpy_helper
-from toys import SIGNAL, SPEC, MobileNet, Sensor, ViT, small_cnn
 from torch import Tensor, fx, nn
 
 import dreamstill as ds
-from benchmarks.onnx_operators import node_tests, outcome
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.exporters.formats import export
 from dreamstill.input_spec import InputSpec
@@ -29,6 +25,7 @@ from dreamstill.nn.graph_network import GraphNetwork
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.saved_networks import read_network, save_network
 from dreamstill.quiet import quiet
+from toys import SPEC, MobileNet, Sensor, ViT, small_cnn
 
 COLOR = InputSpec((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 
@@ -36,11 +33,12 @@ COLOR = InputSpec((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 def written(network: nn.Module, path: Path, shape: Sequence[int], **options: Any) -> Path:
     """Write a network with torch's older exporter, which is the faster one."""
     fixed = options.pop("fixed", False)
-    axes = None if fixed else {"input": {0: "batch"}, "logits": {0: "batch"}}
-    names = {"input_names": ["input"], "output_names": ["logits"], "dynamic_axes": axes}
+    options |= {"input_names": ["input"], "output_names": ["logits"], "dynamo": False}
+    if not fixed:
+        options["dynamic_axes"] = {"input": {0: "batch"}, "logits": {0: "batch"}}
     with quiet():
         inputs = torch.rand(1 if fixed else 2, *shape)
-        torch.onnx.export(network.eval(), (inputs,), path, dynamo=False, **names, **options)
+        torch.onnx.export(network.eval(), (inputs,), path, **options)
     return path
 
 
@@ -53,7 +51,8 @@ def opened(path: Path, **settings: Any) -> Loaded:
 def difference(a: nn.Module, b: nn.Module, shape: Sequence[int]) -> float:
     inputs = torch.rand(5, *shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return (a(inputs) - b(inputs)).abs().max().item()
+        largest: float = (a(inputs) - b(inputs)).abs().max().item()
+    return largest
 
 
 KEPT = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
@@ -185,17 +184,19 @@ def test_a_pt2_file_keeps_its_batch_norm(batch: int | None, tmp_path: Path) -> N
 
 def test_a_pt2_file_that_may_hold_code_needs_consent(tmp_path: Path) -> None:
     (tmp_path / "net.pt2").write_bytes(b"PK\x03\x04")
-    with pytest.raises(TeacherError, match="does not open as a program of torch.export"):
+    with pytest.raises(TeacherError, match=r"does not open as a program of torch\.export"):
         opened(tmp_path / "net.pt2")
 
 
 def test_a_network_from_a_file_is_pruned_saved_and_exported(tmp_path: Path) -> None:
     path = written(small_cnn(), tmp_path / "net.onnx", (1, 8, 8), **KEPT)
     teacher = ds.load_teacher(path, input_spec=SPEC)
-    config = ds.PruneConfig(keep=0.5, steps=2, batch_size=8)
+    config = ds.PruneConfig(keep=0.5, finetune=ds.FinetuneConfig(steps=0))
     pruned = ds.prune(teacher, SPEC.noise(16), config).model
+    other = ds.prune(ds.Teacher(small_cnn(), SPEC), SPEC.noise(16), config).model
     assert isinstance(pruned, GraphNetwork)
-    assert pruned.get_submodule("conv").out_channels == 3
+    assert pruned.get_submodule("conv").weight.shape == other.get_submodule("conv").weight.shape
+    assert difference(pruned, other, (1, 8, 8)) < 1e-4
     save_network(pruned, tmp_path / "pruned.pt")
     again = read_network(tmp_path / "pruned.pt", [])
     assert difference(again, pruned, (1, 8, 8)) == 0
@@ -214,7 +215,7 @@ def test_a_student_of_a_factory_inherits_from_a_file(tmp_path: Path) -> None:
 def model_of(
     nodes: list[onnx.NodeProto],
     *,
-    weights: dict[str, np.ndarray] | None = None,
+    weights: dict[str, Any] | None = None,
     shape: Sequence[Any] = ("N", 3, 8, 8),
     kind: int = TensorProto.FLOAT,
     outputs: Sequence[str] = ("y",),
@@ -334,14 +335,10 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "vectors": (model_of([node("Identity")], shape=("N", 9)), r"takes \?x9, and a teacher takes"),
     "volumes": (model_of([node("Identity")], shape=("N", 1, 8, 8, 8)), r"takes \?x1x8x8x8"),
     "constant": (model_of([node("Shape")]), "'y' does not depend on the input"),
-    "computed": (
-        model_of([node("Gather", ["x", "i"])], weights={"i": np.int64(0)}),
-        "differs from the file|cannot be run|cannot be read|has no",
-    ),
 }
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if name != "computed"])
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_opened_is_said_in_one_line(name: str, tmp_path: Path) -> None:
     model, message = REFUSED[name]
     with pytest.raises(TeacherError, match=message) as caught:
@@ -354,7 +351,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for data in (b"", whole[:100], whole[:-9], b"not ONNX at all"):
         path.write_bytes(data)
-        with pytest.raises(TeacherError, match=r"net.onnx"):
+        with pytest.raises(TeacherError, match=r"net\.onnx"):
             opened(path)
     with pytest.raises(TeacherError, match="no network at"):
         opened(tmp_path / "absent.onnx")
@@ -365,16 +362,25 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_weights_in_a_file_that_is_missing_are_asked_for(tmp_path: Path) -> None:
     model = model_of([CONV, MEAN, FLAT], weights=WEIGHTS)
     path = tmp_path / "net.onnx"
-    external = {"save_as_external_data": True, "location": "net.data", "size_threshold": 0}
-    onnx.save(model, path, **external)
+    onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
     assert opened(path).card["shape"] == [3, 8, 8]
     (tmp_path / "net.data").unlink()
-    with pytest.raises(TeacherError, match="copy the .data file too"):
+    with pytest.raises(TeacherError, match=r"copy the \.data file too"):
         opened(path)
 
 
 def test_onnxs_own_node_tests_of_layers_and_shapes() -> None:
-    few = ("Conv", "Gemm", "BatchNorm", "AveragePool", "Reshape", "Slice", "Pad", "Resize", "Softmax")
+    few = (
+        "Conv",
+        "Gemm",
+        "BatchNorm",
+        "AveragePool",
+        "Reshape",
+        "Slice",
+        "Pad",
+        "Resize",
+        "Softmax",
+    )
     assert len(OPERATORS) >= 100
     tests = [test for test in node_tests() if test.model.graph.node[0].op_type in few]
     said = {test.name: outcome(test) for test in tests}

@@ -10,7 +10,7 @@ from torch import Tensor
 from dreamstill.errors import TeacherError
 from dreamstill.loaders.onnx.graph import Graph
 
-__all__ = ["FileInput"]
+__all__ = ["FileInput", "inputs_of"]
 
 Kind = onnx.TensorProto
 FLOATS = (Kind.FLOAT, Kind.DOUBLE, Kind.FLOAT16)
@@ -34,8 +34,7 @@ class FileInput:
     @classmethod
     def of(cls, model: onnx.ModelProto, name: str, card: dict[str, Any]) -> "FileInput":
         """Read the input of a model; raise TeacherError if it is not one batch of images."""
-        weights = {tensor.name for tensor in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in weights]
+        inputs = inputs_of(model)
         if len(inputs) != 1:
             names = ", ".join(value.name for value in inputs)
             raise TeacherError(
@@ -82,6 +81,12 @@ class FileInput:
         said = _properties(model)
         known: dict[str, Any] = {k: json.loads(said[k]) for k in ("mean", "std") if k in said}
         return {"shape": list(self.shape)} | known
+
+
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs of a model; old files list their weights among them."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
 
 
 def _properties(model: onnx.ModelProto) -> dict[str, str]:
