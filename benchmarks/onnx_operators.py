@@ -26,8 +26,8 @@ from dreamstill.loaders.onnx.operators import OPERATORS
 from dreamstill.nn.graph_network import GraphNetwork
 from dreamstill.pipelines.run_directory import environment
 
-PLAIN = (np.float32, np.int64, np.int32, np.bool_)
-"""Types of inputs and outputs that are tried."""
+PLAIN = (np.float32, np.float64, np.int64, np.int32, np.bool_)
+"""Types of inputs and outputs that are tried, floats as float32."""
 
 
 def node_tests() -> list[Any]:
@@ -54,7 +54,7 @@ def outcome(test: Any) -> str:
     """Return "passed", "refused: why" or "failed: why"."""
     inputs, outputs = test.data_sets[0]
     names = [value.name for value in test.model.graph.input]
-    given = dict(zip(names, inputs, strict=False))
+    given = {n: _single(value) for n, value in zip(names, inputs, strict=False)}
     said = "failed: it has no inputs"
     for computed in _choices(given):
         try:
@@ -64,6 +64,10 @@ def outcome(test: Any) -> str:
             continue
         return _compared(test, results, outputs)
     return said
+
+
+def _single(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == np.float64 else value
 
 
 def _choices(given: dict[str, np.ndarray]) -> Iterator[list[str]]:

@@ -4,7 +4,6 @@ An instance holds plain values alone, so that it can be copied, saved and loaded
 code, and torch.fx unrolls its loop into the layers and functions that it calls.
 """
 
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -129,10 +128,6 @@ def _last_reads(steps: Sequence[Step], output: str) -> list[tuple[str, ...]]:
     return [tuple(n for n, at in last.items() if at == index) for index in range(len(steps))]
 
 
-def _mean_of(*values: Any) -> Any:
-    return functools.reduce(torch.add, values) / len(values)
-
-
 def _slice(x: Tensor, dim: int, start: int, end: int | None, step: int) -> Tensor:
     if step < 0:  # torch has no negative steps
         x, step = torch.flip(x, (dim,)), -step
@@ -178,7 +173,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
             *("remainder", "eq", "gt", "ge", "lt", "le", "logical_and", "logical_or"),
             *("logical_xor", "where", "clamp", "mean", "sum", "amax", "amin", "logsumexp"),
             *("flatten", "unflatten", "reshape", "permute", "squeeze", "unsqueeze", "chunk"),
-            *("split", "select", "index_select", "tile", "argmax", "argmin", "cumsum", "triu"),
+            *("split", "select", "index_select", "tile", "argmax", "argmin"),
             "prod",
         ],
     ),
@@ -187,9 +182,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         [
             *("relu", "leaky_relu", "elu", "selu", "celu", "gelu", "hardsigmoid", "hardswish"),
             *("mish", "softplus", "softsign", "silu", "softmax", "log_softmax", "normalize"),
-            *("prelu", "layer_norm", "instance_norm", "local_response_norm", "pad"),
-            *("interpolate", "pixel_shuffle", "pixel_unshuffle", "threshold", "linear"),
-            *("softshrink", "hardshrink", "grid_sample", "scaled_dot_product_attention"),
+            *("local_response_norm", "pad"),
+            *("interpolate", "pixel_shuffle", "pixel_unshuffle", "threshold"),
         ],
     ),
     **{
@@ -201,7 +195,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "einsum": lambda *values, equation: torch.einsum(equation, *values),
     "vector_norm": torch.linalg.vector_norm,
     "to": lambda x, dtype: x.to(dtype),
-    "mean_of": _mean_of,
     "slice": _slice,
     "expand": lambda x, sizes: x.expand(sizes),
     "expand_like": _expand_like,

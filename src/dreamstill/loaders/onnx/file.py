@@ -96,18 +96,20 @@ def network_of(
         run: what computes the right output for an input of the file's shape; default: onnxruntime.
 
     """
-    model = inliner.inline_local_functions(model) if model.functions else model
-    check_operators(model)
-    given = FileInput.of(model, name, card)
-    examples = [{given.name: torch.empty(given.shape_of(num), device="meta")} for num in BATCHES]
-    graph = Graph(model, examples, given.batch)
-    given.begin(graph)
-    graph.lower(OPERATORS)
-    output, notes = _output(model, name), list(given.notes)
-    network = graph.network(output)
+    with understood(name, TeacherError, "is not read"):
+        model = inliner.inline_local_functions(model) if model.functions else model
+        check_operators(model)
+        given, output = FileInput.of(model, name, card), _output(model, name)
+        shapes = map(given.shape_of, BATCHES)
+        examples = [{given.name: torch.empty(shape, device="meta")} for shape in shapes]
+        graph = Graph(model, examples, given.batch)
+        given.begin(graph)
+        graph.lower(OPERATORS)
+        network = graph.network(output)
     halves = any(t.data_type in HALVES for t in model.graph.initializer)
     tolerance = 100 * TOLERANCE if halves else TOLERANCE
     check_equal(network, given, run or _runtime(model, name), name, tolerance)
+    notes = [*given.notes]
     if cut := _without_softmax(network):
         network = cut
         notes.append(f"{name} ends with softmax: it is left out, so that the network gives logits.")

@@ -92,7 +92,7 @@ class Graph:
         self.parts: dict[str, nn.Module | Tensor] = {}
         self.values: dict[str, Known | str] = {}
         self.origins: dict[str, str] = {}
-        self.readers = Counter(name for node in model.graph.node for name in node.input)
+        self.readers = Counter(name for node in model.graph.node for name in node.input if name)
         self.readers.update(output.name for output in model.graph.output)
         self.merged: set[str] = set()
         self._layers: dict[str, str] = {}
@@ -112,7 +112,7 @@ class Graph:
             op = f"{domain}.{proto.op_type}".lstrip(".")
             names = tuple(proto.input), tuple(proto.output)
             node = Node(op, proto.name, *names, attributes, self.opset)
-            if node.outputs[0] in self.merged:
+            if self.merged.intersection(node.outputs):
                 continue
             try:
                 self._lower(node, proto, operators)
@@ -319,7 +319,7 @@ class Graph:
 
     def network(self, output: str) -> GraphNetwork:
         """Return the network from the first input to an output of the file."""
-        value = self.values[output]
+        value = self.values.get(output)
         if not isinstance(value, str):
             raise TeacherError(f"the output {output!r} does not depend on the input")
         return GraphNetwork(self.steps, self.parts, self.input, value).eval()

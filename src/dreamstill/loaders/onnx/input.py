@@ -1,5 +1,6 @@
 """The input of an ONNX file: its shape, its batch size, and what has to be done with images."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,7 @@ class FileInput:
             d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
             for d in kind.shape.dim
         ]
-        asked = card.get("shape") or json.loads(_properties(model).get("shape", "null"))
-        order, shape = _order(sizes, asked, name)
+        order, shape = _order(sizes, card.get("shape", _said(model).get("shape")), name)
         notes: tuple[str, ...] = ()
         if order == "NHWC":
             notes = (
@@ -78,9 +78,7 @@ class FileInput:
 
     def card(self, model: onnx.ModelProto) -> dict[str, Any]:
         """Return what the file says of its input, in the keys of a card."""
-        said = _properties(model)
-        known: dict[str, Any] = {k: json.loads(said[k]) for k in ("mean", "std") if k in said}
-        return {"shape": list(self.shape)} | known
+        return _said(model) | {"shape": [*self.shape]}
 
 
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -89,8 +87,16 @@ def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in weights]
 
 
-def _properties(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
+def _said(model: onnx.ModelProto) -> dict[str, list[float]]:
+    """Return shape, mean and std that `dreamstill export` has written into a file."""
+    said: dict[str, list[float]] = {}
+    for entry in model.metadata_props:
+        if entry.key in ("shape", "mean", "std"):
+            with contextlib.suppress(ValueError):  # another program's entry of the same name
+                value = json.loads(entry.value)
+                if isinstance(value, list) and all(isinstance(n, int | float) for n in value):
+                    said[entry.key] = value
+    return said
 
 
 def _order(sizes: list[int | None], asked: Any, name: str) -> tuple[str, tuple[int, int, int]]:
@@ -107,8 +113,12 @@ def _order(sizes: list[int | None], asked: Any, name: str) -> tuple[str, tuple[i
         order, own = "NHWC", [sizes[3], *sizes[1:3]]
     if asked is None and None in own:
         raise TeacherError(f"{name} leaves sizes of its input open ({text}): give shape as C,H,W")
-    shape = tuple(own if asked is None else asked)
-    if len(shape) != 3 or any(a not in (None, b) for a, b in zip(own, shape, strict=True)):
+    shape: Any = own if asked is None else asked
+    fits = isinstance(shape, list | tuple) and len(shape) == 3
+    if not fits or not all(
+        type(n) is int and m in (None, n) for m, n in zip(own, shape, strict=True)
+    ):
         hint = " (a signal is C,1,L)" if order == "NCL" else ""
         raise TeacherError(f"{name} takes {text} in the order {order}; got shape {shape}{hint}")
-    return order, shape
+    channels, height, width = shape
+    return order, (channels, height, width)
