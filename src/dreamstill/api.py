@@ -147,10 +147,11 @@ def load_teacher(
     precision: Precision | str = "auto",
     allow_pickle: bool = False,
 ) -> Teacher:
-    """Open a teacher from a file of weights.
+    """Open a teacher from a file of weights or of a whole network.
 
     Args:
-        weights: path of a .safetensors file or of a torch state dict.
+        weights: path of a .safetensors file, a torch state dict, or a network that needs no
+            factory (.onnx, .pt2, TorchScript); or a name such as timm:NAME.
         factory: "module:function" that builds the network. Default: the card's.
         input_spec: its input. Default: the card's.
         card: path of a .json or .toml file with factory, shape, mean and std or range. Default: the

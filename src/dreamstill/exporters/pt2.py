@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["open_pt2", "to_pt2"]
+__all__ = ["check_pt2", "open_pt2", "to_pt2"]
 
 MEMBERS = re.compile(
     r"[^/]+/(models/model\.json|data/sample_inputs/model\.pt"
@@ -50,7 +50,7 @@ def to_pt2(program: torch.export.ExportedProgram) -> bytes:
 def open_pt2(path: Path) -> Callable[[Tensor], Tensor]:
     """Return a file's function (N, C, H, W) -> (N, K); raise ValueError if it may hold code."""
     data = path.read_bytes()
-    _check(data)
+    check_pt2(data)
     module = torch.export.load(io.BytesIO(data)).module()
 
     def run(inputs: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def open_pt2(path: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _check(data: bytes) -> None:
+def check_pt2(data: bytes) -> None:
     """Raise ValueError if a file holds anything that `to_pt2` does not write."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()

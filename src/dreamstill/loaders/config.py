@@ -10,7 +10,7 @@ class TeacherFile:
     """Files and input of a teacher. Fields that are None are read from the card."""
 
     weights: Text
-    """The network: path of a .safetensors file, a torch state dict or a TorchScript file; or
+    """The network: path of a .safetensors, .onnx, .pt2 or TorchScript file or a state dict; or
     timm:NAME, torchvision:NAME (NAME@FILE: with the weights of FILE) or hf:FOLDER."""
     card: Text | None = None
     """Path of the card. Default: the name of the weights with .json or .toml."""

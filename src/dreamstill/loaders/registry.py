@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dreamstill.loaders import hub, state_dict, torchscript
+from dreamstill.loaders import hub, pt2, state_dict, torchscript
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
+from dreamstill.loaders.onnx import file as onnx
 
 __all__ = ["LOADERS", "Loader", "loader_of"]
 
@@ -21,6 +22,8 @@ class Loader(NamedTuple):
 
 LOADERS: dict[str, Loader] = {
     "hub": Loader(hub.reads, hub.load),
+    "onnx": Loader(onnx.reads, onnx.load),
+    "pt2": Loader(pt2.reads, pt2.load),
     "torchscript": Loader(torchscript.reads, torchscript.load),
     "state_dict": Loader(lambda weights: True, state_dict.load),
 }

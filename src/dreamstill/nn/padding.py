@@ -4,17 +4,19 @@ TensorFlow's padding `same` is not symmetric where the stride is 2, and networks
 such as EfficientNets, have a subclass of nn.Conv2d for it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from dreamstill.nn.copying import is_hooked
 from dreamstill.nn.hooks import eval_mode, first_input, watched
 
-__all__ = ["copy_padding", "make_padding_plain"]
+__all__ = ["copy_padding", "make_padding_plain", "pad_around"]
 
 Around = tuple[int, int, int, int]
 """Rows and columns of zeros left, right, above and below a map."""
@@ -79,7 +81,7 @@ def _plain(layer: nn.Conv2d, maps: list[Tensor]) -> nn.Conv2d | None:
     plain.groups = layer.groups
     plain.weight, plain.bias = layer.weight, layer.bias
     plain.train(layer.training)
-    _pad(plain, around)
+    pad_around(plain, around)
     same = all(torch.allclose(plain(x), layer(x), rtol=1e-4, atol=1e-5) for x in maps)
     return plain if same else None
 
@@ -98,12 +100,18 @@ def _around(layer: nn.Conv2d, x: Tensor) -> Around | None:
     return left + own_width, right + own_width, above + own_height, below + own_height
 
 
-def _pad(layer: nn.Conv2d, around: Around) -> None:
-    """Set the padding of a plain convolution, as torch itself does for padding="same"."""
-    left, right, above, below = around
-    layer.padding = above, left
+def pad_around(layer: _ConvNd, around: Sequence[int]) -> None:
+    """Set the padding of a plain convolution, as torch itself does for padding="same".
+
+    Args:
+        layer: convolution of any number of axes; changed.
+        around: zeros before and behind the last axis, then the one before it, as for F.pad.
+
+    """
+    before, behind = tuple(around[::2]), tuple(around[1::2])
+    layer.padding = before[::-1]
     layer._reversed_padding_repeated_twice = [*around]
-    if (left, above) != (right, below):
+    if before != behind:
         layer.padding_mode = "constant"  # type: ignore[assignment]  # so that they are read
 
 

@@ -1,0 +1,1 @@
+"""Open ONNX files as networks of torch: one table of operators."""
