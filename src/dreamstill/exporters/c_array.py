@@ -12,10 +12,10 @@ import numpy as np
 from dreamstill.exporters.litert import parse_tflite
 from dreamstill.input_spec import InputSpec
 
-__all__ = ["Buffer", "arena_bytes", "planned_bytes", "read_header", "to_header"]
+__all__ = ["Buffer", "activations", "arena_bytes", "planned_bytes", "read_header", "to_header"]
 
 ALIGNMENT = 16
-PER_MODEL, PER_TENSOR, PER_OPERATOR, PER_CHANNEL = 512, 24, 176, 8
+PER_MODEL, PER_TENSOR, PER_OPERATOR, PER_CHANNEL = 768, 24, 176, 8
 """Bytes that TensorFlow Lite Micro keeps besides activations, as measured on a 64-bit processor."""
 WITH_CHANNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 """Operators that keep a multiplier for each of their output channels."""
@@ -67,11 +67,12 @@ def arena_bytes(data: bytes) -> int:
     )
     overhead = PER_MODEL + PER_CHANNEL * channels
     overhead += PER_TENSOR * len(graph.tensors) + PER_OPERATOR * len(graph.operators)
-    return planned_bytes(_activations(graph)) + overhead
+    return planned_bytes(activations(data)) + overhead
 
 
-def _activations(graph: Any) -> list[Buffer]:
-    """Return the buffers of a graph in the order of its tensors."""
+def activations(data: bytes) -> list[Buffer]:
+    """Return the input, activations and output of a .tflite file, in the order of its tensors."""
+    graph = parse_tflite(data).subgraphs[0]
     first = dict.fromkeys(graph.inputs, 0)
     last = dict(first)
     for step, op in enumerate(graph.operators, 1):
@@ -100,6 +101,7 @@ def to_header(data: bytes, name: str, spec: InputSpec) -> bytes:
     model = parse_tflite(data)
     graph = model.subgraphs[0]
     name = re.sub(r"^(?=\d)", "_", re.sub(r"\W", "_", name, flags=re.ASCII))
+    planned = planned_bytes(activations(data))
     operators = sorted({_operator(model, op) for op in graph.operators})
     adds = [f"    resolver.Add{_resolver_name(operator)}();" for operator in operators]
     comment = [
@@ -109,7 +111,7 @@ def to_header(data: bytes, name: str, spec: InputSpec) -> bytes:
         f"    of pixels in [0, 1] as (pixel - mean) / std: mean {spec.mean}, std {spec.std}",
         _described(graph.tensors[graph.outputs[0]]),
         f"flash: {len(data)} bytes, and the code of the operators",
-        f"tensor arena: about {arena_bytes(data)} bytes; {_planned(graph)} of them for activations",
+        f"tensor arena: about {arena_bytes(data)} bytes, {planned} of them for activations",
         "operators:",
         f"    tflite::MicroMutableOpResolver<{len(operators)}> resolver;",
         *adds,
@@ -135,10 +137,6 @@ def read_header(path: Path) -> bytes:
     utils = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
     data: bytes = utils.xxd_output_to_bytes(path)
     return data
-
-
-def _planned(graph: Any) -> int:
-    return planned_bytes(_activations(graph))
 
 
 def _described(tensor: Any) -> str:

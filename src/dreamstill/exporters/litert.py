@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dreamstill.quiet import quiet_native
 
-__all__ = ["open_tflite", "parse_tflite", "to_int8_tflite", "to_tflite"]
+__all__ = ["open_tflite", "parse_tflite", "quantized", "to_int8_tflite", "to_tflite"]
 
 ChooseRange = Callable[[NDArray[Any], float, float], tuple[float, float]]
 """Function of a histogram, counts in equal bins of [low, high], to a range."""
@@ -57,7 +57,7 @@ def open_tflite(data: bytes) -> Callable[[Tensor], Tensor]:
     given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def run_one(image: Tensor) -> Tensor:
-        interpreter.set_tensor(given["index"], _quantized(image.numpy(), given))
+        interpreter.set_tensor(given["index"], quantized(image.numpy(), given))
         interpreter.invoke()
         return torch.from_numpy(_dequantized(interpreter.get_tensor(made["index"]), made))
 
@@ -109,22 +109,19 @@ def _ranges(
 
     Its own calibration takes a moving average of ranges, which clips the largest logits.
     """
-    lows, highs, counts = dict[str, float](), dict[str, float](), dict[str, NDArray[Any]]()
+    ranges = dict[str, tuple[float, float]]()
     for name, values in _activations(data, images):
-        lows[name] = min(lows.get(name, 0.0), float(values.min()))
-        highs[name] = max(highs.get(name, 0.0), float(values.max()))
+        low, high = ranges.get(name, (0.0, 0.0))  # 0 must be a value of the grid
+        ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
     if choose is not None:
+        counts = dict[str, NDArray[Any]]()
         for name, values in _activations(data, images):
-            found = np.histogram(values, BINS, (lows[name], highs[name]))[0]
+            found = np.histogram(values, BINS, ranges[name])[0]
             counts[name] = counts.get(name, 0) + found
-        for name, found in counts.items():
-            lows[name], highs[name] = choose(found, lows[name], highs[name])
+        ranges = {name: choose(found, *ranges[name]) for name, found in counts.items()}
     return {
-        name: {
-            "min": np.array([lows[name]], np.float32),
-            "max": np.array([highs[name]], np.float32),
-        }
-        for name in lows
+        name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+        for name, (low, high) in ranges.items()
     }
 
 
@@ -144,7 +141,8 @@ def _activations(
                 yield graph.tensors[index].name.decode(), values
 
 
-def _quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+def quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+    """Return floats as an interpreter's tensor takes them: rounded to its grid, if it has one."""
     scale, zero = tensor["quantization"]
     if not scale:
         return values
