@@ -138,24 +138,33 @@ def export_int8(
 
     try:
         with evaluating(model), quiet():
-            if path.suffix == ".onnx":
-                data = _to_onnx(model, spec, seen, chosen)
-            elif path.suffix == ".pt2":
-                quantizer = _quantizer(kernels, chosen)
-                data = to_pt2(_quantized(model, spec, seen, quantizer), spec)
-            elif path.suffix in (".tflite", ".h"):
-                data = _to_tflite(model, spec, seen, chosen)
-                if path.suffix == ".h":
-                    data = c_array.to_header(data, path.stem, spec)
-            else:
-                quantizer = _executorch(chosen)
-                data = to_pte(_quantized(model, spec, seen, quantizer), spec)
+            data = _to_file(path, model, spec, seen, chosen, kernels)
             write_atomically(path, data, check=compare, error=ExportError)
     except DreamstillError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # quantizers raise many kinds of their own
         raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
     return Int8Record(str(path), stored_bytes(path), agreements[0])
+
+
+def _to_file(
+    path: Path,
+    model: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    calibration: Calibration | None,
+    backend: Backend,
+) -> bytes:
+    if path.suffix == ".onnx":
+        return _to_onnx(model, spec, images, calibration)
+    if path.suffix == ".tflite":
+        return _to_tflite(model, spec, images, calibration)
+    if path.suffix == ".h":
+        return c_array.to_header(_to_tflite(model, spec, images, calibration), path.stem, spec)
+    if path.suffix == ".pt2":
+        quantizer = _quantizer(backend, calibration)
+        return to_pt2(_quantized(model, spec, images, quantizer), spec)
+    return to_pte(_quantized(model, spec, images, _executorch(calibration)), spec)
 
 
 class _Reader:
