@@ -14,7 +14,6 @@ import argparse
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from dreamstill.teacher import Teacher
 NETWORKS = {"lenet5_mnist": "mnist", "resnet20": "cifar10"}
 """Data set of each network."""
 SOURCES = {"default": "image_programs", "noise": "noise"}
+"""Methods of the images that are not real."""
 
 
 def source_images(source: str, teacher: Teacher, data: Path, num_images: int) -> Tensor:
@@ -56,64 +56,70 @@ def files(
     for kind in formats:
         path = folder / f"float.{kind}"
         export(teacher.module, path, teacher.input_spec)
-        yield f"{kind}, floats", path
+        yield f"floats, .{kind}", path
     for source in (*SOURCES, "real"):
         images = source_images(source, teacher, data, num_images)
         for kind in formats:
             path = folder / f"{source}.{kind}"
             export_int8(teacher.module, teacher.input_spec, images, path)
-            yield f"{kind}, int8 from {source} images", path
+            yield f"int8 from {source} images, .{kind}", path
 
 
 def measured(path: Path, teacher: Teacher, x: Tensor, y: Tensor, wanted: Tensor) -> dict[str, Any]:
     """Return what a file is and does: accuracy and agreement are in %."""
     run, runtime = load_exported(path), RUNTIMES[path.suffix[1:]]
     logits = answers(run, teacher.input_spec, x)
+    latency = measure_latency(run, teacher.input_spec, num_runs=200, runtime=runtime)
     row = {
         "runtime": runtime,
         "bytes": path.stat().st_size,
         "accuracy": round(100 * accuracy(logits, y), 2),
         "agreement": round(100 * agreement(logits, wanted), 2),
-        "latency_ms": asdict(measure_latency(run, teacher.input_spec, runtime=runtime)),
+        "latency_ms": round(latency.median, 3),
     }
     return row | ({"arena_bytes": arena_bytes(path.read_bytes())} if runtime == "LiteRT" else {})
+
+
+def teacher_path(name: str, folders: list[Path]) -> Path:
+    """Return the weights of a network in the first folder that has them; exit if none has."""
+    paths = [folder / f"{name}.safetensors" for folder in folders]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise SystemExit(f"there is no {' or '.join(map(str, paths))}: give --teachers FOLDER ...")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks device_files")
     default = os.environ.get("DREAMSTILL_DATA")
     parser.add_argument("--data", type=Path, default=default, required=default is None)
-    parser.add_argument(
-        "--teachers", type=Path, nargs="+", required=True, help="folders of the two networks"
-    )
+    parser.add_argument("--teachers", type=Path, nargs="+", required=True, help="folders of both")
     parser.add_argument("--formats", nargs="+", default=["onnx", "tflite"])
     parser.add_argument("--num_images", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/device_files.json"))
     args = parser.parse_args()
+    paths = {name: teacher_path(name, args.teachers) for name in NETWORKS}
     flush_denormals()
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # onnxruntime takes a thread a core
     record: dict[str, Any] = {
         "name": "device_files",
-        "settings": {"num_images": args.num_images, "threads": 1},
+        "data": "accuracy on the test set in %; latency of one image on one core",
+        "settings": {"num_images": args.num_images},
         "environment": environment("cpu"),
-        "networks": {},
+        "rows": {},
     }
     for name, data_set in NETWORKS.items():
-        paths = [folder / f"{name}.safetensors" for folder in args.teachers]
-        path = next((path for path in paths if path.exists()), None)
-        if path is None:
-            parser.error(
-                f"there is no {name}.safetensors in {' or '.join(map(str, args.teachers))}"
-            )
-        teacher, data = open_from(TeacherFile(weights=str(path))), args.data / f"{data_set}.npz"
+        teacher = open_from(TeacherFile(weights=str(paths[name])))
+        data = args.data / f"{data_set}.npz"
         x, y = load_images(data, teacher.input_spec, teacher.num_classes)
         wanted = predict(teacher.module, teacher.input_spec, x)
-        rows = record["networks"][name] = {"PyTorch": round(100 * accuracy(wanted, y), 2)}
         with tempfile.TemporaryDirectory() as folder:
             made = files(teacher, data, Path(folder), args.formats, args.num_images)
             for row, file in made:
-                rows[row] = measured(file, teacher, x, y, wanted)
-                print(name, row, rows[row], flush=True)
+                figures = measured(file, teacher, x, y, wanted)
+                record["rows"][f"{name}, {row}"] = figures
+                print(name, row, figures, flush=True)
                 write_json(args.out, record)
 
 

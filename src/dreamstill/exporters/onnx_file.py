@@ -28,6 +28,7 @@ def to_bytes(model: ir.Model, *, short_names: bool = False) -> bytes:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
     model.metadata_props.update(kept)
     if short_names:
         common.DeduplicateInitializersPass()(model)
