@@ -5,7 +5,6 @@ All of them are imported late: they are an extra, and take seconds.
 """
 
 import importlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -71,7 +70,6 @@ def parse_tflite(data: bytes) -> Any:
 
 
 def _converted(module: nn.Module, image: Tensor) -> bytes:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_native():
         convert = importlib.import_module("litert_torch").convert
         return bytes(convert(module, (image,)).model_content())
