@@ -17,6 +17,8 @@ __all__ = ["Buffer", "activations", "arena_bytes", "planned_bytes", "read_header
 ALIGNMENT = 16
 PER_MODEL, PER_TENSOR, PER_OPERATOR, PER_CHANNEL = 768, 24, 176, 8
 """Bytes that TensorFlow Lite Micro keeps besides activations, as measured on a 64-bit processor."""
+PLANNING = 72
+"""Bytes that it takes for a tensor while it plans, where activations will be."""
 WITH_CHANNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 """Operators that keep a multiplier for each of their output channels."""
 RESOLVER_NAMES = {"BATCH_MATMUL": "BatchMatMul"}
@@ -67,7 +69,7 @@ def arena_bytes(data: bytes) -> int:
     )
     overhead = PER_MODEL + PER_CHANNEL * channels
     overhead += PER_TENSOR * len(graph.tensors) + PER_OPERATOR * len(graph.operators)
-    return planned_bytes(activations(data)) + overhead
+    return max(planned_bytes(activations(data)), PLANNING * len(graph.tensors)) + overhead
 
 
 def activations(data: bytes) -> list[Buffer]:
