@@ -35,7 +35,9 @@ from dreamstill.exporters.litert import parse_tflite, quantized
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.nn.lenet import lenet5
 from dreamstill.nn.seeded import seeded
+from dreamstill.pipelines.deployment import compare_files
 from dreamstill.teacher import Teacher
 
 SPEC = InputSpec(shape=(3, 12, 7), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
@@ -224,3 +226,20 @@ def test_an_absent_library_is_named(
         export_int8(toys.small_cnn(), toys.SPEC, images, tmp_path / f"m.{kind}")
     with pytest.raises(ExportError, match=wanted):
         load_exported(tmp_path / f"m.{kind}")
+
+
+@litert
+def test_a_pipeline_times_files_in_litert(int8: Path, tmp_path: Path) -> None:
+    path = tmp_path / "1-int8.tflite"
+    path.write_bytes(int8.read_bytes())
+    written = [{"path": str(path), "bytes": path.stat().st_size}]
+    teacher: dict[str, Any] = {"weight_bytes": 10}
+    stage: dict[str, Any] = {"weight_bytes": 10, "task": "int8", "files": written}
+    module, spec = lenet5().eval(), InputSpec((1, 28, 28), (0.13,), (0.31,))
+    made = [("teacher", module, teacher), ("1-int8", module, stage)]
+    assert compare_files(tmp_path, made, spec) == "LiteRT"
+    assert teacher["file_bytes"] == (tmp_path / "teacher.tflite").stat().st_size
+    assert stage["smaller"] == pytest.approx(teacher["file_bytes"] / stage["file_bytes"])
+    for record in (teacher, stage):
+        assert record["latency_ms"]["runtime"] == "LiteRT"
+        assert record["latency_ms"]["median"] > 0
