@@ -150,8 +150,9 @@ def test_the_compiled_array_is_the_file(
     (tmp_path / "net.h").write_bytes(header)
     main = (
         '#include <stdio.h>\n#include "net.h"\n'
-        "int main(void) { return fwrite(_2_net_int8, 1, _2_net_int8_len, stdout) != _2_net_int8_len"
-        " || (unsigned long)_2_net_int8 % 16; }\n"
+        "int main(void) {\n"
+        "fwrite(_2_net_int8_tflite, 1, _2_net_int8_tflite_len, stdout);\n"
+        "return (unsigned long)_2_net_int8_tflite % 16;\n}\n"
     )
     command = ["gcc", "-x", language, "-Wall", "-Werror", "-", "-o", "net", "-I", "."]
     subprocess.run(command, input=main.encode(), cwd=tmp_path, check=True)
@@ -204,13 +205,15 @@ def test_tensorflow_lite_micro_agrees_and_needs_what_is_estimated(
 
 
 @litert
-@pytest.mark.parametrize("damage", ["half", "text"])
-def test_a_damaged_file_is_an_error(damage: str, int8: Path, tmp_path: Path) -> None:
-    data = int8.read_bytes()
-    path = tmp_path / "net.tflite"
-    path.write_bytes(data[: len(data) // 2] if damage == "half" else b"not a network")
-    with pytest.raises(ExportError, match=r"net.tflite does not open in its runtime"):
-        load_exported(path)
+@pytest.mark.parametrize("kind", ["tflite", "h"])
+def test_a_damaged_file_is_an_error(kind: str, int8: Path, tmp_path: Path) -> None:
+    whole = int8.read_bytes()
+    data = whole if kind == "tflite" else to_header(whole, "net", toys.SPEC)
+    path = tmp_path / f"net.{kind}"
+    for damaged in (data[: len(data) // 2], b"not a network", b"", whole[::-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(ExportError, match=rf"net.{kind} does not open in its runtime"):
+            load_exported(path)
 
 
 @pytest.mark.parametrize("kind", ["tflite", "h"])
@@ -224,6 +227,7 @@ def test_an_absent_library_is_named(
         export(toys.small_cnn(), tmp_path / f"m.{kind}", toys.SPEC)
     with pytest.raises(ExportError, match=wanted):
         export_int8(toys.small_cnn(), toys.SPEC, images, tmp_path / f"m.{kind}")
+    (tmp_path / f"m.{kind}").touch()
     with pytest.raises(ExportError, match=wanted):
         load_exported(tmp_path / f"m.{kind}")
 

@@ -96,18 +96,19 @@ def to_header(data: bytes, name: str, spec: InputSpec) -> bytes:
 
     Args:
         data: bytes of the .tflite file.
-        name: name of the array, made an identifier; its length is NAME_len.
+        name: name of the network; as an identifier, the array is NAME_tflite and its length
+            NAME_tflite_len.
         spec: input of the network.
 
     """
     model = parse_tflite(data)
     graph = model.subgraphs[0]
-    name = re.sub(r"^(?=\d)", "_", re.sub(r"\W", "_", name, flags=re.ASCII))
+    array = re.sub(r"^(?=\d)", "_", re.sub(r"\W", "_", name, flags=re.ASCII)) + "_tflite"
     planned = planned_bytes(activations(data))
     operators = sorted({_operator(model, op) for op in graph.operators})
     adds = [f"    resolver.Add{_resolver_name(operator)}();" for operator in operators]
     comment = [
-        f"{name}: a network for TensorFlow Lite Micro",
+        f"{array}: a network for TensorFlow Lite Micro",
         "",
         _described(graph.tensors[graph.inputs[0]]),
         f"    of pixels in [0, 1] as (pixel - mean) / std: mean {spec.mean}, std {spec.std}",
@@ -126,10 +127,10 @@ def to_header(data: bytes, name: str, spec: InputSpec) -> bytes:
         "#ifndef __cplusplus",
         "#include <stdalign.h>",
         "#endif",
-        f"alignas({ALIGNMENT}) static const unsigned char {name}[] = {{",
+        f"alignas({ALIGNMENT}) static const unsigned char {array}[] = {{",
         *(f"    {row}" for row in rows),
         "};",
-        f"static const unsigned int {name}_len = {len(data)};",
+        f"static const unsigned int {array}_len = {len(data)};",
     ]
     return ("\n".join(lines) + "\n").encode()
 

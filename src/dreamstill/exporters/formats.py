@@ -226,8 +226,8 @@ def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
     Raises ExportError if the file is missing or damaged, or if its runtime is not installed.
     """
     path = Path(path)
-    check_formats([path.suffix[1:]])
     with reading(path, ExportError, "does not open in its runtime"), quiet():
+        check_formats([path.suffix[1:]])
         if path.suffix == ".pte":
             _try_pte(path)
         return open_written(path)
