@@ -125,6 +125,8 @@ def test_a_users_own_network_from_file_to_device(
     summary = json.loads(capsys.readouterr().out)
     assert 0 <= summary["student"]["accuracy"] <= 1
     assert [e["format"] for e in summary["exports"]] == ["onnx", "pt2"]
+    runtimes = [e["latency_ms"]["runtime"] for e in summary["exports"]]
+    assert runtimes == ["onnxruntime", "PyTorch's torch.export"]
     assert "real.npz" in (run / "report.html").read_text()
 
 
