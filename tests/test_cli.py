@@ -125,6 +125,8 @@ def test_a_users_own_network_from_file_to_device(
     summary = json.loads(capsys.readouterr().out)
     assert 0 <= summary["student"]["accuracy"] <= 1
     assert [e["format"] for e in summary["exports"]] == ["onnx", "pt2"]
+    runtimes = [e["latency_ms"]["runtime"] for e in summary["exports"]]
+    assert runtimes == ["onnxruntime", "PyTorch's torch.export"]
     assert "real.npz" in (run / "report.html").read_text()
 
 
@@ -399,8 +401,8 @@ def test_unknown_formats_are_met_before_a_file_is_written(
 ) -> None:
     assert cli.main(distill(teacher)) == 0
     folder = teacher.parent / "run"
-    assert cli.main(["export", str(folder), "--formats", "onnx, tflite"]) == 2
-    assert "unknown format 'tflite'; known: onnx, pt2, pte" in capsys.readouterr().err
+    assert cli.main(["export", str(folder), "--formats", "onnx, pb"]) == 2
+    assert "unknown format 'pb'; known: onnx, pt2, pte" in capsys.readouterr().err
     assert not list(folder.glob("student.onnx"))
 
 
@@ -700,8 +702,8 @@ BAD: dict[str, tuple[Break, str]] = {
         "leave --synthesis.batch_size out",
     ),
     "an unknown format": (
-        lambda t: ["int8", *distill(t)[1:3], "--out", f"{t}.d", "--int8.formats", "tflite"],
-        "unknown format 'tflite'; known: onnx, pt2, pte",
+        lambda t: ["int8", *distill(t)[1:3], "--out", f"{t}.d", "--int8.formats", "pb"],
+        "unknown format 'pb'; known: onnx, pt2, pte",
     ),
     "fine-tuning that synthesizes": (
         lambda t: ["prune", *distill(t)[1:3], "--out", f"{t}.d", "--prune.finetune.prefill", "9"],

@@ -90,8 +90,8 @@ def test_a_prelu_of_vectors_goes_to_a_phone_too(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"unknown format 'tflite'; known: onnx, pt2, pte"):
-        export(toys.small_cnn(), tmp_path / "m.tflite", toys.SPEC)
+    with pytest.raises(ExportError, match=r"unknown format 'pb'; known: onnx, pt2, pte"):
+        export(toys.small_cnn(), tmp_path / "m.pb", toys.SPEC)
 
 
 def test_an_absent_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

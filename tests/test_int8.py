@@ -44,7 +44,7 @@ def test_an_int8_onnx_keeps_the_accuracy_in_onnxruntime(
     teacher, images = lenet
     path = tmp_path / "net.onnx"
     record = export_int8(teacher.module, teacher.input_spec, images, path, calibration=calibration)
-    assert record.bytes == path.stat().st_size < 0.6 * 4 * 61_706
+    assert record.bytes == path.stat().st_size < 1.15 * 61_706
     assert record.agreement > 0.9
     with as_file(files("dreamstill") / "assets" / "digits.npz") as digits:
         x, y = load_images(digits, teacher.input_spec, 10)
@@ -75,8 +75,10 @@ def test_two_images_are_enough(kind: str, tmp_path: Path) -> None:
 def first_step(path: Path) -> float:
     """Of the grid that the network's first layer puts out its values on."""
     if path.suffix == ".onnx":
-        held = {held.name: held for held in onnx.load(path).graph.initializer}
-        return float(numpy_helper.to_array(held["relu_scale"]))
+        graph = onnx.load(path).graph
+        held = {held.name: held for held in graph.initializer}
+        steps = [n.input[1] for n in graph.node if n.op_type == "QuantizeLinear"]
+        return float(numpy_helper.to_array(held[steps[1]]))  # after that of the input
     nodes = torch.export.load(path).module().graph.nodes
     steps = [n.args[1] for n in nodes if "decomposed.quantize_per_tensor" in str(n.target)]
     return float(steps[1])  # after that of the input
@@ -145,8 +147,8 @@ def test_an_int8_pte_keeps_the_accuracy_in_executorch(
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     teacher = toys.cnn_teacher()
-    with pytest.raises(ExportError, match=r"unknown format 'tflite'"):
-        export_int8(teacher.module, teacher.input_spec, torch.zeros(2), tmp_path / "net.tflite")
+    with pytest.raises(ExportError, match=r"unknown format 'pb'"):
+        export_int8(teacher.module, teacher.input_spec, torch.zeros(2), tmp_path / "net.pb")
 
 
 class Volume(nn.Module):

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
-__all__ = ["quiet", "without_messages"]
+__all__ = ["quiet", "quiet_native", "without_messages"]
 
 
 @contextlib.contextmanager
@@ -39,3 +41,20 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def quiet_native() -> Iterator[None]:
+    """Suppress what libraries in C++ write to the process's standard error inside the context."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed already
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +137,9 @@ def _export(arguments: argparse.Namespace) -> Any:
     page = write_report(folder)
     if not arguments.json:
         for record in records:
-            print_rows(record.format, asdict(record))
+            print_rows(record["format"], record)
         print_next(f"open {page}")
-    return [asdict(record) for record in records]
+    return records
 
 
 def _report(arguments: argparse.Namespace) -> Any:

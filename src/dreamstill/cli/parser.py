@@ -119,7 +119,7 @@ COMMANDS: dict[str, Command] = {
         (*TEACHER, *IMAGES, "quantize.weight_bits", "quantize.activation_bits"),
     ),
     "int8": Command(
-        "Write int8 files for onnxruntime, PyTorch or ExecuTorch.",
+        "Write int8 files for onnxruntime, PyTorch, ExecuTorch or LiteRT.",
         ImagesJob,
         (*TEACHER, *IMAGES, "int8.formats", "int8.calibration"),
     ),
@@ -163,10 +163,10 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "export": Command(
-        "Write a run's student as ONNX, .pt2 or .pte, run each file, and compare.",
+        "Write a run's student as ONNX, .pt2, .pte, .tflite or a C array, run it, and compare.",
         arguments=(
             RUN,
-            _argument("--formats", default="onnx,pt2", help="onnx, pt2, pte [onnx,pt2]"),
+            _argument("--formats", default="onnx,pt2", help="onnx, pt2, pte, tflite, h [onnx,pt2]"),
         ),
     ),
     "report": Command("Write the report page of a run.", arguments=(RUN,)),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluation import device_of, evaluating
-from dreamstill.exporters import pt2
+from dreamstill.exporters import c_array, litert, onnx_file, pt2
 from dreamstill.files.reading import StrPath, reading
 from dreamstill.files.writing import write_atomically
 from dreamstill.input_spec import InputSpec
@@ -34,6 +34,7 @@ __all__ = [
     "on_cpu",
     "onnxruntime",
     "open_written",
+    "stored_bytes",
     "to_pt2",
     "to_pte",
 ]
@@ -48,6 +49,7 @@ class ExportRecord:
     path: str
     format: str
     bytes: int
+    """Size of the file; of a C header, that of the array in it."""
     max_abs_difference: float
     """Largest absolute difference of a logit over batches of 1 and 7 random images."""
 
@@ -57,8 +59,9 @@ def check_formats(names: Iterable[str]) -> None:
     for name in names:
         if name not in _WRITERS:
             raise ExportError(f"unknown format {name!r}; known: {', '.join(_WRITERS)}")
-        if name == "pte" and importlib.util.find_spec("executorch") is None:
-            raise ExportError("no executorch: pip install 'dreamstill[executorch]'")
+        for library, extra in _EXTRAS.get(name, {}).items():
+            if importlib.util.find_spec(library) is None:
+                raise ExportError(f"no {library}: pip install 'dreamstill[{extra}]'")
 
 
 def on_cpu(module: nn.Module) -> nn.Module:
@@ -82,8 +85,9 @@ def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportReco
 
     Args:
         model: network on any device; not modified.
-        path: file to write: .onnx or .pt2, with a dynamic batch size, or .pte, with a batch size of
-            1 because ExecuTorch plans its memory ahead.
+        path: file to write: .onnx or .pt2, with a dynamic batch size; or .pte, .tflite, or .h (a C
+            array of a .tflite file), with a batch size of 1 because their runtimes plan memory
+            ahead.
         input_spec: input of the network.
 
     Returns:
@@ -106,12 +110,19 @@ def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportReco
     try:
         with evaluating(model), quiet():
             data = _WRITERS[kind](model, input_spec)
+            if kind == "h":
+                data = c_array.to_header(data, path.stem, input_spec)
             write_atomically(path, data, check=compare, error=ExportError)
     except DreamstillError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # exporters raise many kinds of their own
         raise ExportError(f"cannot export to {path.suffix}: {_reason(error)}") from error
-    return ExportRecord(str(path), kind, path.stat().st_size, differences[0])
+    return ExportRecord(str(path), kind, stored_bytes(path), differences[0])
+
+
+def stored_bytes(path: Path) -> int:
+    """Return the size of a file; of a C header, that of the array in it."""
+    return len(c_array.read_header(path)) if path.suffix == ".h" else path.stat().st_size
 
 
 def _reason(error: BaseException) -> str:
@@ -157,12 +168,9 @@ def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
         verbose=False,
     )
     assert program is not None
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # holds paths and lines of the source code
-    for name in ("shape", "mean", "std"):
+    for name in onnx_file.KEPT:
         program.model.metadata_props[name] = json.dumps(getattr(spec, name))
-    data: bytes = program.model_proto.SerializeToString()
-    return data
+    return onnx_file.to_bytes(program.model)  # without paths and lines of the source code
 
 
 def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
@@ -185,18 +193,41 @@ def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
     return bytes(lowered.to_executorch().buffer)
 
 
-_WRITERS = {"onnx": _to_onnx, "pt2": to_pt2, "pte": to_pte}
-RUNTIMES = {"onnx": "onnxruntime", "pt2": "PyTorch's torch.export", "pte": "ExecuTorch"}
+def _to_tflite(module: nn.Module, spec: InputSpec) -> bytes:
+    return litert.to_tflite(module, _example(spec, 1))
+
+
+_WRITERS = {
+    "onnx": _to_onnx,
+    "pt2": to_pt2,
+    "pte": to_pte,
+    "tflite": _to_tflite,
+    "h": _to_tflite,
+}
+_EXTRAS = {
+    "pte": {"executorch": "executorch"},
+    "tflite": {"litert_torch": "litert"},
+    "h": {"litert_torch": "litert"},
+}
+"""Libraries of a format that are optional, and the extra that installs each."""
+RUNTIMES = {
+    "onnx": "onnxruntime",
+    "pt2": "PyTorch's torch.export",
+    "pte": "ExecuTorch",
+    "tflite": "LiteRT",
+    "h": "LiteRT",
+}
 """Name of the runtime of each format."""
 
 
 def load_exported(path: StrPath) -> Callable[[Tensor], Tensor]:
-    """Open a .onnx, .pt2 or .pte file; return a function of inputs (N, C, H, W) to logits (N, K).
+    """Open an exported file; return a function of inputs (N, C, H, W) to logits (N, K).
 
-    Raises ExportError if the file is missing or damaged.
+    Raises ExportError if the file is missing or damaged, or if its runtime is not installed.
     """
     path = Path(path)
     with reading(path, ExportError, "does not open in its runtime"), quiet():
+        check_formats([path.suffix[1:]])
         if path.suffix == ".pte":
             _try_pte(path)
         return open_written(path)
@@ -236,6 +267,10 @@ def open_written(path: Path) -> Callable[[Tensor], Tensor]:
         return run_pte
     if path.suffix == ".pt2":
         return pt2.open_pt2(path)
+    if path.suffix in (".tflite", ".h"):
+        return litert.open_tflite(
+            c_array.read_header(path) if path.suffix == ".h" else path.read_bytes()
+        )
     session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run_onnx(inputs: Tensor) -> Tensor:

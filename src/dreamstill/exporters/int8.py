@@ -1,10 +1,10 @@
-"""Export static int8 files, calibrated on images, with onnxruntime and torchao PT2E.
+"""Export static int8 files, calibrated on images.
 
 `onnxruntime.quantization.quantize_static` quantizes .onnx files; torchao's `prepare_pt2e` and
-`convert_pt2e` quantize .pt2 and ExecuTorch's .pte files. torchao has no percentile or entropy
-calibration, so that onnxruntime's is used for all formats, with more histogram bins for entropy:
-the default, as many as int8 has steps, never narrows a range. Every file is run in its runtime and
-compared with the network.
+`convert_pt2e` quantize .pt2 and ExecuTorch's .pte files, and ai-edge-quantizer LiteRT's .tflite
+files. Only onnxruntime has percentile and entropy calibration, so that its own is used for all
+formats, with more histogram bins for entropy: the default, as many as int8 has steps, never narrows
+a range. Every file is run in its runtime and compared with the network.
 """
 
 import importlib
@@ -12,10 +12,12 @@ import importlib.util
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from dreamstill.config import from_plain
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluation import agreement, answers, evaluating, predict
+from dreamstill.exporters import c_array, litert, onnx_file
 from dreamstill.exporters.config import Backend, Calibration
 from dreamstill.exporters.formats import (
     check_formats,
@@ -30,6 +33,7 @@ from dreamstill.exporters.formats import (
     on_cpu,
     onnxruntime,
     open_written,
+    stored_bytes,
     to_pt2,
     to_pte,
 )
@@ -71,7 +75,7 @@ def check_int8_formats(names: Iterable[str]) -> None:
     """Raise ExportError if a format is unknown or its libraries are not installed."""
     kinds = set(names)
     check_formats(sorted(kinds))
-    if kinds - {"onnx"} and importlib.util.find_spec("torchao") is None:
+    if kinds & {"pt2", "pte"} and importlib.util.find_spec("torchao") is None:
         raise ExportError("no torchao: pip install 'dreamstill[quantize]'")
 
 
@@ -103,9 +107,10 @@ def export_int8(
         model: full-precision network on any device; not modified.
         spec: input of the network.
         images: uint8 (N, C, H, W), at most 1024 used: one half to calibrate, one to compare.
-        path: file to write, with suffix .onnx, .pt2 or .pte.
-        calibration: min-max, percentile or entropy; None: min-max in onnxruntime, least squared
-            error in torchao.
+        path: file to write, with suffix .onnx, .pt2, .pte, .tflite or .h (a C array of a .tflite
+            file).
+        calibration: min-max, percentile or entropy; None: least squared error for .pt2 and .pte,
+            min-max for the others.
         backend: kernels for .pt2.
 
     Raises:
@@ -133,20 +138,33 @@ def export_int8(
 
     try:
         with evaluating(model), quiet():
-            if path.suffix == ".onnx":
-                data = _to_onnx(model, spec, seen, chosen)
-            elif path.suffix == ".pt2":
-                quantizer = _quantizer(kernels, chosen)
-                data = to_pt2(_quantized(model, spec, seen, quantizer), spec)
-            else:
-                quantizer = _executorch(chosen)
-                data = to_pte(_quantized(model, spec, seen, quantizer), spec)
+            data = _to_file(path, model, spec, seen, chosen, kernels)
             write_atomically(path, data, check=compare, error=ExportError)
     except DreamstillError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # quantizers raise many kinds of their own
         raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
-    return Int8Record(str(path), path.stat().st_size, agreements[0])
+    return Int8Record(str(path), stored_bytes(path), agreements[0])
+
+
+def _to_file(
+    path: Path,
+    model: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    calibration: Calibration | None,
+    backend: Backend,
+) -> bytes:
+    if path.suffix == ".onnx":
+        return _to_onnx(model, spec, images, calibration)
+    if path.suffix == ".tflite":
+        return _to_tflite(model, spec, images, calibration)
+    if path.suffix == ".h":
+        return c_array.to_header(_to_tflite(model, spec, images, calibration), path.stem, spec)
+    if path.suffix == ".pt2":
+        quantizer = _quantizer(backend, calibration)
+        return to_pt2(_quantized(model, spec, images, quantizer), spec)
+    return to_pte(_quantized(model, spec, images, _executorch(calibration)), spec)
 
 
 class _Reader:
@@ -197,7 +215,15 @@ def _to_onnx(
             calibrate_method=methods.Percentile if percentile else methods.MinMax,
             extra_options={"CalibPercentile": PERCENTILE, "TensorQuantOverrides": overrides},
         )
-        return done.read_bytes()
+        return onnx_file.to_bytes(ir.load(done), short_names=True)
+
+
+def _to_tflite(
+    model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration | None
+) -> bytes:
+    by_histogram = calibration in (Calibration.PERCENTILE, Calibration.ENTROPY)
+    choose = partial(range_of, calibration) if calibration and by_histogram else None
+    return litert.to_int8_tflite(model, [spec.encode(image) for image in images.split(1)], choose)
 
 
 def _quantizer(backend: Backend, calibration: Calibration | None) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 
 from dreamstill.errors import ExportError
 from dreamstill.evaluation import evaluating
-from dreamstill.exporters.formats import RUNTIMES, export, load_exported
+from dreamstill.exporters.formats import RUNTIMES, export, load_exported, stored_bytes
 from dreamstill.input_spec import InputSpec
 from dreamstill.profiling import measure_latency
 
@@ -53,7 +53,7 @@ def compare_files(
         runtime, files = "PyTorch", {}
     for name, network, record in made:
         if "files" in record or name in files:
-            own = record["files"][0]["bytes"] if "files" in record else files[name].stat().st_size
+            own = record["files"][0]["bytes"] if "files" in record else stored_bytes(files[name])
             record["file_bytes"] = own
         record["bytes"] = record.get("file_bytes", record.get("weight_bytes"))
         record["smaller"] = size_ratio(made[0][2], record)

@@ -21,7 +21,7 @@ from dreamstill.evaluation import (
     expected_calibration_error,
     predict,
 )
-from dreamstill.exporters.formats import ExportRecord, check_formats, export
+from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.formatting import BASELINES
@@ -30,7 +30,7 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.pipelines.run_directory import check_fingerprints, locked, read_settings
-from dreamstill.profiling import measure_profile
+from dreamstill.profiling import measure_latency, measure_profile
 from dreamstill.teacher import Teacher
 
 __all__ = ["MOST_SHOWN", "export_run", "open_run", "read_run", "summarize"]
@@ -175,8 +175,10 @@ def _baselines(folder: Path, job: DistillJob, given: StrPath | None) -> dict[str
 
 def export_run(
     folder: StrPath, *, formats: tuple[str, ...] = ("onnx", "pt2")
-) -> list[ExportRecord]:
+) -> list[dict[str, Any]]:
     """Export the student to FOLDER/student.FORMAT, verify each file, and add it to the summary.
+
+    Returns a record of each file: that of the export, and the latency in the file's runtime.
 
     Raises ExportError, before any file is written, if a format is not available.
     """
@@ -187,10 +189,14 @@ def export_run(
         summary = read_summary(folder)
         with understood(folder / "summary.json", RunError, "is damaged"):
             kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
-        records = [
-            export(student, folder / f"student.{name}", teacher.input_spec) for name in formats
-        ]
-        summary["exports"] = kept + [asdict(record) for record in records]
+        records = []
+        for name in formats:
+            record = export(student, folder / f"student.{name}", teacher.input_spec)
+            latency = measure_latency(
+                load_exported(record.path), teacher.input_spec, runtime=RUNTIMES[name]
+            )
+            records.append(asdict(record) | {"latency_ms": asdict(latency)})
+        summary["exports"] = kept + records
         write_json(folder / "summary.json", summary)
         return records
 
