@@ -19,11 +19,28 @@ from benchmarks.kinds import open_kind
 from benchmarks.runner import CONFIGS, RECORDS, Kind, Record, run
 from dreamstill.pipelines.process import flush_denormals
 
-STUDIES = """
-any_teacher_networks architectures bad_inputs curve efficientnet_int8
-filled_shapes_data front independent kills kl_directions memory onnx_operators
-pictures robustness same_bits score speed table train_teacher
-""".split()
+STUDIES = (
+    "any_teacher_networks",
+    "architectures",
+    "bad_inputs",
+    "curve",
+    "device_files",
+    "efficientnet_int8",
+    "filled_shapes_data",
+    "front",
+    "independent",
+    "kills",
+    "kl_directions",
+    "memory",
+    "onnx_operators",
+    "pictures",
+    "robustness",
+    "same_bits",
+    "score",
+    "speed",
+    "table",
+    "train_teacher",
+)
 
 
 def first_line(path: Path) -> str:
