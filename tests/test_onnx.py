@@ -212,6 +212,26 @@ def test_a_student_of_a_factory_inherits_from_a_file(tmp_path: Path) -> None:
     assert "inherits its most important channels" in result.details["plan"][1]
 
 
+def block(width: int, *, norm: bool) -> list[nn.Module]:
+    """Two convolutions of a width, with BatchNorm or without, and a linear layer."""
+    norms = [[nn.BatchNorm2d(width)] if norm else [] for _ in range(2)]
+    first, second = nn.Conv2d(1, width, 3), nn.Conv2d(width, width, 3)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4)]
+    return [first, *norms[0], nn.ReLU(), second, *norms[1], nn.ReLU(), *head]
+
+
+def test_a_student_without_batch_norm_inherits_from_a_file_that_has_it_folded(
+    tmp_path: Path,
+) -> None:
+    path = written(nn.Sequential(*block(8, norm=True)), tmp_path / "net.onnx", (1, 8, 8))
+    teacher = ds.load_teacher(path, input_spec=SPEC)
+    student = nn.Sequential(*block(8, norm=False))
+    assert teacher.module.state_dict().keys() != student.state_dict().keys()
+    config = ds.DistillConfig(steps=0, inherit=True, reconstruct=0)
+    result = ds.distill(teacher, student, SPEC.noise(16), config)
+    assert difference(result.model, teacher.module, (1, 8, 8)) < 1e-5
+
+
 def model_of(
     nodes: list[onnx.NodeProto],
     *,
