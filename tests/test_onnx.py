@@ -21,6 +21,7 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
 from dreamstill.loaders.onnx.operators import OPERATORS
 from dreamstill.loaders.registry import loader_of
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.graph_network import GraphNetwork
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.saved_networks import read_network, save_network
@@ -312,6 +313,34 @@ def test_weights_of_other_floats_become_float32(tmp_path: Path) -> None:
     weights = {name: value.astype(np.float64) for name, value in WEIGHTS.items()}
     loaded = opened(saved(model_of([cast, conv, MEAN, back, flat], weights=weights), tmp_path))
     assert {value.dtype for value in loaded.module.state_dict().values()} == {torch.float32}
+
+
+def test_batch_norm_of_old_opsets_stands_beside_inputs_that_are_left_out(tmp_path: Path) -> None:
+    norm = helper.make_node("BatchNormalization", ["z", "s", "t", "m", "v"], ["n"])
+    clip = helper.make_node("Clip", ["n", "", "six"], ["c"])
+    mean = helper.make_node("GlobalAveragePool", ["c"], ["p"])
+    values = {
+        name: np.full(4, value, np.float32)
+        for name, value in zip("stmv", (2, 1, 3, 4), strict=True)
+    }
+    weights = {**WEIGHTS, **values, "six": np.float32(0.5)}
+    model = model_of([CONV, norm, clip, mean, FLAT], weights=weights, opset=13)
+    loaded = opened(saved(model, tmp_path))
+    inputs = torch.rand(2, 3, 8, 8)
+    z = F.conv2d(F.pad(inputs, (0, 1, 0, 1)), torch.tensor(WEIGHT), torch.tensor(BIAS), 2)
+    wanted = (2 * (z - 3) / (4 + 1e-5) ** 0.5 + 1).clamp(max=0.5).mean((2, 3))
+    assert torch.allclose(loaded.module(inputs), wanted, atol=1e-5)
+
+
+def test_mean_and_std_are_the_users_whatever_another_program_wrote(tmp_path: Path) -> None:
+    model = model_of([CONV, MEAN, FLAT], weights=WEIGHTS)
+    for key, value in (("mean", "about half"), ("std", '{"r": 1}'), ("shape", "?")):
+        model.metadata_props.add(key=key, value=value)
+    path = saved(model, tmp_path)
+    with pytest.raises(TeacherError, match="give mean and std, or range"):
+        open_from(TeacherFile(weights=str(path)))
+    teacher = open_from(TeacherFile(weights=str(path), mean=(0.5,) * 3, std=(0.25,) * 3))
+    assert teacher.input_spec == InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
 
 
 def test_a_size_that_the_file_leaves_open_is_asked_for(tmp_path: Path) -> None:
