@@ -160,6 +160,17 @@ def test_reshapes_are_said_without_widths_so_that_channels_can_be_removed(tmp_pa
     assert "reshape" not in steps
 
 
+def test_group_norm_of_torchs_older_exporter_is_a_layer(tmp_path: Path) -> None:
+    network = Squeezed()
+    for value in network.norm.parameters():
+        nn.init.uniform_(value, 0.5, 1.5)
+    loaded = opened(written(network, tmp_path / "net.onnx", (3, 16, 16), opset_version=17))
+    norm = loaded.module.get_submodule("norm")
+    assert isinstance(norm, nn.GroupNorm)
+    assert torch.equal(norm.weight, network.norm.weight)
+    assert difference(loaded.module, network, (3, 16, 16)) < 1e-5
+
+
 def test_our_own_export_is_a_teacher_with_its_input(tmp_path: Path) -> None:
     network = small_cnn().eval()
     export(network, tmp_path / "net.onnx", SPEC)
