@@ -113,27 +113,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORDS / "onnx_operators.json")
     parser.add_argument("--show", action="store_true", help="print why tests did not pass")
     args = parser.parse_args()
-    rows: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     reasons = {}
     for test in node_tests():
         said = outcome(test)
         kind, _, why = said.partition(": ")
         (name, *more) = operators_of(test)
-        rows.setdefault("functions of several nodes" if more else name, Counter())[kind] += 1
+        counts.setdefault("functions of several nodes" if more else name, Counter())[kind] += 1
         if why:
             reasons[test.name] = said
             if args.show:
                 print(test.name, said)
-    totals = sum(rows.values(), Counter[str]())
+    totals = sum(counts.values(), Counter[str]())
+    partly = {name: row for name, row in sorted(counts.items()) if len(row) > 1}
     record = {
         "name": "onnx_operators",
-        "data": "ONNX's own node tests of the operators that are claimed: passed, refused, failed",
+        "data": "ONNX's own node tests of the operators that are claimed, and operators not all of "
+        "whose tests pass",
         "onnx": onnx.__version__,
         "operators": len(OPERATORS),
-        "without_a_test": sorted(OPERATORS.keys() - rows.keys()),
-        "totals": totals,
+        "without_a_test": sorted(OPERATORS.keys() - counts.keys()),
         "environment": environment("cpu"),
-        "rows": dict(sorted(rows.items())),
+        "rows": {"all": totals} | partly,
+        "by_operator": dict(sorted(counts.items())),
         "not_passed": reasons,
     }
     write_json(args.out, record)

@@ -21,6 +21,7 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
 from dreamstill.loaders.onnx.operators import OPERATORS
 from dreamstill.loaders.registry import loader_of
+from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.graph_network import GraphNetwork
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.saved_networks import read_network, save_network
@@ -159,6 +160,17 @@ def test_reshapes_are_said_without_widths_so_that_channels_can_be_removed(tmp_pa
     assert "reshape" not in steps
 
 
+def test_group_norm_of_torchs_older_exporter_is_a_layer(tmp_path: Path) -> None:
+    network = Squeezed()
+    for value in network.norm.parameters():
+        nn.init.uniform_(value, 0.5, 1.5)
+    loaded = opened(written(network, tmp_path / "net.onnx", (3, 16, 16), opset_version=17))
+    norm = loaded.module.get_submodule("norm")
+    assert isinstance(norm, nn.GroupNorm)
+    assert torch.equal(norm.weight, network.norm.weight)
+    assert difference(loaded.module, network, (3, 16, 16)) < 1e-5
+
+
 def test_our_own_export_is_a_teacher_with_its_input(tmp_path: Path) -> None:
     network = small_cnn().eval()
     export(network, tmp_path / "net.onnx", SPEC)
@@ -210,6 +222,26 @@ def test_a_student_of_a_factory_inherits_from_a_file(tmp_path: Path) -> None:
     config = ds.DistillConfig(steps=1, batch_size=8, inherit=True)
     result = ds.distill(teacher, "toys:student", SPEC.noise(16), config)
     assert "inherits its most important channels" in result.details["plan"][1]
+
+
+def block(width: int, *, norm: bool) -> list[nn.Module]:
+    """Two convolutions of a width, with BatchNorm or without, and a linear layer."""
+    norms = [[nn.BatchNorm2d(width)] if norm else [] for _ in range(2)]
+    first, second = nn.Conv2d(1, width, 3), nn.Conv2d(width, width, 3)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4)]
+    return [first, *norms[0], nn.ReLU(), second, *norms[1], nn.ReLU(), *head]
+
+
+def test_a_student_without_batch_norm_inherits_from_a_file_that_has_it_folded(
+    tmp_path: Path,
+) -> None:
+    path = written(nn.Sequential(*block(8, norm=True)), tmp_path / "net.onnx", (1, 8, 8))
+    teacher = ds.load_teacher(path, input_spec=SPEC)
+    student = nn.Sequential(*block(8, norm=False))
+    assert teacher.module.state_dict().keys() != student.state_dict().keys()
+    config = ds.DistillConfig(steps=0, inherit=True, reconstruct=0)
+    result = ds.distill(teacher, student, SPEC.noise(16), config)
+    assert difference(result.model, teacher.module, (1, 8, 8)) < 1e-5
 
 
 def model_of(
@@ -292,6 +324,34 @@ def test_weights_of_other_floats_become_float32(tmp_path: Path) -> None:
     weights = {name: value.astype(np.float64) for name, value in WEIGHTS.items()}
     loaded = opened(saved(model_of([cast, conv, MEAN, back, flat], weights=weights), tmp_path))
     assert {value.dtype for value in loaded.module.state_dict().values()} == {torch.float32}
+
+
+def test_batch_norm_of_old_opsets_stands_beside_inputs_that_are_left_out(tmp_path: Path) -> None:
+    norm = helper.make_node("BatchNormalization", ["z", "s", "t", "m", "v"], ["n"])
+    clip = helper.make_node("Clip", ["n", "", "six"], ["c"])
+    mean = helper.make_node("GlobalAveragePool", ["c"], ["p"])
+    values = {
+        name: np.full(4, value, np.float32)
+        for name, value in zip("stmv", (2, 1, 3, 4), strict=True)
+    }
+    weights = {**WEIGHTS, **values, "six": np.float32(0.5)}
+    model = model_of([CONV, norm, clip, mean, FLAT], weights=weights, opset=13)
+    loaded = opened(saved(model, tmp_path))
+    inputs = torch.rand(2, 3, 8, 8)
+    z = F.conv2d(F.pad(inputs, (0, 1, 0, 1)), torch.tensor(WEIGHT), torch.tensor(BIAS), 2)
+    wanted = (2 * (z - 3) / (4 + 1e-5) ** 0.5 + 1).clamp(max=0.5).mean((2, 3))
+    assert torch.allclose(loaded.module(inputs), wanted, atol=1e-5)
+
+
+def test_mean_and_std_are_the_users_whatever_another_program_wrote(tmp_path: Path) -> None:
+    model = model_of([CONV, MEAN, FLAT], weights=WEIGHTS)
+    for key, value in (("mean", "about half"), ("std", '{"r": 1}'), ("shape", "?")):
+        model.metadata_props.add(key=key, value=value)
+    path = saved(model, tmp_path)
+    with pytest.raises(TeacherError, match="give mean and std, or range"):
+        open_from(TeacherFile(weights=str(path)))
+    teacher = open_from(TeacherFile(weights=str(path), mean=(0.5,) * 3, std=(0.25,) * 3))
+    assert teacher.input_spec == InputSpec((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
 
 
 def test_a_size_that_the_file_leaves_open_is_asked_for(tmp_path: Path) -> None:

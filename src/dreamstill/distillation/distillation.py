@@ -14,6 +14,7 @@ from dreamstill.distillation.batch_stream import BatchStream
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
+from dreamstill.nn.graph_network import named_like
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import measured_divergence
@@ -84,8 +85,9 @@ class Distillation(Trainer):
         if self.inherited is not None and self.to_reconstruct:
             images = self.stream.buffer.images(self.to_reconstruct).to(self.rng.device)
             inputs = self.teacher.input_spec.encode(images)
+            whole = named_like(self.teacher.module, self.student)
             layer_reconstruction.reconstruct(
-                self.teacher.module, self.student, self.inherited, inputs, rng=self.rng
+                whole, self.student, self.inherited, inputs, rng=self.rng
             )
             self.to_reconstruct = 0
         if not self.stream.fresh_every:  # all images are made

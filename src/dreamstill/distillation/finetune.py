@@ -11,6 +11,7 @@ from dreamstill.distillation.layer_reconstruction import reconstruct as reconstr
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import DataError
+from dreamstill.nn.graph_network import named_like
 from dreamstill.nn.hooks import some_of
 from dreamstill.progress import Progress
 from dreamstill.synthesis.validation_set import validation_set
@@ -64,7 +65,8 @@ def finetune(
     )
     if inherited is not None and reconstruct:
         shown = spec.encode(some_of(images, reconstruct).to(rng.device))
-        reconstruct_layers(teacher.module, student, inherited, shown, rng=rng)
+        whole = named_like(teacher.module, student)
+        reconstruct_layers(whole, student, inherited, shown, rng=rng)
     for progress in trainer.run():
         on_progress(progress)
     return trainer.chosen

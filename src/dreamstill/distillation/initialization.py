@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError, TeacherError
+from dreamstill.nn.graph_network import named_like
 from dreamstill.teacher import Teacher
 
 __all__ = ["Start", "initialize"]
@@ -35,7 +36,8 @@ def initialize(teacher: Teacher, student: nn.Module, config: DistillConfig) -> S
     if config.inherit is False:
         return Start(None, "The student starts with its own, usually random weights, as asked.")
     try:
-        inherited = inherit(teacher.module, student, teacher.input_spec)
+        whole = named_like(teacher.module, student)
+        inherited = inherit(whole, student, teacher.input_spec)
     except (ConfigError, TeacherError) as error:
         if config.inherit is True or not config.steps:
             raise

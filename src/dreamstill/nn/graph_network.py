@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FUNCTIONS", "GraphNetwork", "Step", "add_part"]
+__all__ = ["FUNCTIONS", "GraphNetwork", "Step", "add_part", "named_like"]
 
 Step = tuple[str, tuple[Any, ...], tuple[str, ...], dict[str, Any]]
 """An operation, its inputs, its outputs and its attributes.
@@ -81,10 +81,45 @@ class GraphNetwork(nn.Module):
             parts |= {name: attrgetter(name)(self) for name in _parts_of(step)}
         return GraphNetwork(self.steps, parts, self.graph_input, output).eval()
 
+    def renamed(self, names: Mapping[str, str]) -> "GraphNetwork":
+        """Return the network with other names of layers; it shares its parts."""
+        parts = {new: self.get_submodule(old) for old, new in names.items()}
+        steps = [
+            (op, inputs, outputs, {"name": names[given["name"]]} if op == "layer" else given)
+            for op, inputs, outputs, given in self.steps
+        ]
+        return GraphNetwork(steps, parts, self.graph_input, self.graph_output).eval()
+
     def _value(self, values: dict[str, Any], name: Any) -> Any:
         if not isinstance(name, str):
             return name
         return values[name] if name.startswith("%") else attrgetter(name)(self)
+
+
+def named_like(network: nn.Module, other: nn.Module) -> nn.Module:
+    """Return a network with the names of another's layers if it has as many of the same kinds.
+
+    An export that folds BatchNorm leaves gaps in the numbers of layers, which a network that was
+    built without it does not have. A network that is no `GraphNetwork` is returned as it is.
+    """
+    if not isinstance(network, GraphNetwork) or network.state_dict().keys() == {
+        *other.state_dict()
+    }:
+        return network
+    layers = dict.fromkeys(step[3]["name"] for step in network.steps if step[0] == "layer")
+    theirs = {name: _kind(part) for name, part in other.named_modules() if _kind(part)}
+    ours = {name: _kind(network.get_submodule(name)) for name in layers}
+    weighty = [name for name, kind in ours.items() if kind]
+    parts = {name for step in network.steps for name in _parts_of(step)}
+    if parts != {*layers} or [ours[name] for name in weighty] != [*theirs.values()]:
+        return network
+    rest = {name: f"_{name}" for name in layers if name not in weighty}  # such as ReLU6
+    return network.renamed(rest | dict(zip(weighty, theirs, strict=True)))
+
+
+def _kind(layer: nn.Module) -> list[tuple[str, int]]:
+    """Return the names and numbers of axes of a layer's own parameters."""
+    return [(name, value.ndim) for name, value in layer.named_parameters(recurse=False)]
 
 
 def add_part(network: nn.Module, name: str, part: nn.Module | Tensor) -> None:

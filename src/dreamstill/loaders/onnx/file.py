@@ -23,6 +23,7 @@ from dreamstill.loaders.onnx.graph import Graph
 from dreamstill.loaders.onnx.input import FileInput, inputs_of
 from dreamstill.loaders.onnx.operators import OPERATORS, check_operators
 from dreamstill.nn.graph_network import GraphNetwork
+from dreamstill.quiet import quiet
 
 __all__ = ["check_equal", "load", "network_of", "reads"]
 
@@ -133,9 +134,10 @@ def _runtime(model: onnx.ModelProto, name: str) -> Callable[[np.ndarray], np.nda
     options = onnxruntime().SessionOptions()
     options.log_severity_level = 4
     try:
-        session: Any = onnxruntime().InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with quiet():  # it prints what it raises
+            session: Any = onnxruntime().InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
     except Exception:  # the library raises several kinds, also for floats of 64 bits
         with understood(name, TeacherError, "does not open in onnxruntime"):
             session = ReferenceEvaluator(model)
@@ -158,15 +160,10 @@ def check_equal(
     num = given.batch or 3
     rng = torch.Generator().manual_seed(0)
     inputs = torch.rand(given.shape_of(2 * num), generator=rng)
-    with torch.no_grad():
-        try:
-            got = network(inputs)
-        except Exception as error:
-            raise TeacherError(
-                f"{name} cannot be run as it was read: {first_line(error)}"
-            ) from error
-    parts = given.in_file(inputs).split(num)
-    wanted = torch.cat([torch.from_numpy(run(part.numpy())).float() for part in parts])
+    with torch.no_grad(), understood(name, TeacherError, "does not run"):
+        got = network(inputs)
+        parts = given.in_file(inputs).split(num)
+        wanted = torch.cat([torch.from_numpy(run(part.numpy())).float() for part in parts])
     allowed = tolerance * max(1.0, wanted.abs().max().item())
     difference = _difference(got, wanted)
     if not difference <= allowed:

@@ -314,7 +314,7 @@ class Graph:
         while any(
             f"{a}.".startswith(f"{b}.") for one in self.parts for a, b in ((one, name), (name, one))
         ):
-            name = f"{name}_"
+            name = f"{name.replace('.', '_')}_"
         return name
 
     def network(self, output: str) -> GraphNetwork:

@@ -212,9 +212,11 @@ def batch_norm(graph: Graph, node: Node) -> Any:
 
 
 def instance_norm(graph: Graph, node: Node) -> Any:
-    """Lower InstanceNormalization to nn.InstanceNorm1d, 2d or 3d."""
+    """Lower InstanceNormalization to nn.InstanceNorm1d, 2d or 3d, or to the GroupNorm it is of."""
     x = graph.operand(node.input)
     scale, shift = graph.constant(node.inputs[1]), graph.constant(node.inputs[2])
+    if (scale == 1).all() and (shift == 0).all() and (grouped := _group_norm_of(graph, node, x)):
+        return grouped
     kind = INSTANCE_NORMS[graph.rank(x) - 3]
 
     def make() -> nn.Module:
@@ -222,6 +224,36 @@ def instance_norm(graph: Graph, node: Node) -> Any:
         return _filled(layer, scale, shift)
 
     return graph.layer(node, make, x, *node.inputs[1:3])
+
+
+def _group_norm_of(graph: Graph, node: Node, x: Any) -> Any:
+    """Lower GroupNorm as torch's older exporter writes it; None if a node is of something else.
+
+    It is a Reshape to groups, InstanceNormalization, a Reshape back, Mul and Add.
+    """
+    made = [inputs[0] for op, inputs, outputs, _ in graph.steps if op == "reshape" and x in outputs]
+    names, weights = [node.outputs[0]], list[str]()
+    for op in ("Reshape", "Mul", "Add"):
+        after = graph.only_reader(names[-1])
+        if not made or after is None or after.op_type != op:
+            return None
+        names.append(after.output[0])
+        if op != "Reshape":
+            weights += [n for n in after.input if n in graph.values and graph.known(n)]
+    width = graph.shape(made[0])[1]
+    if [graph.constant(name).size for name in weights] != [width, width]:
+        return None
+    scale, shift = (graph.constant(name).ravel() for name in weights)
+
+    def make() -> nn.Module:
+        num_groups = graph.shape(x)[1]
+        layer = nn.GroupNorm(num_groups, width, eps=node.get("epsilon", 1e-5), device="meta")
+        return _filled(layer, scale, shift)
+
+    y = graph.layer(node, make, made[0], *weights)
+    graph.merged.update(names[1:])
+    graph.values[names[-1]] = y
+    return y
 
 
 def layer_norm(graph: Graph, node: Node) -> Any:
