@@ -41,10 +41,10 @@ def to_int8_tflite(
     quantizer = importlib.import_module("ai_edge_quantizer.quantizer")
     recipe = importlib.import_module("ai_edge_quantizer.recipe")
     data = _converted(module, images[0])
-    quantized = quantizer.Quantizer(data, recipe.static_wi8_ai8()).quantize(
+    result = quantizer.Quantizer(data, recipe.static_wi8_ai8()).quantize(
         _ranges(data, images, choose), enable_progress_report=False
     )
-    return _packed(parse_tflite(quantized.quantized_model))
+    return _packed(parse_tflite(result.quantized_model))
 
 
 def open_tflite(data: bytes) -> Callable[[Tensor], Tensor]:

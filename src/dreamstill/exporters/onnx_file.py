@@ -4,8 +4,6 @@ Exporters write shapes of intermediate values, the graph that they came from, an
 tenth of an int8 file of a small network.
 """
 
-from itertools import chain
-
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -32,10 +30,14 @@ def to_bytes(model: ir.Model, *, short_names: bool = False) -> bytes:
     model.metadata_props.update(kept)
     if short_names:
         common.DeduplicateInitializersPass()(model)
+        held = [*model.graph.initializers.values()]
+        model.graph.initializers.clear()  # a new name may be another's old one
         made = [output for node in model.graph.all_nodes() for output in node.outputs]
-        for number, value in enumerate(chain([*model.graph.initializers.values()], made)):
+        for number, value in enumerate([*held, *made]):
             if not value.is_graph_output():
                 value.name = f"{number:x}"
+        for value in held:
+            model.graph.initializers.add(value)
     for node in model.graph.all_nodes():
         node.name = None
     proto = ir.to_proto(model)
