@@ -38,6 +38,7 @@ from dreamstill.distillation.plan import (
     plan_on_images,
     with_time_left,
 )
+from dreamstill.distillation.suiting import check_baselines, suited_to_method
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
 from dreamstill.exporters.formats import export
@@ -291,6 +292,8 @@ def distill(
     config = config or DistillConfig()
     if bound is not None and not baselines:
         raise ConfigError("bound has no effect without baselines: leave it out")
+    if baselines:
+        check_baselines(teacher)
     rng = torch.Generator(teacher.device).manual_seed(seed)
     real = None if bound is None else _images(bound, teacher)
     result, method = _distilled(teacher, student, images, config, seed, progress)
@@ -341,6 +344,7 @@ def _distilled(
                 **options,
             )
         else:
+            config = suited_to_method(teacher, config, method)
             buffer = ReplayBuffer(None, teacher.input_spec, config.buffer_size)
             validation_set(teacher, config.num_validation, note)
             work = Distillation(teacher, network, method, buffer, config, **options)
