@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dreamstill.black_box.config import BlackBoxConfig
 from dreamstill.compression.config import (
     FactorizeConfig,
     MergeConfig,
@@ -147,11 +148,13 @@ def load_teacher(
     device: str = "cpu",
     precision: Precision | str = "auto",
     allow_pickle: bool = False,
+    black_box: BlackBoxConfig | None = None,
 ) -> Teacher:
-    """Open a teacher from a file of weights.
+    """Open a teacher from a file of weights, or one of which only the answers are known.
 
     Args:
-        weights: path of a .safetensors file or of a torch state dict.
+        weights: path of a .safetensors file or of a torch state dict, or another name that
+            `TeacherFile.weights` describes.
         factory: "module:function" that builds the network. Default: the card's.
         input_spec: its input. Default: the card's.
         card: path of a .json or .toml file with factory, shape, mean and std or range. Default: the
@@ -160,6 +163,7 @@ def load_teacher(
         device: where to put it, such as "cpu" or "cuda".
         precision: float32, bfloat16, or auto for the faster one.
         allow_pickle: consent to run the code in a full pickle; never for a file you do not trust.
+        black_box: how it is asked, where only the answers are known.
 
     Raises:
         ConfigError: there is no factory, or the device is not available.
@@ -173,6 +177,7 @@ def load_teacher(
         factory=factory,
         num_classes=num_classes,
         allow_pickle=allow_pickle,
+        black_box=black_box,
         **spec,
     )
     teacher = open_from(file, device=device, precision=Precision(precision))

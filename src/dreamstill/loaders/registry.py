@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dreamstill.loaders import hub, state_dict, torchscript
+from dreamstill.loaders import black_box, hub, state_dict, torchscript
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
 
@@ -20,6 +20,7 @@ class Loader(NamedTuple):
 
 
 LOADERS: dict[str, Loader] = {
+    "black_box": Loader(black_box.reads, black_box.load),
     "hub": Loader(hub.reads, hub.load),
     "torchscript": Loader(torchscript.reads, torchscript.load),
     "state_dict": Loader(lambda weights: True, state_dict.load),
