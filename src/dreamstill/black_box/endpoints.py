@@ -7,7 +7,8 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from typing import IO, Any
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +72,11 @@ class HttpEndpoint:
             with self._opener.open(request, timeout=self.timeout) as response:
                 return self._read(response)
         except urllib.error.HTTPError as error:
-            with error:
-                if error.code >= 500 or error.code == http.client.TOO_MANY_REQUESTS:
-                    raise ConnectionError(f"HTTP {error.code} {error.reason}") from error
+            if error.code >= 500 or error.code == http.client.TOO_MANY_REQUESTS:
+                error.close()
+                raise ConnectionError(f"HTTP {error.code} {error.reason}") from error
+            said = ""
+            with error, suppress(OSError):
                 said = error.read(200).decode(errors="replace")
             raise TeacherError(
                 f"{self.url} refused a request with HTTP {error.code} {error.reason}: {said}"
@@ -85,10 +88,12 @@ class HttpEndpoint:
         except http.client.HTTPException as error:  # cut off, or not HTTP
             raise ConnectionError(repr(error)) from error
 
-    def _read(self, response: IO[bytes]) -> Any:
+    def _read(self, response: http.client.HTTPResponse) -> Any:
         data = response.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise TeacherError(f"{self.url} answers with more than {MOST_BYTES:,} bytes")
+        if response.length:
+            raise ConnectionError(f"its answer ended {response.length:,} bytes early")
         try:
             if data.startswith(NPY):
                 return np.load(io.BytesIO(data), allow_pickle=False)

@@ -87,9 +87,9 @@ class Interface(nn.Module):
         """
         images = pixels.cpu().numpy()
         keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-        first = {key: index for index, key in reversed([*enumerate(keys)])}
+        first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         known = self.store.find([*first])
-        new = [index for key, index in first.items() if key not in known]
+        new = sorted(index for key, index in first.items() if key not in known)
         self._check_budget(len(new))
         for start in range(0, len(new), self.config.batch_size):
             some = new[start : start + self.config.batch_size]
