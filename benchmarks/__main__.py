@@ -20,9 +20,9 @@ from benchmarks.runner import CONFIGS, RECORDS, Kind, Record, run
 from dreamstill.pipelines.process import flush_denormals
 
 STUDIES = (
-    *("any_teacher_networks", "bad_inputs", "curve", "efficientnet_int8", "filled_shapes_data"),
-    *("front", "independent", "kills", "kl_directions", "memory", "pictures"),
-    *("robustness", "same_bits", "score", "speed", "table", "train_teacher"),
+    *("any_teacher_networks", "bad_inputs", "black_box", "curve", "efficientnet_int8"),
+    *("filled_shapes_data", "front", "independent", "kills", "kl_directions", "memory"),
+    *("pictures", "robustness", "same_bits", "score", "speed", "table", "train_teacher"),
 )
 
 

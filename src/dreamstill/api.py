@@ -265,9 +265,7 @@ def distill(
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Result:
-    """Train a student toward a teacher.
-
-    What is about to be done, and why, is logged at level INFO.
+    """Train a student toward a teacher; log what is about to be done, and why, at level INFO.
 
     Args:
         teacher: the network to learn from.
@@ -297,8 +295,7 @@ def distill(
     config = config or DistillConfig()
     if bound is not None and not baselines:
         raise ConfigError("bound has no effect without baselines: leave it out")
-    if baselines:
-        check_baselines(teacher)
+    check_baselines(teacher, baselines)
     rng = torch.Generator(teacher.device).manual_seed(seed)
     real = None if bound is None else _images(bound, teacher)
     result, method = _distilled(teacher, student, images, config, seed, progress)

@@ -10,7 +10,7 @@ from dreamstill.black_box.config import Answers, BlackBoxConfig
 from dreamstill.black_box.endpoints import OnnxFile
 from dreamstill.black_box.forward_differences import estimated
 from dreamstill.black_box.interface import Answer, Interface
-from dreamstill.config import Precision, from_plain
+from dreamstill.config import MOST, Precision, from_plain
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.files.reading import StrPath
 from dreamstill.input_spec import InputSpec
@@ -137,7 +137,7 @@ class BlackBox(Teacher):
     @queries.setter
     def queries(self, num: int) -> None:
         """Count those of a run that is resumed without a cache; the number never falls."""
-        self.module.store.spend(num - self.queries, num)
+        self.module.store.spend(max(0, num - self.queries), MOST)
 
     @property
     def device(self) -> torch.device:

@@ -62,9 +62,9 @@ def suited_to_method(teacher: Teacher, config: DistillConfig, method: Method) ->
     return replace(config, prefill=prefill, fresh_every=0, buffer_size=most)
 
 
-def check_baselines(teacher: Teacher) -> None:
-    """Raise ConfigError if baselines would have to share a budget with the student."""
-    if teacher.capabilities.budget is not None:
+def check_baselines(teacher: Teacher, wanted: bool) -> None:
+    """Raise ConfigError if baselines are wanted that would share a budget with the student."""
+    if wanted and teacher.capabilities.budget is not None:
         raise ConfigError(
             "baselines would share the budget of the black box: distill on images of noise by "
             "itself, with a black box and a budget of its own"

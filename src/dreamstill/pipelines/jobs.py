@@ -79,8 +79,7 @@ def distill_with_baselines(
     folder: StrPath, job: DistillJob, teacher: Teacher, *, resume: bool, on_progress: OnProgress
 ) -> None:
     """Distill in a directory, and the baselines of the job in directories below it."""
-    if job.baselines:
-        check_baselines(teacher)
+    check_baselines(teacher, job.baselines)
     if job.bound is not None:
         load_unlabelled(job.bound, teacher.input_spec)  # raises before any work
     distill(folder, job, teacher, resume=resume, on_progress=on_progress)
