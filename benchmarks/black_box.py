@@ -38,7 +38,7 @@ from dreamstill.pipelines.run_directory import environment
 __all__ = ["Handler", "answering", "faults", "rows"]
 
 TEACHER = "benchmarks/teachers/lenet5_mnist.safetensors"
-STEPS = 4000
+STEPS, BATCH_SIZE = 5000, 128
 STUDENTS = ("lenet5_half", "lenet5")
 BUDGETS = (10_000, 30_000, 100_000)
 RECORD = RECORDS / "black_box.json"
@@ -84,7 +84,7 @@ def measured(row: str, seed: int, x: torch.Tensor, y: torch.Tensor) -> dict[str,
         answering(known.module, answers), known.input_spec, config, num_classes=10
     )
     begun = time.monotonic()
-    course = ds.DistillConfig(steps=STEPS, validate_every=200)
+    course = ds.DistillConfig(steps=STEPS, batch_size=BATCH_SIZE, validate_every=250)
     images: Any = ds.NoiseConfig() if method == "noise" else method
     result = ds.distill(teacher, f"dreamstill.nn.lenet:{student}", images, course, seed=seed)
     right = ds.evaluate(result.model, x, y, known.input_spec)["accuracy"]
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--faults", action="store_true", help="of the server alone")
     args = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {"rows": {}}
-    settings = {"steps": STEPS, "batch_size": ds.DistillConfig().batch_size}
+    settings = {"steps": STEPS, "batch_size": BATCH_SIZE}
     record |= {"name": "black_box", "data": "mnist", "teacher": TEACHER, "settings": settings}
     record["environment"] = environment("cpu")
     if args.faults:

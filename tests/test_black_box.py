@@ -229,17 +229,7 @@ def test_a_cache_is_of_one_teacher(tmp_path: Path) -> None:
 
 
 def _ask_slowly(cache: Path, log: Path) -> None:
-    def test_the_count_of_queries_never_falls() -> None:
-    teacher = opened(Service(), budget=100)
-    teacher.queries = 50  # of the run that is resumed
-    assert teacher.queries == 50
-    teacher.queries = 10
-    assert teacher.queries == 50
-    with pytest.raises(BudgetError, match="50 of 100"):
-        teacher(inputs(51))
-
-
-def answer(images: np.ndarray[Any, Any]) -> Any:
+    def answer(images: np.ndarray[Any, Any]) -> Any:
         with log.open("a") as file:
             file.writelines(f"{image.tobytes().hex()}\n" for image in images)
         return Service()(images)
@@ -379,6 +369,16 @@ def test_the_validation_set_costs_a_query_an_image() -> None:
     assert torch.allclose(
         found.logits, toys.quadrants()(SPEC.encode(found.images)).detach(), atol=1e-5
     )
+
+
+def test_the_count_of_queries_never_falls() -> None:
+    teacher = opened(Service(), budget=100)
+    teacher.queries = 50  # of the run that is resumed
+    assert teacher.queries == 50
+    teacher.queries = 10
+    assert teacher.queries == 50
+    with pytest.raises(BudgetError, match="50 of 100"):
+        teacher(inputs(51))
 
 
 def answer(images: np.ndarray[Any, Any]) -> Any:
