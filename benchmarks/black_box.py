@@ -158,9 +158,8 @@ def faults(budget: int = 4000) -> dict[str, Any]:
             with Server(faulty=name == "faults") as server:
                 threading.Thread(target=server.serve_forever, daemon=True).start()
                 if name != "faults":
-                    _killed(
-                        server, out, budget // 2, wait=0.3 * (name == "killed between requests")
-                    )
+                    wait = 0.3 if name == "killed between requests" else 0.0
+                    _killed(server, out, budget // 2, wait=wait)
                 before = server.num_images
                 command = _command(server, out, budget)
                 resume = ["--resume", str(out)] if (out / "checkpoint.pt").is_file() else command
@@ -228,15 +227,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
     parser.add_argument("--rows", nargs="+", choices=[*rows()], default=[*rows()], metavar="ROW")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RECORD, help=f"JSON record [{RECORD}]")
     parser.add_argument("--faults", action="store_true", help="of the server alone")
     args = parser.parse_args()
-    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {"rows": {}}
+    record = json.loads(args.out.read_text()) if args.out.is_file() else {"rows": {}}
     settings = {"steps": STEPS, "batch_size": BATCH_SIZE}
     record |= {"name": "black_box", "data": "mnist", "teacher": TEACHER, "settings": settings}
     record["environment"] = environment("cpu")
     if args.faults:
         record["server"] = faults()
-        write_json(RECORD, record)
+        write_json(args.out, record)
         return
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
@@ -252,7 +252,7 @@ def main() -> None:
             record["rows"][row]["accuracy_mean"] = round(statistics.mean(values), 2)
             if len(values) > 1:
                 record["rows"][row]["accuracy_std"] = round(statistics.stdev(values), 2)
-            write_json(RECORD, record)
+            write_json(args.out, record)
 
 
 if __name__ == "__main__":

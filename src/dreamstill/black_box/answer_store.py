@@ -1,6 +1,7 @@
 """Answers by image, and the number of queries, in an SQLite file that survives a kill."""
 
 import sqlite3
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,11 @@ from dreamstill.files.reading import StrPath, check_file
 
 __all__ = ["AnswerStore"]
 
-TABLES = """
-create table if not exists facts (name text primary key, value) without rowid;
-create table if not exists answers (image blob primary key, answer blob) without rowid;
-insert or ignore into facts values ('owner', ?1), ('spent', 0), ('examined', 0);
-"""
+TABLES = (
+    "create table if not exists facts (name text primary key, value) without rowid",
+    "create table if not exists answers (image blob primary key, answer blob) without rowid",
+)
+FACTS = "insert or ignore into facts values ('owner', ?), ('spent', 0), ('examined', 0)"
 VARIABLES = 500
 """Images in a query of the database, which has a limit."""
 
@@ -37,10 +38,11 @@ class AnswerStore:
             check_file(path, RunError)
         with self._understood():
             self._database = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
+            weakref.finalize(self, self._database.close)
             with self._changing():
-                for statement in filter(str.strip, TABLES.split(";")):
-                    values = (owner,) if "?1" in statement else ()
-                    self._database.execute(statement, values)
+                for table in TABLES:
+                    self._database.execute(table)
+                self._database.execute(FACTS, (owner,))
             found = self._fact("owner")
         if found != owner:
             raise RunError(

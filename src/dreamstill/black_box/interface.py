@@ -68,10 +68,7 @@ class Interface(nn.Module):
         self._next_request = 0.0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Interface":
-        raise TeacherError(
-            "a black box has no layers or weights to copy or change: distill a student from it "
-            "first, and change that"
-        )
+        raise TeacherError("a black box has no layers or weights to copy")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (N, K) for inputs (N, C, H, W), without a gradient; see `ask`."""

@@ -46,13 +46,14 @@ def plan(work: Distillation, start: Start, source: str) -> list[str]:
     if isinstance(stream.method, StoredImages):
         origin = f"drawn from {source}, as asked"
     if (budget := work.teacher.capabilities.budget) is not None:
-        spent = f"of its budget of {budget:,} queries {work.teacher.queries:,} are spent"
-        origin = f"made by {source}, the teacher is asked about each once, and {spent}"
+        origin = f"made by {source}, a query each"
     parts = [f"{stream.prefill:,} before the first step"] if stream.prefill else []
     if stream.fresh_every and work.config.steps:
         every = f"every {stream.fresh_every} steps" if stream.fresh_every > 1 else "for each step"
         parts.append(f"{stream.batch_size:,} new ones {every}")
     images = f"The images are {origin}: {', then '.join(parts)}."
+    if budget is not None:
+        images += f" Of the budget of {budget:,} queries {work.teacher.queries:,} are spent."
     return [images, start.reason, _training(work.config, stream.num_visits, work.teacher)]
 
 

@@ -31,7 +31,7 @@ from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.initialization import initialize
-from dreamstill.errors import ConfigError
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.evaluation import predict
 from dreamstill.exporters.config import Int8Config
 from dreamstill.exporters.formats import on_cpu
@@ -53,7 +53,15 @@ from dreamstill.pipelines.synthesize import OnProgress
 from dreamstill.progress import Progress, start_kept
 from dreamstill.teacher import Teacher, check_trainable
 
-__all__ = ["STAGES", "Outcome", "Stage", "StageContext", "check_stages", "register_stage"]
+__all__ = [
+    "STAGES",
+    "Outcome",
+    "Stage",
+    "StageContext",
+    "check_layers",
+    "check_stages",
+    "register_stage",
+]
 
 
 @dataclass
@@ -331,6 +339,15 @@ def register_stage(name: str, config: Any, stage: Stage) -> None:
     STAGE_CONFIGS[name], STAGES[name] = config, stage
 
 
+def check_layers(model: nn.Module, teacher: Teacher) -> None:
+    """Raise TeacherError if a network that is to be changed is a black box."""
+    if model is teacher.module and teacher.capabilities.budget is not None:
+        raise TeacherError(
+            "a black box has no layers or weights to change: distill a student from it first, and "
+            "change that"
+        )
+
+
 def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teacher) -> None:
     """Check that every stage can run, before any image is synthesized.
 
@@ -343,6 +360,7 @@ def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teach
         ConfigError, TeacherError, ExportError: a stage cannot run on the network.
 
     """
+    check_layers(model, teacher)
     first = True
     for stage in stages:
         if getattr(stage.config, "finetune", None) is not None:
