@@ -232,7 +232,7 @@ def main() -> None:
     args = parser.parse_args()
     record = json.loads(args.out.read_text()) if args.out.is_file() else {"rows": {}}
     settings = {"steps": STEPS, "batch_size": BATCH_SIZE}
-    record |= {"name": "black_box", "data": "mnist", "teacher": TEACHER, "settings": settings}
+    record |= {"name": "black_box", "data": "mnist", "answers_of": TEACHER, "settings": settings}
     record["environment"] = environment("cpu")
     if args.faults:
         record["server"] = faults()
@@ -248,10 +248,11 @@ def main() -> None:
                 continue
             runs.append(measured(row, seed, x, y))
             print(row, runs[-1], flush=True)
+            record["rows"][row]["queries"] = max(run["queries"] for run in runs)
             values = [run["accuracy"] for run in runs]
             record["rows"][row]["accuracy_mean"] = round(statistics.mean(values), 2)
-            if len(values) > 1:
-                record["rows"][row]["accuracy_std"] = round(statistics.stdev(values), 2)
+            spread = round(statistics.stdev(values), 2) if len(values) > 1 else None
+            record["rows"][row]["accuracy_std"] = spread
             write_json(args.out, record)
 
 

@@ -221,6 +221,8 @@ def test_a_cache_is_of_one_teacher(tmp_path: Path) -> None:
     opened(Service(), cache=cache)
     with pytest.raises(RunError, match="give another cache"):
         opened(Service(), cache=cache, images="pixels")
+    with pytest.raises(TeacherError, match="has 4 classes, not 5"):
+        BlackBox(Service(), SPEC, BlackBoxConfig(cache=str(cache)), num_classes=5)
     (tmp_path / "notes.txt").write_text("these are notes, and long ones at that" * 20)
     with pytest.raises(RunError, match="no usable cache"):
         opened(Service(), cache=tmp_path / "notes.txt")

@@ -37,7 +37,12 @@ class AnswerStore:
         if path is not None and Path(path).exists():
             check_file(path, RunError)
         with self._understood():
-            self._database = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
+            self._database = sqlite3.connect(
+                path or ":memory:",
+                timeout=60,
+                isolation_level=None,
+                check_same_thread=False,  # another thread may collect it
+            )
             weakref.finalize(self, self._database.close)
             with self._changing():
                 for table in TABLES:

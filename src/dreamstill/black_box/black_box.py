@@ -88,6 +88,8 @@ class BlackBox(Teacher):
             answer, input_spec, config, name=self.factory, num_classes=num_classes
         )
         self.output_spec = OutputSpec(_examined(self.module))
+        if num_classes not in (None, self.num_classes):  # of answers in the cache
+            raise TeacherError(f"{self.factory} has {self.num_classes} classes, not {num_classes}")
         self.capabilities = Capabilities(
             gradient=config.gradient_directions > 0,
             batch_norm=(),

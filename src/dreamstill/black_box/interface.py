@@ -63,7 +63,8 @@ class Interface(nn.Module):
         self.num_classes = num_classes
         shape, mean, std = (",".join(map(str, v)) for v in (spec.shape, spec.mean, spec.std))
         sent = config.images if config.images is ImageFormat.PIXELS else f"{mean} {std}"
-        owner = f"{name} ({config.answers} for {shape} {sent})"
+        kinds = f"{num_classes} labels" if config.answers is Answers.LABELS else config.answers
+        owner = f"{name} ({kinds} for {shape} {sent})"
         self.store = AnswerStore(config.cache, owner)
         self._next_request = 0.0
 
@@ -115,11 +116,11 @@ class Interface(nn.Module):
         if self.config.images is ImageFormat.INPUTS:
             images = self.spec.encode(torch.from_numpy(pixels)).numpy()
         for failed in range(self.config.retries + 1):
+            self._take_turn()
             if not self.store.spend(len(images), self.config.budget):
                 self._check_budget(len(images))
-            self._take_turn()
             try:
-                answer = self.answer(images)
+                answer = self.answer(images.copy())  # which it may change
             except (ConnectionError, TimeoutError) as error:
                 reason = first_line(error)
                 if failed < self.config.retries:
