@@ -93,7 +93,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def opened(server: Server, **settings: Any) -> BlackBox:
     config = BlackBoxConfig(**{"wait": 0.01, "timeout": 1.0, **settings})
-    return BlackBox(HttpEndpoint(server.url, timeout=config.timeout), toys.SPEC, config)
+    return BlackBox(server.url, toys.SPEC, config)
 
 
 def inputs(num: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dreamstill.black_box.config import Answers, BlackBoxConfig
-from dreamstill.black_box.endpoints import OnnxFile
+from dreamstill.black_box.endpoints import HttpEndpoint, OnnxFile
 from dreamstill.black_box.forward_differences import estimated
 from dreamstill.black_box.interface import Answer, Interface
 from dreamstill.config import MOST, Precision, from_plain
@@ -35,13 +35,13 @@ class BlackBox(Teacher):
     Args:
         answer: returns scores (N, K) or labels (N,) for images (N, C, H, W), a NumPy array: an
             array, a tensor or lists. ConnectionError and TimeoutError stand for a request that is
-            worth sending again. Or the address of an HTTP endpoint.
+            worth sending again. Or the address of an endpoint: see `HttpEndpoint`.
         input_spec: shape and normalization of what it takes.
         config: what it answers, and how it is asked.
         num_classes: K; needed where it answers with labels, else checked.
         device: where students are trained.
         precision: of students; auto is float32.
-        name: its name in messages and in the cache. Default: that of the function.
+        name: its name in messages and in the cache. Default: that of the function, or the address.
 
     Raises:
         BudgetError: the budget is below three.
@@ -64,7 +64,7 @@ class BlackBox(Teacher):
 
     def __init__(
         self,
-        answer: Answer,
+        answer: Answer | str,
         input_spec: InputSpec,
         config: BlackBoxConfig | None = None,
         *,
@@ -74,6 +74,8 @@ class BlackBox(Teacher):
         name: str | None = None,
     ) -> None:
         config = config or BlackBoxConfig()
+        if isinstance(answer, str):
+            answer = HttpEndpoint(answer, timeout=config.timeout)
         if num_classes is None and config.answers is Answers.LABELS:
             raise ConfigError("labels do not say how many classes there are: give num_classes")
         if num_classes is not None:
@@ -148,6 +150,8 @@ class BlackBox(Teacher):
 
 
 def _name_of(answer: Any) -> str:
+    if isinstance(answer, HttpEndpoint):
+        return answer.url
     own = getattr(answer, "__qualname__", type(answer).__qualname__)
     return f"{getattr(answer, '__module__', type(answer).__module__)}:{own}"
 
