@@ -23,6 +23,7 @@ STUDIES = (
     "any_teacher_networks",
     "architectures",
     "bad_inputs",
+    "black_box",
     "curve",
     "device_files",
     "efficientnet_int8",

@@ -15,6 +15,7 @@ ORDER = (
     ("nn",),
     ("config", "evaluation"),
     ("exporters", "graph", "profiling", "report", "teacher"),
+    ("black_box",),
     ("continual", "data", "loaders"),
     ("synthesis",),
     ("distillation",),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dreamstill.api import quantize as quantize
     from dreamstill.api import register_stage as register_stage
     from dreamstill.api import synthesize as synthesize
+    from dreamstill.black_box.black_box import BlackBox as BlackBox
+    from dreamstill.black_box.config import BlackBoxConfig as BlackBoxConfig
     from dreamstill.compression.config import FactorizeConfig as FactorizeConfig
     from dreamstill.compression.config import MergeConfig as MergeConfig
     from dreamstill.compression.config import PackConfig as PackConfig
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from dreamstill.data.config import Augmentation as Augmentation
     from dreamstill.distillation.config import DistillConfig as DistillConfig
     from dreamstill.distillation.config import FinetuneConfig as FinetuneConfig
+    from dreamstill.errors import BudgetError as BudgetError
     from dreamstill.errors import ConfigError as ConfigError
     from dreamstill.errors import DataError as DataError
     from dreamstill.errors import DreamstillError as DreamstillError
@@ -80,13 +83,15 @@ _METHODS = (
     *("Metadata", "Nayer", "Noise", "Rdskd", "StructuredNoise", "Zskd", "Zskt"),
 )
 _COMPRESSION = ("Factorize", "Merge", "Pack", "Prune", "Quantize")
-_ERRORS = ("Config", "Data", "Dreamstill", "Export", "NonFinite", "Run", "Teacher")
+_ERRORS = ("Budget", "Config", "Data", "Dreamstill", "Export", "NonFinite", "Run", "Teacher")
 _HOMES = {
     **dict.fromkeys(_API, "api"),
     **{f"{name}Config": "synthesis.config" for name in _METHODS},
     **{f"{name}Config": "compression.config" for name in _COMPRESSION},
     **{f"{name}Error": "errors" for name in _ERRORS},
     "Augmentation": "data.config",
+    "BlackBox": "black_box.black_box",
+    "BlackBoxConfig": "black_box.config",
     "DistillConfig": "distillation.config",
     "DistillStage": "pipelines.config",
     "FinetuneConfig": "distillation.config",

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dreamstill.black_box.config import BlackBoxConfig
 from dreamstill.compression.config import (
     FactorizeConfig,
     MergeConfig,
@@ -38,6 +39,7 @@ from dreamstill.distillation.plan import (
     plan_on_images,
     with_time_left,
 )
+from dreamstill.distillation.suiting import check_baselines, suited_to_method
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
 from dreamstill.exporters.formats import export
@@ -146,12 +148,14 @@ def load_teacher(
     device: str = "cpu",
     precision: Precision | str = "auto",
     allow_pickle: bool = False,
+    black_box: BlackBoxConfig | None = None,
 ) -> Teacher:
-    """Open a teacher from a file of weights or of a whole network.
+    """Open a teacher from a file, or one of which only the answers are known.
 
     Args:
         weights: path of a .safetensors file, a torch state dict, or a network that needs no
-            factory (.onnx, .pt2, TorchScript); or a name such as timm:NAME.
+            factory (.onnx, .pt2, TorchScript); or another name that `TeacherFile.weights`
+            describes.
         factory: "module:function" that builds the network. Default: the card's.
         input_spec: its input. Default: the card's.
         card: path of a .json or .toml file with factory, shape, mean and std or range. Default: the
@@ -160,6 +164,7 @@ def load_teacher(
         device: where to put it, such as "cpu" or "cuda".
         precision: float32, bfloat16, or auto for the faster one.
         allow_pickle: consent to run the code in a full pickle; never for a file you do not trust.
+        black_box: how it is asked, where only the answers are known.
 
     Raises:
         ConfigError: there is no factory, or the device is not available.
@@ -173,6 +178,7 @@ def load_teacher(
         factory=factory,
         num_classes=num_classes,
         allow_pickle=allow_pickle,
+        black_box=black_box,
         **spec,
     )
     teacher = open_from(file, device=device, precision=Precision(precision))
@@ -260,9 +266,7 @@ def distill(
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Result:
-    """Train a student toward a teacher.
-
-    What is about to be done, and why, is logged at level INFO.
+    """Train a student toward a teacher; log what is about to be done, and why, at level INFO.
 
     Args:
         teacher: the network to learn from.
@@ -292,6 +296,7 @@ def distill(
     config = config or DistillConfig()
     if bound is not None and not baselines:
         raise ConfigError("bound has no effect without baselines: leave it out")
+    check_baselines(teacher, baselines)
     rng = torch.Generator(teacher.device).manual_seed(seed)
     real = None if bound is None else _images(bound, teacher)
     result, method = _distilled(teacher, student, images, config, seed, progress)
@@ -342,6 +347,7 @@ def _distilled(
                 **options,
             )
         else:
+            config = suited_to_method(teacher, config, method)
             buffer = ReplayBuffer(None, teacher.input_spec, config.buffer_size)
             validation_set(teacher, config.num_validation, note)
             work = Distillation(teacher, network, method, buffer, config, **options)

@@ -3,6 +3,7 @@
 import re
 
 __all__ = [
+    "BudgetError",
     "DataError",
     "DreamstillError",
     "ExportError",
@@ -31,6 +32,10 @@ class DreamstillError(ValueError):
 
 class TeacherError(DreamstillError):
     """Error in a teacher's file, factory, card or first forward pass."""
+
+
+class BudgetError(TeacherError):
+    """Queries beyond the budget of a black box; raised before any of them is sent."""
 
 
 class ConfigError(DreamstillError):

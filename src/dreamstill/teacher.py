@@ -40,6 +40,10 @@ class Capabilities:
     """Size of the penultimate feature."""
     obstacle: str | None = None
     """Reason why a copy of the network cannot be trained; None if it can."""
+    scores: bool = True
+    """Whether the logits rank all classes; otherwise they name one, as labels do."""
+    budget: int | None = None
+    """Most images that it may be asked about; None: it can be asked at will."""
 
 
 class Teacher:

@@ -179,7 +179,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print summary.json of a run: teacher and student side by side, and the baselines."""
     networks = [summary["teacher"], summary["student"]]
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
-    runtime = summary["teacher"]["latency_ms"].get("runtime", "PyTorch")
+    runtime = summary["student"]["latency_ms"].get("runtime", "PyTorch")
     metrics: list[tuple[str, Callable[[Any], str], str]] = [
         ("accuracy", percent, "accuracy"),
         ("agreement with the teacher", percent, "agreement"),

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from dreamstill.data.class_coverage import class_counts, class_entropy
 from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, FinetuneConfig
-from dreamstill.errors import ConfigError
+from dreamstill.errors import BudgetError, ConfigError
 from dreamstill.files.checkpoints import Stateful
 from dreamstill.input_spec import InputSpec
 from dreamstill.progress import Progress
@@ -61,7 +61,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
     """
 
     state = (
-        *("drawn", "warmed_up", "repeats_left", "repeated", "counts", "newest"),
+        *("drawn", "warmed_up", "repeats_left", "repeated", "counts", "newest", "exhausted"),
         *("method", "healthy", "buffer"),
     )
 
@@ -87,6 +87,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         self.newest = torch.zeros_like(self.counts)
         """Images of each class in the newest fresh batch."""
         self.warmed_up = self.drawn = 0
+        self.exhausted = False  # the teacher's budget is spent
         self.repeated: TrainingBatch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
         self.healthy = copy.deepcopy(method.state_dict())
@@ -133,11 +134,20 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
                 self.healthy = copy.deepcopy(self.method.state_dict())
             yield Progress("warm up", self.warmed_up, self.method.warm_up, {})
         make = self.method.initial_batch if self.fresh_every else self.method.next_batch
-        while self.buffer.added < self.prefill:
-            self._store(make(self.student))
+        while self.buffer.added < self.prefill and self._made(make):
             yield Progress("synthesize", min(self.buffer.added, self.prefill), self.prefill, {})
 
-    def _store(self, batch: Batch) -> Batch:
+    def _made(self, make: Callable[[nn.Module], Batch]) -> Batch | None:
+        """Make a batch and store it; return it, or None once the teacher's budget is spent."""
+        if self.exhausted:
+            return None
+        try:
+            batch = make(self.student)
+        except BudgetError:
+            if not len(self.buffer):
+                raise
+            self.exhausted = True
+            return None
         self.buffer.add(batch)
         self.newest = class_counts(batch.logits)
         self.counts += self.newest
@@ -148,8 +158,8 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         if self.repeated and self.repeats_left:
             self.repeats_left -= 1
             return self._augmented(self.repeated)
-        if self.fresh_every and step % self.fresh_every == 0:
-            fresh = self._store(self.method.next_batch(self.student))
+        due = self.fresh_every and step % self.fresh_every == 0
+        if due and (fresh := self._made(self.method.next_batch)):
             batch, self.repeats_left = (fresh.images, fresh.logits), self.method.repeat - 1
             self.repeated = batch if self.repeats_left else None
             return self._augmented(batch)

@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from dreamstill.data.batch import answered
 from dreamstill.distillation.batch_stream import replay
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.layer_reconstruction import reconstruct as reconstruct_layers
 from dreamstill.distillation.model_selection import ModelSelector
+from dreamstill.distillation.suiting import suited
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import DataError
 from dreamstill.nn.graph_network import named_like
@@ -48,6 +50,7 @@ def finetune(
         on_progress: called after each step; the last record has chosen_at_step.
 
     Raises:
+        BudgetError: the teacher's budget does not pay for all images.
         DataError: fewer than 8 images.
         TeacherError: the student cannot be trained.
 
@@ -55,7 +58,7 @@ def finetune(
     if len(images) < 8:
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     check_trainable(student, teacher.input_spec)
-    spec = teacher.input_spec
+    config, spec = suited(teacher, config), teacher.input_spec
     selector = ModelSelector(validation_set(teacher, config.num_validation, on_progress), spec)
     trainer = Trainer(
         *(teacher, student, replay(images, spec, config, rng), selector, config),
@@ -63,6 +66,9 @@ def finetune(
         inherited=inherited,
         pretrained=pretrained,
     )
+    if teacher.capabilities.budget is not None:  # it is known now whether it suffices
+        for some in images.split(config.batch_size):
+            answered(teacher, spec.encode(some.to(rng.device)))
     if inherited is not None and reconstruct:
         shown = spec.encode(some_of(images, reconstruct).to(rng.device))
         whole = named_like(teacher.module, student)

@@ -35,6 +35,9 @@ def initialize(teacher: Teacher, student: nn.Module, config: DistillConfig) -> S
     """
     if config.inherit is False:
         return Start(None, "The student starts with its own, usually random weights, as asked.")
+    if teacher.capabilities.budget is not None and config.inherit == "auto" and config.steps:
+        own = "The student starts with its own, usually random weights"
+        return Start(None, f"{own}, for those of a black box are not known.")
     try:
         whole = named_like(teacher.module, student)
         inherited = inherit(whole, student, teacher.input_spec)

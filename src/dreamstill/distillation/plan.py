@@ -11,6 +11,7 @@ from dreamstill.config import Precision
 from dreamstill.distillation.config import FinetuneConfig, Optimizer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start
+from dreamstill.distillation.suiting import suited
 from dreamstill.formatting import bytes_of_memory, duration
 from dreamstill.nn.hooks import eval_mode, probed_at_once, watched
 from dreamstill.progress import Progress
@@ -44,11 +45,15 @@ def plan(work: Distillation, start: Start, source: str) -> list[str]:
         origin = f"drawn by {source}, the default method, to fit the teacher's {fits}"
     if isinstance(stream.method, StoredImages):
         origin = f"drawn from {source}, as asked"
+    if (budget := work.teacher.capabilities.budget) is not None:
+        origin = f"made by {source}, a query each"
     parts = [f"{stream.prefill:,} before the first step"] if stream.prefill else []
     if stream.fresh_every and work.config.steps:
         every = f"every {stream.fresh_every} steps" if stream.fresh_every > 1 else "for each step"
         parts.append(f"{stream.batch_size:,} new ones {every}")
     images = f"The images are {origin}: {', then '.join(parts)}."
+    if budget is not None:
+        images += f" Of the budget of {budget:,} queries {work.teacher.queries:,} are spent."
     return [images, start.reason, _training(work.config, stream.num_visits, work.teacher)]
 
 
@@ -56,6 +61,7 @@ def plan_on_images(
     teacher: Teacher, config: FinetuneConfig, start: Start, num_images: int
 ) -> list[str]:
     """Return the sentences of `plan` where `num_images` images are given."""
+    config = suited(teacher, config)
     images = f"The images are the {num_images:,} that were given."
     visits = config.steps * config.batch_size
     return [images, start.reason, _training(config, visits, teacher)]
@@ -93,7 +99,9 @@ def memory_estimate(work: Distillation) -> int:
     width = teacher.input_spec.noise(1).numel()  # bytes of a stored image
     stored = min(stream.buffer.capacity, stream.num_images) + config.num_validation
     size = 2 if teacher.precision is Precision.BFLOAT16 else 4
-    whole, largest = _activations(teacher, teacher.module)
+    whole = largest = 0
+    if teacher.capabilities.budget is None:  # a black box has its memory elsewhere
+        whole, largest = _activations(teacher, teacher.module)
     own, _ = _activations(teacher, student)
     step = max(config.batch_size, stream.batch_size) * (size * (own + 2 * largest) + 12 * width)
     steered = max(32, probed_at_once(teacher.input_spec.shape))

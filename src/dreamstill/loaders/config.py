@@ -1,5 +1,6 @@
 """Configuration of a teacher's files."""
 
+from dreamstill.black_box.config import BlackBoxConfig
 from dreamstill.config import Bool, Float, Int, Text, config_class
 
 __all__ = ["TeacherFile"]
@@ -11,7 +12,8 @@ class TeacherFile:
 
     weights: Text
     """The network: path of a .safetensors, .onnx, .pt2 or TorchScript file or a state dict; or
-    timm:NAME, torchvision:NAME (NAME@FILE: with the weights of FILE) or hf:FOLDER."""
+    timm:NAME, torchvision:NAME (NAME@FILE: with the weights of FILE) or hf:FOLDER; or of which only
+    the answers are known, http://HOST/PATH, onnxruntime:FILE or function:MODULE:FUNCTION."""
     card: Text | None = None
     """Path of the card. Default: the name of the weights with .json or .toml."""
     factory: Text | None = None
@@ -30,3 +32,5 @@ class TeacherFile:
     """Names of the classes, in order, for reports and pictures."""
     allow_pickle: Bool = False
     """Consent to run the code in a full pickle. Never for a file that you do not trust."""
+    black_box: BlackBoxConfig | None = None
+    """How a teacher is asked of which only the answers are known."""

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from dreamstill.black_box.interface import Answer
+
 __all__ = ["Loaded"]
 
 
@@ -12,8 +14,9 @@ __all__ = ["Loaded"]
 class Loaded:
     """A network, and what its file says about it."""
 
-    module: nn.Module
-    """Maps (N, C, H, W) to logits (N, K), for any N."""
+    network: nn.Module | Answer
+    """A module that maps (N, C, H, W) to logits (N, K), for any N; or what answers, of a black
+    box."""
     card: dict[str, Any] = field(default_factory=dict)
     """What the file itself says, in the keys of CARD; a card beside it and flags win."""
     factory: str = ""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dreamstill.loaders import hub, pt2, state_dict, torchscript
+from dreamstill.loaders import black_box, hub, pt2, state_dict, torchscript
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
 from dreamstill.loaders.onnx import file as onnx
@@ -21,6 +21,7 @@ class Loader(NamedTuple):
 
 
 LOADERS: dict[str, Loader] = {
+    "black_box": Loader(black_box.reads, black_box.load),
     "hub": Loader(hub.reads, hub.load),
     "onnx": Loader(onnx.reads, onnx.load),
     "pt2": Loader(pt2.reads, pt2.load),

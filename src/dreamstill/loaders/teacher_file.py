@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from dreamstill.black_box.black_box import BlackBox
 from dreamstill.config import Precision
 from dreamstill.errors import ConfigError, first_line
+from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.card import (
     CARD,
     class_names_from_card,
@@ -16,6 +19,7 @@ from dreamstill.loaders.card import (
     spec_from_card,
 )
 from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.loaded import Loaded
 from dreamstill.loaders.registry import loader_of
 from dreamstill.output_spec import OutputSpec
 from dreamstill.teacher import Teacher
@@ -45,18 +49,25 @@ def open_from(
     loaded = loader_of(file.weights).load(file, card)
     card = laid_upon(loaded.card, card)
     spec = spec_from_card(card)
-    teacher = Teacher(
-        loaded.module,
-        spec,
+    teacher = _opened(
+        *(loaded, spec, file),
         num_classes=card.get("num_classes"),
         device=_device(device),
         precision=precision,
-        factory=loaded.factory,
     )
     for note in loaded.notes:
         log.info(note)
     teacher.output_spec = OutputSpec(teacher.num_classes, class_names_from_card(card))
     return teacher
+
+
+def _opened(loaded: Loaded, spec: InputSpec, file: TeacherFile, **options: Any) -> Teacher:
+    network, name = loaded.network, loaded.factory
+    if not isinstance(network, nn.Module):
+        return BlackBox(network, spec, file.black_box, name=name, **options)
+    if file.black_box is not None:
+        raise ConfigError(f"black_box has no effect on {file.weights}, which opens: leave it out")
+    return Teacher(network, spec, factory=name, **options)
 
 
 def _card_of(file: TeacherFile) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import open_run_directory
 from dreamstill.pipelines.saved_networks import check_saveable, read_network, save_network
-from dreamstill.pipelines.stages import STAGES, StageContext, check_stages
+from dreamstill.pipelines.stages import STAGES, StageContext, check_layers, check_stages
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_size
 from dreamstill.synthesis.validation_set import ValidationSet, validation_set
@@ -105,6 +105,7 @@ def compressed(
     """Do as `run_compression`, and return the last network with the summary."""
     folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
+    check_layers(teacher.module, teacher)
     rng = torch.Generator(job.device).manual_seed(job.seed)
     students = [stage.config.student for stage in job.stages if stage.task == "distill"]
     networks = [teacher.module, *(open_student(student, teacher, rng) for student in students)]

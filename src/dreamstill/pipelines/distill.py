@@ -16,6 +16,7 @@ from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start, initialize
 from dreamstill.distillation.plan import log_plan, memory_estimate, plan, with_time_left
+from dreamstill.distillation.suiting import suited_to_method
 from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
 from dreamstill.files.reading import StrPath, reading, understood
@@ -146,7 +147,8 @@ def _distillation(
         method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     else:
         method = StoredImages(teacher, images, job.synthesis.batch_size, rng=rng)
-    fresh = job.distill.fresh_period(method.fresh_every)
+    config = suited_to_method(teacher, job.distill, method)
+    fresh = config.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:
         raise ConfigError(
@@ -154,11 +156,11 @@ def _distillation(
         )
     create = not (folder / "checkpoint.pt").exists()
     buffer = ReplayBuffer(
-        folder / "replay_buffer", teacher.input_spec, job.distill.buffer_size, create=create
+        folder / "replay_buffer", teacher.input_spec, config.buffer_size, create=create
     )
-    validation_set(teacher, job.distill.num_validation, on_progress)
+    validation_set(teacher, config.num_validation, on_progress)
     work = Distillation(
-        *(teacher, student, method, buffer, job.distill),
+        *(teacher, student, method, buffer, config),
         rng=rng,
         inherited=start.inherited,
         reconstruct=job.distill.reconstruct,

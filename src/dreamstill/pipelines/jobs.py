@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.distillation.suiting import check_baselines
 from dreamstill.files.reading import StrPath
 from dreamstill.formatting import BASELINES
 from dreamstill.loaders.teacher_file import open_from
@@ -78,6 +79,7 @@ def distill_with_baselines(
     folder: StrPath, job: DistillJob, teacher: Teacher, *, resume: bool, on_progress: OnProgress
 ) -> None:
     """Distill in a directory, and the baselines of the job in directories below it."""
+    check_baselines(teacher, job.baselines)
     if job.bound is not None:
         load_unlabelled(job.bound, teacher.input_spec)  # raises before any work
     distill(folder, job, teacher, resume=resume, on_progress=on_progress)

@@ -54,7 +54,15 @@ from dreamstill.pipelines.synthesize import OnProgress
 from dreamstill.progress import Progress, start_kept
 from dreamstill.teacher import Teacher, check_trainable
 
-__all__ = ["STAGES", "Outcome", "Stage", "StageContext", "check_stages", "register_stage"]
+__all__ = [
+    "STAGES",
+    "Outcome",
+    "Stage",
+    "StageContext",
+    "check_layers",
+    "check_stages",
+    "register_stage",
+]
 
 
 @dataclass
@@ -332,6 +340,15 @@ def register_stage(name: str, config: Any, stage: Stage) -> None:
     STAGE_CONFIGS[name], STAGES[name] = config, stage
 
 
+def check_layers(model: nn.Module, teacher: Teacher) -> None:
+    """Raise TeacherError if a network that is to be changed is a black box."""
+    if model is teacher.module and teacher.capabilities.budget is not None:
+        raise TeacherError(
+            "a black box has no layers or weights to change: distill a student from it first, and "
+            "change that"
+        )
+
+
 def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teacher) -> None:
     """Check that every stage can run, before any image is synthesized.
 
@@ -344,6 +361,7 @@ def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teach
         ConfigError, TeacherError, ExportError: a stage cannot run on the network.
 
     """
+    check_layers(model, teacher)
     first = True
     for stage in stages:
         if isinstance(model, ClosedNetwork):

@@ -136,7 +136,9 @@ def summarize(
         if real is None and known.get("images") and same_student:  # keep what was measured
             return known
         networks = {"teacher": teacher.module, "student": student}
-        summary: dict[str, Any] = {"method": job.source, **result, "images": ""}
+        summary: dict[str, Any] = {"method": job.source, **result, "images": "", "teacher": {}}
+        if teacher.capabilities.budget is not None:  # to measure a black box would cost queries
+            del networks["teacher"]
         summary |= {
             name: asdict(measure_profile(of, teacher.input_spec)) for name, of in networks.items()
         }
@@ -156,8 +158,9 @@ def summarize(
                 summary[name] |= {
                     "accuracy": accuracy(of, y),
                     "ece": expected_calibration_error(of, y),
-                    "agreement": agreement(of, logits["teacher"]),
                 }
+                if "teacher" in logits:
+                    summary[name]["agreement"] = agreement(of, logits["teacher"])
             confusion = confusion_matrix(logits["student"], y, teacher.num_classes)
             pictures["real_mean"] = class_means(x, y, teacher.num_classes)
             pictures["confusion"] = confusion.numpy()

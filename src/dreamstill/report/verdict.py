@@ -15,7 +15,9 @@ def verdict_of_distill(summary: Mapping[str, Any]) -> str:
     if "student" not in summary:
         return "There is no result yet: the run is not finished."
     teacher, student = summary["teacher"], summary["student"]
-    savings = f"it has {_parameters(teacher, student)} and {_latency(teacher, student)}."
+    savings = f"it has {student['parameters']:,} parameters."
+    if teacher:  # of a black box nothing is measured
+        savings = f"it has {_parameters(teacher, student)} and {_latency(teacher, student)}."
     if "accuracy" not in student:
         known = ""
         if "validation_agreement" in summary:
@@ -74,8 +76,8 @@ def verdict_of_continual(stage: Mapping[str, Any]) -> str:
 
 
 def _accuracy(who: str, network: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
-    right, wanted = (percent(of["accuracy"]) for of in (network, teacher))
-    return f"{who} is right on {right} of the real images, the teacher on {wanted}"
+    text = f"{who} is right on {percent(network['accuracy'])} of the real images"
+    return f"{text}, the teacher on {percent(teacher['accuracy'])}" if teacher else text
 
 
 def _parameters(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dreamstill.config import no_effect
 from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
 from dreamstill.nn.hooks import eval_mode
@@ -34,7 +35,8 @@ def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
 class BalancedDraws(Method):
     """Base of methods that draw images without a gradient and balance them over the classes.
 
-    `config` has `batch_size`, `oversample`, `memory` and `mine`; see StructuredNoiseConfig.
+    `config` has `batch_size`, `oversample`, `memory` and `mine`; see StructuredNoiseConfig. Of a
+    teacher with a budget all images are kept as they are drawn.
     """
 
     fresh_every = 1
@@ -42,6 +44,9 @@ class BalancedDraws(Method):
 
     def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:
         super().__init__(teacher, config, rng=rng)
+        if teacher.capabilities.budget is not None:
+            where = "on a black box, which is asked about each image once"
+            no_effect(config, where, "oversample", "memory", "mine", "fit")
         most = min(config.memory, MEMORY_BYTES // math.prod(teacher.input_spec.shape))
         self.memory = ClassMemory(most, teacher.num_classes, teacher.input_spec.shape, rng.device)
 
@@ -55,6 +60,8 @@ class BalancedDraws(Method):
         config, teacher = self.config, self.teacher
         if config.mine and student is None:
             raise ConfigError("mine prefers a student's mistakes: hand one to next_batch")
+        if teacher.capabilities.budget is not None:  # every answer is worth keeping
+            return self.draw(config.batch_size)
         drawn = self.draw(config.batch_size * config.oversample)
         if config.mine and student is not None:
             drawn = hardest_first(drawn, teacher, student)

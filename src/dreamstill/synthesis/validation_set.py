@@ -78,9 +78,9 @@ def steered(teacher: Teacher, inputs: Tensor) -> Tensor:
     """Return inputs (N, C, H, W) a few steps nearer to the BatchNorm statistics and to certainty.
 
     Certainty is that of the class that the teacher gives an image at first. A teacher without
-    gradients at its input gets the inputs back.
+    gradients at its input, or with a budget, gets the inputs back.
     """
-    if not teacher.capabilities.gradient:
+    if not teacher.capabilities.gradient or teacher.capabilities.budget is not None:
         return inputs
     spec = teacher.input_spec
     pixels = spec.denormalize(inputs).clamp(0, 1).requires_grad_()

@@ -43,7 +43,7 @@ class ImagePrograms(BalancedDraws):
 
     def draw(self, num: int) -> Batch:
         """Draw images, and ask the teacher about them."""
-        if not self.config.fit:
+        if not self.config.fit or self.teacher.capabilities.budget is not None:
             inputs, _ = self._inputs(num)
             return Batch(inputs, self.teacher(inputs))
         if not len(self.slopes):

@@ -1,0 +1,1 @@
+"""Teachers of which only the answers are known."""
