@@ -261,12 +261,11 @@ def distill(
 ) -> Result:
     """Train a student toward a teacher.
 
-    What is about to be done, and why, is logged at level INFO.
-
     Args:
-        teacher: the network to learn from.
-        student: a network, which is copied, or a function or "module:function" that builds one. A
-            narrower copy of the teacher starts from its channels, unless `config.inherit` is False.
+        teacher: the network to learn from. The plan is logged at level INFO.
+        student: a network, which is copied; a function or "module:function" that builds one; or
+            "auto:0.5" for the teacher with half of every width. A narrower copy of the teacher
+            starts from its channels, unless `config.inherit` is False.
         images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
             synthesizer, which then makes images while the student learns. Adversarial methods
             (ZSKT, DFAD, FastDFKD, adaptive DeepInversion) see the student as it is.

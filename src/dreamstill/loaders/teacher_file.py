@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dreamstill.config import Precision
-from dreamstill.errors import ConfigError, first_line
+from dreamstill.config import Precision, Text, from_plain
+from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.loaders.card import (
     CARD,
     class_names_from_card,
@@ -16,6 +16,8 @@ from dreamstill.loaders.card import (
     spec_from_card,
 )
 from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.loaded import Loaded
+from dreamstill.loaders.narrower import load_narrower
 from dreamstill.loaders.registry import loader_of
 from dreamstill.output_spec import OutputSpec
 from dreamstill.teacher import Teacher
@@ -42,7 +44,10 @@ def open_from(
     for name, kind in (("factory", str), ("num_classes", int)):
         if not isinstance(card.get(name, kind()), kind):
             raise ConfigError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
-    loaded = loader_of(file.weights).load(file, card)
+    if "student" in card and "factory" not in card:
+        loaded = _load_student(file, card)
+    else:
+        loaded = loader_of(file.weights).load(file, card)
     card = laid_upon(loaded.card, card)
     spec = spec_from_card(card)
     teacher = Teacher(
@@ -57,6 +62,15 @@ def open_from(
         log.info(note)
     teacher.output_spec = OutputSpec(teacher.num_classes, class_names_from_card(card))
     return teacher
+
+
+def _load_student(file: TeacherFile, card: dict[str, Any]) -> Loaded:
+    """Open a student auto:SHARE, which is built from the teacher that its card names."""
+    source = from_plain(TeacherFile, card.get("teacher"), "the card's teacher")
+    if source.weights == file.weights:
+        raise TeacherError(f"the card of {file.weights} names the file itself as its teacher")
+    student = from_plain(Text, card["student"], "the card's student")
+    return Loaded(load_narrower(open_from(source), student, file.weights), factory=student)
 
 
 def _card_of(file: TeacherFile) -> dict[str, Any]:

@@ -51,16 +51,16 @@ class TorchScript(nn.Module):
     def __init__(self, script: torch.jit.ScriptModule) -> None:
         super().__init__()
         self.__dict__["script"] = script  # not a submodule
+        for value in script.parameters():
+            value.detach_()  # torch warns where one that needs a gradient is moved
         self._register()
 
     def _register(self) -> None:
         script = self.__dict__["script"]
-        for kind, register in (
-            ("parameters", self.register_parameter),
-            ("buffers", self.register_buffer),
-        ):
-            for name, value in getattr(script, f"named_{kind}")():
-                register(name.replace(".", "_"), value)
+        for name, value in script.named_parameters():  # as plain tensors
+            self.register_parameter(name.replace(".", "_"), nn.Parameter(value, False))
+        for name, value in script.named_buffers():
+            self.register_buffer(name.replace(".", "_"), value)
 
     def forward(self, inputs: Tensor) -> Any:
         """Return what the program returns."""
