@@ -18,7 +18,14 @@ from dreamstill.synthesis.registry import DEFAULT_METHOD
 from dreamstill.synthesis.stored_images import StoredImages
 from dreamstill.teacher import Teacher
 
-__all__ = ["log_plan", "memory_estimate", "plan", "plan_on_images", "with_time_left"]
+__all__ = [
+    "log_plan",
+    "memory_estimate",
+    "memory_on_images",
+    "plan",
+    "plan_on_images",
+    "with_time_left",
+]
 
 log = logging.getLogger(__name__)
 
@@ -86,19 +93,36 @@ def memory_estimate(work: Distillation) -> int:
 
     PyTorch itself, and what a method keeps beside its images, are not in it.
     """
-    teacher, student, config, stream = work.teacher, work.student, work.config, work.stream
+    stream, config = work.stream, work.config
+    stored = min(stream.buffer.capacity, stream.num_images) + config.num_validation
+    batch = max(config.batch_size, stream.batch_size)
+    return _memory(work.teacher, work.student, config, stored, batch, work.to_reconstruct)
+
+
+def memory_on_images(teacher: Teacher, config: FinetuneConfig, num_images: int) -> int:
+    """Return the same for a network like the teacher's that is fine-tuned on images in memory."""
+    return _memory(teacher, teacher.module, config, num_images, config.batch_size, 2048)
+
+
+def _memory(
+    teacher: Teacher,
+    student: nn.Module,
+    config: FinetuneConfig,
+    stored: int,
+    batch: int,
+    to_reconstruct: int,
+) -> int:
     moments = 2 if config.optimizer is Optimizer.ADAM else 1
     copies = 3 + moments  # itself, its gradient and the best student so far
     networks = _bytes(teacher.module) + copies * _bytes(student)
     width = teacher.input_spec.noise(1).numel()  # bytes of a stored image
-    stored = min(stream.buffer.capacity, stream.num_images) + config.num_validation
     size = 2 if teacher.precision is Precision.BFLOAT16 else 4
     whole, largest = _activations(teacher, teacher.module)
     own, _ = _activations(teacher, student)
-    step = max(config.batch_size, stream.batch_size) * (size * (own + 2 * largest) + 12 * width)
+    step = batch * (size * (own + 2 * largest) + 12 * width)
     steered = max(32, probed_at_once(teacher.input_spec.shape))
     steering = steered * (size * whole + 16 * width)
-    solving = work.to_reconstruct * 4 * (3 * largest + width)
+    solving = to_reconstruct * 4 * (3 * largest + width)
     return networks + stored * width + max(step, steering, solving)
 
 

@@ -1,6 +1,6 @@
 """Configuration of jobs: the teacher, the images and the task."""
 
-from dataclasses import field, fields, replace
+from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -331,6 +331,7 @@ def read_job(kind: Any, plain: dict[str, Any]) -> Any:
             {"task": one.get("task", ""), "config": {k: v for k, v in one.items() if k != "task"}}
             for one in stages
         ]
-    if "student" in names and "student" not in plain:
+    needed = [part.name for part in fields(kind) if part.default is MISSING]
+    if "student" in needed and "student" not in plain:
         raise ConfigError("no student: give --student module:function, or auto:0.5")
     return from_plain(kind, plain)
