@@ -37,6 +37,7 @@ from dreamstill.files.reading import StrPath, check_file, understood
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.losses.logits import kl_divergence
 from dreamstill.pipelines.config import CompressJob, StageConfig
 from dreamstill.pipelines.deployment import compare_files
 from dreamstill.pipelines.distill import open_student
@@ -330,7 +331,7 @@ def _measured(
     spec: InputSpec,
     validation: ValidationSet | None,
 ) -> dict[str, Any]:
-    """Return a record with the network's size and its agreement on the validation images."""
+    """Return a record with the network's size, agreement and KL on the validation images."""
     run = _runtime(network, record, folder)
     size = asdict(measure_size(network, spec))
     if "files" not in record:
@@ -338,8 +339,9 @@ def _measured(
     del size["bytes"]
     if validation is None:  # no task reads images, and none were asked for to measure agreement
         return size | record
-    logits = _answers(network, run, spec, validation.images)
-    return size | {"agreement": agreement(logits, validation.logits.cpu())} | record
+    logits, wanted = _answers(network, run, spec, validation.images), validation.logits.cpu()
+    score = {"agreement": agreement(logits, wanted), "kl": kl_divergence(logits, wanted).item()}
+    return size | score | record
 
 
 def _answers(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from dreamstill.config import Float, Text, above, config_class, within
+from dreamstill.config import Float, Text, above, config_class, no_effect, within
 from dreamstill.errors import ConfigError, shown
 from dreamstill.graph.config import kept_share
 from dreamstill.pipelines.config import ImagesJob
@@ -126,6 +126,8 @@ class GoalJob(ImagesJob):
             raise ConfigError(f"format names one twice: {', '.join(self.format)}")
         if PACKED in self.format and not self.goal.by_bytes:
             raise ConfigError(f"format packed has no effect on {self.to}: it is about bytes alone")
+        if self.goal.task:
+            no_effect(self, f"on {self.to}", "student")
         if kept_share(self.student) is not None:
             raise ConfigError(f"student {self.student} is tried anyway: leave it out")
 

@@ -21,12 +21,12 @@ from dreamstill.config import from_plain, read_plain, to_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.plan import memory_on_images
-from dreamstill.errors import DreamstillError, ExportError, RunError, TeacherError
+from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunError, TeacherError
 from dreamstill.evaluation import accuracy, agreement, answers, evaluating, predict
 from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import write_json
-from dreamstill.formatting import bytes_of_memory, shown
+from dreamstill.formatting import bytes_of_memory, duration, shown
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import NUM_SHOWN, NUM_VALIDATION, Made, layer_weights
 from dreamstill.pipelines.config import StageConfig
@@ -64,6 +64,7 @@ def run_goal(
         on_progress: called after every synthesized batch and training step.
 
     Raises:
+        ConfigError: the minutes were over before a candidate was begun.
         TeacherError: the teacher does not open, or no task applies to it.
         ExportError: a format is unknown, or its library is not installed.
         RunError: the directory is not empty, or belongs to another job, teacher or images.
@@ -105,11 +106,20 @@ def compressed_toward(
         said = _plan(search)
         if not search.applicable:
             name, reason = next(iter(search.refused.items()))
-            raise TeacherError(f"{job.to} is out of reach, as no task applies; {name}: {reason}")
+            raise TeacherError(
+                f"no task for {job.to} applies to this network, but a student of your own learns "
+                f"from any: give student module:function; {name} does not apply: {reason}"
+            )
         search.run(_prepared(folder, job, teacher, given, on_progress))
+        if not search.records:
+            spent = duration(search.seconds)
+            raise ConfigError(
+                f"minutes {job.minutes:g} were over before a candidate was begun: images and "
+                f"validation set took {spent}; give more"
+            )
         if search.best is None:
-            failed = next((r for r in search.records if "failed" in r), {"failed": "no time"})
-            raise TeacherError(f"no candidate for {job.to} ran to its end: {failed['failed']}")
+            reason = search.records[0]["failed"]
+            raise TeacherError(f"no candidate for {job.to} ran to its end: {reason}")
         return _finished(folder, search, said, test, Path(real).name if real else "")
 
 

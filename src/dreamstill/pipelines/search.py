@@ -107,7 +107,11 @@ class Search:
         if goal.task == "quantize":
             self._note("quantize", refusal([quantized(4, Rounding.NEAREST)], self.teacher))
             return
-        reason = only_packed or closed or refusal([int8_of(self.kind)], self.teacher)
+        reason = only_packed or closed
+        if closed and self.job.student is not None:  # whose own network may be another matter
+            reason = only_packed
+        elif reason is None:
+            reason = refusal([int8_of(self.kind)], self.teacher)
         self.int8 = self._note("int8", reason)
         for family in [] if goal.task else families(self.teacher, self.job):
             reason = None if family.name == "pack" else only_packed
@@ -160,7 +164,7 @@ class Search:
         elif goal.task == "quantize":
             self.attempt(quantized(4, Rounding.NEAREST))
         else:
-            if self.int8 and goal.by_bytes:
+            if self.int8 and goal.by_bytes and "not_exported" not in self.whole:
                 self.attempt(int8_of(self.kind))
             for family in self.families:
                 if not family.trained:
@@ -229,14 +233,14 @@ class Search:
 
     def most_promising(self) -> list[Family]:
         """Return the families to try with training: the best so far, and those that need it."""
-
-        def merit(family: Family) -> tuple[bool, float]:
-            own = [r for r in self.finished if r["task"].split(" + ")[0] == family.name]
-            best = min(own, key=rank, default=None)
-            return (False, 0.0) if best is None else (not best["missed"], best["agreement"])
-
-        quick = [family for family in self.families if not family.trained and merit(family)[1]]
-        quick.sort(key=merit, reverse=True)
+        order = list[str]()
+        left = self.finished
+        while left:
+            best = self.best_of(left)
+            order.append(best["task"].split(" + ")[0])
+            left = [record for record in left if record is not best]
+        of_name = {family.name: family for family in self.families if not family.trained}
+        quick = [of_name[name] for name in dict.fromkeys(order) if name in of_name]
         return quick[:TUNED] + [family for family in self.families if family.trained]
 
     @property
@@ -247,7 +251,20 @@ class Search:
     @property
     def best(self) -> dict[str, Any] | None:
         """Record of the candidate to recommend; None if all have failed."""
-        return min(self.finished, key=rank, default=None)
+        return self.best_of(self.finished) if self.finished else None
+
+    def best_of(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the best record of those that meet the goal, else the one that is nearest to it.
+
+        Agreements that the validation images cannot tell apart are told apart by the KL divergence.
+        """
+        records = [record for record in records if not record["missed"]] or [
+            min(records, key=lambda record: record["excess"])
+        ]
+        num, most = len(self.prepared.validation.images), max(r["agreement"] for r in records)
+        noise = max(1.96 * (most * (1 - most) / num) ** 0.5, 3 / num)  # 3 / num: where all agree
+        equal = [record for record in records if record["agreement"] >= most - noise]
+        return min(equal, key=lambda record: (record["kl"], record["bytes"]))
 
     @property
     def satisfied(self) -> bool:
@@ -286,7 +303,7 @@ class Search:
     def _measured(self, candidate: Candidate, folder: Path) -> dict[str, Any]:
         """Run a candidate; return its size, agreement and what it misses of the goal."""
         last = self.reopened(candidate.stages, folder)[-1]
-        names = ("parameters", "macs", "agreement", "weight_bytes")
+        names = ("parameters", "macs", "agreement", "kl", "weight_bytes")
         record = {name: last.record[name] for name in names if name in last.record}
         if "files" in last.record:
             record["bytes"] = last.record["files"][0]["bytes"]
@@ -296,9 +313,9 @@ class Search:
             path = folder / f"network.{self.kind}"
             record["bytes"] = export(last.network, path, self.teacher.input_spec).bytes
         excess = self.job.goal.excess(record, self.whole)
-        missed = [name for name, times in excess.items() if times > 1]
-        plain = [to_plain(stage) for stage in candidate.stages]
-        return record | {"missed": missed, "stages": plain}
+        record["missed"] = [name for name, times in excess.items() if times > 1]
+        record["excess"] = max(excess.values(), default=0.0)
+        return record | {"stages": [to_plain(stage) for stage in candidate.stages]}
 
     def reopened(self, stages: Sequence[StageConfig], folder: Path) -> list[Made]:
         """Return the networks of a candidate's stages, read back where they are finished."""
@@ -322,11 +339,6 @@ class Search:
         share = measured_share(record["agreement"], len(self.prepared.validation.images))
         size = f"{shown(record['bytes'])} bytes, {shown(record['macs'])} MACs"
         return f"{record['task']}: {size}, agreement {share}, {took}."
-
-
-def rank(record: Mapping[str, Any]) -> tuple[bool, float, int]:
-    """Return the place of a candidate: those that meet the goal by agreement, then by size."""
-    return bool(record["missed"]), -record["agreement"], record["bytes"]
 
 
 def seconds_per_step(teacher: Teacher) -> float:
