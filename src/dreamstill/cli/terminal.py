@@ -280,17 +280,18 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
 def print_goal(summary: dict[str, Any], folder: Path) -> None:
     """Print summary.json of a search: a row for each candidate, the files and the advice."""
     num = summary["validation_images"]
-    columns = ("settings", "bytes", "MACs", "agreement", "s", "goal")
+    columns = ("settings", "bytes", "MACs", "agreement", "KL", "s", "goal")
     teacher = summary["teacher"]
-    rows = [("teacher", "", shown(teacher["bytes"]), shown(teacher["macs"]), "", "", "")]
+    rows = [("teacher", "", shown(teacher["bytes"]), shown(teacher["macs"]), *[""] * 4)]
     for number, record in enumerate(summary["candidates"], 1):
         cells = (
-            ("-", "-", "failed")
+            ("-", "-", "failed", "-")
             if "failed" in record
             else (
                 shown(record["bytes"]),
                 shown(record["macs"]),
                 measured_share(record["agreement"], num),
+                f"{record['kl']:.2g}",
             )
         )
         kept = "no" if record.get("missed", True) else "yes"

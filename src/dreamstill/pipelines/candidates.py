@@ -23,6 +23,7 @@ from dreamstill.graph.channel_groups import ROOTS
 from dreamstill.graph.config import kept_share
 from dreamstill.loaders.narrower import narrower
 from dreamstill.nn.seeded import rng_kept
+from dreamstill.pipelines.compress import NUM_VALIDATION
 from dreamstill.pipelines.config import DistillStage, StageConfig
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.goal import PACKED, GoalJob
@@ -33,6 +34,8 @@ from dreamstill.teacher import Teacher
 
 __all__ = ["Candidate", "Family", "families", "int8_of", "quantized", "refusal", "share_for"]
 
+BATCH = 64
+"""Images of a training step."""
 LEAST, MOST = 0.02, 0.98
 """Shares of parameters or multiply-accumulates that a family is asked to keep."""
 
@@ -64,9 +67,10 @@ def _settings(config: Any) -> list[str]:
     texts = list[str]()
     if (width := kept_share(getattr(config, "student", None))) is not None:
         texts.append(f"width {width:g}")
-    for name in ("keep", "calibration"):
-        if (value := getattr(config, name, None)) is not None:
-            texts.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
+    if (keep := getattr(config, "keep", None)) is not None:
+        texts.append(f"keep {keep:.3g}")
+    if isinstance(config, Int8Config) and config.calibration is not None:
+        texts.append(f"calibration {config.calibration}")
     if isinstance(config, QuantizeConfig):
         texts += [f"{config.weight_bits} bits", f"{config.rounding}"]
     tuning = config if isinstance(config, FinetuneConfig) else getattr(config, "finetune", None)
@@ -105,11 +109,9 @@ def families(teacher: Teacher, job: GoalJob) -> list[Family]:
 
 def tuning(steps: int) -> FinetuneConfig | None:
     """Return the fine-tuning of all candidates, or None for 0 steps."""
-    return FinetuneConfig(steps=steps, batch_size=BATCH, lr=1e-3) if steps else None
-
-
-BATCH = 64
-"""Images of a training step."""
+    if not steps:
+        return None
+    return FinetuneConfig(steps=steps, batch_size=BATCH, lr=1e-3, num_validation=NUM_VALIDATION)
 
 
 def _inherit(teacher: Teacher, share: float, target: Target, steps: int) -> StageConfig:
@@ -117,7 +119,13 @@ def _inherit(teacher: Teacher, share: float, target: Target, steps: int) -> Stag
 
 
 def _distill(student: str, steps: int, **options: Any) -> StageConfig:
-    config = DistillStage(student=student, steps=steps, batch_size=BATCH, **options)
+    config = DistillStage(
+        student=student,
+        steps=steps,
+        batch_size=BATCH,
+        num_validation=NUM_VALIDATION,
+        **options,
+    )
     return StageConfig(task="distill", config=config)
 
 

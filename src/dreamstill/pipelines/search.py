@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 """Shares that a family is tried with, until its file is small enough."""
+FAR = 1.25
+"""Times too many bytes from which int8 is the way, and not fewer channels."""
 TUNED = 3
 """Families that are tried again with training."""
 FEWEST, MOST_STEPS = 100, 2000
@@ -198,7 +200,7 @@ class Search:
             excess = goal.excess(record, whole)
             if max(excess.values()) <= 1 or family.name == "distill":
                 return
-            if self.int8 and not to_int8 and excess["bytes"] > 1 >= excess.get("macs", 2):
+            if self.int8 and not to_int8 and excess["bytes"] > FAR and excess["macs"] <= 1:
                 to_int8 = True
             elif share > LEAST:
                 share = max(LEAST, share / max(excess.values()) / 1.02)
@@ -287,7 +289,8 @@ class Search:
         elif self.seconds_left <= 0:
             return None
         else:
-            log.info("Trying %s (%s).", candidate.task, candidate.settings)
+            settings = f" ({candidate.settings})" if candidate.settings else ""
+            log.info("Trying %s%s.", candidate.task, settings)
             begun = time.monotonic()
             head = {"task": candidate.task, "settings": candidate.settings, "share": share}
             try:
