@@ -25,14 +25,13 @@ from dreamstill.loaders.narrower import narrower
 from dreamstill.nn.lenet import lenet5
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines import candidates
-from dreamstill.pipelines.candidates import families, share_for
+from dreamstill.pipelines.candidates import best_of, families, share_for
+from dreamstill.pipelines.compress import Made, run_stages
 from dreamstill.pipelines.goal import GoalJob, parse_goal
 from dreamstill.pipelines.pursue import run_goal
-from dreamstill.pipelines.search import Prepared, Search
 from dreamstill.profiling import count_macs
-from dreamstill.progress import Progress
 from dreamstill.report import write_goal_report
-from dreamstill.synthesis.validation_set import ValidationSet, validation_set
+from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 MNIST = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
@@ -148,21 +147,16 @@ def test_quick_candidates_are_not_trained_and_later_ones_are() -> None:
         assert quick.task == family.name
 
 
-def test_what_meets_the_goal_comes_first_then_agreement_then_kl(tmp_path: Path) -> None:
-    def of(agreement: float, kl: float, excess: float = 0.5, size: int = 9) -> dict[str, Any]:
+def test_what_meets_the_goal_comes_first_then_agreement_then_kl() -> None:
+    def of(agreement: float, kl: float, excess: float = 0.5) -> dict[str, Any]:
         missed = ["bytes"] * (excess > 1)
-        values = {"agreement": agreement, "kl": kl, "bytes": size}
+        values = {"agreement": agreement, "kl": kl, "bytes": 9}
         return values | {"missed": missed, "excess": excess}
 
-    teacher = Teacher(toys.SmallCnn(), toys.SPEC)
-    whole = {"macs": 1, "parameters": 1, "bytes": 1}
-    search = Search(tmp_path, job(Path("x"), "int8"), teacher, whole, lambda step: None)
-    images = torch.empty(1000, 1)
-    search.prepared = Prepared(images, ValidationSet(images, images), 0.0, 1.0)
     close, far = of(0.999, 0.1), of(0.99, 0.0)
-    assert search.best_of([of(1.0, 0.2), close, far]) is close  # 3 of 1,000 are noise, 10 are not
-    assert search.best_of([of(1.0, 0.0, 2.0), far]) is far
-    assert search.best_of([of(1.0, 0.0, 3.0), near := of(0.5, 2.0, 1.1)]) is near
+    assert best_of([of(1.0, 0.2), close, far], 1000) is close  # 3 of 1,000 are noise, 10 are not
+    assert best_of([of(1.0, 0.0, 2.0), far], 1000) is far
+    assert best_of([of(1.0, 0.0, 3.0), near := of(0.5, 2.0, 1.1)], 1000) is near
 
 
 @pytest.mark.usefixtures("two_families")
@@ -198,15 +192,17 @@ def test_half_keeps_its_limits_and_reports_what_was_measured(weights: Path, tmp_
 def test_a_finished_candidate_is_not_run_again(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(step: Progress) -> None:
-        if "loss" in step.record:
+    def killed_in_the_second(*arguments: Any) -> list[Made]:
+        calls.append(arguments)
+        if len(calls) == 2:
             raise KeyboardInterrupt
+        return run_stages(*arguments)
 
-    kind = {"lose_at_most": 0.0}  # so that training is tried too
-    run, wanted = tmp_path / "run", job(weights, "half", **kind)
-    monkeypatch.setattr("dreamstill.pipelines.search.MOST_STEPS", 100)
+    calls: list[Any] = []
+    run, wanted = tmp_path / "run", job(weights, "half")
+    monkeypatch.setattr("dreamstill.pipelines.search.run_stages", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
-        run_goal(run, wanted, on_progress=stop)
+        run_goal(run, wanted)
     before = {path: path.read_bytes() for path in run.glob("candidates/*/result.json")}
     assert before
     found = run_goal(run, replace(wanted, minutes=60.0), resume=True)
@@ -238,6 +234,7 @@ def test_four_bits_are_of_weights_and_the_file_computes_with_them(
     assert found["files"][0]["agreement"] == record["agreement"]
 
 
+@pytest.mark.usefixtures("two_families")
 def test_a_missed_goal_is_loud(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,6 +265,7 @@ def test_the_command_names_what_is_missing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("two_families")
 def test_a_toml_file_may_have_the_goal(weights: Path, tmp_path: Path) -> None:
     settings = 'to = "2x"\nmethod = "noise"\nnum_images = 64\nlose_at_most = 100\nformat = ["pt2"]'
     (tmp_path / "run.toml").write_text(f'{settings}\n[teacher]\nweights = "{weights}"\n')
@@ -290,6 +288,7 @@ def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(tmp_path:
     assert not (tmp_path / "run" / "images.npz").exists()
 
 
+@pytest.mark.usefixtures("two_families")
 def test_python_writes_the_same_and_refuses_what_has_no_effect(
     weights: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,9 @@ from dreamstill.distillation.config import FinetuneConfig, Optimizer
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start
 from dreamstill.formatting import bytes_of_memory, duration
+from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode, probed_at_once, watched
+from dreamstill.nn.seeded import rng_kept
 from dreamstill.progress import Progress
 from dreamstill.synthesis.registry import DEFAULT_METHOD
 from dreamstill.synthesis.stored_images import StoredImages
@@ -24,6 +26,7 @@ __all__ = [
     "memory_on_images",
     "plan",
     "plan_on_images",
+    "seconds_per_step",
     "with_time_left",
 ]
 
@@ -161,3 +164,18 @@ def with_time_left(steps: Iterable[Progress]) -> Iterator[Progress]:
                     log.info("%s takes about %s more, by its start.", STAGES[stage], duration(left))
                 events = EVENTS
         yield step
+
+
+def seconds_per_step(teacher: Teacher, batch_size: int) -> float:
+    """Estimate the seconds of a training step of a network like the teacher's, from three."""
+    network = copy_network(teacher.module).train().requires_grad_()
+    inputs = teacher.input_spec.encode(teacher.input_spec.noise(batch_size)).to(teacher.device)
+    spent = []
+    with rng_kept():  # dropout draws from it
+        for _ in range(3):
+            begun = time.perf_counter()
+            with torch.no_grad():
+                wanted = teacher.run(teacher.module, inputs)
+            (teacher.run(network, inputs) - wanted).square().mean().backward()
+            spent.append(time.perf_counter() - begun)
+    return 2 * min(spent)  # with the optimizer, augmentation and validation

@@ -32,7 +32,16 @@ from dreamstill.profiling import count_macs
 from dreamstill.quiet import without_messages
 from dreamstill.teacher import Teacher
 
-__all__ = ["Candidate", "Family", "families", "int8_of", "quantized", "refusal", "share_for"]
+__all__ = [
+    "Candidate",
+    "Family",
+    "best_of",
+    "families",
+    "int8_of",
+    "quantized",
+    "refusal",
+    "share_for",
+]
 
 BATCH = 64
 """Images of a training step."""
@@ -217,3 +226,23 @@ def refusal(stages: Sequence[StageConfig], teacher: Teacher) -> str | None:
     except DreamstillError as error:
         return str(error)
     return None
+
+
+def best_of(records: Sequence[dict[str, Any]], num: int) -> dict[str, Any]:
+    """Return the best record of those that meet the goal, else the one that is nearest to it.
+
+    Agreements that `num` images cannot tell apart are told apart by the KL divergence.
+
+    Args:
+        records: with agreement, kl, bytes, what is missed of the goal, and the excess: how many
+            times as large as allowed the larger of bytes and macs is.
+        num: number of validation images, at least 1.
+
+    """
+    records = [record for record in records if not record["missed"]] or [
+        min(records, key=lambda record: record["excess"])
+    ]
+    most = max(record["agreement"] for record in records)
+    noise = max(1.96 * (most * (1 - most) / num) ** 0.5, 3 / num)  # 3 / num: where all agree
+    equal = [record for record in records if record["agreement"] >= most - noise]
+    return min(equal, key=lambda record: (record["kl"], record["bytes"]))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dreamstill.config import from_plain, read_plain, to_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
-from dreamstill.distillation.plan import memory_on_images
+from dreamstill.distillation.plan import memory_on_images, seconds_per_step
 from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunError, TeacherError
 from dreamstill.evaluation import accuracy, agreement, answers, evaluating, predict
 from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
@@ -28,11 +28,12 @@ from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import write_json
 from dreamstill.formatting import bytes_of_memory, duration, shown
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.candidates import BATCH
 from dreamstill.pipelines.compress import NUM_SHOWN, NUM_VALIDATION, Made, layer_weights
 from dreamstill.pipelines.config import StageConfig
 from dreamstill.pipelines.goal import PACKED, GoalJob
 from dreamstill.pipelines.run_directory import open_run_directory
-from dreamstill.pipelines.search import Prepared, Search, seconds_per_step
+from dreamstill.pipelines.search import Prepared, Search
 from dreamstill.pipelines.stages import STAGES, StageContext
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_latency, measure_size
@@ -153,7 +154,7 @@ def _plan(search: Search) -> list[str]:
     if search.applicable:
         num = 4000 if job.num_images is None else job.num_images
         images = "the images that are given" if job.images else f"{num:,} images by {job.method}"
-        memory = memory_on_images(search.teacher, FinetuneConfig(batch_size=64), num)
+        memory = memory_on_images(search.teacher, FinetuneConfig(batch_size=BATCH), num)
         sentences.append(
             f"It takes {images}, at most {job.minutes:g} minutes beside the candidate that is "
             f"under way then, and about {bytes_of_memory(memory)} of memory, by an estimate, "
@@ -179,7 +180,7 @@ def _prepared(
     validation = validation_set(teacher, NUM_VALIDATION, on_progress)
     if not path.is_file():
         seconds = time.monotonic() - begun
-        taken = {"seconds": seconds, "step_seconds": seconds_per_step(teacher)}
+        taken = {"seconds": seconds, "step_seconds": seconds_per_step(teacher, BATCH)}
         write_json(path, taken)
     taken = read_plain(path)
     with understood(path, RunError, "holds a record that no run writes"):

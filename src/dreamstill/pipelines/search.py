@@ -22,13 +22,11 @@ from dreamstill.exporters.config import Calibration
 from dreamstill.exporters.formats import export
 from dreamstill.files.writing import write_json
 from dreamstill.formatting import duration, measured_share, shown
-from dreamstill.nn.copying import copy_network
-from dreamstill.nn.seeded import rng_kept
 from dreamstill.pipelines.candidates import (
-    BATCH,
     LEAST,
     Candidate,
     Family,
+    best_of,
     families,
     int8_of,
     quantized,
@@ -43,7 +41,7 @@ from dreamstill.pipelines.synthesize import OnProgress
 from dreamstill.synthesis.validation_set import ValidationSet
 from dreamstill.teacher import Teacher
 
-__all__ = ["Prepared", "Search", "seconds_per_step"]
+__all__ = ["Prepared", "Search"]
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +236,7 @@ class Search:
         order = list[str]()
         left = self.finished
         while left:
-            best = self.best_of(left)
+            best = self._best_of(left)
             order.append(best["task"].split(" + ")[0])
             left = [record for record in left if record is not best]
         of_name = {family.name: family for family in self.families if not family.trained}
@@ -253,20 +251,10 @@ class Search:
     @property
     def best(self) -> dict[str, Any] | None:
         """Record of the candidate to recommend; None if all have failed."""
-        return self.best_of(self.finished) if self.finished else None
+        return self._best_of(self.finished) if self.finished else None
 
-    def best_of(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the best record of those that meet the goal, else the one that is nearest to it.
-
-        Agreements that the validation images cannot tell apart are told apart by the KL divergence.
-        """
-        records = [record for record in records if not record["missed"]] or [
-            min(records, key=lambda record: record["excess"])
-        ]
-        num, most = len(self.prepared.validation.images), max(r["agreement"] for r in records)
-        noise = max(1.96 * (most * (1 - most) / num) ** 0.5, 3 / num)  # 3 / num: where all agree
-        equal = [record for record in records if record["agreement"] >= most - noise]
-        return min(equal, key=lambda record: (record["kl"], record["bytes"]))
+    def _best_of(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return best_of(records, len(self.prepared.validation.images))
 
     @property
     def satisfied(self) -> bool:
@@ -342,18 +330,3 @@ class Search:
         share = measured_share(record["agreement"], len(self.prepared.validation.images))
         size = f"{shown(record['bytes'])} bytes, {shown(record['macs'])} MACs"
         return f"{record['task']}: {size}, agreement {share}, {took}."
-
-
-def seconds_per_step(teacher: Teacher) -> float:
-    """Estimate the seconds of a training step of a network like the teacher's, from three."""
-    network = copy_network(teacher.module).train().requires_grad_()
-    inputs = teacher.input_spec.encode(teacher.input_spec.noise(BATCH)).to(teacher.device)
-    spent = []
-    with rng_kept():  # dropout draws from it
-        for _ in range(3):
-            begun = time.perf_counter()
-            with torch.no_grad():
-                wanted = teacher.run(teacher.module, inputs)
-            (teacher.run(network, inputs) - wanted).square().mean().backward()
-            spent.append(time.perf_counter() - begun)
-    return 2 * min(spent)  # with the optimizer, augmentation and validation
