@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from dreamstill.cli import main as cli
 from dreamstill.compression.config import Target
 from dreamstill.config import to_plain
 from dreamstill.errors import ConfigError, RunError, TeacherError
-from dreamstill.evaluation import agreement, answers
+from dreamstill.evaluation import accuracy, agreement, answers
 from dreamstill.exporters.formats import load_exported
 from dreamstill.files.checkpoints import save_weights
 from dreamstill.files.writing import write_json
@@ -25,7 +25,7 @@ from dreamstill.loaders.narrower import narrower
 from dreamstill.nn.lenet import lenet5
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines import candidates
-from dreamstill.pipelines.candidates import best_of, families, share_for
+from dreamstill.pipelines.candidates import Family, best_of, families, share_for
 from dreamstill.pipelines.compress import Made, run_stages
 from dreamstill.pipelines.goal import GoalJob, parse_goal
 from dreamstill.pipelines.pursue import run_goal
@@ -69,9 +69,31 @@ def few_validation_images(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"dreamstill.pipelines.{module}.NUM_VALIDATION", 32)
 
 
-@pytest.fixture
-def two_families(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dreamstill.pipelines.search.families", lambda *of: families(*of)[:2])
+def two_families(teacher: Teacher, job: GoalJob) -> list[Family]:
+    return families(teacher, job)[:2]
+
+
+class Run(NamedTuple):
+    """A finished search, and the real images that it was measured on."""
+
+    folder: Path
+    summary: dict[str, Any]
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def half(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a search for half of the network, among two families."""
+    folder = tmp_path_factory.mktemp("half")
+    x, y = toys.SPEC.noise(40), torch.arange(40) % 4
+    np.savez(folder / "real.npz", x=x.numpy(), y=y.numpy())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamstill.pipelines.search.families", two_families)
+        for module in ("pursue", "candidates"):
+            patch.setattr(f"dreamstill.pipelines.{module}.NUM_VALIDATION", 32)
+        summary = run_goal(folder / "run", job(weights, "half"), real=folder / "real.npz")
+    return Run(folder / "run", summary, x, y)
 
 
 def job(weights: Path, to: str, **options: Any) -> GoalJob:
@@ -159,11 +181,8 @@ def test_what_meets_the_goal_comes_first_then_agreement_then_kl() -> None:
     assert best_of([of(1.0, 0.0, 3.0), near := of(0.5, 2.0, 1.1)], 1000) is near
 
 
-@pytest.mark.usefixtures("two_families")
-def test_half_keeps_its_limits_and_reports_what_was_measured(weights: Path, tmp_path: Path) -> None:
-    x, y = toys.SPEC.noise(40), np.arange(40) % 4
-    np.savez(tmp_path / "real.npz", x=x.numpy(), y=y)
-    found = run_goal(tmp_path / "run", job(weights, "half"), real=tmp_path / "real.npz")
+def test_half_keeps_its_limits_and_reports_what_was_measured(weights: Path, half: Run) -> None:
+    found = half.summary
     whole, tried = found["teacher"], found["candidates"]
     assert {record["task"] for record in tried} == {"inherit", "prune"}
     best = next(record for record in tried if record["folder"] == found["chosen"])
@@ -171,26 +190,32 @@ def test_half_keeps_its_limits_and_reports_what_was_measured(weights: Path, tmp_
     assert best["macs"] <= whole["macs"] / 2
     assert best["bytes"] <= whole["bytes"] / 2
     (file,) = found["files"]
-    path = tmp_path / "run" / file["path"]
+    path = half.folder / file["path"]
     assert path.stat().st_size == file["bytes"] == best["bytes"]
-    teacher = ds.load_teacher(weights)
-    validation = validation_set(teacher, 32)
+    validation = validation_set(ds.load_teacher(weights), 32)
     run = load_exported(path)
     logits = answers(run, toys.SPEC, validation.images)
     assert file["agreement"] == best["agreement"] == agreement(logits, validation.logits)
-    right = (answers(run, toys.SPEC, x).argmax(1).numpy() == y).mean()
+    right = accuracy(answers(run, toys.SPEC, half.x), half.y)
     assert file["accuracy"] == pytest.approx(right)
-    page = write_goal_report(tmp_path / "run").read_text()
+
+
+def test_the_page_and_the_card_say_the_same(half: Run) -> None:
+    found, page = half.summary, write_goal_report(half.folder).read_text()
+    best = next(c for c in found["candidates"] if c["folder"] == found["chosen"])
+    (file,) = found["files"]
     assert "Recommended for half" in page
-    assert page.count("<tr") >= len(tried) + 4
-    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert all(
+        f"<td>{c['bytes']:,}</td><td>{c['macs']:,}</td>" in page for c in found["candidates"]
+    )
+    card = (half.folder / "model_card.md").read_text()
     assert f"| parameters | {best['parameters']:,} |" in card
     assert f"`{file['path']}` | {file['bytes']:,} |" in card
+    assert f'torch.export.load("{file["path"]}")' in card
 
 
-@pytest.mark.usefixtures("two_families")
 def test_a_finished_candidate_is_not_run_again(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, half: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed_in_the_second(*arguments: Any) -> list[Made]:
         calls.append(arguments)
@@ -198,22 +223,21 @@ def test_a_finished_candidate_is_not_run_again(
             raise KeyboardInterrupt
         return run_stages(*arguments)
 
+    def facts(summary: dict[str, Any]) -> list[Any]:
+        names = ("task", "settings", "bytes", "agreement", "kl")
+        return [[record[name] for name in names] for record in summary["candidates"]]
+
     calls: list[Any] = []
     run, wanted = tmp_path / "run", job(weights, "half")
+    monkeypatch.setattr("dreamstill.pipelines.search.families", two_families)
     monkeypatch.setattr("dreamstill.pipelines.search.run_stages", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_goal(run, wanted)
-    before = {path: path.read_bytes() for path in run.glob("candidates/*/result.json")}
-    assert before
+    (first,) = run.glob("candidates/*/result.json")
+    before = first.read_bytes()
     found = run_goal(run, replace(wanted, minutes=60.0), resume=True)
-    assert {path: path.read_bytes() for path in before} == before
-    whole = run_goal(tmp_path / "whole", wanted)
-
-    def facts(summary: dict[str, Any]) -> list[Any]:
-        names = ("task", "settings", "bytes", "agreement")
-        return [[record.get(name) for name in names] for record in summary["candidates"]]
-
-    assert facts(found) == facts(whole)
+    assert first.read_bytes() == before
+    assert facts(found) == facts(half.summary)
 
 
 def test_int8_is_written_and_measured_in_its_runtime(weights: Path, tmp_path: Path) -> None:
@@ -225,19 +249,13 @@ def test_int8_is_written_and_measured_in_its_runtime(weights: Path, tmp_path: Pa
     assert file["bytes"] < found["teacher"]["bytes"] / 2
 
 
-def test_four_bits_are_of_weights_and_the_file_computes_with_them(
-    weights: Path, tmp_path: Path
-) -> None:
-    found = run_goal(tmp_path / "run", job(weights, "w4"))
-    (record,) = found["candidates"]
-    assert record["bytes"] < found["teacher"]["bytes"] / 2
-    assert found["files"][0]["agreement"] == record["agreement"]
-
-
-@pytest.mark.usefixtures("two_families")
 def test_a_missed_goal_is_loud(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("dreamstill.pipelines.search.families", lambda *of: families(*of)[:1])
     small = ("--method", "noise", "--num-images", "64", "--lose-at-most", "100", "--format", "pt2")
     out = tmp_path / "run"
     status = cli.main(
@@ -258,6 +276,7 @@ def test_the_command_names_what_is_missing(
         ([], "no goal: give --to, such as int8, w4, half, 10x or 500KB"),
         (["--to", "tiny"], "500KB or 1.5MB; got 'tiny'"),
         (["--to", "half", "--format", "exe"], "unknown format 'exe'"),
+        (["--to", "int8", "--student", "toys:student"], "has no effect on int8"),
     ):
         out = ["--out", str(tmp_path / "run")]
         assert cli.main(["compress", str(weights), *arguments, *out]) == 2
@@ -265,15 +284,19 @@ def test_the_command_names_what_is_missing(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("two_families")
-def test_a_toml_file_may_have_the_goal(weights: Path, tmp_path: Path) -> None:
-    settings = 'to = "2x"\nmethod = "noise"\nnum_images = 64\nlose_at_most = 100\nformat = ["pt2"]'
+def test_a_toml_file_may_have_the_goal_and_four_bits_are_of_weights(
+    weights: Path, tmp_path: Path
+) -> None:
+    settings = 'to = "w4"\nmethod = "noise"\nnum_images = 64\nlose_at_most = 100\nformat = ["pt2"]'
     (tmp_path / "run.toml").write_text(f'{settings}\n[teacher]\nweights = "{weights}"\n')
     out = tmp_path / "run"
     assert cli.main(["compress", str(tmp_path / "run.toml"), "--out", str(out)]) == 0
     found = json.loads((out / "summary.json").read_text())
-    assert found["goal"] == "2x"
-    assert found["candidates"][0]["task"] == "int8"
+    assert found["goal"] == "w4"
+    (record,), (file,) = found["candidates"], found["files"]
+    assert record["task"] == "quantize"
+    assert record["bytes"] < found["teacher"]["bytes"] / 2 < file["bytes"]
+    assert file["agreement"] == record["agreement"]  # the file computes with them
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -288,7 +311,6 @@ def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(tmp_path:
     assert not (tmp_path / "run" / "images.npz").exists()
 
 
-@pytest.mark.usefixtures("two_families")
 def test_python_writes_the_same_and_refuses_what_has_no_effect(
     weights: Path, tmp_path: Path
 ) -> None:
@@ -301,12 +323,12 @@ def test_python_writes_the_same_and_refuses_what_has_no_effect(
         ds.compress(teacher, "noise", [ds.PruneConfig()], to="half", folder=tmp_path / "run")
     np.savez(tmp_path / "x.npz", x=toys.SPEC.noise(64).numpy())
     images, folder = tmp_path / "x.npz", tmp_path / "run"
-    made = ds.compress(teacher, images, to="2x", format=["pt2"], lose_at_most=100, folder=folder)
-    assert made.details["goal"] == "2x"
+    made = ds.compress(teacher, images, to="w4", format=["pt2"], lose_at_most=100, folder=folder)
+    assert made.details["goal"] == "w4"
     assert made.details["missed"] == []
     assert (tmp_path / "run" / "report.html").is_file()
     with pytest.raises(RunError, match="is not empty"):
-        ds.compress(teacher, images, to="2x", folder=folder)
+        ds.compress(teacher, images, to="w4", folder=folder)
 
 
 def test_minutes_that_are_over_before_a_candidate_are_refused(

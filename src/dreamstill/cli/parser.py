@@ -377,4 +377,6 @@ def _job(name: str, plain: dict[str, Any]) -> Any:
         if "stage" not in plain:
             raise ConfigError(f"no goal: give --to, such as {GOALS}; or a TOML file of stages")
         job = CompressJob
+    elif name == "compress" and "stage" in plain:
+        raise ConfigError(f"to {shown(plain['to'])} finds the stages by itself: leave one out")
     return None if job is None else read_job(job, plain)

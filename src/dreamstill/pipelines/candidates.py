@@ -124,16 +124,15 @@ def tuning(steps: int) -> FinetuneConfig | None:
 
 
 def _inherit(teacher: Teacher, share: float, target: Target, steps: int) -> StageConfig:
-    return _distill(f"auto:{_width(teacher, share, target):.2f}", steps, lr=1e-3)
+    return _distill(f"auto:{_width(teacher, share, target):.2f}", steps)
 
 
-def _distill(student: str, steps: int, **options: Any) -> StageConfig:
+def _distill(student: str, steps: int) -> StageConfig:
     config = DistillStage(
         student=student,
         steps=steps,
         batch_size=BATCH,
         num_validation=NUM_VALIDATION,
-        **options,
     )
     return StageConfig(task="distill", config=config)
 
