@@ -284,9 +284,7 @@ def test_the_command_names_what_is_missing(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_toml_file_may_have_the_goal_and_four_bits_are_of_weights(
-    weights: Path, tmp_path: Path
-) -> None:
+def test_toml_may_have_the_goal_and_four_bits_are_of_weights(weights: Path, tmp_path: Path) -> None:
     settings = 'to = "w4"\nmethod = "noise"\nnum_images = 64\nlose_at_most = 100\nformat = ["pt2"]'
     (tmp_path / "run.toml").write_text(f'{settings}\n[teacher]\nweights = "{weights}"\n')
     out = tmp_path / "run"

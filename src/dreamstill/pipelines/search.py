@@ -232,7 +232,7 @@ class Search:
         return min(MOST_STEPS, steps) if steps >= FEWEST else 0
 
     def most_promising(self) -> list[Family]:
-        """Return the families to try with training: the best so far, and those that need it."""
+        """Return the families to try with training: those that need it, and the best so far."""
         order = list[str]()
         left = self.finished
         while left:
@@ -241,7 +241,7 @@ class Search:
             left = [record for record in left if record is not best]
         of_name = {family.name: family for family in self.families if not family.trained}
         quick = [of_name[name] for name in dict.fromkeys(order) if name in of_name]
-        return quick[:TUNED] + [family for family in self.families if family.trained]
+        return [family for family in self.families if family.trained] + quick[:TUNED]
 
     @property
     def finished(self) -> list[dict[str, Any]]:
