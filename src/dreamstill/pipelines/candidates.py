@@ -124,15 +124,17 @@ def tuning(steps: int) -> FinetuneConfig | None:
 
 
 def _inherit(teacher: Teacher, share: float, target: Target, steps: int) -> StageConfig:
-    return _distill(f"auto:{_width(teacher, share, target):.2f}", steps)
+    frozen = bool(steps and teacher.capabilities.batch_norm)  # drawn images would spoil it
+    return _distill(f"auto:{_width(teacher, share, target):.2f}", steps, frozen=frozen)
 
 
-def _distill(student: str, steps: int) -> StageConfig:
+def _distill(student: str, steps: int, *, frozen: bool = False) -> StageConfig:
     config = DistillStage(
         student=student,
         steps=steps,
         batch_size=BATCH,
         num_validation=NUM_VALIDATION,
+        freeze_batch_norm=frozen,
     )
     return StageConfig(task="distill", config=config)
 
