@@ -298,7 +298,10 @@ def test_toml_may_have_the_goal_and_four_bits_are_of_weights(weights: Path, tmp_
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(tmp_path: Path) -> None:
+def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dreamstill.pipelines.search.MOST_STEPS", 100)
     script = torch.jit.trace(WideCnn().eval(), torch.zeros(2, 1, 8, 8))
     script.save(str(tmp_path / "net.pt"))
     of: dict[str, Any] = {"weights": str(tmp_path / "net.pt"), **to_plain(toys.SPEC)}
@@ -306,7 +309,11 @@ def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(tmp_path:
     with pytest.raises(TeacherError, match="no task for half applies") as refused:
         run_goal(tmp_path / "run", closed)
     assert "give student module:function" in str(refused.value)
-    assert not (tmp_path / "run" / "images.npz").exists()
+    assert not (tmp_path / "run").exists()
+    own: GoalJob = replace(closed, to="2x", student="toys:SmallCnn", lose_at_most=100.0)
+    found = run_goal(tmp_path / "own", own)
+    assert {record["task"] for record in found["candidates"]} == {"distill + int8"}
+    assert found["missed"] == []
 
 
 def test_python_writes_the_same_and_refuses_what_has_no_effect(

@@ -170,12 +170,15 @@ def seconds_per_step(teacher: Teacher, batch_size: int) -> float:
     """Estimate the seconds of a training step of a network like the teacher's, from three."""
     network = copy_network(teacher.module).train().requires_grad_()
     inputs = teacher.input_spec.encode(teacher.input_spec.noise(batch_size)).to(teacher.device)
+    inputs.requires_grad_(teacher.capabilities.gradient)
     spent = []
     with rng_kept():  # dropout draws from it
         for _ in range(3):
             begun = time.perf_counter()
             with torch.no_grad():
                 wanted = teacher.run(teacher.module, inputs)
-            (teacher.run(network, inputs) - wanted).square().mean().backward()
+            loss = (teacher.run(network, inputs) - wanted).square().mean()
+            if loss.requires_grad:  # a closed network, whose students take about as long, has none
+                loss.backward()
             spent.append(time.perf_counter() - begun)
     return 2 * min(spent)  # with the optimizer, augmentation and validation

@@ -314,12 +314,12 @@ class Search:
         run = CompressJob(
             teacher=job.teacher, stages=tuple(stages), seed=job.seed, device=job.device
         )
-        known = [teacher.module]
-        if job.student is not None:
+        start, first = teacher.module, stages[0]
+        if first.task == "distill" and job.student == first.config.student:
             rng = torch.Generator(teacher.device).manual_seed(job.seed)
-            known.append(open_student(job.student, teacher, rng))
+            start = open_student(job.student, teacher, rng)
         return run_stages(
-            folder, run, teacher, given.images, given.validation, known, self.on_progress
+            folder, run, teacher, given.images, given.validation, [start], self.on_progress
         )
 
     def told(self, record: Mapping[str, Any]) -> str:
