@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import toys
-from dreamstill.compression.channel_removal import Cut
 from dreamstill.compression.config import MergeConfig, PruneConfig, Target
 from dreamstill.compression.merge import merge
 from dreamstill.compression.prune import RoundRecord, prune
 from dreamstill.errors import ConfigError, DreamstillError, TeacherError
 from dreamstill.evaluation import predict
 from dreamstill.graph.channel_check import difference
+from dreamstill.graph.channel_removal import Cut
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.compress import run_compression

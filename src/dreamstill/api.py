@@ -51,12 +51,15 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import compressed
 from dreamstill.pipelines.config import STAGE_CONFIGS, CompressJob, StageConfig
 from dreamstill.pipelines.distill import check_student, open_student
+from dreamstill.pipelines.goal import GoalJob
 from dreamstill.pipelines.process import seeded_process
+from dreamstill.pipelines.pursue import compressed_toward
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, register_stage
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.profiling import Profile, measure_profile
 from dreamstill.progress import Progress
 from dreamstill.quiet import without_messages
+from dreamstill.report import write_goal_report
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import NoiseConfig
 from dreamstill.synthesis.presets import PRESETS, method_config
@@ -266,12 +269,13 @@ def distill(
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Result:
-    """Train a student toward a teacher; log what is about to be done, and why, at level INFO.
+    """Train a student toward a teacher.
 
     Args:
-        teacher: the network to learn from.
-        student: a network, which is copied, or a function or "module:function" that builds one. A
-            narrower copy of the teacher starts from its channels, unless `config.inherit` is False.
+        teacher: the network to learn from. The plan is logged at level INFO.
+        student: a network, which is copied; a function or "module:function" that builds one; or
+            "auto:0.5" for the teacher with half of every width. A narrower copy of the teacher
+            starts from its channels, unless `config.inherit` is False.
         images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
             synthesizer, which then makes images while the student learns. Adversarial methods
             (ZSKT, DFAD, FastDFKD, adaptive DeepInversion) see the student as it is.
@@ -559,53 +563,59 @@ def learn_classes(
 
 def compress(
     teacher: Teacher,
-    images: Any,
-    stages: Sequence[Any],
+    images: Any = DEFAULT_METHOD,
+    stages: Sequence[Any] = (),
     *,
+    to: str | None = None,
+    format: Sequence[str] | None = None,
+    lose_at_most: float | None = None,
+    minutes: float | None = None,
+    student: str | None = None,
     folder: StrPath | None = None,
     resume: bool = False,
     seed: int = 0,
     progress: OnProgress | None = None,
 ) -> Result:
-    """Run several tasks, each on the network that the one before it made.
+    """Make a network small by several tasks, or toward a goal.
 
     Args:
-        teacher: what every stage is fine-tuned toward. With a folder, one of `load_teacher`.
+        teacher: what every stage is fine-tuned toward. With stages and a folder, of `load_teacher`.
         images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method.
-        stages: configurations, such as [PruneConfig(keep=0.5), QuantizeConfig()].
+        stages: configurations, such as [PruneConfig(keep=0.5), QuantizeConfig()]; each runs on the
+            network that the one before it made.
+        to: goal in place of stages: int8, w4, half, quarter, 10x, 500KB; see `GoalJob`.
+        format, lose_at_most, minutes, student: of the search for the goal; see `GoalJob`.
         folder: where networks, files, records and a report page go, so that a run that was killed
-            can be resumed; None: nothing is written, and `Int8Config` cannot be a stage.
+            can be resumed; None: nothing is written, and neither `to` nor `Int8Config` can be.
         resume: continue what is finished in the folder.
         seed: of everything random.
         progress: called after every synthesized batch and step.
 
     Returns:
-        The last network; `details` has a record per stage or, with a folder, its summary.
+        The last, or recommended, network; `details` has a record per stage or, with a folder, its
+        summary, whose `missed` says what is missed of the goal.
 
     Raises:
-        ConfigError: a stage is of no known task, or cannot follow the one before it.
+        ConfigError: a stage is of no known task, or cannot follow the one before it; no such goal.
         TeacherError, DataError, NonFiniteError, ExportError: see the tasks.
         RunError: the folder holds something else, or cannot be written.
 
     """
+    options = {"format": format, "lose_at_most": lose_at_most, "minutes": minutes}
+    given = {k: v for k, v in (options | {"student": student}).items() if v is not None}
+    if to is not None:
+        if stages or folder is None:
+            lack = "it writes files: give compress a folder" if not stages else "leave stages out"
+            raise ConfigError(f"to {to!r} finds the stages by itself; {lack}")
+        return _compress_toward(
+            Path(folder), teacher, images, {"to": to, **given}, resume, seed, progress
+        )
+    if given:
+        raise ConfigError(f"{next(iter(given))} has no effect without a goal: give to, or leave it")
     named = [StageConfig(task=_task_of(config), config=config) for config in stages]
     if folder is not None:
         return _compress_in(Path(folder), teacher, images, named, resume, seed, progress)
-    CompressJob(teacher=TeacherFile(weights=""), stages=tuple(named))  # which refuses a wrong order
-    if any(stage.task == "int8" for stage in named):
-        raise ConfigError("int8 writes files: give compress a folder for them")
-    check_stages(named, teacher.module, teacher)
-    given = _made_images(images, teacher, seed, progress)
-    history: list[dict[str, float]] = []
-    model, records = teacher.module, []
-    for index, stage in enumerate(named):
-        result = _run(stage.task, teacher, given, stage.config, model, seed + index, progress)
-        model = result.model
-        if after := STAGES[stage.task].after:
-            teacher, given = after(model, stage.config, teacher, given)
-        history += result.history
-        records.append({"task": stage.task} | result.details)
-    return Result(model, teacher.input_spec, history, {"stages": records})
+    return _compress_in_memory(teacher, images, named, seed, progress)
 
 
 def evaluate(model: nn.Module, images: Any, labels: Any, input_spec: InputSpec) -> dict[str, Any]:
@@ -700,6 +710,31 @@ def _run(
     return Result(made, teacher.input_spec, history, details)
 
 
+def _compress_in_memory(
+    teacher: Teacher,
+    images: Any,
+    stages: list[StageConfig],
+    seed: int,
+    progress: OnProgress | None,
+) -> Result:
+    """Run a pipeline without a directory."""
+    CompressJob(teacher=TeacherFile(weights=""), stages=tuple(stages))  # refuses a wrong order
+    if any(stage.task == "int8" for stage in stages):
+        raise ConfigError("int8 writes files: give compress a folder for them")
+    check_stages(stages, teacher.module, teacher)
+    given = _made_images(images, teacher, seed, progress)
+    history: list[dict[str, float]] = []
+    model, records = teacher.module, []
+    for index, stage in enumerate(stages):
+        result = _run(stage.task, teacher, given, stage.config, model, seed + index, progress)
+        model = result.model
+        if after := STAGES[stage.task].after:
+            teacher, given = after(model, stage.config, teacher, given)
+        history += result.history
+        records.append({"task": stage.task} | result.details)
+    return Result(model, teacher.input_spec, history, {"stages": records})
+
+
 def _compress_in(
     folder: Path,
     teacher: Teacher,
@@ -712,6 +747,34 @@ def _compress_in(
     """Run a pipeline in a directory."""
     if teacher.source is None:
         raise ConfigError("a run in a folder opens its teacher again: use one of load_teacher")
+    job = CompressJob(
+        teacher=teacher.source, stages=tuple(stages), **_settings(teacher, images, seed)
+    )
+    history, note = _history(progress)
+    model, summary = compressed(folder, job, resume=resume, on_progress=note)
+    return Result(model, teacher.input_spec, history, summary)
+
+
+def _compress_toward(
+    folder: Path,
+    teacher: Teacher,
+    images: Any,
+    goal: dict[str, Any],
+    resume: bool,
+    seed: int,
+    progress: OnProgress | None,
+) -> Result:
+    """Search for a network that meets a goal, in a directory."""
+    source = teacher.source or TeacherFile(weights="")
+    job = GoalJob(teacher=source, **goal, **_settings(teacher, images, seed))
+    history, note = _history(progress)
+    model, summary = compressed_toward(folder, job, teacher, resume=resume, on_progress=note)
+    write_goal_report(folder)
+    return Result(model, teacher.input_spec, history, summary)
+
+
+def _settings(teacher: Teacher, images: Any, seed: int) -> dict[str, Any]:
+    """Return the settings of a job in a directory: of its images, its seed and its device."""
     source: dict[str, Any] = {}
     if isinstance(images, str) and images in METHODS:
         source["method"] = images
@@ -721,17 +784,11 @@ def _compress_in(
         source["images"] = images
     else:
         raise ConfigError("a run in a folder reads its images again: save them, and give the path")
-    job = CompressJob(
-        teacher=teacher.source,
-        stages=tuple(stages),
-        seed=seed,
-        device=str(teacher.device),
-        precision=teacher.precision,
-        **source,
-    )
-    history, note = _history(progress)
-    model, summary = compressed(folder, job, resume=resume, on_progress=note)
-    return Result(model, teacher.input_spec, history, summary)
+    return source | {
+        "seed": seed,
+        "device": str(teacher.device),
+        "precision": teacher.precision,
+    }
 
 
 def _task_of(config: Any) -> str:

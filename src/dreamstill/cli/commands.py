@@ -8,6 +8,7 @@ from typing import Any
 from dreamstill.cli.flags import PREFIX
 from dreamstill.cli.terminal import (
     print_compression,
+    print_goal,
     print_next,
     print_rows,
     print_summary,
@@ -20,10 +21,12 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.demo import demo
+from dreamstill.pipelines.goal import GoalJob
 from dreamstill.pipelines.jobs import distill_and_report, inspect
+from dreamstill.pipelines.pursue import run_goal
 from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
 from dreamstill.pipelines.synthesize import synthesize
-from dreamstill.report import write_compression_report, write_report
+from dreamstill.report import write_compression_report, write_goal_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 
 __all__ = ["RUN"]
@@ -96,17 +99,17 @@ def _distill(arguments: argparse.Namespace) -> Any:
 
 
 def _compress(arguments: argparse.Namespace) -> Any:
-    folder, real = _out(arguments), _option(arguments, "real")
-    result = run_compression(
+    folder, job, toward = _out(arguments), arguments.job, isinstance(arguments.job, GoalJob)
+    result = (run_goal if toward else run_compression)(
         folder,
-        arguments.job,
+        job,
         resume=arguments.resume,
-        real=real,
+        real=_option(arguments, "real"),
         on_progress=arguments.bars,
     )
-    page = write_compression_report(folder)
+    page = (write_goal_report if toward else write_compression_report)(folder)
     if not arguments.json:
-        _show(print_compression, result, folder)
+        _show(print_goal if toward else print_compression, result, folder)
         print_next(f"open {page}")
     return result
 
@@ -144,7 +147,9 @@ def _export(arguments: argparse.Namespace) -> Any:
 
 def _report(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
-    if (folder / "stages").is_dir():
+    if (folder / "candidates").is_dir():
+        page = write_goal_report(folder)
+    elif (folder / "stages").is_dir():
         page = write_compression_report(folder)
     else:
         page = write_report(folder)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from dreamstill.cli.parser import parse
 from dreamstill.errors import DreamstillError, first_line, is_out_of_memory, one_line, shown
@@ -20,7 +21,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    It is 0 on success, 2 on an error of the user, 130 on Ctrl-C and 141 on a broken pipe.
+    It is 0 on success, 1 if a goal was missed, 2 on an error of the user, 130 on Ctrl-C and 141 on
+    a broken pipe.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = argparse.Namespace()
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _find_users_modules()
             arguments = parse(sys.argv[1:] if argv is None else argv)
-            _run(arguments)
+            result = _run(arguments)
         finally:
             _flush()
     except BrokenPipeError:
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         more = "; it goes on with --resume" if _can_resume(arguments) else ""
         print(f"dreamstill: stopped{more}", file=sys.stderr)
         return 130
-    return 0
+    return int(isinstance(result, dict) and bool(result.get("missed")))
 
 
 def _find_users_modules() -> None:
@@ -55,7 +57,7 @@ def _find_users_modules() -> None:
         sys.path.append(here)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> Any:
     with ExitStack() as stack:
         if arguments.json:  # a factory may print, and stdout must hold the result alone
             stack.enter_context(redirect_stdout(sys.stderr))
@@ -70,6 +72,7 @@ def _run(arguments: argparse.Namespace) -> None:
         result = RUN.get(arguments.command, RUN["compress"])(arguments)
     if arguments.json:
         print(json.dumps(result, indent=2))
+    return result
 
 
 def _flush() -> None:

@@ -19,6 +19,7 @@ from dreamstill.pipelines.config import (
     SynthesizeJob,
     read_job,
 )
+from dreamstill.pipelines.goal import GoalJob
 from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS
@@ -28,6 +29,7 @@ __all__ = ["COMMANDS", "parse"]
 TEACHER = tuple(f"teacher.{name}" for name in ("weights", "factory", "shape", "mean", "std"))
 IMAGES = ("images", "method", "num_images")
 OUT = "directory to write"
+GOALS = "int8, w4, half, 10x or 500KB"
 REAL = "images to measure every network on at the end: .npz with x and y, or a folder per class"
 
 
@@ -129,11 +131,19 @@ COMMANDS: dict[str, Command] = {
         (*TEACHER, *IMAGES, "pack.keep", "pack.rounds", "pack.finetune.steps"),
     ),
     "compress": Command(
-        "Run several of these tasks, one after the other, from a TOML file.",
-        CompressJob,
-        ("images", "num_images", "seed", "device"),
+        "Make a network small toward a goal, or by the tasks in a TOML file.",
+        GoalJob,
+        (
+            *("to", "format", "lose_at_most", "minutes", "student"),
+            *(*TEACHER[1:], "images", "num_images", "seed", "device"),
+        ),
+        part="teacher",
         arguments=(
-            _argument("config", metavar="FILE", help="TOML file: [teacher] and [[stage]] tables"),
+            _argument(
+                "model",
+                metavar="MODEL|FILE.toml",
+                help="a network, with --to GOAL; or a TOML file of [teacher] and [[stage]] tables",
+            ),
             DIRECTORY,
             RESUME,
             MEASURE,
@@ -227,9 +237,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     table = read_toml(early.config) if early.config else {}
     if name == "compress":
         file = _parser(name, COMMANDS[name], DEFAULT_METHOD, whole="--help-all" in rest)
-        path = file.parse_known_args(rest)[0].config
-        if not (table := read_toml(path)):
-            raise ConfigError(f"{path} is empty: give [teacher] and [[stage]] tables")
+        table = _compression(file.parse_known_args(rest)[0].model)
     load_plugins(early.plugin or table.get("plugin"))
     command = _command(name)
     method = early.method or table.get("method") or DEFAULT_METHOD
@@ -244,6 +252,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     resuming = name == "distill" and arguments.resume
     arguments.job = None if resuming else _job(name, arguments.plain)
     return arguments
+
+
+def _compression(model: str) -> dict[str, Any]:
+    """Return the settings in a TOML file, or those that open a model."""
+    if not model.endswith(".toml"):
+        return {"teacher": {"weights": model}}
+    if not (table := read_toml(model)):
+        raise ConfigError(f"{model} is empty: give [teacher] and [[stage]] tables")
+    return table
 
 
 class _Version(argparse.Action):
@@ -356,4 +373,10 @@ def _job(name: str, plain: dict[str, Any]) -> Any:
         stage = {"task": name, **plain.pop(name, {})}
         return read_job(CompressJob, plain | {"stage": [stage]})
     job = COMMANDS[name].job
+    if name == "compress" and "to" not in plain:
+        if "stage" not in plain:
+            raise ConfigError(f"no goal: give --to, such as {GOALS}; or a TOML file of stages")
+        job = CompressJob
+    elif name == "compress" and "stage" in plain:
+        raise ConfigError(f"to {shown(plain['to'])} finds the stages by itself: leave one out")
     return None if job is None else read_job(job, plain)

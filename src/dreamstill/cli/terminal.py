@@ -23,10 +23,12 @@ from rich.table import Table
 from dreamstill.formatting import BASELINES, duration, measured_share, percent, shown
 from dreamstill.progress import Progress as Step
 from dreamstill.progress import start_kept
+from dreamstill.report.verdict import verdict_of_goal
 
 __all__ = [
     "Bars",
     "print_compression",
+    "print_goal",
     "print_next",
     "print_rows",
     "print_summary",
@@ -273,6 +275,44 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
         print(f"{file['path']}, {file['bytes']:,} bytes")
     print(summary.get("network") or summary["not_exported"])
     print(folder / "report.html")
+
+
+def print_goal(summary: dict[str, Any], folder: Path) -> None:
+    """Print summary.json of a search: a row for each candidate, the files and the advice."""
+    num = summary["validation_images"]
+    columns = ("settings", "bytes", "MACs", "agreement", "KL", "s", "goal")
+    teacher = summary["teacher"]
+    rows = [("teacher", "", shown(teacher["bytes"]), shown(teacher["macs"]), *[""] * 4)]
+    for number, record in enumerate(summary["candidates"], 1):
+        cells = (
+            ("-", "-", "failed", "-")
+            if "failed" in record
+            else (
+                shown(record["bytes"]),
+                shown(record["macs"]),
+                measured_share(record["agreement"], num),
+                f"{record['kl']:.2g}",
+            )
+        )
+        kept = "no" if record.get("missed", True) else "yes"
+        name = f"{number}. {record['task']}"
+        rows.append((name, record["settings"], *cells, f"{record['seconds']:.0f}", kept))
+    _print_table(summary["meaning"], columns, rows)
+    for record in summary["candidates"]:
+        if "failed" in record:
+            print(f"{record['task']} failed: {record['failed']}")
+    for file in summary["files"]:
+        if "failed" in file:
+            continue
+        text = f"{folder / file['path']}, {file['bytes']:,} bytes"
+        if "latency_ms" in file:
+            text += f", {file['latency_ms']['median']:.3f} ms in {file['runtime']}"
+        if "accuracy" in file:
+            text += f", accuracy {percent(file['accuracy'])}, teacher's "
+            text += percent(teacher["accuracy"])
+        print(text)
+    print(folder / "model_card.md")
+    print(verdict_of_goal(summary))
 
 
 def _print_classes(stage: dict[str, Any]) -> None:

@@ -19,12 +19,12 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreamstill.compression.channel_removal import Cut, Group, followed
 from dreamstill.compression.config import Importance, PruneConfig, Target
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.layer_reconstruction import reconstruct
 from dreamstill.errors import ConfigError, DreamstillError, TeacherError, first_line
 from dreamstill.evaluation import evaluating
+from dreamstill.graph.channel_removal import Cut, Group, followed
 from dreamstill.graph.tracing import trace, written_size
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of

@@ -13,13 +13,23 @@ from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start
 from dreamstill.distillation.suiting import suited
 from dreamstill.formatting import bytes_of_memory, duration
+from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode, probed_at_once, watched
+from dreamstill.nn.seeded import rng_kept
 from dreamstill.progress import Progress
 from dreamstill.synthesis.registry import DEFAULT_METHOD
 from dreamstill.synthesis.stored_images import StoredImages
 from dreamstill.teacher import Teacher
 
-__all__ = ["log_plan", "memory_estimate", "plan", "plan_on_images", "with_time_left"]
+__all__ = [
+    "log_plan",
+    "memory_estimate",
+    "memory_on_images",
+    "plan",
+    "plan_on_images",
+    "seconds_per_step",
+    "with_time_left",
+]
 
 log = logging.getLogger(__name__)
 
@@ -92,21 +102,38 @@ def memory_estimate(work: Distillation) -> int:
 
     PyTorch itself, and what a method keeps beside its images, are not in it.
     """
-    teacher, student, config, stream = work.teacher, work.student, work.config, work.stream
+    stream, config = work.stream, work.config
+    stored = min(stream.buffer.capacity, stream.num_images) + config.num_validation
+    batch = max(config.batch_size, stream.batch_size)
+    return _memory(work.teacher, work.student, config, stored, batch, work.to_reconstruct)
+
+
+def memory_on_images(teacher: Teacher, config: FinetuneConfig, num_images: int) -> int:
+    """Return the same for a network like the teacher's that is fine-tuned on images in memory."""
+    return _memory(teacher, teacher.module, config, num_images, config.batch_size, 2048)
+
+
+def _memory(
+    teacher: Teacher,
+    student: nn.Module,
+    config: FinetuneConfig,
+    stored: int,
+    batch: int,
+    to_reconstruct: int,
+) -> int:
     moments = 2 if config.optimizer is Optimizer.ADAM else 1
     copies = 3 + moments  # itself, its gradient and the best student so far
     networks = _bytes(teacher.module) + copies * _bytes(student)
     width = teacher.input_spec.noise(1).numel()  # bytes of a stored image
-    stored = min(stream.buffer.capacity, stream.num_images) + config.num_validation
     size = 2 if teacher.precision is Precision.BFLOAT16 else 4
     whole = largest = 0
     if teacher.capabilities.budget is None:  # a black box has its memory elsewhere
         whole, largest = _activations(teacher, teacher.module)
     own, _ = _activations(teacher, student)
-    step = max(config.batch_size, stream.batch_size) * (size * (own + 2 * largest) + 12 * width)
+    step = batch * (size * (own + 2 * largest) + 12 * width)
     steered = max(32, probed_at_once(teacher.input_spec.shape))
     steering = steered * (size * whole + 16 * width)
-    solving = work.to_reconstruct * 4 * (3 * largest + width)
+    solving = to_reconstruct * 4 * (3 * largest + width)
     return networks + stored * width + max(step, steering, solving)
 
 
@@ -145,3 +172,21 @@ def with_time_left(steps: Iterable[Progress]) -> Iterator[Progress]:
                     log.info("%s takes about %s more, by its start.", STAGES[stage], duration(left))
                 events = EVENTS
         yield step
+
+
+def seconds_per_step(teacher: Teacher, batch_size: int) -> float:
+    """Estimate the seconds of a training step of a network like the teacher's, from three."""
+    network = copy_network(teacher.module).train().requires_grad_()
+    inputs = teacher.input_spec.encode(teacher.input_spec.noise(batch_size)).to(teacher.device)
+    inputs.requires_grad_(teacher.capabilities.gradient)
+    spent = []
+    with rng_kept():  # dropout draws from it
+        for _ in range(3):
+            begun = time.perf_counter()
+            with torch.no_grad():
+                wanted = teacher.run(teacher.module, inputs)
+            loss = (teacher.run(network, inputs) - wanted).square().mean()
+            if loss.requires_grad:  # a closed network, whose students take about as long, has none
+                loss.backward()
+            spent.append(time.perf_counter() - begun)
+    return 2 * min(spent)  # with the optimizer, augmentation and validation

@@ -23,3 +23,9 @@ class Loaded:
     """Name of what built the network, for the fingerprint."""
     notes: tuple[str, ...] = ()
     """Sentences that the user should read, such as what the file's format has lost."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network of a file that holds one, rather than a black box."""
+        assert isinstance(self.network, nn.Module)
+        return self.network

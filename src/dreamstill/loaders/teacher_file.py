@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dreamstill.black_box.black_box import BlackBox
-from dreamstill.config import Precision
-from dreamstill.errors import ConfigError, first_line
+from dreamstill.config import Precision, Text, from_plain
+from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.card import (
     CARD,
@@ -20,6 +20,7 @@ from dreamstill.loaders.card import (
 )
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
+from dreamstill.loaders.narrower import load_narrower
 from dreamstill.loaders.registry import loader_of
 from dreamstill.output_spec import OutputSpec
 from dreamstill.teacher import Teacher
@@ -46,7 +47,10 @@ def open_from(
     for name, kind in (("factory", str), ("num_classes", int)):
         if not isinstance(card.get(name, kind()), kind):
             raise ConfigError(f"{name} must be of type {kind.__name__}; got {card[name]!r}")
-    loaded = loader_of(file.weights).load(file, card)
+    if "student" in card and "factory" not in card:
+        loaded = _load_student(file, card)
+    else:
+        loaded = loader_of(file.weights).load(file, card)
     card = laid_upon(loaded.card, card)
     spec = spec_from_card(card)
     teacher = _opened(
@@ -68,6 +72,15 @@ def _opened(loaded: Loaded, spec: InputSpec, file: TeacherFile, **options: Any) 
     if file.black_box is not None:
         raise ConfigError(f"black_box has no effect on {file.weights}, which opens: leave it out")
     return Teacher(network, spec, factory=name, **options)
+
+
+def _load_student(file: TeacherFile, card: dict[str, Any]) -> Loaded:
+    """Open a student auto:SHARE, which is built from the teacher that its card names."""
+    source = from_plain(TeacherFile, card.get("teacher"), "the card's teacher")
+    if source.weights == file.weights:
+        raise TeacherError(f"the card of {file.weights} names the file itself as its teacher")
+    student = from_plain(Text, card["student"], "the card's student")
+    return Loaded(load_narrower(open_from(source), student, file.weights), factory=student)
 
 
 def _card_of(file: TeacherFile) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class TorchScript(ClosedNetwork):
     def __init__(self, script: torch.jit.ScriptModule) -> None:
         super().__init__()
         self.__dict__["script"] = script  # not a submodule
+        for value in script.parameters():
+            value.detach_()  # torch warns where one that needs a gradient is moved
         self._register()
 
     def _register(self) -> None:

@@ -37,6 +37,7 @@ from dreamstill.files.reading import StrPath, check_file, understood
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.losses.logits import kl_divergence
 from dreamstill.pipelines.config import CompressJob, StageConfig
 from dreamstill.pipelines.deployment import compare_files
 from dreamstill.pipelines.distill import open_student
@@ -49,7 +50,7 @@ from dreamstill.profiling import measure_size
 from dreamstill.synthesis.validation_set import ValidationSet, validation_set
 from dreamstill.teacher import Teacher
 
-__all__ = ["compressed", "run_compression"]
+__all__ = ["Made", "compressed", "layer_weights", "run_compression", "run_stages"]
 
 NUM_SHOWN = 1000
 """Number of images, from the end, for activation ranges."""
@@ -131,7 +132,7 @@ def compressed(
             validation = validation_set(teacher, NUM_VALIDATION, on_progress)
             named = predict(teacher.module, teacher.input_spec, images)
             warnings = warn_of_classes(named, given=job.images is not None)
-        made = _run_stages(
+        made = run_stages(
             folder / "stages", job, teacher, images, validation, networks, on_progress
         )
         summary = _summarize(folder, made, teacher, images[-NUM_SHOWN:], real, test)
@@ -190,7 +191,7 @@ class Made(NamedTuple):
     record: dict[str, Any]
 
 
-def _run_stages(
+def run_stages(
     folder: Path,
     job: CompressJob,
     teacher: Teacher,
@@ -199,8 +200,22 @@ def _run_stages(
     networks: Sequence[nn.Module],
     on_progress: OnProgress,
 ) -> list[Made]:
-    """Run every stage on the network of the stage before, or read it back if it is finished."""
-    folder.mkdir(exist_ok=True)
+    """Run every stage on the network of the stage before, or read it back if it is finished.
+
+    Args:
+        folder: of the stages' files; made if it is not there.
+        job: its stages, seed and device.
+        teacher: of the first stage; a stage can change it.
+        images: uint8 (N, C, H, W).
+        validation: on which networks are compared with the teacher; None measures no agreement.
+        networks: whose parts a file of a finished stage may name.
+        on_progress: called after each step.
+
+    Returns:
+        The teacher and the network of each stage, with their records.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     record = _measured(teacher.module, {}, folder, teacher.input_spec, validation)
     made = [Made("teacher", teacher.module, record)]
     images_digest = digest(images.numpy().reshape(-1).data)
@@ -291,13 +306,7 @@ def _summarize(
                 save_arrays(folder / "confusion.npz", confusion=counts.numpy())
     whole, *stages = [one.record for one in made]
     summary = {"teacher": whole, "stages": stages} | summary
-    layers = {
-        one.name: weights_in(
-            one.network, entering_quantized(one.network, teacher.input_spec, shown)
-        )
-        for one in made
-    }
-    write_json(folder / "weights.json", layers)
+    write_json(folder / "weights.json", layer_weights(made, teacher.input_spec, shown))
     save_weights(folder / "network.safetensors", made[-1].network)
     try:
         summary["network"] = export(
@@ -308,6 +317,14 @@ def _summarize(
     return summary
 
 
+def layer_weights(made: Sequence[Made], spec: InputSpec, images: Tensor) -> dict[str, Any]:
+    """Return what the report draws of each network's layers, by the name of the network."""
+    return {
+        one.name: weights_in(one.network, entering_quantized(one.network, spec, images))
+        for one in made
+    }
+
+
 def _measured(
     network: nn.Module,
     record: dict[str, Any],
@@ -315,7 +332,7 @@ def _measured(
     spec: InputSpec,
     validation: ValidationSet | None,
 ) -> dict[str, Any]:
-    """Return a record with the network's size and its agreement on the validation images."""
+    """Return a record with the network's size, agreement and KL on the validation images."""
     run = _runtime(network, record, folder)
     size = asdict(measure_size(network, spec))
     if "files" not in record:
@@ -323,8 +340,9 @@ def _measured(
     del size["bytes"]
     if validation is None:  # no task reads images, and none were asked for to measure agreement
         return size | record
-    logits = _answers(network, run, spec, validation.images)
-    return size | {"agreement": agreement(logits, validation.logits.cpu())} | record
+    logits, wanted = _answers(network, run, spec, validation.images), validation.logits.cpu()
+    score = {"agreement": agreement(logits, wanted), "kl": kl_divergence(logits, wanted).item()}
+    return size | score | record
 
 
 def _answers(

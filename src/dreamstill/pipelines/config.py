@@ -1,6 +1,6 @@
 """Configuration of jobs: the teacher, the images and the task."""
 
-from dataclasses import field, fields, replace
+from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -29,6 +29,7 @@ from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, shown
 from dreamstill.exporters.config import Int8Config
+from dreamstill.graph.config import kept_share
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.synthesis.presets import method_config, student_config
 from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS, needs_student
@@ -90,7 +91,8 @@ class DistillJob(JobConfig):
     """Configuration of the distillation of a student on images that a method synthesizes."""
 
     student: Text
-    """module:function that builds the student."""
+    """module:function that builds the student, or auto:SHARE for a copy of the teacher with a share
+    of every width, such as auto:0.5."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """Configuration of the training."""
     images: Text | None = None
@@ -104,6 +106,7 @@ class DistillJob(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        kept_share(self.student)  # raises
         if not self.baselines:
             no_effect(self, "without baselines", "bound")
         if self.images is not None:
@@ -186,10 +189,12 @@ class DistillStage(DistillConfig):
     """Configuration of the distillation stage of a pipeline."""
 
     student: Text
-    """module:function that builds the student."""
+    """module:function that builds the student, or auto:SHARE for a copy of the teacher with a share
+    of every width, such as auto:0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        kept_share(self.student)  # raises
         no_effect(self, "on images that are there", "prefill", "fresh_every", "buffer_size")
 
 
@@ -326,6 +331,7 @@ def read_job(kind: Any, plain: dict[str, Any]) -> Any:
             {"task": one.get("task", ""), "config": {k: v for k, v in one.items() if k != "task"}}
             for one in stages
         ]
-    if "student" in names and "student" not in plain:
-        raise ConfigError("no student: give --student module:function")
+    needed = [part.name for part in fields(kind) if part.default is MISSING]
+    if "student" in needed and "student" not in plain:
+        raise ConfigError("no student: give --student module:function, or auto:0.5")
     return from_plain(kind, plain)

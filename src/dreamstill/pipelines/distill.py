@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dreamstill.config import Precision, to_plain
+from dreamstill.config import Precision, read_plain, to_plain
 from dreamstill.data.images import load_unlabelled
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.distillation import Distillation
@@ -21,7 +21,10 @@ from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
 from dreamstill.files.reading import StrPath, reading, understood
 from dreamstill.files.writing import write_atomically, write_json
+from dreamstill.graph.config import kept_share
 from dreamstill.loaders.factory import build
+from dreamstill.loaders.narrower import load_narrower, narrower
+from dreamstill.loaders.state_dict import load_module
 from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
@@ -34,20 +37,27 @@ from dreamstill.synthesis.stored_images import StoredImages
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
-__all__ = ["check_student", "distill", "open_student"]
+__all__ = ["check_student", "distill", "load_student", "open_student"]
 
 
 def open_student(factory: Any, teacher: Teacher, rng: torch.Generator) -> nn.Module:
     """Build a student with initial weights from `rng`, and check that it fits the teacher.
 
+    Args:
+        factory: function or module:function that builds it, or auto:SHARE for a copy of the teacher
+            with a share of every width.
+        teacher: not changed.
+        rng: of the initial weights.
+
     Raises:
-        ConfigError: its number of classes is not the teacher's.
-        TeacherError: the factory fails, or the student does not run on the teacher's inputs or
-            cannot be trained.
+        ConfigError: its number of classes is not the teacher's, or the share is not in (0, 1).
+        TeacherError: the factory fails, the student does not run on the teacher's inputs or cannot
+            be trained, or the teacher has no narrower copy.
 
     """
+    share = kept_share(factory)
     with seeded(rng):
-        student = build(factory)
+        student = build(factory) if share is None else narrower(teacher, share)
     name = factory if isinstance(factory, str) else getattr(factory, "__name__", "function")
     return check_student(student.to(teacher.device), teacher, name)
 
@@ -204,7 +214,7 @@ def _follow(
         on_progress(progress)
     log.flush()
     save()
-    save_student(folder, job.student, work.chosen, work.teacher)
+    save_student(folder, job, work.chosen, work.teacher)
     write_json(
         folder / "result.json",
         {
@@ -245,12 +255,27 @@ def _restore(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
         return float(state["seconds"])
 
 
-def save_student(folder: Path, factory: str, student: nn.Module, teacher: Teacher) -> None:
+def save_student(folder: Path, job: DistillJob, student: nn.Module, teacher: Teacher) -> None:
     """Write student.safetensors and its card, so that it can be opened as a teacher."""
     save_weights(folder / "student.safetensors", student)
-    card = {"factory": factory, **to_plain(teacher.input_spec), "num_classes": teacher.num_classes}
+    card = {**to_plain(teacher.input_spec), "num_classes": teacher.num_classes}
+    if kept_share(job.student) is None:
+        card["factory"] = job.student
+    else:
+        card |= {"student": job.student, "teacher": to_plain(job.teacher)}
     names = {"class_names": list(teacher.class_names)} if teacher.class_names else {}
     write_json(folder / "student.json", card | names)
+
+
+def load_student(folder: Path, factory: str, teacher: Teacher) -> nn.Module:
+    """Return the student that `save_student` wrote; RunError if it is another than `factory`."""
+    card, weights = read_plain(folder / "student.json"), folder / "student.safetensors"
+    share = kept_share(factory)
+    if card.get("factory" if share is None else "student") != factory:
+        raise RunError(f"{folder / 'student.json'} is of another student than {factory}")
+    if share is None:
+        return load_module(factory, weights)
+    return load_narrower(teacher, factory, weights)
 
 
 class _Log:

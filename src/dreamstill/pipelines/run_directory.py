@@ -156,9 +156,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def settings_digest(plain: dict[str, Any]) -> str:
     """Return the digest of a configuration without its stages, which have their own digests.
 
-    It leaves out the plug-ins as well, as a stage that is added may need another.
+    It leaves out the plug-ins as well, as a stage that is added may need another, and the minutes
+    that a search may take, as it may go on for longer.
     """
-    return digest({key: plain[key] for key in plain.keys() - {"plugin", "stages"}})
+    return digest({key: plain[key] for key in plain.keys() - {"plugin", "stages", "minutes"}})
 
 
 def check_empty(folder: Path) -> None:

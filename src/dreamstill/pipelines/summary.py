@@ -25,9 +25,9 @@ from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_e
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.formatting import BASELINES
-from dreamstill.loaders.state_dict import load_module
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.distill import load_student
 from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.pipelines.run_directory import check_fingerprints, locked, read_settings
 from dreamstill.profiling import measure_latency, measure_profile
@@ -70,10 +70,8 @@ def open_run(folder: StrPath, *, device: str = "cpu") -> tuple[DistillJob, Teach
     job, folder = read_run(folder), Path(folder)
     if not (folder / "result.json").is_file():  # the last file that a run writes
         raise RunError(f"{folder} has no student yet: resume the run first")
-    if read_plain(folder / "student.json").get("factory") != job.student:
-        raise RunError(f"{folder / 'student.json'} is of another student than {job.student}")
     teacher = open_from(job.teacher, device=device)
-    student = load_module(job.student, folder / "student.safetensors").to(device).eval()
+    student = load_student(folder, job.student, teacher).to(device).eval()
     check_fingerprints(folder, {"teacher": teacher.fingerprint})
     return job, teacher, student.requires_grad_(False)
 

@@ -2,6 +2,7 @@
 
 from dreamstill.report.compression import write_compression_report
 from dreamstill.report.distill import write_report
+from dreamstill.report.goal import write_goal_report
 from dreamstill.report.page import MOST_CLASSES
 
-__all__ = ["MOST_CLASSES", "write_compression_report", "write_report"]
+__all__ = ["MOST_CLASSES", "write_compression_report", "write_goal_report", "write_report"]

@@ -189,13 +189,17 @@ def matrix(confusion: Array, names: Sequence[str], *, whose: str = "student") ->
     return figure
 
 
-def tradeoff(networks: Sequence[dict[str, Any]]) -> Plot:
-    """Draw accuracy (or agreement, where none was measured) against bytes, stage by stage."""
+def tradeoff(networks: Sequence[dict[str, Any]], *, joined: bool = True) -> Plot:
+    """Draw accuracy (or agreement, where none was measured) against bytes.
+
+    The first network is the teacher's; `joined` draws the others as the stages that led from it.
+    """
     key = "accuracy" if all("accuracy" in network for network in networks) else "agreement"
     sizes = [network["bytes"] / 1024 for network in networks]
     kept = [100 * network[key] for network in networks]
     figure, axes = _chart(3.0)
-    axes.plot(sizes, kept, color=BEFORE, zorder=1)
+    if joined:
+        axes.plot(sizes, kept, color=BEFORE, zorder=1)
     axes.scatter(sizes, kept, color=[TEACHER] + [STUDENT] * (len(networks) - 1), zorder=2)
     for number, (network, x, y) in enumerate(zip(networks, sizes, kept, strict=True)):
         # neighbors may be near each other: above on the left, then below on the right

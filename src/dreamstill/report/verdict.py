@@ -5,7 +5,12 @@ from typing import Any
 
 from dreamstill.formatting import BASELINES, measured_share, percent
 
-__all__ = ["verdict_of_compression", "verdict_of_continual", "verdict_of_distill"]
+__all__ = [
+    "verdict_of_compression",
+    "verdict_of_continual",
+    "verdict_of_distill",
+    "verdict_of_goal",
+]
 
 NO_REAL_IMAGES = "Accuracy on real images is unknown: none were given."
 
@@ -57,6 +62,24 @@ def verdict_of_compression(summary: Mapping[str, Any]) -> str:
         text += f" it answers with the teacher's class on {share} of the validation images."
         return f"{text} {NO_REAL_IMAGES}"
     return f"{text} how well it answers was not measured."
+
+
+def verdict_of_goal(summary: Mapping[str, Any]) -> str:
+    """Return which candidate is recommended, what it saves and is predicted to lose."""
+    teacher, num = summary["teacher"], summary["validation_images"]
+    best = next(c for c in summary["candidates"] if c["folder"] == summary["chosen"])
+    settings = f" ({best['settings']})" if best["settings"] else ""
+    share, loss = measured_share(best["agreement"], num), 100 * (1 - best["agreement"])
+    smaller = _times(teacher["bytes"] / best["bytes"], "smaller", "larger", "as large")
+    saved = f"{best['bytes']:,} bytes, {smaller}"
+    if best["macs"] < teacher["macs"]:
+        saved += f", with {100 * best['macs'] / teacher['macs']:.0f} % of the multiply-accumulates"
+    text = (
+        f"Recommended for {summary['goal']}: {best['task']}{settings}: {saved}; it agrees with the "
+        f"teacher on {share} of the validation images, a predicted loss of {loss:.1f} points."
+    )
+    missed = f"The goal was missed: {'; '.join(summary['missed'])}. " if summary["missed"] else ""
+    return missed + text
 
 
 def verdict_of_continual(stage: Mapping[str, Any]) -> str:

@@ -1,0 +1,87 @@
+"""Describe a compressed network in a model card, as Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dreamstill.formatting import measured_share, percent
+from dreamstill.report.verdict import verdict_of_goal
+
+__all__ = ["model_card"]
+
+RUN = {
+    "onnx": (
+        "import onnxruntime\n\n"
+        'session = onnxruntime.InferenceSession("{path}")\n'
+        '(logits,) = session.run(["logits"], {{"input": x}})'
+    ),
+    "pt2": 'import torch\n\nlogits = torch.export.load("{path}").module()(torch.from_numpy(x))',
+    "pte": (
+        "import torch\nfrom executorch.runtime import Runtime\n\n"
+        'method = Runtime.get().load_program("{path}").load_method("forward")\n'
+        "(logits,) = method.execute((torch.from_numpy(x[:1]),))"
+    ),
+}
+"""How to run a file, by format, on the array x."""
+
+
+def model_card(summary: Mapping[str, Any], weights: str) -> str:
+    """Return the card of the network that a search recommends.
+
+    Args:
+        summary: of the search, as in summary.json.
+        weights: file or name of the teacher.
+
+    """
+    teacher, num = summary["teacher"], summary["validation_images"]
+    chosen = next(c for c in summary["candidates"] if c["folder"] == summary["chosen"])
+    shape, classes = summary["input"]["shape"], summary["num_classes"]
+    whole = f"{teacher['parameters']:,} parameters, {teacher['macs']:,} multiply-accumulates"
+    lines = [
+        "# Model card",
+        "",
+        verdict_of_goal(summary),
+        "",
+        "| | |",
+        "|---|---|",
+        f"| made from | {f'`{weights}`' if weights else 'a network in memory'}: {whole} |",
+        f"| made by | Dreamstill: {chosen['task']} ({chosen['settings']}), without any real data |",
+        f"| goal | {summary['meaning']} |",
+        f"| parameters | {chosen['parameters']:,} |",
+        f"| multiply-accumulates | {chosen['macs']:,} |",
+        f"| input | float32 (N, {', '.join(map(str, shape))}): pixels in [0, 1], minus mean, "
+        "divided by std |",
+        f"| mean | {', '.join(f'{value:g}' for value in summary['input']['mean'])} |",
+        f"| std | {', '.join(f'{value:g}' for value in summary['input']['std'])} |",
+        f"| output | logits (N, {classes}) |",
+        f"| agreement with the teacher | {measured_share(chosen['agreement'], num)} of {num:,} "
+        "synthetic validation images |",
+    ]
+    if "accuracy" in teacher:
+        lines.append(f"| accuracy of the teacher | {percent(teacher['accuracy'])} |")
+    lines += ["", "## Files", "", *_files(summary["files"], teacher), ""]
+    for file in summary["files"]:
+        if file["format"] in RUN and "path" in file:
+            code = RUN[file["format"]].format(path=file["path"])
+            lines += [f"## Run the .{file['format']}", "", "```python", code, "```", ""]
+    return "\n".join(lines)
+
+
+def _files(files: list[Mapping[str, Any]], teacher: Mapping[str, Any]) -> list[str]:
+    """Return the rows of a table of files."""
+    measured = any("accuracy" in file for file in files)
+    head = ["file", "bytes", "latency of an image", *(["accuracy"] if measured else [])]
+    rows = [head, ["---"] * len(head)]
+    for file in files:
+        if "failed" in file:
+            rows.append([f".{file['format']}", "not written", file["failed"]])
+            continue
+        latency = "-"
+        if "latency_ms" in file:
+            latency = f"{file['latency_ms']['median']:.3f} ms in {file['runtime']}"
+        row = [f"`{file['path']}`", f"{file['bytes']:,}", latency]
+        rows.append(row + ([percent(file["accuracy"])] if measured else []))
+    if "latency_ms" in teacher:
+        latency = f"{teacher['latency_ms']['median']:.3f} ms in {teacher['runtime']}"
+        whole = ["the teacher's", f"{teacher['bytes']:,}", latency]
+        rows.append(whole + ([percent(teacher["accuracy"])] if measured else []))
+    return [f"| {' | '.join(row)} |" for row in rows]
