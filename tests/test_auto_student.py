@@ -133,7 +133,7 @@ def test_a_run_is_opened_resumed_and_exported_again(tmp_path: Path) -> None:
     _, teacher, student = open_run(folder)
     assert shapes(student)["conv.weight"] == (3, 1, 3, 3)
     distill_and_report(folder, job, resume=True, on_progress=lambda step: None)
-    assert export_run(folder, formats=("pt2",))[0].max_abs_difference < 1e-5
+    assert export_run(folder, formats=("pt2",))[0]["max_abs_difference"] < 1e-5
     again = ds.load_teacher(folder / "student.safetensors")
     inputs = toys.SPEC.encode(toys.SPEC.noise(4))
     assert torch.equal(again.module(inputs), student(inputs))
