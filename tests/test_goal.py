@@ -1,5 +1,6 @@
 """Goals of compression: what they mean, what is tried for them, and what is chosen."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,12 @@ from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 MNIST = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
+
+
+int8 = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None,
+    reason="no torchao: pip install 'dreamstill[quantize]'",
+)
 
 
 class WideCnn(nn.Module):
@@ -241,6 +248,7 @@ def test_a_finished_candidate_is_not_run_again(
     assert facts(found) == facts(half.summary)
 
 
+@int8
 def test_int8_is_written_and_measured_in_its_runtime(weights: Path, tmp_path: Path) -> None:
     found = run_goal(tmp_path / "run", job(weights, "int8"))
     assert [record["task"] for record in found["candidates"]] == ["int8", "int8"]
@@ -250,6 +258,7 @@ def test_int8_is_written_and_measured_in_its_runtime(weights: Path, tmp_path: Pa
     assert file["bytes"] < found["teacher"]["bytes"] / 2
 
 
+@int8
 def test_stages_that_an_earlier_candidate_finished_are_read_back(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +328,7 @@ def test_toml_may_have_the_goal_and_four_bits_are_of_weights(weights: Path, tmp_
     assert file["agreement"] == record["agreement"]  # the file computes with them
 
 
+@int8
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
