@@ -1,5 +1,6 @@
 """Goals of compression: what they mean, what is tried for them, and what is chosen."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +28,21 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines import candidates
 from dreamstill.pipelines.candidates import Family, best_of, families, share_for
 from dreamstill.pipelines.compress import Made, run_stages
-from dreamstill.pipelines.goal import GoalJob, parse_goal
+from dreamstill.pipelines.goal import Goal, GoalJob, parse_goal
 from dreamstill.pipelines.pursue import run_goal
+from dreamstill.pipelines.stages import STAGES
 from dreamstill.profiling import count_macs
 from dreamstill.report import write_goal_report
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 MNIST = InputSpec(shape=(1, 28, 28), mean=(0.5,), std=(0.5,))
+
+
+int8 = pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None,
+    reason="no torchao: pip install 'dreamstill[quantize]'",
+)
 
 
 class WideCnn(nn.Module):
@@ -240,6 +248,7 @@ def test_a_finished_candidate_is_not_run_again(
     assert facts(found) == facts(half.summary)
 
 
+@int8
 def test_int8_is_written_and_measured_in_its_runtime(weights: Path, tmp_path: Path) -> None:
     found = run_goal(tmp_path / "run", job(weights, "int8"))
     assert [record["task"] for record in found["candidates"]] == ["int8", "int8"]
@@ -247,6 +256,28 @@ def test_int8_is_written_and_measured_in_its_runtime(weights: Path, tmp_path: Pa
     assert file["path"] == "network.int8.pt2"
     assert file["runtime"] == "PyTorch's torch.export"
     assert file["bytes"] < found["teacher"]["bytes"] / 2
+
+
+@int8
+def test_stages_that_an_earlier_candidate_finished_are_read_back(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(*arguments: Any) -> Any:
+        pruned.append(arguments)
+        return prune(*arguments)
+
+    def only_prune(teacher: Teacher, job: GoalJob) -> list[Family]:
+        return families(teacher, job)[1:2]
+
+    prune, pruned = STAGES["prune"].run, list[Any]()
+    monkeypatch.setitem(STAGES, "prune", STAGES["prune"]._replace(run=counted))
+    monkeypatch.setattr("dreamstill.pipelines.search.families", only_prune)
+    for name, value in (("FAR", 0.0), ("TRIES", 2), ("MOST_STEPS", 0)):
+        monkeypatch.setattr(f"dreamstill.pipelines.search.{name}", value)
+    monkeypatch.setattr(Goal, "limits", lambda goal, teacher: {"macs": teacher["macs"], "bytes": 1})
+    found = run_goal(tmp_path / "run", job(weights, "half"))
+    assert [record["task"] for record in found["candidates"]] == ["prune", "prune + int8"]
+    assert len(pruned) == 1
 
 
 def test_a_missed_goal_is_loud(
@@ -297,6 +328,7 @@ def test_toml_may_have_the_goal_and_four_bits_are_of_weights(weights: Path, tmp_
     assert file["agreement"] == record["agreement"]  # the file computes with them
 
 
+@int8
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ depends on the results so far alone.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -293,6 +294,8 @@ class Search:
 
     def _measured(self, candidate: Candidate, folder: Path) -> dict[str, Any]:
         """Run a candidate; return its size, agreement and what it misses of the goal."""
+        plain = [to_plain(stage) for stage in candidate.stages]
+        self._begin_with_finished(plain, folder)
         last = self.reopened(candidate.stages, folder)[-1]
         names = ("parameters", "macs", "agreement", "kl", "weight_bytes")
         record = {name: last.record[name] for name in names if name in last.record}
@@ -306,7 +309,18 @@ class Search:
         excess = self.job.goal.excess(record, self.whole)
         record["missed"] = [name for name, times in excess.items() if times > 1]
         record["excess"] = max(excess.values(), default=0.0)
-        return record | {"stages": [to_plain(stage) for stage in candidate.stages]}
+        return record | {"stages": plain}
+
+    def _begin_with_finished(self, stages: list[Any], folder: Path) -> None:
+        """Copy what an earlier candidate finished of the same stages, so that it is read back."""
+        for record in self.finished:
+            num = len(record["stages"])
+            if record["stages"] == stages[:num] and num < len(stages) and not folder.exists():
+                copied = folder.with_name(f".{folder.name}.tmp")  # whole, or not at all
+                shutil.rmtree(copied, ignore_errors=True)
+                others = shutil.ignore_patterns("result.json", "network.*")
+                shutil.copytree(self.folder / record["folder"], copied, ignore=others)
+                copied.rename(folder)
 
     def reopened(self, stages: Sequence[StageConfig], folder: Path) -> list[Made]:
         """Return the networks of a candidate's stages, read back where they are finished."""
