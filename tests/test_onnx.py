@@ -160,11 +160,14 @@ def test_reshapes_are_said_without_widths_so_that_channels_can_be_removed(tmp_pa
     assert "reshape" not in steps
 
 
-def test_group_norm_of_torchs_older_exporter_is_a_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, KEPT], ids=["folded", "kept"])
+def test_group_norm_of_torchs_older_exporter_is_a_layer(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
     network = Squeezed()
     for value in network.norm.parameters():
         nn.init.uniform_(value, 0.5, 1.5)
-    loaded = opened(written(network, tmp_path / "net.onnx", (3, 16, 16), opset_version=17))
+    loaded = opened(written(network, tmp_path / "net.onnx", (3, 16, 16), **options))
     norm = loaded.module.get_submodule("norm")
     assert isinstance(norm, nn.GroupNorm)
     assert torch.equal(norm.weight, network.norm.weight)

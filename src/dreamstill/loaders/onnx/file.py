@@ -167,9 +167,12 @@ def check_equal(
     allowed = tolerance * max(1.0, wanted.abs().max().item())
     difference = _difference(got, wanted)
     if not difference <= allowed:
+        instead = "give its weights with a factory instead"
+        if given.batch is not None:
+            instead = f"it is written for {given.batch} images at once: export it for any number"
         raise TeacherError(
             f"{name} as read here differs from the file by {difference:.3g}, and at most "
-            f"{allowed:.3g} is allowed: give its weights with a factory instead"
+            f"{allowed:.3g} is allowed: {instead}"
         )
 
 

@@ -105,28 +105,37 @@ class Graph:
             self._examples[f"%{index}"] = [example[name].to("meta") for example in examples]
 
     def lower(self, operators: Mapping[str, Operator]) -> None:
-        """Lower all nodes with a table of operators."""
-        for proto in self.model.graph.node:
-            attributes = {a.name: _plain(helper.get_attribute_value(a)) for a in proto.attribute}
-            domain = "" if proto.domain == "ai.onnx" else proto.domain
-            op = f"{domain}.{proto.op_type}".lstrip(".")
-            names = tuple(proto.input), tuple(proto.output)
-            node = Node(op, proto.name, *names, attributes, self.opset)
-            if self.merged.intersection(node.outputs):
-                continue
-            try:
+        """Lower all nodes with a table of operators: those of constants first."""
+        nodes = [(self._node(proto), proto) for proto in self.model.graph.node]
+        for node, proto in nodes:
+            if all(isinstance(self.values.get(name), list) for name in node.inputs if name):
                 self._lower(node, proto, operators)
-            except TeacherError:
-                raise
-            except Exception as error:  # of torch or numpy, about shapes that do not fit
-                fixed = self.batch is not None
-                hint = f"; it is written for {self.batch} images at once: export it with a dynamic "
-                raise TeacherError(
-                    f"node {node.name or node.outputs[0]!r} ({op}) cannot be read: "
-                    f"{first_line(error)}{(hint + 'batch size') * fixed}"
-                ) from error
+        for node, proto in nodes:
+            if not any(name in self.values or name in self.merged for name in node.outputs):
+                self._lower(node, proto, operators)
+
+    def _node(self, proto: Any) -> Node:
+        attributes = {a.name: _plain(helper.get_attribute_value(a)) for a in proto.attribute}
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        op = f"{domain}.{proto.op_type}".lstrip(".")
+        names = tuple(proto.input), tuple(proto.output)
+        return Node(op, proto.name, *names, attributes, self.opset)
 
     def _lower(self, node: Node, proto: Any, operators: Mapping[str, Operator]) -> None:
+        """Lower a node; raise TeacherError, whatever is wrong with it."""
+        try:
+            self._lower_or_fail(node, proto, operators)
+        except TeacherError:
+            raise
+        except Exception as error:  # of torch or numpy, about shapes that do not fit
+            fixed = self.batch is not None
+            hint = f"; it is written for {self.batch} images at once: export it with a dynamic "
+            raise TeacherError(
+                f"node {node.name or node.outputs[0]!r} ({node.op}) cannot be read: "
+                f"{first_line(error)}{(hint + 'batch size') * fixed}"
+            ) from error
+
+    def _lower_or_fail(self, node: Node, proto: Any, operators: Mapping[str, Operator]) -> None:
         if all(isinstance(self.values[name], list) for name in node.inputs if name):
             self._compute(node, proto)
             return
