@@ -84,7 +84,7 @@ class HttpEndpoint:
         except urllib.error.URLError as error:
             if isinstance(error.reason, socket.gaierror):
                 raise TeacherError(f"{self.url} is not found: {error.reason.strerror}") from error
-            raise ConnectionError(first_line(error)) from error
+            raise ConnectionError(str(error.reason)) from error
         except http.client.HTTPException as error:  # cut off, or not HTTP
             raise ConnectionError(repr(error)) from error
 
