@@ -56,7 +56,6 @@ TORCHVISION = (
     *("alexnet", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "resnet18"),
     *("shufflenet_v2_x0_5", "squeezenet1_1"),
 )
-FINETUNE = ds.FinetuneConfig(steps=1, batch_size=4, num_validation=4)
 
 
 class Signal(nn.Module):
@@ -144,7 +143,7 @@ def distilled(inherit: bool) -> Callable[[ds.Teacher, Tensor], Any]:
     """Return the task that makes the half of every width, cut out or trained for a step."""
 
     def run(teacher: ds.Teacher, images: Tensor) -> Any:
-        more: dict[str, Any] = {"steps": 0, "reconstruct": 16} if inherit else {"steps": 1}
+        more: dict[str, Any] = {"steps": 0, "reconstruct": 0} if inherit else {"steps": 1}
         config = ds.DistillConfig(inherit=inherit, batch_size=4, num_validation=4, **more)
         return ds.distill(teacher, "auto:0.5", images, config)
 
@@ -155,9 +154,11 @@ TASKS: dict[str, Callable[[ds.Teacher, Tensor], Any]] = {
     "distill to auto:0.5": distilled(False),
     "inherit to auto:0.5": distilled(True),
     "prune": lambda teacher, images: ds.prune(
-        teacher, images, ds.PruneConfig(keep=0.8, rounds=1, finetune=None)
+        teacher, images, ds.PruneConfig(keep=0.8, rounds=1, reconstruct=0, finetune=None)
     ),
-    "merge": lambda teacher, images: ds.merge(teacher, images),
+    "merge": lambda teacher, images: ds.merge(
+        teacher, images, ds.MergeConfig(reconstruct=0, finetune=None)
+    ),
     "factorize": lambda teacher, images: ds.factorize(
         teacher, images, ds.FactorizeConfig(energy=0.7)
     ),
