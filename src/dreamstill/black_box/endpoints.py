@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamstill.errors import ConfigError, TeacherError, first_line, shown
+from dreamstill.errors import ConfigError, TeacherError, shown
 from dreamstill.files.checkpoints import digest
 from dreamstill.files.reading import StrPath, reading
 
