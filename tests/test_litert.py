@@ -115,6 +115,27 @@ def test_an_int8_file_keeps_the_accuracy_in_litert(
 
 
 @litert
+@pytest.mark.parametrize("calibration", [None, Calibration.PERCENTILE])
+def test_padded_max_pooling_is_on_the_grid(calibration: Calibration | None, tmp_path: Path) -> None:
+    """As in every ResNet: it is written with -inf, also where all values are below 0."""
+
+    def pooled(shift: float) -> list[nn.Module]:
+        conv = nn.Conv2d(3, 8, 3, padding=1)
+        nn.init.constant_(conv.bias, shift)  # type: ignore[arg-type]
+        return [conv, nn.MaxPool2d(3, 2, 1)]
+
+    second = [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    network = nn.Sequential(*pooled(-30.0), *second, nn.Flatten(), nn.Linear(48, 4)).eval()
+    images = SPEC.noise(64)
+    record = export_int8(network, SPEC, images, tmp_path / "net.tflite", calibration=calibration)
+    assert record.agreement > 0.9
+    inputs = SPEC.encode(images[:16])
+    wanted = network(inputs)
+    error = (load_exported(tmp_path / "net.tflite")(inputs) - wanted).abs().max()
+    assert error < 0.05 * wanted.abs().max()
+
+
+@litert
 def test_percentiles_are_those_of_the_other_formats(tmp_path: Path) -> None:
     with seeded(torch.Generator().manual_seed(0)):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)).eval()

@@ -4,6 +4,7 @@ litert-torch converts a network, ai-edge-quantizer quantizes the file, and ai-ed
 All of them are imported late: they are an extra, and take seconds.
 """
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -100,6 +101,33 @@ def _interpreter(data: bytes, **options: Any) -> Any:
         return interpreter
 
 
+def _padded_with_least(data: bytes, ranges: dict[str, dict[str, NDArray[np.float32]]]) -> bytes:
+    """Return a file whose maps are padded with the least value of their range, in place of -inf.
+
+    Padded max pooling is written with -inf, which no grid of 8 bits has.
+    """
+    utils = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
+    model = parse_tflite(data)
+    graph, infinite = model.subgraphs[0], np.float32(-np.inf).tobytes()
+    for op in graph.operators:
+        for place, index in enumerate(op.inputs):
+            old = graph.tensors[index].buffer if index >= 0 else 0  # -1: an input left out
+            values = model.buffers[old].data
+            if values is None or bytes(values) != infinite:
+                continue
+            tensor, buffer = copy.copy(graph.tensors[index]), copy.copy(model.buffers[old])
+            least = ranges[graph.tensors[op.inputs[0]].name.decode()]["min"]
+            buffer.data = np.frombuffer(least.tobytes(), np.uint8)
+            tensor.buffer, tensor.name = (
+                len(model.buffers),
+                tensor.name + b";%d" % len(graph.tensors),
+            )
+            op.inputs[place] = len(graph.tensors)
+            model.buffers.append(buffer)
+            graph.tensors.append(tensor)
+    return bytes(utils.convert_object_to_bytearray(model))
+
+
 def _ranges(
     data: bytes, images: Sequence[Tensor], choose: ChooseRange | None
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
@@ -110,7 +138,8 @@ def _ranges(
     ranges = dict[str, tuple[float, float]]()
     for name, values in _activations(data, images):
         low, high = ranges.get(name, (0.0, 0.0))  # 0 must be a value of the grid
-        ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+        least = values.min(initial=0.0, where=np.isfinite(values))  # -inf pads before max pooling
+        ranges[name] = min(low, float(least)), max(high, float(values.max()))
     if choose is not None:
         counts = dict[str, NDArray[Any]]()
         for name, values in _activations(data, images):
