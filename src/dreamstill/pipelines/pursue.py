@@ -37,6 +37,7 @@ from dreamstill.pipelines.search import Prepared, Search
 from dreamstill.pipelines.stages import STAGES, StageContext
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_latency, measure_size
+from dreamstill.report.verdict import verdict_of_goal
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
@@ -221,6 +222,7 @@ def _finished(
         "seconds": round(search.seconds, 1),
         "out_of_time": search.seconds_left <= 0,
     }
+    summary["recommendation"] = verdict_of_goal(summary)
     write_json(folder / "summary.json", summary)
     return made[-1].network, summary
 
