@@ -15,14 +15,15 @@ import dreamstill as ds
 import toys
 
 SURFACE = """
-    AbdConfig Augmentation ConfigError DaflConfig DataError DeepInversionConfig DfadConfig
-    DistillConfig DistillStage DreamstillError ExportError FactorizeConfig FastDfkdConfig
-    FinetuneConfig ImageProgramsConfig InputSpec Int8Config KnowledgeWithinConfig LearnClassesConfig
-    LearnClassesStage MergeConfig MetadataConfig NayerConfig NoiseConfig NonFiniteError PackConfig
-    PruneConfig QuantizeConfig RandomShapes RdskdConfig Result RunError StructuredNoiseConfig
-    Teacher TeacherError ZskdConfig ZsktConfig __version__ compress distill evaluate export
-    factorize learn_classes list_methods list_presets load_teacher merge pack profile prune quantize
-    register_method register_program register_stage synthesize
+    AbdConfig Augmentation BlackBox BlackBoxConfig BudgetError ConfigError DaflConfig DataError
+    DeepInversionConfig DfadConfig DistillConfig DistillStage DreamstillError ExportError
+    FactorizeConfig FastDfkdConfig FinetuneConfig ImageProgramsConfig InputSpec Int8Config
+    KnowledgeWithinConfig LearnClassesConfig LearnClassesStage MergeConfig MetadataConfig
+    NayerConfig NoiseConfig NonFiniteError PackConfig PruneConfig QuantizeConfig RandomShapes
+    RdskdConfig Result RunError StructuredNoiseConfig Teacher TeacherError ZskdConfig ZsktConfig
+    __version__ compress distill evaluate export factorize learn_classes list_methods list_presets
+    load_teacher merge pack profile prune quantize register_method register_program register_stage
+    synthesize
 """
 SHORT = ds.FinetuneConfig(steps=4, batch_size=16, num_validation=16)
 

@@ -584,7 +584,10 @@ def compress(
         stages: configurations, such as [PruneConfig(keep=0.5), QuantizeConfig()]; each runs on the
             network that the one before it made.
         to: goal in place of stages: int8, w4, half, quarter, 10x, 500KB; see `GoalJob`.
-        format, lose_at_most, minutes, student: of the search for the goal; see `GoalJob`.
+        format: file formats, such as ("onnx", "pte"); the first counts for goals of bytes.
+        lose_at_most: largest predicted loss, in points of agreement.
+        minutes: after which the search for the goal begins nothing new.
+        student: "module:function" of a student of your own, to try too.
         folder: where networks, files, records and a report page go, so that a run that was killed
             can be resumed; None: nothing is written, and neither `to` nor `Int8Config` can be.
         resume: continue what is finished in the folder.

@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 __all__ = ["quiet", "quiet_native", "without_messages"]
 
@@ -52,8 +51,9 @@ def quiet_native() -> Iterator[None]:
         yield
         return
     try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
         yield
     finally:
         os.dup2(kept, 2)

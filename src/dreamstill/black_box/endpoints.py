@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamstill.errors import ConfigError, TeacherError, shown
+from dreamstill.exporters.formats import onnxruntime
 from dreamstill.files.checkpoints import digest
 from dreamstill.files.reading import StrPath, reading
 
@@ -66,7 +67,7 @@ class HttpEndpoint:
 
         """
         body = io.BytesIO()
-        np.save(body, images, allow_pickle=False)
+        np.lib.format.write_array(body, images, allow_pickle=False)
         request = urllib.request.Request(self.url, body.getvalue(), self.headers, method="POST")
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
@@ -111,22 +112,17 @@ class OnnxFile:
         path: the file.
 
     Raises:
-        ConfigError: onnxruntime is not installed.
         TeacherError: the file does not open, or has several inputs.
 
     """
 
     def __init__(self, path: StrPath) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ConfigError("no onnxruntime: pip install onnxruntime") from error
-        options = onnxruntime.SessionOptions()
+        options = onnxruntime().SessionOptions()
         options.log_severity_level = 3
         with reading(path, TeacherError, "does not open in onnxruntime", what="network"):
             with open(path, "rb") as file:  # noqa: PTH123
                 self.digest = digest(file.read())
-            self.session = onnxruntime.InferenceSession(
+            self.session = onnxruntime().InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         inputs = self.session.get_inputs()

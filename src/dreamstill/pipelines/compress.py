@@ -341,7 +341,9 @@ def _measured(
     if validation is None:  # no task reads images, and none were asked for to measure agreement
         return size | record
     logits, wanted = _answers(network, run, spec, validation.images), validation.logits.cpu()
-    score = {"agreement": agreement(logits, wanted), "kl": kl_divergence(logits, wanted).item()}
+    score = {"agreement": agreement(logits, wanted)}
+    if logits.shape == wanted.shape:  # not after new classes
+        score["kl"] = kl_divergence(logits, wanted).item()
     return size | score | record
 
 
