@@ -147,7 +147,8 @@ def _plan(search: Search) -> list[str]:
     """
     job, whole, goal = search.job, search.whole, search.job.goal
     limits = ", ".join(f"{shown(round(most))} {name}" for name, most in goal.limits(whole).items())
-    sentences = [f"The goal is {goal}" + (f": {limits} at most." if limits else ".")]
+    known = not limits or goal.size is not None  # in the words of the goal
+    sentences = [f"The goal is {goal}" + ("." if known else f": {limits} at most.")]
     if search.applicable:
         sentences.append(f"These tasks apply: {_listed(search.applicable)}.")
     for name, reason in search.refused.items():

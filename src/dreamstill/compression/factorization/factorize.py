@@ -60,7 +60,7 @@ def ranks_of(
         free = sum(choices.whole[target] for choices in layers.values())
         taken = ranks_by_cost(layers, target, free - (1 - share) * whole)
         if not taken and share < 1:
-            raise ConfigError(f"no rank brings {target} to {share} of the network's {whole}")
+            raise ConfigError(f"no rank brings {target} to {share:.3g} of the network's {whole:,}")
     return {name: tuple(layers[name].ranks[index].tolist()) for name, index in taken.items()}
 
 
