@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-litert lint docs clean
 
 # one thread: on networks this small a second one costs more than it gives
 demo: .venv/installed  ## the main job: teacher in, student on a device out, no data
@@ -10,6 +10,10 @@ demo: .venv/installed  ## the main job: teacher in, student on a device out, no 
 
 test: .venv/dev lint  ## the whole test command, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+# LiteRT wants an older typing_extensions than what builds the documentation
+test-litert: .venv-litert/installed  ## the tests of .tflite files and C arrays, in an environment of their own
+	OMP_NUM_THREADS=1 .venv-litert/bin/python -m pytest tests/test_litert.py
 
 docs: .venv/dev  ## the documentation, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -29,5 +33,11 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-litert/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-litert
+	.venv-litert/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-litert/bin/python -m pip install --quiet --editable '.[litert]' pytest tflite-micro
+	touch $@
+
 clean:
-	rm -rf .venv runs build
+	rm -rf .venv .venv-litert runs build

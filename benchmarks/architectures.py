@@ -228,9 +228,11 @@ def run_all(chosen: list[str], record: dict[str, Any]) -> None:
         missing = [task for task in ("open", *TASKS) if task not in found]
         if not found.get("open", "").startswith("refused"):
             found |= dict.fromkeys(missing, f"fails: {failure}")
-        record["networks"][name] = found
+        counts = Counter(value.partition(":")[0] for value in found.values())
+        record["cells"][name] = found
+        record["rows"][name] = {kind: counts[kind] for kind in MARKS}
         write_atomically(RECORD, json.dumps(record, indent=1).encode() + b"\n")
-        print(name, dict(Counter(value.partition(":")[0] for value in found.values())), flush=True)
+        print(name, dict(counts), flush=True)
 
 
 MARKS = {"works": "✓", "works in part": "~", "refused": "✗", "fails": "!"}
@@ -242,7 +244,7 @@ def page(record: dict[str, Any]) -> str:
     tasks = ["open", *TASKS]
     lines = ['<div class="matrix" markdown>', "", f"| | {' | '.join(tasks)} |"]
     lines.append("|---" * (len(tasks) + 1) + "|")
-    for name, found in record["networks"].items():
+    for name, found in record["cells"].items():
         row = []
         for task in tasks:
             kind, _, reason = found.get(task, "refused").partition(": ")
@@ -270,14 +272,20 @@ def main() -> None:
         with torchvision_importable():
             print(json.dumps(cells(args.one)), flush=True)
         return
-    record: dict[str, Any] = {"environment": environment("cpu"), "networks": {}}
+    record: dict[str, Any] = {
+        "name": "architectures",
+        "data": "random weights, 64 pixels; how many of opening, eight tasks and nine files work",
+        "environment": environment("cpu"),
+        "rows": {},
+        "cells": {},
+    }
     if (args.resume or args.page or args.networks != names()) and RECORD.exists():
-        record["networks"] = json.loads(RECORD.read_text())["networks"]
+        record |= {part: json.loads(RECORD.read_text())[part] for part in ("rows", "cells")}
     if args.page:
         before, rest = args.page.read_text().split(BEGIN)
         args.page.write_text(f"{before}{BEGIN}\n\n{page(record)}\n\n{END}{rest.split(END)[1]}")
         return
-    chosen = [n for n in args.networks if not (args.resume and n in record["networks"])]
+    chosen = [n for n in args.networks if not (args.resume and n in record["cells"])]
     run_all(chosen, record)
 
 
