@@ -31,6 +31,7 @@ from dreamstill.pipelines.compress import Made, run_stages
 from dreamstill.pipelines.goal import Goal, GoalJob, parse_goal
 from dreamstill.pipelines.pursue import run_goal
 from dreamstill.pipelines.stages import STAGES
+from dreamstill.pipelines.summary import read_run
 from dreamstill.profiling import count_macs
 from dreamstill.report import write_goal_report
 from dreamstill.synthesis.validation_set import validation_set
@@ -341,11 +342,32 @@ def test_a_closed_network_says_that_only_a_student_of_ones_own_applies(
     with pytest.raises(TeacherError, match="no task for half applies") as refused:
         run_goal(tmp_path / "run", closed)
     assert "give student module:function" in str(refused.value)
+    assert "int8 does not apply: it is TorchScript: open it as .onnx" in str(refused.value)
     assert not (tmp_path / "run").exists()
     own: GoalJob = replace(closed, to="2x", student="toys:SmallCnn", lose_at_most=100.0)
     found = run_goal(tmp_path / "own", own)
     assert {record["task"] for record in found["candidates"]} == {"distill + int8"}
     assert found["missed"] == []
+
+
+def test_a_black_box_is_refused_before_any_question(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def answer(images: Any) -> Any:
+        asked.append(len(images))
+        return images.reshape(len(images), -1)[:, :4]
+
+    box = ds.BlackBox(answer, toys.SPEC, ds.BlackBoxConfig(budget=100))
+    before = len(asked)
+    with pytest.raises(TeacherError, match=r"a black box has no layers .* distill a student"):
+        ds.compress(box, to="half", folder=tmp_path / "run")
+    assert len(asked) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_goal_is_no_run_of_distill(half: Run) -> None:
+    with pytest.raises(RunError, match="holds no run of distill"):
+        read_run(half.folder)
 
 
 def test_python_writes_the_same_and_refuses_what_has_no_effect(

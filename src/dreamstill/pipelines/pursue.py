@@ -28,13 +28,14 @@ from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import write_json
 from dreamstill.formatting import bytes_of_memory, duration, shown
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.nn.closed import ClosedNetwork
 from dreamstill.pipelines.candidates import BATCH
 from dreamstill.pipelines.compress import NUM_SHOWN, NUM_VALIDATION, Made, layer_weights
 from dreamstill.pipelines.config import StageConfig
 from dreamstill.pipelines.goal import PACKED, GoalJob
 from dreamstill.pipelines.run_directory import open_run_directory
 from dreamstill.pipelines.search import Prepared, Search
-from dreamstill.pipelines.stages import STAGES, StageContext
+from dreamstill.pipelines.stages import STAGES, StageContext, check_layers
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
 from dreamstill.profiling import measure_latency, measure_size
 from dreamstill.report.verdict import verdict_of_goal
@@ -90,6 +91,7 @@ def compressed_toward(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Do as `run_goal` with an open teacher, and return the recommended network too."""
     folder, spec = Path(folder), teacher.input_spec
+    check_layers(teacher.module, teacher)
     check_formats(kind for kind in job.format if kind != PACKED)
     test = load_images(real, spec, teacher.num_classes) if real else None
     given = load_unlabelled(Path(job.images), spec) if job.images else None
@@ -129,6 +131,8 @@ def _of_teacher(folder: Path, job: GoalJob, teacher: Teacher) -> dict[str, Any]:
     """Return the teacher's record: its size, and that of its file in the first format."""
     size = measure_size(teacher.module, teacher.input_spec)
     record = asdict(size) | {"task": "teacher", "agreement": 1.0, "weight_bytes": size.bytes}
+    if isinstance(teacher.module, ClosedNetwork):
+        return record | {"not_exported": teacher.module.reason}
     kind = next((kind for kind in job.format if kind != PACKED), None)
     if kind is None or job.goal.task == "quantize":  # whose bytes are of weights
         return record

@@ -52,7 +52,7 @@ def read_run(folder: StrPath) -> DistillJob:
     """Return the job of a run directory; raise RunError if it holds none."""
     folder = Path(folder)
     plain = read_settings(folder)
-    if not {"method", "student", "synthesis"} <= plain.keys():
+    if not {"method", "student", "synthesis"} <= plain.keys() or "to" in plain:
         raise RunError(f"{folder} holds no run of distill")
     load_plugins(plain.get("plugin"))
     try:
