@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BASELINES", "bytes_of_memory", "duration", "measured_share", "percent", "shown"]
+__all__ = [
+    "BASELINES",
+    "bytes_of_memory",
+    "duration",
+    "half_interval",
+    "measured_share",
+    "percent",
+    "shown",
+]
 
 
 BASELINES = {"noise_baseline": "noise baseline", "real_data_bound": "real-data bound"}
@@ -51,16 +59,25 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def measured_share(share: float, num: int) -> str:
-    """Format a fraction that was measured on `num` items, with half the width of its 95 % interval.
+def half_interval(share: float, num: int) -> float:
+    """Return half the width of the 95 % interval of a fraction that was measured on `num` items.
 
-    Where all or none are counted, the half is 3 / num (the rule of three; Wald's is 0 there).
+    It is Wald's, but at least 3 / num (the rule of three), for Wald's is 0 where all are counted.
+
+    >>> round(half_interval(0.5, 1024), 4), half_interval(1.0, 1000)
+    (0.0306, 0.003)
+    """
+    wald: float = 1.96 * (share * (1 - share) / num) ** 0.5
+    return max(wald, 3 / num)
+
+
+def measured_share(share: float, num: int) -> str:
+    """Format a fraction that was measured on `num` items, with its 95 % interval.
 
     >>> measured_share(0.5, 1024), measured_share(1.0, 1024)
     ('50.0 ± 3.1 %', '100.0 ± 0.3 %')
     """
-    half = max(1.96 * (share * (1 - share) / num) ** 0.5, 3 / num * (share in (0, 1)))
-    return f"{100 * share:.1f} ± {100 * half:.1f} %"
+    return f"{100 * share:.1f} ± {100 * half_interval(share, num):.1f} %"
 
 
 def bytes_of_memory(num: int) -> str:

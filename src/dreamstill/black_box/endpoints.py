@@ -1,4 +1,4 @@
-"""What can be asked: an HTTP endpoint, and a file in onnxruntime."""
+"""Ask an HTTP endpoint, or a file in onnxruntime."""
 
 import http.client
 import io

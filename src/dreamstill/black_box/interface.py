@@ -10,12 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dreamstill.black_box.answer_store import AnswerStore
 from dreamstill.black_box.config import Answers, BlackBoxConfig, ImageFormat
 from dreamstill.errors import BudgetError, DreamstillError, TeacherError, first_line, shown
 from dreamstill.input_spec import InputSpec
+from dreamstill.nn.closed import ClosedNetwork
 
 __all__ = ["LABEL_LOGIT", "Answer", "Interface"]
 
@@ -32,7 +33,7 @@ LONGEST_WAIT = 60.0
 log = logging.getLogger(__name__)
 
 
-class Interface(nn.Module):
+class Interface(ClosedNetwork):
     """A network that is asked for its answers, in the form of a module from inputs to logits.
 
     Images are rounded to 8 bits before they are sent, as in a file, and known by their pixels.
@@ -48,6 +49,10 @@ class Interface(nn.Module):
         RunError: the cache is no cache, or another network's.
 
     """
+
+    reason = (
+        "a black box has no layers or weights; distill a student from it first, and change that"
+    )
 
     def __init__(
         self,

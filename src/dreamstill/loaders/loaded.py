@@ -1,4 +1,4 @@
-"""What a loader returns."""
+"""Hold what a loader returns."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is tried on the way to a goal of compression: lists of stages, quick or with training."""
+"""List what is tried on the way to a goal of compression: stages, quick or with training."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from dreamstill.compression.config import (
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.errors import DreamstillError
 from dreamstill.exporters.config import Calibration, Int8Config
+from dreamstill.formatting import half_interval
 from dreamstill.graph.channel_groups import ROOTS
 from dreamstill.graph.config import kept_share
 from dreamstill.loaders.narrower import narrower
@@ -244,6 +245,6 @@ def best_of(records: Sequence[dict[str, Any]], num: int) -> dict[str, Any]:
         min(records, key=lambda record: record["excess"])
     ]
     most = max(record["agreement"] for record in records)
-    noise = max(1.96 * (most * (1 - most) / num) ** 0.5, 3 / num)  # 3 / num: where all agree
-    equal = [record for record in records if record["agreement"] >= most - noise]
+    least = most - half_interval(most, num)
+    equal = [record for record in records if record["agreement"] >= least]
     return min(equal, key=lambda record: (record["kl"], record["bytes"]))

@@ -106,7 +106,7 @@ def compressed(
     """Do as `run_compression`, and return the last network with the summary."""
     folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
-    check_layers(teacher.module, teacher)
+    check_layers(teacher.module, "compress")
     rng = torch.Generator(job.device).manual_seed(job.seed)
     students = [stage.config.student for stage in job.stages if stage.task == "distill"]
     networks = [teacher.module, *(open_student(student, teacher, rng) for student in students)]

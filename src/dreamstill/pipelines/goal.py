@@ -21,7 +21,7 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "KIB": 2**10, "MIB": 2**20}
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a compressed network must be."""
+    """Goal of a compression: what the network must be."""
 
     text: str
     """As the user wrote it."""

@@ -91,7 +91,8 @@ def compressed_toward(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Do as `run_goal` with an open teacher, and return the recommended network too."""
     folder, spec = Path(folder), teacher.input_spec
-    check_layers(teacher.module, teacher)
+    if teacher.capabilities.budget is not None:  # a search would ask without end
+        check_layers(teacher.module, "compress")
     check_formats(kind for kind in job.format if kind != PACKED)
     test = load_images(real, spec, teacher.num_classes) if real else None
     given = load_unlabelled(Path(job.images), spec) if job.images else None

@@ -340,13 +340,10 @@ def register_stage(name: str, config: Any, stage: Stage) -> None:
     STAGE_CONFIGS[name], STAGES[name] = config, stage
 
 
-def check_layers(model: nn.Module, teacher: Teacher) -> None:
-    """Raise TeacherError if a network that is to be changed is a black box."""
-    if model is teacher.module and teacher.capabilities.budget is not None:
-        raise TeacherError(
-            "a black box has no layers or weights to change: distill a student from it first, and "
-            "change that"
-        )
+def check_layers(model: nn.Module, task: str) -> None:
+    """Raise TeacherError if a task is to change a network whose layers are closed."""
+    if isinstance(model, ClosedNetwork):
+        raise TeacherError(f"{task} changes layers, and cannot here: {model.reason}")
 
 
 def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teacher) -> None:
@@ -361,11 +358,9 @@ def check_stages(stages: Sequence[StageConfig], model: nn.Module, teacher: Teach
         ConfigError, TeacherError, ExportError: a stage cannot run on the network.
 
     """
-    check_layers(model, teacher)
     first = True
     for stage in stages:
-        if isinstance(model, ClosedNetwork):
-            raise TeacherError(f"{stage.task} changes layers, and cannot here: {model.reason}")
+        check_layers(model, stage.task)
         if getattr(stage.config, "finetune", None) is not None:
             check_trainable(model, teacher.input_spec)
         if check := STAGES[stage.task].check:

@@ -13,39 +13,13 @@ from dreamstill.loaders.onnx.graph import Graph, Node, Operator
 
 __all__ = ["ELEMENTWISE"]
 
-UNARY = {
-    **{
-        name: name.lower()
-        for name in (
-            *(
-                "Abs",
-                "Acos",
-                "Acosh",
-                "Asin",
-                "Asinh",
-                "Atan",
-                "Atanh",
-                "Ceil",
-                "Cos",
-                "Cosh",
-                "Erf",
-            ),
-            *(
-                "Exp",
-                "Floor",
-                "Log",
-                "Mish",
-                "Neg",
-                "Reciprocal",
-                "Relu",
-                "Round",
-            ),
-            *("Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh"),
-            "HardSwish",
-        )
-    },
-    "Not": "logical_not",
-}
+SAME_NAME = (
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf"),
+    *("Exp", "Floor", "HardSwish", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round"),
+    *("Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh"),
+)
+"""Operators of one value whose functions have their names in small letters."""
+UNARY = {**{name: name.lower() for name in SAME_NAME}, "Not": "logical_not"}
 BINARY = {
     **{"Add": "add", "Sub": "sub", "Mul": "mul", "Pow": "pow", "Equal": "eq", "Greater": "gt"},
     **{"GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le", "And": "logical_and"},
