@@ -22,6 +22,7 @@ from dreamstill.distillation.suiting import suited
 from dreamstill.errors import BudgetError, ConfigError, DreamstillError, RunError, TeacherError
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.pipelines.config import DistillJob
 from dreamstill.synthesis.config import DfadConfig, ImageProgramsConfig
 from dreamstill.synthesis.registry import missing_capabilities, open_synthesizer
 from dreamstill.synthesis.validation_set import validation_set
@@ -352,6 +353,18 @@ def test_a_run_goes_on_with_its_images_when_the_budget_is_spent() -> None:
     result = ds.distill(teacher, toys.seeded_student(), ImageProgramsConfig(batch_size=64), config)
     assert len(result.history) == 30
     assert 400 < teacher.queries == service.num_sent <= 500
+
+
+def test_a_budget_that_pays_for_no_image_is_refused_before_a_query() -> None:
+    message = "black_box.budget 1,000 pays for no image to learn from: 1,027 queries are of the"
+    file = TeacherFile(weights="function:toys:answer", black_box=BlackBoxConfig(budget=1000))
+    with pytest.raises(ConfigError, match=message):
+        DistillJob(teacher=file, student="toys:student")
+    service = Service()
+    teacher = opened(service, budget=1000)
+    with pytest.raises(ConfigError, match=message):
+        ds.distill(teacher, toys.seeded_student(), config=DistillConfig())
+    assert service.num_sent == EXAMINATION
 
 
 def test_images_that_are_given_are_asked_about_once() -> None:

@@ -85,9 +85,8 @@ def test_a_users_own_network_from_file_to_device(
 
     save_file(own_network.big().state_dict(), tmp_path / "big.safetensors")
     options = [
-        *("--teacher.weights", str(tmp_path / "big.safetensors")),
-        *("--teacher.factory", "own_network:big", "--teacher.shape", "1,40,24"),
-        *("--teacher.range", "-1,1", "--json"),
+        *(str(tmp_path / "big.safetensors"), "--factory", "own_network:big"),
+        *("--shape", "1,40,24", "--range", "-1,1", "--json"),
     ]
     assert cli.main(["inspect", *options]) == 0
     seen = json.loads(capsys.readouterr().out)
@@ -554,7 +553,11 @@ BAD: dict[str, tuple[Break, str]] = {
         lambda t: ["metadata", *distill(t)[1:3], "--images", "x.npz", "--out", f"{t}.md"],
         "no images at x.npz",
     ),
-    "no teacher": (lambda t: ["inspect"], "--teacher.weights"),
+    "no teacher": (lambda t: ["inspect"], "give MODEL, a file or a name"),
+    "two teachers": (
+        lambda t: ["inspect", str(t), "--weights", "a.pt"],
+        "--weights 'a.pt': give one",
+    ),
     "no student": (lambda t: [*distill(t)[:3], "--out", str(t.parent / "run")], "--student"),
     "no out": (lambda t: [*distill(t)[:5]], "--out"),
     "missing weights": (with_weights(Path.unlink), "no weights at"),

@@ -13,6 +13,7 @@ from dreamstill.evaluation import (
     confusion_matrix,
     expected_calibration_error,
     predict,
+    warn_of_guesses,
 )
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.lenet import lenet5, lenet5_half
@@ -33,6 +34,17 @@ def test_calibration_error_is_the_weighted_gap_of_bins() -> None:
     sure, less = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))
     wanted = 0.5 * (sure - 0.5) + 0.5 * (1 - less)
     assert expected_calibration_error(LOGITS, LABELS) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_teacher_that_guesses_is_warned_of() -> None:
+    labels = torch.arange(100) % 4
+    right = 2 * torch.eye(4)[labels]
+    assert warn_of_guesses(right, labels) == []
+    assert warn_of_guesses(right.roll(1, 1), labels)  # classes in another order
+    (text,) = warn_of_guesses(torch.eye(4)[torch.zeros(100, dtype=torch.long)], labels)
+    assert text.startswith("the teacher is right on 25.00 % of the 100 real images, as often as by")
+    assert warn_of_guesses(right[labels == 1], labels[labels == 1]) == []  # of one class alone
+    assert warn_of_guesses(right, labels + 4) == []  # of classes that it never learned
 
 
 def test_cost_of_lenet() -> None:

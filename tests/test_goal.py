@@ -14,8 +14,9 @@ from torch import nn
 import dreamstill as ds
 import toys
 from dreamstill.cli import main as cli
-from dreamstill.compression.config import Target
+from dreamstill.compression.config import PruneConfig, Target
 from dreamstill.config import to_plain
+from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.evaluation import accuracy, agreement, answers
 from dreamstill.exporters.formats import load_exported
@@ -28,8 +29,10 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines import candidates
 from dreamstill.pipelines.candidates import Family, best_of, families, share_for
 from dreamstill.pipelines.compress import Made, run_stages
+from dreamstill.pipelines.config import StageConfig
 from dreamstill.pipelines.goal import Goal, GoalJob, parse_goal
 from dreamstill.pipelines.pursue import run_goal
+from dreamstill.pipelines.search import Prepared, Search
 from dreamstill.pipelines.stages import STAGES
 from dreamstill.pipelines.summary import read_run
 from dreamstill.profiling import count_macs
@@ -124,6 +127,8 @@ def job(weights: Path, to: str, **options: Any) -> GoalJob:
         ("500B", {"bytes": 500}),
         ("int8", {}),
         ("w4", {}),
+        ("Half", {"macs": 500, "bytes": 2000}),
+        ("INT8", {}),
     ],
 )
 def test_a_goal_limits_macs_and_bytes(text: str, limits: dict[str, float]) -> None:
@@ -134,6 +139,12 @@ def test_a_goal_limits_macs_and_bytes(text: str, limits: dict[str, float]) -> No
 def test_a_text_that_is_no_goal_is_refused_with_its_value(text: str) -> None:
     with pytest.raises(ConfigError, match=f"500KB or 1.5MB; got '{text}'"):
         parse_goal(text)
+
+
+def test_a_goal_in_the_words_of_others_is_answered_with_ours() -> None:
+    for text, ours in (("int4", "w4"), ("20000", "20000B")):
+        with pytest.raises(ConfigError, match=f"got '{text}' .did you mean {ours}?"):
+            parse_goal(text)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +199,7 @@ def test_what_meets_the_goal_comes_first_then_agreement_then_kl() -> None:
     assert best_of([of(1.0, 0.2), close, far], 1000) is close  # 3 of 1,000 are noise, 10 are not
     assert best_of([of(1.0, 0.0, 2.0), far], 1000) is far
     assert best_of([of(1.0, 0.0, 3.0), near := of(0.5, 2.0, 1.1)], 1000) is near
+    assert best_of([first := of(1.0, 0.101), of(1.0, 0.1)], 1000) is first  # the same but for noise
 
 
 def test_half_keeps_its_limits_and_reports_what_was_measured(weights: Path, half: Run) -> None:
@@ -209,11 +221,30 @@ def test_half_keeps_its_limits_and_reports_what_was_measured(weights: Path, half
     assert file["accuracy"] == pytest.approx(right)
 
 
+def test_training_that_kept_the_start_is_said(weights: Path, tmp_path: Path) -> None:
+    teacher = ds.load_teacher(weights)
+    whole = {"macs": 10**9, "bytes": 10**9, "parameters": 10**6}
+    search = Search(tmp_path, job(weights, "half"), teacher, whole, lambda progress: None)
+    search.prepared = Prepared(toys.SPEC.noise(64), validation_set(teacher, 32), 0.0, 0.0)
+    tuning = FinetuneConfig(steps=1, batch_size=16, lr=1.0, num_validation=32)
+    config = PruneConfig(rounds=2, finetune=tuning)
+    record = search.attempt(StageConfig(task="prune", config=config))
+    assert record is not None
+    assert record["settings"] == "keep 0.5, 2 steps, start kept"
+
+
+def test_what_was_measured_on_real_images_stays_on_resuming(weights: Path, half: Run) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamstill.pipelines.search.families", two_families)
+        assert run_goal(half.folder, job(weights, "half"), resume=True) == half.summary
+
+
 def test_the_page_and_the_card_say_the_same(half: Run) -> None:
     found, page = half.summary, write_goal_report(half.folder).read_text()
     best = next(c for c in found["candidates"] if c["folder"] == found["chosen"])
     (file,) = found["files"]
     assert "Recommended for half" in page
+    assert f"{file['path']} answers" in page or f"{file['path']} is not measurably" in page
     assert all(
         f"<td>{c['bytes']:,}</td><td>{c['macs']:,}</td>" in page for c in found["candidates"]
     )

@@ -1,5 +1,6 @@
 """Teachers from ONNX and .pt2 files: their layers, their answers, and what is refused."""
 
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 import dreamstill as ds
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.exporters.formats import export
+from dreamstill.exporters.int8 import export_int8
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
@@ -197,9 +199,35 @@ def test_a_pt2_file_keeps_its_batch_norm(batch: int | None, tmp_path: Path) -> N
     assert loaded.module.state_dict().keys() == network.state_dict().keys()
 
 
+def test_a_layer_without_a_bias_gets_none_from_a_pt2_file(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)
+    ).eval()
+    with quiet():
+        program = torch.export.export(network, (torch.rand(2, 1, 8, 8),))
+        torch.export.save(program, tmp_path / "net.pt2")
+    assert opened(tmp_path / "net.pt2").module.state_dict().keys() == network.state_dict().keys()
+
+
 def test_a_pt2_file_that_may_hold_code_needs_consent(tmp_path: Path) -> None:
-    (tmp_path / "net.pt2").write_bytes(b"PK\x03\x04")
-    with pytest.raises(TeacherError, match=r"does not open as a program of torch\.export"):
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        TeacherError, match=r"does not open as a program of torch\.export.*zip file$"
+    ):
+        opened(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/more.pkl", b"")
+    with pytest.raises(TeacherError, match=r"holds net/more\.pkl.*consent to run its code"):
+        opened(path)
+
+
+def test_a_pt2_file_of_int8_is_refused_as_such(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="no torchao: pip install 'dreamstill[quantize]'")
+    spec = InputSpec((1, 8, 8), (0.5,), (0.25,))
+    with quiet():
+        export_int8(small_cnn().eval(), spec, spec.noise(64), tmp_path / "net.pt2")
+    with pytest.raises(TeacherError, match=r"net\.pt2 is quantized already.*before it was"):
         opened(tmp_path / "net.pt2")
 
 

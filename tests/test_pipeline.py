@@ -82,6 +82,8 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
     summary = run_compression(folder, read_job(CompressJob, plain), real=real)
     assert [stage["task"] for stage in summary["stages"]] == ["prune", "int8", "pack"]
     assert all(0 <= stage["accuracy"] <= 1 for stage in summary["stages"])
+    again = run_compression(folder, read_job(CompressJob, plain), resume=True)
+    assert again == json.loads(json.dumps(summary))  # what was measured on real images stays
     assert summary["stages"][0]["macs"] <= 0.7 * summary["teacher"]["macs"]
     onnx, pt2 = (Path(file["path"]) for file in summary["stages"][1]["files"])
     x = torch.randn(3, 1, 8, 8)

@@ -1,5 +1,6 @@
 """Measure a network's accuracy, agreement with another network, and calibration error."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.errors import TeacherError, first_line
+from dreamstill.formatting import half_interval, percent
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.hooks import eval_mode, shown_at_once
 
@@ -20,7 +22,10 @@ __all__ = [
     "evaluating",
     "expected_calibration_error",
     "predict",
+    "warn_of_guesses",
 ]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -101,6 +106,31 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def agreement(logits: Tensor, other_logits: Tensor) -> float:
     """Return the share of inputs for which two (N, K) logits predict the same class; in [0, 1]."""
     return accuracy(logits, other_logits.argmax(1))
+
+
+def warn_of_guesses(logits: Tensor, labels: Tensor) -> list[str]:
+    """Warn if a teacher is no more often right than if it had not looked at the images.
+
+    Args:
+        logits, labels: (N, K) and (N,) of real images; of one class alone nothing can be told.
+
+    Returns:
+        The warning, which is logged as well; empty without one.
+
+    """
+    num, (classes, counts) = len(labels), labels.unique(return_counts=True)
+    if len(classes) < 2 or int(classes.max()) >= logits.shape[1]:
+        return []
+    named = torch.bincount(logits.argmax(1), minlength=logits.shape[1])[classes]
+    by_chance, right = (named * counts).sum().item() / num**2, accuracy(logits, labels)
+    if right > by_chance + half_interval(by_chance, num):
+        return []
+    text = (
+        f"the teacher is right on {percent(right)} of the {num:,} real images, as often as by "
+        "chance: check the mean and std of its input, and the order of the labels"
+    )
+    log.warning("%s", text)
+    return [text]
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dreamstill.black_box.config import Answers, BlackBoxConfig
+from dreamstill.black_box.config import NUM_EXAMINED, Answers, BlackBoxConfig
 from dreamstill.black_box.endpoints import HttpEndpoint, OnnxFile
 from dreamstill.black_box.forward_differences import estimated
 from dreamstill.black_box.interface import Answer, Interface
@@ -20,7 +20,6 @@ from dreamstill.teacher import Capabilities, Teacher
 
 __all__ = ["BlackBox"]
 
-NUM_EXAMINED = 2
 TOLERANCE = 1e-3
 """Largest difference between two answers for an image, as a share of the largest score."""
 
@@ -158,7 +157,7 @@ def _name_of(answer: Any) -> str:
 
 def _examined(interface: Interface) -> int:
     """Return the number of classes; raise TeacherError if answers for an image change."""
-    images = probing_images(interface.spec.shape)[:NUM_EXAMINED]
+    images = probing_images(interface.spec.shape)[: NUM_EXAMINED - 1]  # one is asked again
     pixels = (255 * images).round().to(torch.uint8)
     together = interface.ask(pixels)
     interface.num_classes = together.shape[1]

@@ -6,7 +6,20 @@ from typing import Annotated
 from dreamstill.config import Float, Int, Text, above, at_least, config_class, within
 from dreamstill.errors import ConfigError
 
-__all__ = ["Answers", "BlackBoxConfig", "ImageFormat"]
+__all__ = ["Answers", "BlackBoxConfig", "ImageFormat", "NUM_EXAMINED", "check_pays"]
+
+NUM_EXAMINED = 3
+"""Queries of the examination of a black box when it is opened."""
+
+
+def check_pays(budget: int, num_validation: int) -> None:
+    """Raise ConfigError if a budget pays for no image beside a validation set."""
+    spent = NUM_EXAMINED + num_validation
+    if budget <= spent:
+        raise ConfigError(
+            f"black_box.budget {budget:,} pays for no image to learn from: {spent:,} queries are "
+            "of the examination and the validation set; give more, or lower num_validation"
+        )
 
 
 class Answers(StrEnum):

@@ -17,7 +17,7 @@ from dreamstill.config import Text, from_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.reading import understood
-from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.config import NO_TEACHER, TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.demo import demo
@@ -74,10 +74,11 @@ def _synthesize(arguments: argparse.Namespace) -> Any:
 
 def _distill(arguments: argparse.Namespace) -> Any:
     if arguments.resume:
-        given = [name.removeprefix(PREFIX) for name in vars(arguments) if name.startswith(PREFIX)]
-        given += [name for name in ("config", "out") if getattr(arguments, name)]
+        given = ["MODEL"] if arguments.model else []
+        given += [name.replace(PREFIX, "--") for name in vars(arguments) if PREFIX in name]
+        given += [f"--{name}" for name in ("config", "out") if getattr(arguments, name)]
         if given:
-            raise ConfigError(f"--resume continues the run as it began: leave --{given[0]} out")
+            raise ConfigError(f"--resume continues the run as it began: leave {given[0]} out")
         folder = Path(arguments.resume)
         job = read_run(folder)
     else:
@@ -195,7 +196,7 @@ def _out(arguments: argparse.Namespace) -> Path:
 def _teacher_file(plain: dict[str, Any]) -> TeacherFile:
     table = plain.get("teacher", {})
     if isinstance(table, dict) and "weights" not in table:
-        raise ConfigError("no teacher: give --teacher.weights FILE, or weights in [teacher]")
+        raise ConfigError(NO_TEACHER)
     file: TeacherFile = from_plain(TeacherFile, table, "teacher")
     return file
 

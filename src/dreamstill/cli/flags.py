@@ -96,7 +96,7 @@ class Flags:
         prefix: str = "",
         *,
         default: Any = None,
-        short: str = "",
+        short: tuple[str, ...] = (),
         special: dict[str, Any] | None = None,
     ) -> None:
         """Add a flag for every field of a configuration class, nested ones too.
@@ -105,7 +105,7 @@ class Flags:
             kind: configuration class.
             prefix: prefix of the dotted names.
             default: instance whose values are shown as defaults.
-            short: prefix that may be omitted on the command line.
+            short: prefixes that may be omitted, where no other flag has the rest of the name.
             special: classes of nested fields whose type hint is Any, by field name.
 
         """
@@ -119,9 +119,9 @@ class Flags:
             if nested is not None:  # any of its flags sets a field that is None by default
                 self.add(nested, f"{name}.", default=value, short=short)
                 continue
-            names = [f"--{name}"]
-            if short and name.startswith(short):
-                names.insert(0, f"--{name.removeprefix(short)}")
+            brief = [f"--{name.removeprefix(own)}" for own in short if name.startswith(own)]
+            taken = self.parser._option_string_actions
+            names = [*(one for one in brief if one not in taken), f"--{name}"]
             text = docs.get(field.name, "")
             if value is not dataclasses.MISSING:
                 text += f" [{_typed(value)}]"

@@ -26,32 +26,28 @@ from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS
 
 __all__ = ["COMMANDS", "parse"]
 
-TEACHER = tuple(f"teacher.{name}" for name in ("weights", "factory", "shape", "mean", "std"))
+TEACHER = tuple(f"teacher.{name}" for name in ("factory", "shape", "mean", "std"))
 IMAGES = ("images", "method", "num_images")
 OUT = "directory to write"
 GOALS = "int8, w4, half, 10x or 500KB"
 REAL = "images to measure every network on at the end: .npz with x and y, or a folder per class"
 
 
-@dataclass(frozen=True)
-class Command:
-    """Summary, flags and configuration class of a command."""
-
-    summary: str
-    job: Any = None
-    """Configuration class whose fields are flags."""
-    main: tuple[str, ...] = ()
-    """Fields that `--help` shows; `--help-all` shows all."""
-    part: str = ""
-    """Field of the job whose name may be omitted in the flags of its own fields."""
-    arguments: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = ()
-    """Names and options of other arguments, for `add_argument`."""
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+"""Names and options for `add_argument`."""
 
 
-def _argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
+MODEL = _argument(
+    "model",
+    metavar="MODEL",
+    nargs="?",
+    help="the network: a .safetensors, .onnx, .pt2 or TorchScript file, a state dict, or a name "
+    "such as timm:resnet18",
+)
 CONFIG = _argument("--config", metavar="FILE", help="TOML file with these settings; flags win")
 DIRECTORY = _argument("--out", metavar="DIR", help=OUT)
 RESUME = _argument("--resume", action="store_true", help="continue the run in --out")
@@ -65,6 +61,24 @@ PLUGIN = _argument(
     help="import your own methods, losses or tasks from here; may be repeated",
 )
 DEVICE = _argument("--device", help="cpu, cuda or cuda:1 [cpu]")
+OF_TASK = (MODEL, CONFIG, DIRECTORY, RESUME, MEASURE, PLUGIN)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Summary, flags and configuration class of a command."""
+
+    summary: str
+    job: Any = None
+    """Configuration class whose fields are flags."""
+    main: tuple[str, ...] = ()
+    """Fields that `--help` shows; `--help-all` shows all."""
+    part: str = ""
+    """Field of the job whose name may be omitted in the flags of its own fields, as teacher may."""
+    arguments: tuple[Argument, ...] = OF_TASK
+    """Other arguments."""
+
+
 RUN = _argument("folder", metavar="RUN", help="directory of a finished run")
 FINETUNE = ("finetune.steps", "finetune.lr")
 COMMANDS: dict[str, Command] = {
@@ -72,6 +86,7 @@ COMMANDS: dict[str, Command] = {
         "Check that a network opens, and list the methods that can use it.",
         main=TEACHER,
         arguments=(
+            MODEL,
             CONFIG,
             DEVICE,
             _argument("--images", metavar="PATH", help="compare these with the training images"),
@@ -82,7 +97,7 @@ COMMANDS: dict[str, Command] = {
         "Make synthetic images from a network alone.",
         SynthesizeJob,
         (*TEACHER, "method", "num_images", "seed"),
-        arguments=(CONFIG, DIRECTORY, RESUME, PLUGIN),
+        arguments=(MODEL, CONFIG, DIRECTORY, RESUME, PLUGIN),
     ),
     "distill": Command(
         "Train a small student from a network and no data.",
@@ -93,6 +108,7 @@ COMMANDS: dict[str, Command] = {
         ),
         part="distill",
         arguments=(
+            MODEL,
             CONFIG,
             DIRECTORY,
             _argument("--resume", metavar="RUN", help="continue the run in this directory"),
@@ -135,9 +151,8 @@ COMMANDS: dict[str, Command] = {
         GoalJob,
         (
             *("to", "format", "lose_at_most", "minutes", "student"),
-            *(*TEACHER[1:], "images", "num_images", "seed", "device"),
+            *(*TEACHER, "images", "num_images", "seed", "device"),
         ),
-        part="teacher",
         arguments=(
             _argument(
                 "model",
@@ -184,6 +199,7 @@ COMMANDS: dict[str, Command] = {
         "Record statistics of a network's training images, for its owner to hand out.",
         main=TEACHER,
         arguments=(
+            MODEL,
             _argument("--images", required=True, metavar="PATH", help=".npz with x, or pictures"),
             _argument("--kind", default="all", help="all, top, spectral or spectral-pairs [all]"),
             _argument("--out", metavar="FILE", help=".safetensors file to write"),
@@ -248,6 +264,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, more = parser.parse_known_args(rest)
     if more:
         raise parser.unknown(more)
+    if name != "compress" and getattr(arguments, "model", None):
+        table = merge(table, _teacher(arguments))
     arguments.command, arguments.plain = name, merge(table, given_flags(arguments))
     resuming = name == "distill" and arguments.resume
     arguments.job = None if resuming else _job(name, arguments.plain)
@@ -261,6 +279,14 @@ def _compression(model: str) -> dict[str, Any]:
     if not (table := read_toml(model)):
         raise ConfigError(f"{model} is empty: give [teacher] and [[stage]] tables")
     return table
+
+
+def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that open the MODEL of a command line."""
+    model, weights = arguments.model, getattr(arguments, f"{PREFIX}teacher.weights", None)
+    if weights is not None:
+        raise ConfigError(f"two networks, {shown(model)} and --weights {shown(weights)}: give one")
+    return {"teacher": {"weights": model}}
 
 
 class _Version(argparse.Action):
@@ -290,11 +316,18 @@ def _top() -> _Parser:
     return parser
 
 
+def _positional(command: Command) -> list[str]:
+    """Return the placeholders of a command's arguments without a flag."""
+    return [
+        options["metavar"] for names, options in command.arguments if not names[0].startswith("-")
+    ]
+
+
 def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser:
     """Return the parser of a command, with the flags of `method` if it synthesizes images."""
     parser = _Parser(
         prog=f"dreamstill {name}",
-        usage=f"dreamstill {name} [options]" + (" RUN" if RUN in command.arguments else ""),
+        usage=" ".join(["dreamstill", name, *_positional(command), "[options]"]),
         description=command.summary,
         epilog=None if whole else "--help-all shows every option.",
         allow_abbrev=False,
@@ -302,15 +335,15 @@ def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser
     parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print the result as JSON alone")
     task = name in STAGE_CONFIGS and name != "distill"
-    for names, options in command.arguments or (CONFIG, DIRECTORY, RESUME, MEASURE, PLUGIN):
+    for names, options in command.arguments:
         parser.add_argument(*names, **options)
     flags = Flags(parser, command.main, whole=whole)
     if task:
-        flags.add(STAGE_CONFIGS[name], f"{name}.", short=f"{name}.")
+        flags.add(STAGE_CONFIGS[name], f"{name}.", short=(f"{name}.",))
     if command.job is not None:
         flags.add(
             command.job,
-            short=f"{command.part}." if command.part else "",
+            short=("teacher.", f"{command.part}.") if command.part else ("teacher.",),
             special={"synthesis": METHODS[method].config},
         )
         presets = ", ".join(PRESETS.get(method, ())) or "this method has none"
@@ -321,8 +354,8 @@ def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser
             default=argparse.SUPPRESS,
             help=f"settings of the paper, or ours, for a data set; flags win: {presets}",
         )
-    elif "teacher.weights" in command.main:
-        flags.add(TeacherFile, "teacher.")
+    elif MODEL in command.arguments:
+        flags.add(TeacherFile, "teacher.", short=("teacher.",))
     return parser
 
 

@@ -23,7 +23,6 @@ from rich.table import Table
 from dreamstill.formatting import BASELINES, duration, measured_share, percent, shown
 from dreamstill.progress import Progress as Step
 from dreamstill.progress import start_kept
-from dreamstill.report.verdict import verdict_of_goal
 
 __all__ = [
     "Bars",
@@ -312,7 +311,7 @@ def print_goal(summary: dict[str, Any], folder: Path) -> None:
             text += percent(teacher["accuracy"])
         print(text)
     print(folder / "model_card.md")
-    print(verdict_of_goal(summary))
+    print(summary["recommendation"])
 
 
 def _print_classes(stage: dict[str, Any]) -> None:

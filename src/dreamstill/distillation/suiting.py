@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
+from dreamstill.black_box.config import NUM_EXAMINED, check_pays
 from dreamstill.config import no_effect
 from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.distillation.config import DistillConfig, FinetuneConfig, LossName
@@ -16,8 +17,6 @@ Config = TypeVar("Config", bound=FinetuneConfig)
 
 ON_SCORES = (LossName.L1, LossName.MSE)
 """Losses that compare the logits themselves."""
-NUM_EXAMINED = 3
-"""Queries of the examination of a black box."""
 
 
 def suited(teacher: Teacher, config: Config) -> Config:
@@ -27,10 +26,11 @@ def suited(teacher: Teacher, config: Config) -> Config:
     by cross-entropy, KL at temperature 1, in the place of the default losses.
 
     Raises:
-        ConfigError: a setting has no effect, or a loss needs scores.
+        ConfigError: a setting has no effect, a loss needs scores, or the budget is too small.
 
     """
-    if teacher.capabilities.budget is not None:
+    if (budget := teacher.capabilities.budget) is not None:
+        check_pays(budget, config.num_validation)
         if config.augment != NO_AUGMENTATION:
             no_effect(config, "on a black box, which would have to answer again", "augment")
         config = replace(config, augment=NO_AUGMENTATION)

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,17 @@ class ExportRecord:
     """Largest absolute difference of a logit over batches of 1 and 7 random images."""
 
 
-def check_formats(names: Iterable[str]) -> None:
-    """Raise ExportError if a format is unknown or its library is not installed."""
+def check_formats(names: Iterable[str], *, also: Sequence[str] = ()) -> None:
+    """Raise ExportError if a format is unknown or its library is not installed.
+
+    Args:
+        names: of the formats.
+        also: names that are known besides those of the formats that are exported.
+
+    """
     for name in names:
-        if name not in _WRITERS:
-            raise ExportError(f"unknown format {name!r}; known: {', '.join(_WRITERS)}")
+        if name not in _WRITERS and name not in also:
+            raise ExportError(f"unknown format {name!r}; known: {', '.join((*_WRITERS, *also))}")
         for library, extra in _EXTRAS.get(name, {}).items():
             if importlib.util.find_spec(library) is None:
                 raise ExportError(f"no {library}: pip install 'dreamstill[{extra}]'")

@@ -3,7 +3,9 @@
 from dreamstill.black_box.config import BlackBoxConfig
 from dreamstill.config import Bool, Float, Int, Text, config_class
 
-__all__ = ["TeacherFile"]
+__all__ = ["NO_TEACHER", "TeacherFile"]
+
+NO_TEACHER = "no teacher: give MODEL, a file or a name, or weights in [teacher] of --config"
 
 
 @config_class

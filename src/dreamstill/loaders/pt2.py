@@ -4,6 +4,7 @@ Its weights keep their names, and its BatchNorm stays, since nothing is optimize
 """
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from dreamstill.errors import ConfigError, TeacherError, innermost
 from dreamstill.exporters.pt2 import check_pt2
-from dreamstill.files.reading import reading
+from dreamstill.files.reading import reading, understood
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
 from dreamstill.loaders.onnx.file import network_of
@@ -32,17 +33,25 @@ def load(file: TeacherFile, card: dict[str, Any]) -> Loaded:
 
     Raises:
         ConfigError: a factory is given, which the file does not need.
-        TeacherError: the file is damaged, may hold code, or is not a network of images.
+        TeacherError: the file is damaged, may hold code, is quantized, or is not a network of
+            images.
 
     """
     if file.factory is not None:
         raise ConfigError(f"{file.weights} holds its network: leave factory {file.factory!r} out")
     path, wrong = Path(file.weights), "does not open as a program of torch.export"
     consent = "write it with torch.export.save, or consent to run its code with allow_pickle"
-    with reading(path, TeacherError, wrong, what="network", instead=consent), quiet():
+    with reading(path, TeacherError, wrong, what="network"), quiet():
         data = path.read_bytes()
+        zipfile.ZipFile(io.BytesIO(data)).close()  # raises for a damaged file
         if not file.allow_pickle:
-            check_pt2(data)
+            with understood(path, TeacherError, wrong, instead=consent):
+                check_pt2(data)
+        if _is_quantized(data):
+            raise TeacherError(
+                f"{path.name} is quantized already, and a teacher is of floats: export the network "
+                "before it was quantized"
+            )
         program = torch.export.load(io.BytesIO(data))
     try:
         with quiet(), rng_kept():
@@ -60,3 +69,10 @@ def load(file: TeacherFile, card: dict[str, Any]) -> Loaded:
         return result
 
     return network_of(written.model_proto, path.name, card, run)
+
+
+def _is_quantized(data: bytes) -> bool:
+    """Tell whether a program quantizes what it computes."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        graphs = [name for name in archive.namelist() if name.endswith("models/model.json")]
+        return any(b"quantized_decomposed." in archive.read(name) for name in graphs)

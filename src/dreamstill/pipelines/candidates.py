@@ -46,6 +46,8 @@ __all__ = [
 
 BATCH = 64
 """Images of a training step."""
+SAME_KL = 1.05
+"""Times the least KL divergence up to which one is the same: the tables show two digits."""
 LEAST, MOST = 0.02, 0.98
 """Shares of parameters or multiply-accumulates that a family is asked to keep."""
 
@@ -60,6 +62,11 @@ class Candidate:
     def task(self) -> str:
         """Names of the tasks, such as "prune + int8"; inherit is a distillation of auto:SHARE."""
         return " + ".join(map(_task, self.stages))
+
+    @property
+    def trainings(self) -> int:
+        """Number of times that a network is trained, each of which may keep its start."""
+        return sum(_trainings(stage.config) for stage in self.stages)
 
     @property
     def settings(self) -> str:
@@ -83,10 +90,19 @@ def _settings(config: Any) -> list[str]:
         texts.append(f"calibration {config.calibration}")
     if isinstance(config, QuantizeConfig):
         texts += [f"{config.weight_bits} bits", f"{config.rounding}"]
-    tuning = config if isinstance(config, FinetuneConfig) else getattr(config, "finetune", None)
-    if tuning is not None and tuning.steps:
-        texts.append(f"{getattr(config, 'rounds', 1) * tuning.steps:,} steps")
+    if (trained := _tuning_of(config)) is not None:
+        texts.append(f"{_trainings(config) * trained.steps:,} steps")
     return texts
+
+
+def _tuning_of(config: Any) -> FinetuneConfig | None:
+    """Return the training that a stage's configuration asks for, if any."""
+    of = config if isinstance(config, FinetuneConfig) else getattr(config, "finetune", None)
+    return of if of is not None and of.steps else None
+
+
+def _trainings(config: Any) -> int:
+    return 0 if _tuning_of(config) is None else getattr(config, "rounds", 1)
 
 
 @dataclass(frozen=True)
@@ -233,7 +249,8 @@ def refusal(stages: Sequence[StageConfig], teacher: Teacher) -> str | None:
 def best_of(records: Sequence[dict[str, Any]], num: int) -> dict[str, Any]:
     """Return the best record of those that meet the goal, else the one that is nearest to it.
 
-    Agreements that `num` images cannot tell apart are told apart by the KL divergence.
+    Agreements that `num` images cannot tell apart are told apart by the KL divergence, and
+    divergences that are nearly the same by the bytes, then by which was tried first.
 
     Args:
         records: with agreement, kl, bytes, what is missed of the goal, and the excess: how many
@@ -247,4 +264,5 @@ def best_of(records: Sequence[dict[str, Any]], num: int) -> dict[str, Any]:
     most = max(record["agreement"] for record in records)
     least = most - half_interval(most, num)
     equal = [record for record in records if record["agreement"] >= least]
-    return min(equal, key=lambda record: (record["kl"], record["bytes"]))
+    most_kl = SAME_KL * min(record["kl"] for record in equal)
+    return min((r for r in equal if r["kl"] <= most_kl), key=lambda record: record["bytes"])

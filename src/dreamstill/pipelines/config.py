@@ -4,6 +4,7 @@ from dataclasses import MISSING, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from dreamstill.black_box.config import check_pays
 from dreamstill.compression.config import (
     FactorizeConfig,
     Importance,
@@ -30,7 +31,7 @@ from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, shown
 from dreamstill.exporters.config import Int8Config
 from dreamstill.graph.config import kept_share
-from dreamstill.loaders.config import TeacherFile
+from dreamstill.loaders.config import NO_TEACHER, TeacherFile
 from dreamstill.synthesis.presets import method_config, student_config
 from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS, needs_student
 
@@ -107,6 +108,8 @@ class DistillJob(JobConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         kept_share(self.student)  # raises
+        if (box := self.teacher.black_box) is not None:  # before a query is spent
+            check_pays(box.budget, self.distill.num_validation)
         if not self.baselines:
             no_effect(self, "without baselines", "bound")
         if self.images is not None:
@@ -316,7 +319,7 @@ def read_job(kind: Any, plain: dict[str, Any]) -> Any:
     if not isinstance(table, dict):
         raise ConfigError(f"teacher must be a table of settings; got {shown(table)}")
     if "weights" not in table:
-        raise ConfigError("no teacher: give --teacher.weights FILE, or weights in [teacher]")
+        raise ConfigError(NO_TEACHER)
     method, preset = plain.get("method", DEFAULT_METHOD), plain.pop("preset", None)
     if isinstance(method, str) and method in METHODS:
         if preset is not None or "synthesis" in plain:

@@ -17,6 +17,8 @@ PACKED = "packed"
 SHARES = {"half": 0.5, "quarter": 0.25}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "KIB": 2**10, "MIB": 2**20}
 """Bytes of a unit, in capitals."""
+FOUR_BITS = ("int4", "4bit", "4bits", "w4a4")
+"""What others call the goal w4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +83,25 @@ def parse_goal(text: str) -> Goal:
     >>> parse_goal("500KB").size, parse_goal("10x").share, parse_goal("half").macs
     (500000, 0.1, 0.5)
     """
-    if text == "int8":
-        return Goal(text, task="int8")
-    if text == "w4":
-        return Goal(text, task="quantize")
-    if text in SHARES:
-        return Goal(text, macs=SHARES[text], share=SHARES[text])
+    low = text.lower()
+    if low == "int8":
+        return Goal(low, task="int8")
+    if low == "w4":
+        return Goal(low, task="quantize")
+    if low in SHARES:
+        return Goal(low, macs=SHARES[low], share=SHARES[low])
     number, unit = r"(\d+(?:\.\d+)?)", "|".join(UNITS)
-    if (factor := re.fullmatch(f"{number}x", text)) and float(factor[1]) > 1:
+    if (factor := re.fullmatch(f"{number}x", low)) and float(factor[1]) > 1:
         return Goal(text, share=1 / float(factor[1]))
     size = re.fullmatch(f"{number} ?({unit})", text.upper())
     if size and (num := round(float(size[1]) * UNITS[size[2]])) > 0:
         return Goal(text, size=num)
+    hint = " (did you mean w4?)" if low in FOUR_BITS else ""
+    if text.isdecimal():
+        hint = f" (did you mean {text}B?)"
     raise ConfigError(
         f"to must be int8, w4, half, quarter, a factor such as 10x, or a size such as 500KB or "
-        f"1.5MB; got {shown(text)}"
+        f"1.5MB; got {shown(text)}{hint}"
     )
 
 

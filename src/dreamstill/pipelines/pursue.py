@@ -22,7 +22,7 @@ from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.plan import memory_on_images, seconds_per_step
 from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunError, TeacherError
-from dreamstill.evaluation import accuracy, agreement, answers, evaluating, predict
+from dreamstill.evaluation import accuracy, agreement, answers, evaluating, predict, warn_of_guesses
 from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import write_json
@@ -33,7 +33,7 @@ from dreamstill.pipelines.candidates import BATCH
 from dreamstill.pipelines.compress import NUM_SHOWN, NUM_VALIDATION, Made, layer_weights
 from dreamstill.pipelines.config import StageConfig
 from dreamstill.pipelines.goal import PACKED, GoalJob
-from dreamstill.pipelines.run_directory import open_run_directory
+from dreamstill.pipelines.run_directory import open_run_directory, read_summary
 from dreamstill.pipelines.search import Prepared, Search
 from dreamstill.pipelines.stages import STAGES, StageContext, check_layers
 from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
@@ -93,7 +93,7 @@ def compressed_toward(
     folder, spec = Path(folder), teacher.input_spec
     if teacher.capabilities.budget is not None:  # a search would ask without end
         check_layers(teacher.module, "compress")
-    check_formats(kind for kind in job.format if kind != PACKED)
+    check_formats(job.format, also=(PACKED,))
     test = load_images(real, spec, teacher.num_classes) if real else None
     given = load_unlabelled(Path(job.images), spec) if job.images else None
     with open_run_directory(
@@ -120,7 +120,7 @@ def compressed_toward(
             spent = duration(search.seconds)
             raise ConfigError(
                 f"minutes {job.minutes:g} were over before a candidate was begun: images and "
-                f"validation set took {spent}; give more"
+                f"validation set took {spent}; give more, with resume"
             )
         if search.best is None:
             reason = search.records[0]["failed"]
@@ -203,13 +203,18 @@ def _finished(
     assert best is not None
     stages = [from_plain(StageConfig, stage) for stage in best["stages"]]
     made = search.reopened(stages, search.folder / best["folder"])
+    known = read_summary(folder)
+    if test is None and known.get("images") and known["candidates"] == search.records:
+        return made[-1].network, known  # what was measured on real images stays
     shown_images = search.prepared.images[-NUM_SHOWN:]
     write_json(folder / "weights.json", layer_weights(made, teacher.input_spec, shown_images))
     files = [_written(folder, kind, search, made, stages, test) for kind in _kinds(search, made)]
     of_teacher = dict(whole) | _timed(folder / f"teacher.{search.kind}", teacher)
+    warnings = list[str]()
     if test is not None:
         logits = predict(teacher.module, teacher.input_spec, test[0])
         of_teacher["accuracy"] = accuracy(logits, test[1])
+        warnings = warn_of_guesses(logits, test[1])
     summary: dict[str, Any] = {
         "goal": search.job.to,
         "meaning": str(search.job.goal),
@@ -224,6 +229,7 @@ def _finished(
         "input": to_plain(teacher.input_spec),
         "num_classes": teacher.num_classes,
         "images": source,
+        "warnings": warnings,
         "validation_images": len(search.prepared.validation.images),
         "seconds": round(search.seconds, 1),
         "out_of_time": search.seconds_left <= 0,

@@ -27,6 +27,7 @@ __all__ = [
     "locked",
     "open_run_directory",
     "read_settings",
+    "read_summary",
 ]
 
 if sys.platform == "win32":
@@ -151,6 +152,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{path} was edited after the run began: put back what it said, or start another run"
         )
     return plain
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the content of summary.json, or {} if it does not exist."""
+    path = folder / "summary.json"
+    return read_plain(path) if path.is_file() else {}
 
 
 def settings_digest(plain: dict[str, Any]) -> str:

@@ -296,7 +296,8 @@ class Search:
         """Run a candidate; return its size, agreement and what it misses of the goal."""
         plain = [to_plain(stage) for stage in candidate.stages]
         self._begin_with_finished(plain, folder)
-        last = self.reopened(candidate.stages, folder)[-1]
+        made = self.reopened(candidate.stages, folder)
+        last = made[-1]
         names = ("parameters", "macs", "agreement", "kl", "weight_bytes")
         record = {name: last.record[name] for name in names if name in last.record}
         if "files" in last.record:
@@ -309,6 +310,9 @@ class Search:
         excess = self.job.goal.excess(record, self.whole)
         record["missed"] = [name for name, times in excess.items() if times > 1]
         record["excess"] = max(excess.values(), default=0.0)
+        warnings = sum(len(one.record.get("warnings", [])) for one in made)
+        if warnings and warnings >= candidate.trainings:
+            record["settings"] = f"{candidate.settings}, start kept"
         return record | {"stages": plain}
 
     def _begin_with_finished(self, stages: list[Any], folder: Path) -> None:

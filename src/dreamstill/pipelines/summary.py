@@ -20,6 +20,7 @@ from dreamstill.evaluation import (
     confusion_matrix,
     expected_calibration_error,
     predict,
+    warn_of_guesses,
 )
 from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
 from dreamstill.files.reading import StrPath, understood
@@ -29,7 +30,12 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import load_student
 from dreamstill.pipelines.plugins import load_plugins
-from dreamstill.pipelines.run_directory import check_fingerprints, locked, read_settings
+from dreamstill.pipelines.run_directory import (
+    check_fingerprints,
+    locked,
+    read_settings,
+    read_summary,
+)
 from dreamstill.profiling import measure_latency, measure_profile
 from dreamstill.teacher import Teacher
 
@@ -152,6 +158,8 @@ def summarize(
             x, y = real
             summary["images"] = source
             logits = {name: predict(of, teacher.input_spec, x) for name, of in networks.items()}
+            if "teacher" in logits:
+                summary["warnings"] = summary["warnings"] + warn_of_guesses(logits["teacher"], y)
             for name, of in logits.items():
                 summary[name] |= {
                     "accuracy": accuracy(of, y),
@@ -200,12 +208,6 @@ def export_run(
         summary["exports"] = kept + records
         write_json(folder / "summary.json", summary)
         return records
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return the content of summary.json, or {} if it does not exist."""
-    path = folder / "summary.json"
-    return read_plain(path) if path.is_file() else {}
 
 
 def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:

@@ -11,7 +11,6 @@ from dreamstill.report import figures
 from dreamstill.report.compression import layer_figures
 from dreamstill.report.model_card import model_card
 from dreamstill.report.page import Figure, from_records, read_table, write_page
-from dreamstill.report.verdict import verdict_of_goal
 
 __all__ = ["write_goal_report"]
 
@@ -40,9 +39,10 @@ def write_goal_report(folder: Path) -> Path:
         "goal.html",
         config=config,
         command="dreamstill compress run.toml --out runs/again",
-        verdict=verdict_of_goal(summary),
+        verdict=summary["recommendation"],
         figures=drawn,
-        warnings=[f"The goal was missed: {text}" for text in summary["missed"]],
+        warnings=[f"The goal was missed: {text}" for text in summary["missed"]]
+        + summary["warnings"],
         **{name: summary[name] for name in SHOWN},
         measured_share=measured_share,
         by_file=summary["goal"] != "w4",

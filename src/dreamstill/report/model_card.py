@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreamstill.formatting import measured_share, percent
-from dreamstill.report.verdict import verdict_of_goal
 
 __all__ = ["model_card"]
 
@@ -39,7 +38,7 @@ def model_card(summary: Mapping[str, Any], weights: str) -> str:
     lines = [
         "# Model card",
         "",
-        verdict_of_goal(summary),
+        summary["recommendation"],
         "",
         "| | |",
         "|---|---|",

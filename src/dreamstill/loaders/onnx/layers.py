@@ -36,7 +36,9 @@ def _is_constant(graph: Graph, node: Node, *indices: int) -> bool:
 
 
 def _bias(graph: Graph, node: Node, index: int) -> np.ndarray | None:
-    return graph.constant(node.inputs[index]) if node.has(index) else None
+    """Return a layer's bias; zeros are what torch's exporter writes for a layer without one."""
+    bias = graph.constant(node.inputs[index]) if node.has(index) else None
+    return bias if bias is not None and bias.any() else None
 
 
 def _pads(
