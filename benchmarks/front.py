@@ -15,8 +15,8 @@ from benchmarks.table import FOLDER, mean_and_spread
 
 README = FOLDER.parent / "README.md"
 PICTURE = FOLDER.parent / "docs" / "pictures" / "front.svg"
-DEFAULT = {"inherit": "structured_noise"}
-"""What a record calls the default images, by the first word of its name; elsewhere `default`."""
+DEFAULT = "image_programs"
+"""The default method, by which records name its images."""
 HEAD = "| | whole network | ours, nothing set | clipped noise instead | real data instead |"
 
 
@@ -26,52 +26,47 @@ class Front(NamedTuple):
     title: str
     record: str
     row: str
-    """Name of the row in the record, {} for the source where it is part of it."""
-    whole: str | None = None
-    """Row of the whole network; default: the accuracy of the record's teacher."""
 
 
-FRONT = (
-    Front("LeNet-5 to its half, by logits, MNIST", "inherit_mnist", "{}, inherited"),
-    Front("the same, Fashion-MNIST", "inherit_fashion_mnist", "{}, inherited"),
-    Front(
-        "LeNet-5 to its half, solved, layer by layer, MNIST",
-        "inherit_mnist",
-        "{}, reconstructed, by layers, 2000 steps",
-    ),
-    Front(
-        "the same, Fashion-MNIST",
-        "inherit_fashion_mnist",
-        "{}, reconstructed, by layers, 2000 steps",
-    ),
-    Front(
-        "LeNet-5 with half its MACs, merged, no training, MNIST",
-        "compress_lenet5_mnist",
-        "half the MACs by merging, no training",
-    ),
-    Front(
-        "the same, Fashion-MNIST",
-        "compress_lenet5_fashion_mnist",
-        "half the MACs by merging, no training",
-    ),
-    Front(
-        "ResNet-20 at 4 bits, layer by layer, CIFAR-10 (JPEG copy)",
-        "quantize_resnet20",
-        "W4A4 fine-tuned, {}",
-        "FP32",
-    ),
-    Front(
-        "ResNet-56 with half its MACs, layer by layer, CIFAR-10 (JPEG copy)",
-        "prune_resnet56",
-        "50 % of MACs off, {}",
-        "ResNet-56",
-    ),
-    Front(
-        "ResNet-56 with 30 % of its MACs off, no training, CIFAR-10 (JPEG copy)",
-        "prune_resnet56",
-        "30 % of MACs off, reconstructed, {}",
-        "ResNet-56",
-    ),
+FRONT = tuple(
+    Front(f"{task}: {title}", f"any_{name}", row)
+    for task, row, teachers in (
+        (
+            "Half of every width, 2,000 steps",
+            "inherited, trained",
+            {"mnist": "LeNet-5, MNIST", "fashion_mnist": "LeNet-5, Fashion-MNIST"},
+        ),
+        (
+            "Half of every width, no step",
+            "inherited",
+            {
+                "mnist": "LeNet-5, MNIST",
+                "fashion_mnist": "LeNet-5, Fashion-MNIST",
+                "group_norm": "CNN with GroupNorm, Fashion-MNIST",
+                "filled_shapes": "CNN, filled shapes 1x40x24",
+                "usps": "CNN without normalization, USPS",
+                "kegnet": "ResNet-14 of others, Fashion-MNIST",
+            },
+        ),
+        (
+            "Half of the MACs pruned, no step",
+            "pruned",
+            {
+                "mnist_bn": "LeNet-5 with BatchNorm, MNIST",
+                "filled_shapes": "CNN, filled shapes 1x40x24",
+                "kegnet": "ResNet-14 of others, Fashion-MNIST",
+            },
+        ),
+        (
+            "Weights and activations of 4 bits",
+            "W4A4",
+            {
+                "mnist": "LeNet-5, MNIST",
+                "kegnet": "ResNet-14 of others, Fashion-MNIST",
+            },
+        ),
+    )
+    for name, title in teachers.items()
 )
 
 
@@ -81,25 +76,14 @@ def read_record(name: str) -> dict[str, Any]:
     return record
 
 
-def default_of(record: str) -> str:
-    """What a record calls the default images."""
-    return DEFAULT.get(record.partition("_")[0], "default")
-
-
 def figures_of(front: Front) -> tuple[float, list[dict[str, Any]]]:
     """Return the accuracy of the whole network in percent, and the row on each kind of images.
 
-    On the default images, on clipped noise and on real ones; in some records a row is by source.
+    On the default images, on clipped noise and on real ones.
     """
     record = read_record(front.record)
-    rows = record["rows"]
-    if front.whole is None:
-        whole = 100 * record["teacher"]["accuracy"]
-    else:
-        whole = rows[front.whole]["accuracy_mean"]
-    sources = (default_of(front.record), "noise", "real")
-    made = [(rows[front.row.format(source)], source) for source in sources]
-    return whole, [row if "runs" in row else row[source] for row, source in made]
+    row = record["rows"][front.row]
+    return 100 * record["teacher"]["accuracy"], [row[s] for s in (DEFAULT, "noise", "real")]
 
 
 def line_of(front: Front) -> str:
@@ -121,13 +105,8 @@ def picture() -> bytes:
     grey, names = "#888888", ("ours, no data", "clipped noise, no data", "real data")
     colors = ("#6fa5ec", "#c9c9c9", "#e8b45a")
     titles = [front.title for front in FRONT]
-    data = next(title for title in titles if "MNIST" in title)
-    for index, title in enumerate(titles):  # "the same" is of the line above
-        if title.startswith("the same"):
-            titles[index] = data.rsplit(", ", 1)[0] + title.removeprefix("the same")
-        data = titles[index]
     with matplotlib.rc_context({"svg.hashsalt": "front", "text.color": grey, "font.size": 9}):
-        figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+        figure = Figure(figsize=(9.6, 7.4), layout="constrained")
         axes = figure.subplots()
         for index, (whole, rows) in enumerate(map(figures_of, FRONT)):
             for part, (row, color) in enumerate(zip(rows, colors, strict=True)):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import dreamstill as ds
 import toys
@@ -115,6 +115,21 @@ def test_baselines_go_on_where_they_were(folder: Path, monkeypatch: pytest.Monke
     for name, wanted in whole.items():
         found = result_of(folder, name)
         assert found | {"seconds": 0} == wanted | {"seconds": 0}, name
+
+
+def test_minutes_are_timed_once_for_a_run_and_its_baseline(folder: Path) -> None:
+    words = command(folder, "--baselines", "--minutes", "0.005")
+    at = words.index("--distill.steps")
+    del words[at : at + 2]
+    assert cli.main(words) == 0
+    steps = result_of(folder)["steps"]
+    assert steps == result_of(folder, "noise_baseline")["steps"] >= 1
+    (folder / "run").rename(folder / "timed")
+    words = command(folder)
+    words[words.index("--distill.steps") + 1] = str(steps)
+    assert cli.main(words) == 0  # that it was timed leaves no trace
+    timed, told = (load_file(folder / name / "student.safetensors") for name in ("timed", "run"))
+    assert all(torch.equal(timed[name], value) for name, value in told.items())
 
 
 def test_a_run_on_given_images(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 import toys
 from dreamstill.config import Precision
 from dreamstill.data.batch import Batch
+from dreamstill.distillation.budget import seconds_per_batch
 from dreamstill.errors import ConfigError, NonFiniteError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.losses.diversity import sample_diversity
@@ -109,6 +110,18 @@ def test_a_batch_is_detached_in_range_and_answered_by_the_teacher(name: str) -> 
     assert batch.images.min() >= -2
     assert batch.images.max() <= 2
     torch.testing.assert_close(batch.logits, teacher.module(batch.images))
+
+
+@methods
+def test_a_method_that_is_timed_goes_on_as_if_it_were_not(name: str) -> None:
+    timed, other = (make(name, toys.cnn_teacher()) for _ in range(2))
+    student = toys.seeded_student()
+    assert seconds_per_batch(timed, student) > 0
+    assert timed.teacher.queries == other.teacher.queries
+    for _ in range(2):
+        batch, wanted = draw(timed), draw(other)
+        assert torch.equal(batch.images, wanted.images)
+        assert torch.equal(batch.logits, wanted.logits)
 
 
 class Turning(toys.SmallCnn):

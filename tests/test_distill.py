@@ -651,6 +651,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> No
         ({"num_validation": 1}, "num_validation must be at least 2"),
         ({"momentum": 0.5}, "momentum 0.5 has no effect without sgd"),
         ({"drops": (0.5,), "anneal": False}, "anneal False has no effect beside drops"),
+        ({"minutes": 5.0, "steps": 9}, "steps 9 has no effect beside 5 minutes"),
+        ({"minutes": 5.0, "visits": 9}, "visits 9 has no effect beside 5 minutes"),
+        ({"visits": 9000, "steps": 9}, "steps 9 has no effect beside 9,000 visits"),
         ({"drops": (1.5,)}, "drops must be at most 1; got 1.5"),
     ],
 )

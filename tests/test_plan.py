@@ -14,6 +14,7 @@ import toys
 from dreamstill.cli.terminal import Bars
 from dreamstill.config import from_plain, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import initialize
@@ -121,6 +122,39 @@ def test_visits_are_known_beforehand(changes: dict[str, Any], repeat: int, visit
         pass
     assert work.visits == visits
     assert work.stream.buffer.added == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "repeat", "steps"),
+    [
+        ({"fresh_every": 1, "prefill": 0}, 1, 13),  # 8 each
+        ({"fresh_every": 0, "prefill": 16}, 1, 25),  # 4 each
+        ({"fresh_every": 4, "prefill": 16}, 1, 20),  # 8, 4, 4, 4
+        ({"fresh_every": 3, "prefill": 16}, 2, 15),  # 8, 8, 4, of which 100 are 15
+    ],
+)
+def test_image_visits_become_steps(changes: dict[str, Any], repeat: int, steps: int) -> None:
+    teacher = toys.cnn_teacher()
+    method = Noise(teacher, NoiseConfig(batch_size=8), rng=rng())
+    method.repeat = repeat
+    config = DistillConfig(visits=100, batch_size=4, num_validation=8, inherit=False, **changes)
+    found = within_budget(teacher, toys.student(), config, method)
+    assert (found.steps, found.visits) == (steps, None)
+    given = within_budget(teacher, toys.student(), config)  # on images that are there
+    assert given.steps == 25
+
+
+def test_minutes_hold_more_steps_the_longer_they_are() -> None:
+    teacher, student = toys.cnn_teacher(), toys.seeded_student()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    method = Noise(teacher, NoiseConfig(batch_size=8), rng=rng())
+    short, long = (
+        within_budget(teacher, student, DistillConfig(minutes=minutes, num_validation=8), method)
+        for minutes in (0.05, 5.0)
+    )
+    assert 1 <= short.steps < long.steps
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert teacher.queries == 0
 
 
 def test_a_plan_says_which_images_which_start_and_which_training() -> None:

@@ -27,6 +27,7 @@ from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.continual.learning import learn
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.finetune import finetune
@@ -307,6 +308,8 @@ def distill(
     if not baselines:
         return result
     size = config.batch_size
+    if config.minutes is not None:  # the baselines take the same steps
+        config = replace(config, steps=len(result.history), minutes=None)
     if method is not None:
         size, config = method.config.batch_size, config.spelled_out(method.fresh_every)
     others: dict[str, Any] = {"noise_baseline": NoiseConfig(batch_size=size)}
@@ -339,6 +342,9 @@ def _distilled(
             "reconstruct": config.reconstruct,
         }
         method = _synthesizer(images, teacher, rng)
+        if method is not None:
+            config = suited_to_method(teacher, config, method)
+        config = within_budget(teacher, network, config, method, inherited=start.inherited)
         if method is None:
             given = _images(images, teacher)
             sentences, warnings = plan_on_images(teacher, config, start, len(given)), []
@@ -351,7 +357,6 @@ def _distilled(
                 **options,
             )
         else:
-            config = suited_to_method(teacher, config, method)
             buffer = ReplayBuffer(None, teacher.input_spec, config.buffer_size)
             validation_set(teacher, config.num_validation, note)
             work = Distillation(teacher, network, method, buffer, config, **options)

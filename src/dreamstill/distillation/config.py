@@ -132,6 +132,11 @@ class FinetuneConfig:
 class DistillConfig(FinetuneConfig):
     """Configuration of distilling a student, on images made before or while it learns."""
 
+    minutes: Annotated[Float, above(0)] | None = None
+    """Minutes of training in the place of `steps`: as many steps as a timed one lets fit, beside
+    what is made before the first step; above 0."""
+    visits: Annotated[Int, at_least(1)] | None = None
+    """Image visits in the place of `steps`, rounded up to whole steps; at least 1."""
     lr: Annotated[Float, above(0)] = 5e-3
     """Learning rate; above 0."""
     warm_up: Annotated[Float, within(0, 0.5)] = 0.1
@@ -155,6 +160,10 @@ class DistillConfig(FinetuneConfig):
         super().__post_init__()
         if self.prefill == 0 and self.fresh_every == 0:
             raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
+        if self.minutes is not None:
+            no_effect(self, f"beside {self.minutes:g} minutes", "steps", "visits")
+        if self.visits is not None:
+            no_effect(self, f"beside {self.visits:,} visits", "steps")
         if self.inherit is False:
             no_effect(self, "without inherit", "reconstruct")
             if self.steps == 0:

@@ -199,6 +199,7 @@ class DistillStage(DistillConfig):
         super().__post_init__()
         kept_share(self.student)  # raises
         no_effect(self, "on images that are there", "prefill", "fresh_every", "buffer_size")
+        no_effect(self, "in a pipeline, where steps say how long it takes", "minutes", "visits")
 
 
 @config_class

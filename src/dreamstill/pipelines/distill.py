@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from dreamstill.config import Precision, read_plain, to_plain
 from dreamstill.data.images import load_unlabelled
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.budget import within_budget
+from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start, initialize
 from dreamstill.distillation.plan import log_plan, memory_estimate, plan, with_time_left
@@ -38,6 +41,9 @@ from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 __all__ = ["check_student", "distill", "load_student", "open_student"]
+
+BUDGET = "budget.json"
+"""File of a run directory: the steps that the minutes of its job hold."""
 
 
 def open_student(factory: Any, teacher: Teacher, rng: torch.Generator) -> nn.Module:
@@ -81,6 +87,7 @@ def distill(
     teacher: Teacher,
     *,
     resume: bool = False,
+    steps: int | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> nn.Module:
     """Run a distillation in `folder`, or resume it from its last checkpoint.
@@ -90,6 +97,7 @@ def distill(
         job: configuration.
         teacher: the teacher opened from job.teacher.
         resume: continue the run in `folder`.
+        steps: that the job's minutes hold. Default: they are timed.
         on_progress: called after every synthesized batch and student step.
 
     Returns:
@@ -123,9 +131,11 @@ def distill(
             device=job.device,
             resume=resume,
             resume_from=("checkpoint.pt",),
-            intermediate=("replay_buffer", "log.jsonl"),
+            intermediate=("replay_buffer", "log.jsonl", BUDGET),
         ),
     ):
+        if steps is not None and not (folder / BUDGET).is_file():
+            write_json(folder / BUDGET, {"steps": steps})
         work, start = _distillation(folder, job, teacher, images, on_progress)
         return _follow(folder, job, work, start, on_progress)
 
@@ -157,7 +167,8 @@ def _distillation(
         method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     else:
         method = StoredImages(teacher, images, job.synthesis.batch_size, rng=rng)
-    config = suited_to_method(teacher, job.distill, method)
+    validation_set(teacher, job.distill.num_validation, on_progress)
+    config = _within_budget(folder, teacher, student, method, job.distill, start)
     fresh = config.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:
@@ -168,7 +179,6 @@ def _distillation(
     buffer = ReplayBuffer(
         folder / "replay_buffer", teacher.input_spec, config.buffer_size, create=create
     )
-    validation_set(teacher, config.num_validation, on_progress)
     work = Distillation(
         *(teacher, student, method, buffer, config),
         rng=rng,
@@ -176,6 +186,28 @@ def _distillation(
         reconstruct=job.distill.reconstruct,
     )
     return work, start
+
+
+def _within_budget(
+    folder: Path,
+    teacher: Teacher,
+    student: nn.Module,
+    method: Method,
+    config: DistillConfig,
+    start: Start,
+) -> DistillConfig:
+    """Return the configuration of the training, with the steps that its minutes hold.
+
+    They are timed once, and read back on resuming.
+    """
+    config, path = suited_to_method(teacher, config, method), folder / BUDGET
+    if config.minutes is not None and path.is_file():
+        with understood(path, RunError, "holds a record that no run writes"):
+            return replace(config, steps=int(read_plain(path)["steps"]), minutes=None)
+    timed = within_budget(teacher, student, config, method, inherited=start.inherited)
+    if config.minutes is not None:
+        write_json(path, {"steps": timed.steps})
+    return timed
 
 
 def _follow(
@@ -223,7 +255,7 @@ def _follow(
             "initialization": "random" if start.inherited is None else "inherited",
             "seconds": round(spent + time.monotonic() - begun, 3),
             "queries": work.teacher.queries,
-            "steps": job.distill.steps,
+            "steps": work.config.steps,
             "image_visits": work.visits,
             "precision": str(work.teacher.precision),
             "chosen_at_step": work.selector.best_step,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dreamstill.config import read_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.suiting import check_baselines
 from dreamstill.files.reading import StrPath
@@ -83,6 +84,9 @@ def distill_with_baselines(
     if job.bound is not None:
         load_unlabelled(job.bound, teacher.input_spec)  # raises before any work
     distill(folder, job, teacher, resume=resume, on_progress=on_progress)
+    steps = None
+    if job.distill.minutes is not None:  # the baselines take the same steps
+        steps = int(read_plain(Path(folder) / "result.json")["steps"])
     for name, baseline in job.baseline_jobs().items():
         below, title = Path(folder) / name, BASELINES[name]
         log.info("The %s: the same student learns from %s.", title, baseline.source)
@@ -90,6 +94,7 @@ def distill_with_baselines(
         with without_messages():  # that it learns little is the purpose of a baseline
             distill(
                 *(below, baseline, teacher),
+                steps=steps,
                 resume=resume and (below / "config.json").is_file(),
                 on_progress=lambda step, title=title: on_progress(  # type: ignore[misc]
                     replace(step, stage=f"{title}: {step.stage}")
