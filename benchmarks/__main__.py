@@ -26,7 +26,7 @@ STUDIES = (
     "black_box",
     "curve",
     "device_files",
-    "efficientnet_int8",
+    "efficientnet",
     "filled_shapes_data",
     "front",
     "independent",

