@@ -8,12 +8,13 @@ demo: .venv/installed  ## the main job: teacher in, student on a device out, no 
 	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/dreamstill demo --out runs/demo
 
-test: .venv/dev lint  ## the whole test command, in two processes
+test: .venv/dev lint test-litert  ## the whole test command, in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 # LiteRT wants an older typing_extensions than what builds the documentation
-test-litert: .venv-litert/installed  ## the tests of .tflite files and C arrays, in an environment of their own
-	OMP_NUM_THREADS=1 .venv-litert/bin/python -m pytest tests/test_litert.py
+test-litert: .venv-litert/installed  ## .tflite files, C arrays and their tutorial, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-litert/bin/python -m pytest tests/test_litert.py \
+		"tests/test_docs.py::test_python_in_the_pages_runs[microcontroller]"
 
 docs: .venv/dev  ## the documentation, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

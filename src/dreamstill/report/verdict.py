@@ -79,16 +79,15 @@ def verdict_of_goal(summary: Mapping[str, Any]) -> str:
         f"teacher on {share} of the validation images, a predicted loss of {loss:.1f} points."
     )
     missed = f"The goal was missed: {'; '.join(summary['missed'])}. " if summary["missed"] else ""
-    return missed + text + _latency_of_files(summary)
+    return missed + text + _latency_of_file(summary)
 
 
-def _latency_of_files(summary: Mapping[str, Any]) -> str:
-    """Return a sentence on the files that run in the runtime of the teacher's own, if any."""
-    teacher = summary["teacher"]
-    timed = [file for file in summary["files"] if "latency_ms" in file]
-    same = [file for file in timed if file["runtime"] == teacher.get("runtime")]
-    texts = [f"{file['path']} {_latency(teacher, file)} in {file['runtime']}" for file in same]
-    return f" {'; '.join(texts)}." if texts else ""
+def _latency_of_file(summary: Mapping[str, Any]) -> str:
+    """Return a sentence on the first file, if it runs in the runtime of the teacher's own."""
+    teacher, file = summary["teacher"], summary["files"][0]
+    if "latency_ms" not in file or file["runtime"] != teacher.get("runtime"):
+        return ""
+    return f" {file['path']} {_latency(teacher, file)} in {file['runtime']}."
 
 
 def verdict_of_continual(stage: Mapping[str, Any]) -> str:
