@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dreamstill.config import from_plain
 from dreamstill.errors import DreamstillError, ExportError, innermost
@@ -54,6 +54,15 @@ __all__ = [
 ]
 
 
+ANNOTATION = "quantization_annotation"
+"""Key under which torchao's quantizers note what is to be quantized."""
+CLIPS = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default)
+LAYERS = {
+    torch.ops.aten.conv1d.default: nn.Conv1d,
+    torch.ops.aten.conv2d.default: nn.Conv2d,
+    torch.ops.aten.linear.default: nn.Linear,
+}
+"""Operators of layers that are quantized, with the classes that torchao knows them by."""
 BINS = {Calibration.PERCENTILE: 2048, Calibration.ENTROPY: 1024}
 """Bins of an activation's histogram; the time of entropy grows with their square."""
 STEPS = 256
@@ -243,7 +252,29 @@ def _executorch(calibration: Calibration | None) -> Any:
 def _xnnpack(module: str, calibration: Calibration | None) -> Any:
     xnnpack = importlib.import_module(module)
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-    return xnnpack.XNNPACKQuantizer().set_global(_observed_by(calibration, config))
+
+    class Clipping(xnnpack.XNNPACKQuantizer):  # type: ignore[misc, name-defined]
+        def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+            super().annotate(model)
+            _quantize_behind_clips(model)
+            return model
+
+    return Clipping().set_global(_observed_by(calibration, config))
+
+
+def _quantize_behind_clips(graph: fx.GraphModule) -> None:
+    """Let layers before a ReLU6 or another clip be quantized behind it, where XNNPACK's are.
+
+    Its quantizer has one scale for both, which spends most of the 256 steps on what is clipped.
+    """
+    for clip in graph.graph.nodes:
+        layer = clip.args[0] if clip.target in CLIPS else None
+        if not isinstance(layer, fx.Node) or layer.target not in LAYERS or len(layer.users) > 1:
+            continue
+        before = layer.meta.get(ANNOTATION)
+        if before is not None and before.output_qspec is not None:
+            found = type(before)(output_qspec=before.output_qspec, _annotated=True)
+            clip.meta[ANNOTATION], before.output_qspec = found, None
 
 
 def _observed_by(calibration: Calibration | None, config: Any) -> Any:
@@ -311,14 +342,17 @@ def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any
     graph = torch.export.export(
         model, (spec.encode(images[:1]).expand(2, -1, -1, -1),), dynamic_shapes=shapes
     ).module()
-    for node in graph.graph.nodes:  # a ReLU that runs twice is two layers, not one with two outputs
+    for node in graph.graph.nodes:
         if stack := node.meta.get("nn_module_stack"):
             call, (_, kind) = list(stack.items())[-1]
+            if (known := LAYERS.get(node.target)) is not None:  # also of a class of its own
+                call, kind = node.name, f"{known.__module__}.{known.__qualname__}"
+            # a ReLU that runs twice is two layers, not one with two outputs
             node.meta["nn_module_stack"] = stack | {call: (call, kind)}
     prepared = pt2e.prepare_pt2e(graph, quantizer)
     for part in images.split(64):
         prepared(spec.encode(part))
-    converted: torch.fx.GraphModule = pt2e.convert_pt2e(prepared)
+    converted: fx.GraphModule = pt2e.convert_pt2e(prepared)
     read = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
     for name in converted.state_dict().keys() - read:
         owner, _, last = name.rpartition(".")
