@@ -433,6 +433,17 @@ def test_logits_that_happen_to_lie_in_the_unit_interval_are_logits() -> None:
     assert Teacher(module, toys.SPEC).num_classes == 4
 
 
+def test_a_rectified_network_that_shrinks_its_input_returns_logits() -> None:
+    network = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.ReLU()) for _ in range(4)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 0.01)
+    assert Teacher(network, InputSpec((3, 8, 8), (0.0,) * 3, (1.0,) * 3)).num_classes == 3
+
+
 def test_a_batch_of_a_fixed_size_is_refused() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:

@@ -12,14 +12,27 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning.dependency.index_mapping import _ConcatIndexMapping
+from torch_pruning.ops import OPTYPE
 
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.quiet import quiet
 
-__all__ = ["ROOTS", "ChannelGraph", "ChannelGroup", "Side", "channel_groups"]
+__all__ = ["ROOTS", "ChannelGraph", "ChannelGroup", "Side", "channel_groups", "num_parcels"]
 
 ROOTS = (_ConvNd, nn.Linear)
 """Layers that produce channels."""
+
+
+def num_parcels(layer: nn.Module) -> int:
+    """Return the number of equal parts into which a layer divides its channels.
+
+    These are the groups of a GroupNorm or convolution; a depthwise one divides none.
+    """
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups
+    if isinstance(layer, _ConvNd) and layer.groups != layer.out_channels:
+        return layer.groups
+    return 1
 
 
 class Side(NamedTuple):
@@ -48,7 +61,21 @@ class _Counted(list[Any]):
         return super().__iter__()
 
 
-class _PaddedGraph(tp.DependencyGraph):  # type: ignore[misc]
+class _Graph(tp.DependencyGraph):  # type: ignore[misc]
+    """Graph that knows how many channels are split.
+
+    torch-pruning guesses it from what is behind the split, of a channel shuffle by hand as 0.
+    """
+
+    def get_in_channels(self, module_or_node: Any) -> Any:
+        """Return the number of channels that a module or node reads."""
+        node = self.module2node.get(module_or_node, module_or_node)
+        if node.type is OPTYPE.SPLIT and node.grad_fn._saved_dim == 1:
+            return node.grad_fn._saved_self_sym_sizes[1]
+        return super().get_in_channels(module_or_node)
+
+
+class _PaddedGraph(_Graph):
     """Graph in which `F.pad` moves channels; torch-pruning's own leaves them in place."""
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +126,7 @@ class ChannelGraph:
         self.model = model.eval().requires_grad_(True)
         try:
             with quiet(), torch.enable_grad():
-                graph = _PaddedGraph() if padded else tp.DependencyGraph()
+                graph = _PaddedGraph() if padded else _Graph()
                 self._graph = graph.build_dependency(
                     model, example, forward_fn=lambda model, example: model(example)
                 )
@@ -139,6 +166,19 @@ class ChannelGraph:
     def can_remove(self, parts: Any) -> bool:
         """Return whether every layer would have channels left."""
         return bool(self._graph.check_pruning_group(parts))
+
+    def last_layers(self) -> list[str]:
+        """Return the layers whose outputs reach the end of the network through no other one."""
+        nodes = [node for node in self._graph.module2node.values() if not node.outputs]
+        seen, found = set(nodes), list[str]()
+        for node in nodes:
+            if isinstance(node.module, ROOTS):
+                found.append(self.names[node.module])
+            else:
+                new = dict.fromkeys(before for before in node.inputs if before not in seen)
+                seen.update(new)
+                nodes.extend(new)
+        return found
 
     def only_reader(self, layer: nn.Module) -> nn.Module | None:
         """Return the module that reads a layer's outputs, if it is only one."""
