@@ -649,3 +649,23 @@ def test_what_cannot_be_copied_is_refused() -> None:
     setattr(module, "lock", threading.Lock())  # noqa: B010
     with pytest.raises(TeacherError, match=r"SmallCnn cannot be copied .*pickle"):
         Teacher(module, toys.SPEC)
+
+
+class Cast(nn.Linear):
+    """What timm writes for torch.jit."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.flatten(1), 2 * self.weight, self.bias)
+
+
+def test_a_linear_layer_of_its_own_class_becomes_plain_where_it_does_the_same() -> None:
+    network = nn.Sequential(nn.Flatten(), Cast(64, 8), nn.Unflatten(1, (2, 4)), Scaled(8, 4))
+    plain = Teacher(network, toys.SPEC).module
+    assert [type(layer) for layer in plain.children()][1::2] == [nn.Linear, Scaled]
+    assert {*plain.state_dict()} == {*network.state_dict()}
+    assert type(network[1]) is Cast

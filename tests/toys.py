@@ -123,6 +123,20 @@ class EfficientNet(nn.Module):
         return logits
 
 
+class NormAct(nn.BatchNorm2d):
+    """BatchNorm that runs the activation too, as timm has it."""
+
+    def __init__(self, width: int, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        x = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, self.training)
+        activated: Tensor = self.act(self.drop(x))
+        return activated
+
+
 class ResNeXt(nn.Module):
     """A residual block whose middle convolution has four groups."""
 
