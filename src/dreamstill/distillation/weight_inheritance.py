@@ -69,7 +69,8 @@ def inherit(teacher: nn.Module, student: nn.Module, spec: InputSpec) -> dict[str
             "as wide in the student as in the teacher, or leave inherit out"
         )
     student.load_state_dict(state)
-    return {side.layer: left.indices for side, left in kept.items() if not side.inputs}
+    layers = dict(teacher.named_modules())
+    return {s.layer: left.indices for s, left in kept.items() if not s.inputs and s.layer in layers}
 
 
 def _difference(
@@ -77,8 +78,9 @@ def _difference(
 ) -> str | None:
     """Return which layer of the student receives other channels than the teacher's, or None."""
     sides: dict[bool, dict[str, Kept]] = {False: {}, True: {}}
+    layers = dict(teacher.named_modules())
     for side, left in kept.items():
-        if not torch.equal(left.indices, torch.arange(left.width)):
+        if side.layer in layers and not torch.equal(left.indices, torch.arange(left.width)):
             sides[side.inputs][side.layer] = left
     if not sides[False] and not sides[True]:
         return None
@@ -109,7 +111,7 @@ def _kept(teacher: ChannelGraph, student: ChannelGraph) -> dict[Side, Kept]:
     kept = dict[Side, Kept]()
     for side, pairs in moves.items():
         new, old = torch.cat(pairs, 1)
-        layer = teacher.model.get_submodule(side.layer)
+        layer = teacher.part(side.layer)
         if widths[side] == teacher.width(layer, inputs=side.inputs):  # else some are in no group
             kept[side] = Kept(widths[side], old[new.argsort()])
     return kept
@@ -128,7 +130,7 @@ def _choose(
         )
     importance = _importance(group, teacher)
     parcels = [
-        {num_parcels(graph.model.get_submodule(side.layer)) for side in group} - {1}
+        {num_parcels(graph.part(side.layer)) for side in group} - {1}
         for graph in (teacher, student)
     ]
     if parcels[0] and room < width:
@@ -140,7 +142,7 @@ def _importance(group: ChannelGroup, graph: ChannelGraph) -> Tensor:
     """Return each channel's importance; by one side alone where nothing is on the other."""
     made, read = torch.zeros(2, len(next(iter(group.values()))))
     for side, positions in group.items():
-        layer: Any = graph.model.get_submodule(side.layer)
+        layer: Any = graph.part(side.layer)
         groups = getattr(layer, "groups", 1)
         if not isinstance(layer, ROOTS) or groups > num_parcels(layer):  # depthwise
             continue
@@ -188,6 +190,9 @@ def _part(
     """Return the student's part of one of the teacher's tensors."""
     name, _, kind = key.rpartition(".")
     layer, of_weight = teacher.get_submodule(name), kind == "weight"
+    if left := kept.get(Side(key, False)):  # a parameter of no layer: of its last axis, as in
+        axis = max(n for n, size in enumerate(value.shape) if size > 1)  # torch-pruning
+        value = value.index_select(axis, left.indices.to(value.device))
     value = _outputs_first(layer, value) if of_weight else value
     sides = [kept.get(Side(name, inputs)) for inputs in (False, True)[: 1 + of_weight]]
     if of_weight and isinstance(layer, _ConvNd) and layer.groups > 1 and not layer.transposed:

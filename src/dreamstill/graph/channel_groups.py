@@ -11,7 +11,11 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch_pruning.dependency.index_mapping import _ConcatIndexMapping
+from torch_pruning.dependency.index_mapping import (
+    _ConcatIndexMapping,
+    update_reshape_index_mapping,
+)
+from torch_pruning.dependency.shape_infer import init_shape_information
 from torch_pruning.ops import OPTYPE
 
 from dreamstill.errors import TeacherError, first_line
@@ -23,7 +27,7 @@ ROOTS = (_ConvNd, nn.Linear)
 """Layers that produce channels."""
 
 
-def num_parcels(layer: nn.Module) -> int:
+def num_parcels(layer: nn.Module | nn.Parameter) -> int:
     """Return the number of equal parts into which a layer divides its channels.
 
     These are the groups of a GroupNorm or convolution; a depthwise one divides none.
@@ -36,7 +40,7 @@ def num_parcels(layer: nn.Module) -> int:
 
 
 class Side(NamedTuple):
-    """The outputs or the inputs of a layer."""
+    """The outputs or the inputs of a layer; a parameter of no such layer has outputs alone."""
 
     layer: str
     inputs: bool
@@ -62,17 +66,21 @@ class _Counted(list[Any]):
 
 
 class _Graph(tp.DependencyGraph):  # type: ignore[misc]
-    """Graph that knows how many channels are split.
+    """Graph in which a reshape leaves channels in place where their number cannot be guessed.
 
-    torch-pruning guesses it from what is behind the split, of a channel shuffle by hand as 0.
+    torch-pruning guesses it from the layers around, of a channel shuffle by hand as 0, by which it
+    divides.
     """
 
-    def get_in_channels(self, module_or_node: Any) -> Any:
-        """Return the number of channels that a module or node reads."""
-        node = self.module2node.get(module_or_node, module_or_node)
-        if node.type is OPTYPE.SPLIT and node.grad_fn._saved_dim == 1:
-            return node.grad_fn._saved_self_sym_sizes[1]
-        return super().get_in_channels(module_or_node)
+    def _build_dependency(self, module2node: Any) -> None:
+        super()._build_dependency(module2node)
+        init_shape_information(self)
+        for node in module2node.values():
+            if node.type is OPTYPE.RESHAPE:
+                try:
+                    update_reshape_index_mapping(self, node)
+                except ZeroDivisionError:
+                    node.type = OPTYPE.ELEMENTWISE
 
 
 class _PaddedGraph(_Graph):
@@ -137,9 +145,11 @@ class ChannelGraph:
         for node in self._graph.module2node.values():
             node.dependencies = _Counted(node.dependencies)
         self.names = {module: name for name, module in model.named_modules()}
+        self.bare = {name: parameter for parameter, name in self._graph._param_to_name.items()}
+        """Parameters of no layer that torch-pruning knows, such as a class token, by name."""
         self.roots = [layer for layer in self._graph.module2node if isinstance(layer, ROOTS)]
 
-    def width(self, layer: nn.Module, *, inputs: bool = False) -> int | None:
+    def width(self, layer: nn.Module | nn.Parameter, *, inputs: bool = False) -> int | None:
         """Return the number of a layer's outputs, or inputs; None if it has one for all."""
         graph = self._graph
         width: int | None = (graph.get_in_channels if inputs else graph.get_out_channels)(layer)
@@ -155,13 +165,17 @@ class ChannelGraph:
     def sides(self, part: Any) -> list[Side]:
         """Return the sides of a layer that a part of torch-pruning's group is about."""
         graph, layer = self._graph, part.target.module
-        if layer not in self.names:  # an operation or a bare parameter
+        if layer not in self.names:  # an operation, or a parameter in `bare`
             return []
         # depthwise convolutions and norms have one function for inputs and outputs
         of = graph.is_out_channel_pruning_fn, graph.is_in_channel_pruning_fn
         return [
             Side(self.names[layer], inputs) for inputs in (False, True) if of[inputs](part.handler)
         ]
+
+    def part(self, name: str) -> nn.Module | nn.Parameter:
+        """Return the layer, or the parameter of none, of this name."""
+        return self.bare[name] if name in self.bare else self.model.get_submodule(name)
 
     def can_remove(self, parts: Any) -> bool:
         """Return whether every layer would have channels left."""
@@ -217,7 +231,8 @@ def _places(graph: ChannelGraph, parts: Iterable[Any]) -> list[dict[Side, list[i
     """Return the positions of each of a group's channels; raise IndexError outside a layer."""
     channels = defaultdict[int, dict[Side, list[int]]](dict)
     for part in parts:
-        for side in graph.sides(part.dep):
+        names = [name for name, bare in graph.bare.items() if bare is part.dep.target.module]
+        for side in graph.sides(part.dep) + [Side(name, False) for name in names]:
             width = graph.width(part.dep.target.module, inputs=side.inputs)
             if width is not None and max(part.idxs) >= width:
                 raise IndexError(f"{side.layer} has {width} channels")
