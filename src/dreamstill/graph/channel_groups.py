@@ -66,21 +66,34 @@ class _Counted(list[Any]):
 
 
 class _Graph(tp.DependencyGraph):  # type: ignore[misc]
-    """Graph in which a reshape leaves channels in place where their number cannot be guessed.
+    """Graph that follows no channels through a reshape that splits their axis.
 
-    torch-pruning guesses it from the layers around, of a channel shuffle by hand as 0, by which it
-    divides.
+    torch-pruning guesses the number of channels at a reshape from the layers around it: at a
+    channel shuffle by hand more with each, and as 0, by which it divides. Where it guesses 0,
+    channels stay in place.
     """
 
     def _build_dependency(self, module2node: Any) -> None:
         super()._build_dependency(module2node)
         init_shape_information(self)
         for node in module2node.values():
-            if node.type is OPTYPE.RESHAPE:
-                try:
-                    update_reshape_index_mapping(self, node)
-                except ZeroDivisionError:
-                    node.type = OPTYPE.ELEMENTWISE
+            if node.type is not OPTYPE.RESHAPE:
+                continue
+            before = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+            after = node.grad_fn._input_metadata[0].shape
+            if 2 < len(before) < len(after) and before[1] != after[1]:
+                node.type = OPTYPE.ELEMENTWISE
+                for edge in node.dependencies:
+                    edge.index_mapping = [_split_up, _split_up]
+                continue
+            try:
+                update_reshape_index_mapping(self, node)
+            except ZeroDivisionError:
+                node.type = OPTYPE.ELEMENTWISE
+
+
+def _split_up(indices: Any) -> Any:
+    raise TeacherError("channels are split up by a reshape")
 
 
 class _PaddedGraph(_Graph):
