@@ -79,7 +79,7 @@ class _Graph(tp.DependencyGraph):  # type: ignore[misc]
         for node in module2node.values():
             if node.type is not OPTYPE.RESHAPE:
                 continue
-            before = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+            before: Any = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
             after = node.grad_fn._input_metadata[0].shape
             if 2 < len(before) < len(after) and before[1] != after[1]:
                 node.type = OPTYPE.ELEMENTWISE
