@@ -152,27 +152,11 @@ class Padded(nn.Module):
         return self.last(x)  # type: ignore[no-any-return]
 
 
-class Tokens(nn.Module):
-    """A parameter added to every token, one before the first, and one that scales them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, width, 2, 2), nn.Linear(width, 2)
-        self.token, self.places = (nn.Parameter(torch.randn(1, n, width)) for n in (1, 5))
-        self.scale = nn.Parameter(torch.rand(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
-        logits: Tensor = self.last((self.scale * x).relu().mean(1))
-        return logits
-
-
 def test_parameters_of_no_layer_are_cut_with_the_channels() -> None:
-    teacher = Tokens(6)
+    teacher = toys.Tokens(6)
     with torch.no_grad():
         teacher.last.weight[:, [1, 2, 5]] = 0
-    student = cut(teacher, Tokens(3), (3, 4, 4))
+    student = cut(teacher, toys.Tokens(3), (3, 4, 4))
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(student(x), teacher(x))
 
