@@ -146,6 +146,8 @@ def _importance(group: ChannelGroup, graph: ChannelGraph) -> Tensor:
         groups = getattr(layer, "groups", 1)
         if not isinstance(layer, ROOTS) or groups > num_parcels(layer):  # depthwise
             continue
+        if groups > 1 and getattr(layer, "transposed", False):
+            continue
         weight, norm = _outputs_first(layer, layer.weight.detach()), graph.only_reader(layer)
         if side.inputs:
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -66,7 +66,7 @@ class _Counted(list[Any]):
 
 
 class _Graph(tp.DependencyGraph):  # type: ignore[misc]
-    """Graph that follows no channels through a reshape that splits their axis.
+    """Graph that follows no channels through a reshape that splits the axis of a map's channels.
 
     torch-pruning guesses the number of channels at a reshape from the layers around it: at a
     channel shuffle by hand more with each, and as 0, by which it divides. Where it guesses 0,
@@ -81,7 +81,8 @@ class _Graph(tp.DependencyGraph):  # type: ignore[misc]
                 continue
             before: Any = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
             after = node.grad_fn._input_metadata[0].shape
-            if 2 < len(before) < len(after) and before[1] != after[1]:
+            more = len(after) > len(before) == 4 and after[1] != before[1]
+            if more and tuple(after[-2:]) == tuple(before[2:]):
                 node.type = OPTYPE.ELEMENTWISE
                 for edge in node.dependencies:
                     edge.index_mapping = [_split_up, _split_up]
