@@ -31,6 +31,7 @@ import dreamstill as ds
 from benchmarks.torchvision_import import torchvision_importable
 from dreamstill.errors import first_line
 from dreamstill.files.writing import write_atomically
+from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.pipelines.run_directory import environment
 
 RECORD = Path(__file__).parent / "records" / "architectures.json"
@@ -96,10 +97,20 @@ def opened(name: str) -> ds.Teacher:
 
 
 def settle(network: nn.Module, side: int) -> None:
-    """Give BatchNorm the statistics of noise, without which random layers explode or vanish."""
+    """Give BatchNorm the statistics of noise, without which random layers explode or vanish.
+
+    With some of the initial statistics left, as a momentum leaves them, a deep network's logits
+    hardly depend on the image, and no int8 file can agree with it.
+    """
+    norms = batch_norm_layers(network).values()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean of all batches
     with torch.no_grad():
         for _ in range(8):
             network.train()(torch.randn(8, 3, side, side))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     network.eval()
 
 

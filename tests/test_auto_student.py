@@ -82,14 +82,37 @@ def test_batch_norm_starts_fresh() -> None:
     assert torch.equal(norm.running_mean, torch.zeros(3))
 
 
-@pytest.mark.parametrize("network", [toys.MobileNet, toys.EfficientNet])
-def test_depthwise_layers_and_sums_are_followed_and_inherit(network: type[nn.Module]) -> None:
+@pytest.mark.parametrize("network", [toys.MobileNet, toys.EfficientNet, toys.ResNeXt])
+def test_layers_with_groups_and_sums_are_followed_and_inherit(network: type[nn.Module]) -> None:
     with seeded(rng()):
         teacher = Teacher(network(), COLOR)
     student = narrower(teacher, 0.5)
     layers = {name: shape for name, shape in shapes(student).items() if "head" not in name}
     whole = shapes(teacher.module)
     assert all(2 * shape[0] == whole[name][0] for name, shape in layers.items() if shape)
+    assert inherit(teacher.module, student, COLOR)
+
+
+def test_what_surrounds_a_shuffle_keeps_its_width_and_the_rest_is_narrower_and_inherits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "dreamstill")
+    with seeded(rng()):
+        teacher = Teacher(toys.ShuffleNet(), COLOR)
+    student = narrower(teacher, 0.5)
+    assert "keep their width: stem, units.0.3, units.1.3 and 1 more" in caplog.text
+    found = shapes(student)
+    assert found["units.1.2.weight"] == (4, 1, 3, 3)
+    assert found["top.weight"] == (8, 16, 1, 1)
+    assert inherit(teacher.module, student, COLOR)
+
+
+def test_a_convolution_that_makes_the_logits_keeps_its_classes() -> None:
+    with seeded(rng()):
+        teacher = Teacher(toys.SqueezeNet(), COLOR)
+    student = narrower(teacher, 0.5)
+    assert shapes(student)["head.0.weight"] == (4, 16, 1, 1)
+    assert Teacher(student, COLOR, role="student").num_classes == 4
     assert inherit(teacher.module, student, COLOR)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import toys
-from dreamstill.compression.quantization.equalization import equalize
+from dreamstill.compression.quantization.equalization import equalize, expected_inputs
 from dreamstill.errors import TeacherError
 from dreamstill.evaluation import check_same_function
 from dreamstill.graph.batch_norm_folding import fold_batch_norm
@@ -308,3 +308,35 @@ def test_a_change_that_does_not_keep_the_function_is_refused() -> None:
     broken = nn.Sequential(nn.Flatten(), nn.Linear(63, 4))
     with pytest.raises(TeacherError, match="Sequential does not run after cutting: mat1"):
         check_same_function(before, broken, toys.SPEC, "cutting")
+
+
+class Negated(toys.NormAct):
+    """Not BatchNorm and its parts in turn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("norm", "folded"), [(toys.NormAct, True), (nn.BatchNorm2d, True), (Negated, False)]
+)
+def test_a_norm_that_runs_its_activation_is_folded_and_the_activation_stays(
+    norm: type[nn.BatchNorm2d], folded: bool
+) -> None:
+    with seeded(rng()):
+        network = nn.Sequential(
+            *(nn.Conv2d(1, 6, 3), norm(6), nn.ReLU(), nn.Conv2d(6, 4, 3)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+        network(torch.randn(32, 1, 8, 8))
+    made = fold_batch_norm(network.eval(), toys.SPEC)
+    assert any(isinstance(part, nn.BatchNorm2d) for part in made.modules()) is not folded
+    assert [(pair.first, pair.second) for pair in pairs(trace(made))] == [("0", "3")] * folded
+
+
+def test_what_is_not_folded_into_a_layer_is_not_taken_for_a_plain_norm() -> None:
+    network = nn.Sequential(
+        *(toys.NormAct(1), nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    ).eval()
+    with pytest.raises(TeacherError, match=r"what 0 \(NormAct\) puts out cannot be known"):
+        expected_inputs(equalize(network, toys.SPEC), toys.SPEC)

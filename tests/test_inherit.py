@@ -87,6 +87,22 @@ def test_what_nobody_reads_is_left_behind_and_the_function_stays() -> None:
     torch.testing.assert_close(student(x), teacher(x))
 
 
+@pytest.mark.parametrize("groups", [4, 2])
+def test_groups_of_a_convolution_lose_as_many_channels_each_or_whole_groups(groups: int) -> None:
+    teacher = toys.ResNeXt().eval()
+    random_norm(teacher.norm)
+    inputs, outputs = [1, 3, 4, 6, 8, 9, 13, 15], [0, 1, 5, 7, 10, 11, 12, 14]
+    if groups == 2:
+        inputs = outputs = [0, 1, 2, 3, 8, 9, 10, 11]
+    with torch.no_grad():
+        teacher.shrink.weight[:, outputs] = 0
+        for i in inputs:
+            teacher.grouped.weight[i // 4 * 4 : i // 4 * 4 + 4, i % 4] = 0
+    student = cut(teacher, toys.ResNeXt(8, 8, groups)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
 @pytest.mark.parametrize("build", [lenet5, lenet5_bn])
 def test_a_student_of_the_same_widths_is_the_teacher(build: type[nn.Module]) -> None:
     teacher, student = build().eval(), build()
@@ -134,6 +150,15 @@ class Padded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(self.first(x), (0, 0, 0, 0, 0, self.zeros), value=1)
         return self.last(x)  # type: ignore[no-any-return]
+
+
+def test_parameters_of_no_layer_are_cut_with_the_channels() -> None:
+    teacher = toys.Tokens(6)
+    with torch.no_grad():
+        teacher.last.weight[:, [1, 2, 5]] = 0
+    student = cut(teacher, toys.Tokens(3), (3, 4, 4))
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(student(x), teacher(x))
 
 
 def test_padding_without_a_sum_is_cut_too() -> None:
@@ -381,7 +406,7 @@ def test_of_as_many_groups_each_gives_its_best_channels() -> None:
 
 def test_other_groups_are_refused_with_what_would_do() -> None:
     message = (
-        r"first is normalized in 4 groups of 3 channels in the teacher and in 2 of 5 in the "
+        r"the channels of first are in 4 groups of 3 in the teacher and in 2 of 5 in the "
         "student: give the student as many groups, or groups as large"
     )
     with pytest.raises(ConfigError, match=message):
@@ -406,7 +431,7 @@ def test_a_compression_asks_before_any_image_is_made(
     }
     stage = {"task": "distill", "student": "toys:small_student", "inherit": True}
     monkeypatch.setattr("dreamstill.pipelines.compress.own_images", None)  # nothing is to ask it
-    with pytest.raises(ConfigError, match="first is normalized in 4 groups of 3"):
+    with pytest.raises(ConfigError, match="channels of first are in 4 groups of 3"):
         run_compression(
             tmp_path / "run", read_job(CompressJob, {"teacher": teacher, "stage": [stage]})
         )
@@ -419,7 +444,7 @@ def test_a_compression_asks_before_any_image_is_made(
         distill=DistillConfig(inherit=True),
     )
     monkeypatch.setattr("dreamstill.pipelines.distill.open_synthesizer", None)
-    with pytest.raises(ConfigError, match="first is normalized in 4 groups of 3"):
+    with pytest.raises(ConfigError, match="channels of first are in 4 groups of 3"):
         distill(tmp_path / "run", job, open_from(job.teacher))
     assert not (tmp_path / "run").exists()
 

@@ -136,6 +136,14 @@ def test_padded_max_pooling_is_on_the_grid(calibration: Calibration | None, tmp_
 
 
 @litert
+def test_a_constant_is_joined_to_an_activation(tmp_path: Path) -> None:
+    spec = InputSpec((3, 4, 4), (0.5,) * 3, (0.25,) * 3)
+    with seeded(torch.Generator().manual_seed(0)):
+        network = toys.Tokens(8).eval()
+    made = export_int8(network, spec, spec.noise(64), tmp_path / "tokens.tflite")
+    assert made.agreement > 0.8
+
+
 def test_percentiles_are_those_of_the_other_formats(tmp_path: Path) -> None:
     with seeded(torch.Generator().manual_seed(0)):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)).eval()

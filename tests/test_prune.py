@@ -247,6 +247,30 @@ def test_what_flips_two_makers_leaves_both_and_prunes_the_rest() -> None:
     assert record.skipped == ("between.one", "between.other")
 
 
+COLOR = InputSpec((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("after", [nn.ReLU, nn.Identity, lambda: nn.BatchNorm2d(4)])
+def test_a_convolution_that_makes_the_logits_keeps_its_outputs(
+    after: Callable[[], nn.Module],
+) -> None:
+    with seeded(rng()):
+        teacher = Teacher(toys.SqueezeNet(after), COLOR)
+    model, record = pruned(teacher)
+    assert record.skipped == ()
+    assert len(model.get_parameter("head.0.weight")) == 4
+    assert len(model.get_parameter("three.weight")) < 16
+
+
+def test_what_surrounds_a_shuffle_is_skipped_and_the_rest_pruned() -> None:
+    with seeded(rng()):
+        teacher = Teacher(toys.ShuffleNet(), COLOR)
+    model, record = pruned(teacher, keep=0.8)
+    assert record.skipped == ("stem", "units.0.3", "units.1.3", "units.2.3")
+    wanted = predict(silenced(teacher.module, model), COLOR, images(32, COLOR))
+    torch.testing.assert_close(predict(model, COLOR, images(32, COLOR)), wanted)
+
+
 class LooksOnce(nn.Module):
     """Of flipped channels a cut in the middle is right: what is chosen in the end is looked at."""
 

@@ -433,6 +433,17 @@ def test_logits_that_happen_to_lie_in_the_unit_interval_are_logits() -> None:
     assert Teacher(module, toys.SPEC).num_classes == 4
 
 
+def test_a_rectified_network_that_shrinks_its_input_returns_logits() -> None:
+    network = nn.Sequential(
+        *(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.ReLU()) for _ in range(4)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 0.01)
+    assert Teacher(network, InputSpec((3, 8, 8), (0.0,) * 3, (1.0,) * 3)).num_classes == 3
+
+
 def test_a_batch_of_a_fixed_size_is_refused() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
@@ -638,3 +649,23 @@ def test_what_cannot_be_copied_is_refused() -> None:
     setattr(module, "lock", threading.Lock())  # noqa: B010
     with pytest.raises(TeacherError, match=r"SmallCnn cannot be copied .*pickle"):
         Teacher(module, toys.SPEC)
+
+
+class Cast(nn.Linear):
+    """What timm writes for torch.jit."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.flatten(1), 2 * self.weight, self.bias)
+
+
+def test_a_linear_layer_of_its_own_class_becomes_plain_where_it_does_the_same() -> None:
+    network = nn.Sequential(nn.Flatten(), Cast(64, 8), nn.Unflatten(1, (2, 4)), Scaled(8, 4))
+    plain = Teacher(network, toys.SPEC).module
+    assert [type(layer) for layer in plain.children()][1::2] == [nn.Linear, Scaled]
+    assert {*plain.state_dict()} == {*network.state_dict()}
+    assert type(network[1]) is Cast

@@ -123,6 +123,93 @@ class EfficientNet(nn.Module):
         return logits
 
 
+class NormAct(nn.BatchNorm2d):
+    """BatchNorm that runs the activation too, as timm has it."""
+
+    def __init__(self, width: int, activation: Callable[[], nn.Module] = nn.ReLU) -> None:
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        x = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, self.training)
+        activated: Tensor = self.act(self.drop(x))
+        return activated
+
+
+class ResNeXt(nn.Module):
+    """A residual block whose middle convolution has four groups."""
+
+    def __init__(self, width: int = 8, inner: int = 16, groups: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.expand, self.norm = nn.Conv2d(width, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.grouped = nn.Conv2d(inner, inner, 3, padding=1, groups=groups)
+        self.shrink, self.head = nn.Conv2d(inner, width, 1), nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        inner = torch.relu(self.grouped(torch.relu(self.norm(self.expand(x)))))
+        logits: Tensor = self.head(torch.relu(x + self.shrink(inner)).mean((2, 3)))
+        return logits
+
+
+class ShuffleNet(nn.Module):
+    """Units of ShuffleNetV2: half of the channels pass by, and all are shuffled by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def branch() -> nn.Sequential:
+            depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            return nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), depthwise, nn.Conv2d(8, 8, 1))
+
+        self.stem, self.units = nn.Conv2d(3, 16, 3), nn.ModuleList(branch() for _ in range(3))
+        self.top, self.head = nn.Conv2d(16, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for unit in self.units:
+            passed, changed = x.chunk(2, 1)
+            n, c, h, w = x.shape
+            x = torch.cat([passed, unit(changed)], 1)
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        logits: Tensor = self.head(torch.relu(self.top(x)).mean((2, 3)))
+        return logits
+
+
+class Tokens(nn.Module):
+    """A parameter added to every token, one before the first, and one that scales them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, width, 2, 2), nn.Linear(width, 2)
+        self.token, self.places = (nn.Parameter(torch.randn(1, n, width)) for n in (1, 5))
+        self.scale = nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
+        logits: Tensor = self.last((self.scale * x).relu().mean(1))
+        return logits
+
+
+class SqueezeNet(nn.Module):
+    """A fire module, and a convolution, ReLU and average in the place of a linear layer."""
+
+    def __init__(self, after: Callable[[], nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.stem, self.squeeze = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1)
+        self.one, self.three = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 3, padding=1)
+        pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Sequential(nn.Conv2d(32, 4, 1), after(), pool, nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.squeeze(torch.relu(self.stem(x))))
+        logits: Tensor = self.head(torch.relu(torch.cat([self.one(x), self.three(x)], 1)))
+        return logits
+
+
 class Sensor(nn.Module):
     """Two convolutions with BatchNorm of a signal, which is a picture of one row."""
 

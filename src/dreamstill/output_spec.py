@@ -66,7 +66,8 @@ class OutputSpec:
             raise TeacherError(f"the {role}'s logits are not finite on random pixels")
         if last is None:
             with torch.no_grad():  # unlike probabilities, logits grow with the input
-                shown = torch.cat([logits, network(1000 * inputs)]).double()
+                more = [network(factor * inputs) for factor in (1e3, 1e12)]
+            shown = torch.cat([logits, *more]).double()
             _refuse_probabilities(shown[shown.isfinite().all(1)], role)
         return cls(logits.shape[1])
 

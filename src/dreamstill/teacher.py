@@ -17,7 +17,12 @@ from dreamstill.nn.checks import (
     obstacle_to_training,
     probing_images,
 )
-from dreamstill.nn.copying import copy_network, is_hooked, make_weights_plain
+from dreamstill.nn.copying import (
+    copy_network,
+    is_hooked,
+    make_linear_plain,
+    make_weights_plain,
+)
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
 from dreamstill.nn.padding import make_padding_plain
 from dreamstill.nn.precision import gains_from_bfloat16
@@ -50,8 +55,8 @@ class Teacher:
     """Frozen copy of a network in eval mode that counts its queries: one per image.
 
     Weights that are computed before each pass, as by weight_norm or a mask, become plain
-    parameters in the copy, so that tasks can change them; a subclass of nn.Conv2d that pads by
-    itself becomes a plain one.
+    parameters in the copy, so that tasks can change them; a subclass of nn.Linear that does the
+    same, or of nn.Conv2d that pads by itself, becomes a plain one.
 
     Args:
         network: maps (N, C, H, W) to logits (N, K); not changed.
@@ -104,6 +109,7 @@ class Teacher:
                 raise TeacherError(f"the {role} has {self.num_classes} classes, not {num_classes}")
             check_steady(module, inputs, logits, role)
             make_weights_plain(module, inputs)
+            make_linear_plain(module, inputs)
             make_padding_plain(module, inputs)
             if self.precision is Precision.AUTO:
                 faster = gains_from_bfloat16(module, inputs)

@@ -141,7 +141,7 @@ def prune(
     Raises:
         ConfigError: the target cannot be met, or the importance is batch-norm and the network has
             no BatchNorm.
-        TeacherError: the network has no last linear layer, or no other layer can be pruned.
+        TeacherError: no layer but those that make the logits can be pruned.
 
     """
     own = model is None or model is teacher.module
@@ -179,8 +179,6 @@ def prune(
 class Plan:
     """Facts about a network, found before pruning."""
 
-    last: str
-    """Name of the layer that outputs the logits."""
     cost: float
     """Target quantity (MACs, parameters or milliseconds) of the unpruned network."""
     widths: dict[str, int]
@@ -200,10 +198,10 @@ class Plan:
 def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> Plan:
     """Check, without images, that enough of a network can be pruned; raise as `prune` does."""
     check_trainable(model, teacher.input_spec)  # torch-pruning follows gradients
-    last = _last_layer(model, teacher, config)
-    plan = Plan(last, _cost(model, teacher, config.target), {}, {})
+    check_importance(model, config)
+    plan = Plan(_cost(model, teacher, config.target), {}, {})
     inputs = teacher.input_spec.encode(teacher.input_spec.noise(3).to(teacher.device))
-    groups = list(Cut(copy_network(model), inputs[:1]).groups([last]))
+    groups = list(Cut(copy_network(model), inputs[:1]).groups())
     rng = torch.Generator().manual_seed(0)
     gone = {}
     for group in groups:
@@ -216,7 +214,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
     plan.skip(groups, wrong, model)
     able = {name for group in groups if group.name in gone for name in group.makers}
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and name not in {last, *able}:
+        if isinstance(layer, nn.Conv2d | nn.Linear) and name not in {*cut.last, *able}:
             plan.skipped.setdefault(name, "their channels hang on what cannot lose any")
     if gone.keys() <= wrong.keys():
         raise TeacherError(
@@ -272,15 +270,6 @@ def _kept(cut: Cut) -> dict[str, Tensor]:
     }
 
 
-def _last_layer(model: nn.Module, teacher: Teacher, config: PruneConfig) -> str:
-    """Return the name of the last linear layer, whose outputs are never pruned."""
-    last = Teacher(model, teacher.input_spec, device=str(teacher.device)).capabilities.last_linear
-    if last is None:
-        raise TeacherError("pruning needs a last linear layer: its outputs are the classes")
-    check_importance(model, config)
-    return last
-
-
 def check_importance(model: nn.Module, config: PruneConfig) -> None:
     """Raise ConfigError if the importance needs BatchNorm scales and the network has none."""
     scaled = any(isinstance(m, _BatchNorm) and m.affine for m in model.modules())
@@ -315,7 +304,7 @@ def _narrow(
     inputs = teacher.input_spec.encode(teacher.input_spec.noise(3).to(teacher.device))
     while True:
         trial = Cut(copy_network(model), teacher.input_spec.encode(images[:1].to(teacher.device)))
-        groups = list(trial.groups([plan.last, *plan.skipped]))
+        groups = list(trial.groups(plan.skipped))
         failed: Exception | None = None
         try:
             _remove_least(trial, plan, teacher, images, config, goal)
@@ -355,7 +344,7 @@ def _remove_least(
         if config.importance is Importance.TAYLOR:
             _gradients(trial.model, teacher, images)
         ranked = list[tuple[Group, Tensor, Tensor]]()  # group, scores, removable positions
-        for group in trial.groups([plan.last, *plan.skipped]):
+        for group in trial.groups(plan.skipped):
             with torch.no_grad():
                 scores = importance(group.parts)
             if scores is not None:

@@ -3,9 +3,9 @@
 Source: ours, after "Initializing Models with Larger Ones" (Xu et al., ICLR 2024), which selects
 evenly; here the importance of a channel is the norm of the weights that make it times the norm of
 those that read it. The student has the teacher's architecture with narrower layers. Channels that
-an addition joins are chosen together, of the groups of a GroupNorm as many each or whole ones, and
-channels of padding stay so (He et al. 2016, shortcuts of option A): residual networks keep their
-shape.
+an addition joins are chosen together, of the groups of a GroupNorm or convolution as many each or
+whole ones, and channels of padding stay so (He et al. 2016, shortcuts of option A): residual
+networks keep their shape.
 """
 
 from collections import Counter, defaultdict
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from dreamstill.errors import ConfigError
 from dreamstill.evaluation import device_of
@@ -24,6 +25,7 @@ from dreamstill.graph.channel_groups import (
     ChannelGroup,
     Side,
     channel_groups,
+    num_parcels,
 )
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
@@ -67,7 +69,8 @@ def inherit(teacher: nn.Module, student: nn.Module, spec: InputSpec) -> dict[str
             "as wide in the student as in the teacher, or leave inherit out"
         )
     student.load_state_dict(state)
-    return {side.layer: left.indices for side, left in kept.items() if not side.inputs}
+    layers = dict(teacher.named_modules())
+    return {s.layer: left.indices for s, left in kept.items() if not s.inputs and s.layer in layers}
 
 
 def _difference(
@@ -75,8 +78,9 @@ def _difference(
 ) -> str | None:
     """Return which layer of the student receives other channels than the teacher's, or None."""
     sides: dict[bool, dict[str, Kept]] = {False: {}, True: {}}
+    layers = dict(teacher.named_modules())
     for side, left in kept.items():
-        if not torch.equal(left.indices, torch.arange(left.width)):
+        if side.layer in layers and not torch.equal(left.indices, torch.arange(left.width)):
             sides[side.inputs][side.layer] = left
     if not sides[False] and not sides[True]:
         return None
@@ -107,7 +111,7 @@ def _kept(teacher: ChannelGraph, student: ChannelGraph) -> dict[Side, Kept]:
     kept = dict[Side, Kept]()
     for side, pairs in moves.items():
         new, old = torch.cat(pairs, 1)
-        layer = teacher.model.get_submodule(side.layer)
+        layer = teacher.part(side.layer)
         if widths[side] == teacher.width(layer, inputs=side.inputs):  # else some are in no group
             kept[side] = Kept(widths[side], old[new.argsort()])
     return kept
@@ -125,13 +129,12 @@ def _choose(
             "that inherits is narrower"
         )
     importance = _importance(group, teacher)
-    outputs = [side.layer for side in group if not side.inputs]
-    num_groups = [
-        [layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)]
-        for layers in (map(graph.model.get_submodule, outputs) for graph in (teacher, student))
+    parcels = [
+        {num_parcels(graph.part(side.layer)) for side in group} - {1}
+        for graph in (teacher, student)
     ]
-    if num_groups[0] and room < width:
-        return _of_groups(name, importance, room, *num_groups)
+    if parcels[0] and room < width:
+        return _of_parcels(name, importance, room, *parcels)
     return importance.argsort(descending=True, stable=True)[:room].sort().values
 
 
@@ -139,12 +142,16 @@ def _importance(group: ChannelGroup, graph: ChannelGraph) -> Tensor:
     """Return each channel's importance; by one side alone where nothing is on the other."""
     made, read = torch.zeros(2, len(next(iter(group.values()))))
     for side, positions in group.items():
-        layer: Any = graph.model.get_submodule(side.layer)
-        if not isinstance(layer, ROOTS) or getattr(layer, "groups", 1) > 1:
+        layer: Any = graph.part(side.layer)
+        groups = getattr(layer, "groups", 1)
+        if not isinstance(layer, ROOTS) or groups > num_parcels(layer):  # depthwise
+            continue
+        if groups > 1 and getattr(layer, "transposed", False):
             continue
         weight, norm = _outputs_first(layer, layer.weight.detach()), graph.only_reader(layer)
         if side.inputs:
-            values = weight.transpose(0, 1).flatten(1).square().sum(1)
+            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+            values = weight.flatten(1).square().sum(1)
         elif isinstance(norm, _BatchNorm) and norm.affine:
             values = norm.weight.detach().abs()
         else:
@@ -159,25 +166,23 @@ def _outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.transpose(0, 1) if getattr(layer, "transposed", False) else weight
 
 
-def _of_groups(
-    name: str, importance: Tensor, room: int, before: list[int], after: list[int]
+def _of_parcels(
+    name: str, importance: Tensor, room: int, before: set[int], after: set[int]
 ) -> Tensor:
-    """Choose channels that norms divide into groups: as many of each, or whole groups."""
-    num_groups, fewer = before[0], after[0]
-    size = len(importance) // num_groups
-    alike = {*before} == {num_groups} and {*after} == {fewer}
-    if alike and size * num_groups == len(importance):
-        parts = importance.view(num_groups, size)
-        if num_groups == fewer:
-            best = parts.argsort(dim=1, descending=True, stable=True)[:, : room // num_groups]
-            return (torch.arange(num_groups)[:, None] * size + best.sort(1).values).flatten()
-        if size * fewer == room:
+    """Choose channels that layers divide into equal parts: as many of each, or whole parts."""
+    num, fewer = max(before), max(after, default=1)
+    size = len(importance) // num
+    if size * num == len(importance):
+        parts = importance.view(num, size)
+        if before == after and not any(num % n for n in before) and room % num == 0:
+            best = parts.argsort(dim=1, descending=True, stable=True)[:, : room // num]
+            return (torch.arange(num)[:, None] * size + best.sort(1).values).flatten()
+        if len(before) == 1 and len(after) <= 1 and size * fewer == room:
             best = parts.sum(1).argsort(descending=True, stable=True)[:fewer]
             return (best.sort().values[:, None] * size + torch.arange(size)).flatten()
     raise ConfigError(
-        f"{name} is normalized in {num_groups} groups of {size} channels in the teacher and in "
-        f"{fewer} of {room // fewer} in the student: give the student as many groups, or groups "
-        "as large"
+        f"the channels of {name} are in {num} groups of {size} in the teacher and in {fewer} of "
+        f"{room // fewer} in the student: give the student as many groups, or groups as large"
     )
 
 
@@ -187,11 +192,17 @@ def _part(
     """Return the student's part of one of the teacher's tensors."""
     name, _, kind = key.rpartition(".")
     layer, of_weight = teacher.get_submodule(name), kind == "weight"
+    if left := kept.get(Side(key, False)):  # a parameter of no layer: of its last axis, as in
+        axis = max(n for n, size in enumerate(value.shape) if size > 1)  # torch-pruning
+        value = value.index_select(axis, left.indices.to(value.device))
     value = _outputs_first(layer, value) if of_weight else value
-    for axis, inputs in enumerate((False, True)[: 1 + of_weight]):
-        left = kept.get(Side(name, inputs))
-        if left and value.dim() > axis and value.shape[axis] == left.width:
-            value = value.index_select(axis, left.indices.to(value.device))
+    sides = [kept.get(Side(name, inputs)) for inputs in (False, True)[: 1 + of_weight]]
+    if of_weight and isinstance(layer, _ConvNd) and layer.groups > 1 and not layer.transposed:
+        value = _part_of_groups(layer, value, *sides)
+    else:
+        for axis, left in enumerate(sides):
+            if left and value.dim() > axis and value.shape[axis] == left.width:
+                value = value.index_select(axis, left.indices.to(value.device))
     value = _outputs_first(layer, value) if of_weight else value
     if value.shape != target.shape:
         raise ConfigError(
@@ -200,3 +211,21 @@ def _part(
             "teacher's, or leave inherit out"
         )
     return value
+
+
+def _part_of_groups(
+    layer: _ConvNd, weight: Tensor, outputs: Kept | None, inputs: Kept | None
+) -> Tensor:
+    """Return the remaining part of weights (outputs, inputs of a group, ...).
+
+    They are returned whole if groups would be left with different numbers of inputs.
+    """
+    made, read = (
+        (left.indices if left else torch.arange(width)).to(weight.device)
+        for left, width in ((outputs, layer.out_channels), (inputs, layer.in_channels))
+    )
+    size = layer.in_channels // layer.groups
+    own = (made // (layer.out_channels // layer.groups))[:, None] == read // size
+    if len(own.sum(1).unique()) > 1:
+        return weight
+    return weight[made[:, None], (read % size).expand_as(own)[own].view(len(made), -1)]

@@ -147,7 +147,7 @@ def _ranges(
             counts[name] = counts.get(name, 0) + found
         ranges = {name: choose(found, *ranges[name]) for name, found in counts.items()}
     return {
-        name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+        name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
         for name, (low, high) in ranges.items()
     }
 

@@ -18,8 +18,8 @@ __all__ = ["batch_norms", "fold_batch_norm"]
 def fold_batch_norm(model: nn.Module, spec: InputSpec | None = None) -> nn.Module:
     """Return a copy whose BatchNorm layers are folded into the layers before them.
 
-    Folded layers become identities. Not folded are layers that do not follow exactly one layer, or
-    where either of the two has hooks.
+    Folded layers become identities, or the activation that they ran too. Not folded are layers that
+    do not follow exactly one layer, or where either of the two has hooks.
 
     Args:
         model: network; not modified.
@@ -43,7 +43,8 @@ def fold_batch_norm(model: nn.Module, spec: InputSpec | None = None) -> nn.Modul
             after.bias = nn.Parameter(torch.zeros_like(after.running_var))
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         replace_module(model, name, fuse(layer, after))  # type: ignore[type-var]
-        replace_module(model, norm, nn.Identity())
+        activation = [*after.children()]  # timm's runs one
+        replace_module(model, norm, nn.Sequential(*activation) if activation else nn.Identity())
     if spec is not None:
         check_same_function(whole, model, spec, "folding BatchNorm")
     return model

@@ -11,19 +11,36 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch_pruning.dependency.index_mapping import _ConcatIndexMapping
+from torch_pruning.dependency.index_mapping import (
+    _ConcatIndexMapping,
+    update_reshape_index_mapping,
+)
+from torch_pruning.dependency.shape_infer import init_shape_information
+from torch_pruning.ops import OPTYPE
 
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.quiet import quiet
 
-__all__ = ["ROOTS", "ChannelGraph", "ChannelGroup", "Side", "channel_groups"]
+__all__ = ["ROOTS", "ChannelGraph", "ChannelGroup", "Side", "channel_groups", "num_parcels"]
 
 ROOTS = (_ConvNd, nn.Linear)
 """Layers that produce channels."""
 
 
+def num_parcels(layer: nn.Module | nn.Parameter) -> int:
+    """Return the number of equal parts into which a layer divides its channels.
+
+    These are the groups of a GroupNorm or convolution; a depthwise one divides none.
+    """
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups
+    if isinstance(layer, _ConvNd) and layer.groups != layer.out_channels:
+        return layer.groups
+    return 1
+
+
 class Side(NamedTuple):
-    """The outputs or the inputs of a layer."""
+    """The outputs or the inputs of a layer; a parameter of no such layer has outputs alone."""
 
     layer: str
     inputs: bool
@@ -48,7 +65,39 @@ class _Counted(list[Any]):
         return super().__iter__()
 
 
-class _PaddedGraph(tp.DependencyGraph):  # type: ignore[misc]
+class _Graph(tp.DependencyGraph):  # type: ignore[misc]
+    """Graph that follows no channels through a reshape that splits the axis of a map's channels.
+
+    torch-pruning guesses the number of channels at a reshape from the layers around it: at a
+    channel shuffle by hand more with each, and as 0, by which it divides. Where it guesses 0,
+    channels stay in place.
+    """
+
+    def _build_dependency(self, module2node: Any) -> None:
+        super()._build_dependency(module2node)
+        init_shape_information(self)
+        for node in module2node.values():
+            if node.type is not OPTYPE.RESHAPE:
+                continue
+            before: Any = getattr(node.grad_fn, "_saved_self_sym_sizes", ())
+            after = node.grad_fn._input_metadata[0].shape
+            more = len(after) > len(before) == 4 and after[1] != before[1]
+            if more and tuple(after[-2:]) == tuple(before[2:]):
+                node.type = OPTYPE.ELEMENTWISE
+                for edge in node.dependencies:
+                    edge.index_mapping = [_split_up, _split_up]
+                continue
+            try:
+                update_reshape_index_mapping(self, node)
+            except ZeroDivisionError:
+                node.type = OPTYPE.ELEMENTWISE
+
+
+def _split_up(indices: Any) -> Any:
+    raise TeacherError("channels are split up by a reshape")
+
+
+class _PaddedGraph(_Graph):
     """Graph in which `F.pad` moves channels; torch-pruning's own leaves them in place."""
 
     def build_dependency(self, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +148,7 @@ class ChannelGraph:
         self.model = model.eval().requires_grad_(True)
         try:
             with quiet(), torch.enable_grad():
-                graph = _PaddedGraph() if padded else tp.DependencyGraph()
+                graph = _PaddedGraph() if padded else _Graph()
                 self._graph = graph.build_dependency(
                     model, example, forward_fn=lambda model, example: model(example)
                 )
@@ -110,9 +159,11 @@ class ChannelGraph:
         for node in self._graph.module2node.values():
             node.dependencies = _Counted(node.dependencies)
         self.names = {module: name for name, module in model.named_modules()}
+        self.bare = {name: parameter for parameter, name in self._graph._param_to_name.items()}
+        """Parameters of no layer that torch-pruning knows, such as a class token, by name."""
         self.roots = [layer for layer in self._graph.module2node if isinstance(layer, ROOTS)]
 
-    def width(self, layer: nn.Module, *, inputs: bool = False) -> int | None:
+    def width(self, layer: nn.Module | nn.Parameter, *, inputs: bool = False) -> int | None:
         """Return the number of a layer's outputs, or inputs; None if it has one for all."""
         graph = self._graph
         width: int | None = (graph.get_in_channels if inputs else graph.get_out_channels)(layer)
@@ -128,7 +179,7 @@ class ChannelGraph:
     def sides(self, part: Any) -> list[Side]:
         """Return the sides of a layer that a part of torch-pruning's group is about."""
         graph, layer = self._graph, part.target.module
-        if layer not in self.names:  # an operation or a bare parameter
+        if layer not in self.names:  # an operation, or a parameter in `bare`
             return []
         # depthwise convolutions and norms have one function for inputs and outputs
         of = graph.is_out_channel_pruning_fn, graph.is_in_channel_pruning_fn
@@ -136,9 +187,26 @@ class ChannelGraph:
             Side(self.names[layer], inputs) for inputs in (False, True) if of[inputs](part.handler)
         ]
 
+    def part(self, name: str) -> nn.Module | nn.Parameter:
+        """Return the layer, or the parameter of none, of this name."""
+        return self.bare[name] if name in self.bare else self.model.get_submodule(name)
+
     def can_remove(self, parts: Any) -> bool:
         """Return whether every layer would have channels left."""
         return bool(self._graph.check_pruning_group(parts))
+
+    def last_layers(self) -> list[str]:
+        """Return the layers whose outputs reach the end of the network through no other one."""
+        nodes = [node for node in self._graph.module2node.values() if not node.outputs]
+        seen, found = set(nodes), list[str]()
+        for node in nodes:
+            if isinstance(node.module, ROOTS):
+                found.append(self.names[node.module])
+            else:
+                new = dict.fromkeys(before for before in node.inputs if before not in seen)
+                seen.update(new)
+                nodes.extend(new)
+        return found
 
     def only_reader(self, layer: nn.Module) -> nn.Module | None:
         """Return the module that reads a layer's outputs, if it is only one."""
@@ -177,7 +245,8 @@ def _places(graph: ChannelGraph, parts: Iterable[Any]) -> list[dict[Side, list[i
     """Return the positions of each of a group's channels; raise IndexError outside a layer."""
     channels = defaultdict[int, dict[Side, list[int]]](dict)
     for part in parts:
-        for side in graph.sides(part.dep):
+        names = [name for name, bare in graph.bare.items() if bare is part.dep.target.module]
+        for side in graph.sides(part.dep) + [Side(name, False) for name in names]:
             width = graph.width(part.dep.target.module, inputs=side.inputs)
             if width is not None and max(part.idxs) >= width:
                 raise IndexError(f"{side.layer} has {width} channels")

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.graph.channel_check import Kept, Narrowed, difference
-from dreamstill.graph.channel_groups import ROOTS, ChannelGraph
+from dreamstill.graph.channel_groups import ROOTS, ChannelGraph, num_parcels
 from dreamstill.nn.copying import copy_network
 
 __all__ = ["Cut", "Group", "followed"]
@@ -29,7 +28,7 @@ class Group:
     width: int
     """Number of channels."""
     parcels: int
-    """Number of equal parts that lose the same positions: groups of a GroupNorm or convolution."""
+    """Number of equal parts that lose the same positions, see `num_parcels`."""
 
     def at(self, positions: Tensor) -> list[int]:
         """Return the channels at these positions of every part."""
@@ -52,10 +51,12 @@ class Cut(Narrowed):
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         super().__init__(model)
         self._graph = ChannelGraph(model, example)
+        self.last = self._graph.last_layers()
+        """Layers that make the network's outputs, which keep all channels."""
 
-    def groups(self, skipped: Collection[str]) -> Iterator[Group]:
-        """Yield the groups that torch-pruning can follow and that include no layer of `skipped`."""
-        graph, ignored, seen = self._graph, set(skipped), set[str]()
+    def groups(self, skipped: Collection[str] = ()) -> Iterator[Group]:
+        """Yield the groups that torch-pruning can follow, without those of `skipped` and `last`."""
+        graph, ignored, seen = self._graph, {*skipped, *self.last}, set[str]()
         for root in graph.roots:
             if graph.names[root] in seen | ignored:
                 continue
@@ -67,20 +68,10 @@ class Cut(Narrowed):
             made = list(dict.fromkeys(side.layer for side in sides if not side.inputs))
             seen.update(made)
             names = [name for name in made if isinstance(self.model.get_submodule(name), ROOTS)]
-            width, parcels = len(parts[0].idxs), self._parcels(parts)
+            width = len(parts[0].idxs)
+            parcels = max(num_parcels(part.target.module) for part, _ in parts)
             if not ignored.intersection(made) and width % parcels == 0:
                 yield Group(parts, names[0], names, width, parcels)
-
-    def _parcels(self, parts: Any) -> int:
-        """Return the number of equal parts into which its layers divide a group's channels."""
-        found = {1}
-        for part, _ in parts:
-            module = part.target.module
-            if isinstance(module, nn.GroupNorm):
-                found.add(module.num_groups)
-            elif isinstance(module, _ConvNd) and module.groups != module.out_channels:
-                found.add(module.groups)
-        return max(found)
 
     def remove(self, name: str, channels: list[int]) -> None:
         """Remove output channels of a layer, by current index, and all channels coupled to them.

@@ -13,15 +13,48 @@ from dreamstill.nn.hooks import eval_mode
 __all__ = ["layer_at", "is_one_of", "is_relu6", "is_size", "trace", "written_size"]
 
 
+class _Tracer(fx.Tracer):
+    """Tracer that enters neither torch's modules nor the given ones."""
+
+    def __init__(self, leaves: set[nn.Module]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is a node of the graph."""
+        return m in self._leaves or super().is_leaf_module(m, module_qualified_name)
+
+
 def trace(model: nn.Module) -> fx.GraphModule:
-    """Return a network's graph in eval mode; raise TeacherError if it cannot be traced."""
+    """Return a network's graph in eval mode; raise TeacherError if it cannot be traced.
+
+    A BatchNorm that runs an activation too, as timm's does, is one node.
+    """
     try:
         with eval_mode(model):
-            return fx.symbolic_trace(model)
+            tracer = _Tracer({module for module in model.modules() if _is_norm(module)})
+            return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     except Exception as error:  # tracing runs user code
         raise TeacherError(
             f"{type(model).__name__} cannot be traced to a graph: {first_line(error)}"
         ) from error
+
+
+@torch.no_grad()
+def _is_norm(module: nn.Module) -> bool:
+    """Return whether a subclass of nn.BatchNorm2d normalizes, then runs its parts in turn."""
+    if not isinstance(module, nn.BatchNorm2d) or is_hooked(module):
+        return False
+    if module.running_mean is None or module.running_var is None:
+        return False
+    x = torch.randn(8, module.num_features, 2, 2, generator=torch.Generator().manual_seed(0))
+    std = 3 * module.running_var.sqrt()  # so that an activation would change values
+    x = x.to(std) * std[:, None, None] + module.running_mean[:, None, None]
+    parts = nn.Sequential(*module.children())
+    try:
+        return torch.equal(module(x.clone()), parts(nn.BatchNorm2d.forward(module, x)))
+    except Exception:  # user code may want more than a map
+        return False
 
 
 def is_one_of(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[Any, ...]) -> bool:

@@ -39,9 +39,8 @@ def narrower(teacher: Teacher, share: float) -> nn.Module:
     """
     network, spec = teacher.module, teacher.input_spec
     inputs = spec.encode(spec.noise(3).to(teacher.device))
-    last = teacher.capabilities.last_linear
     gone = {}
-    for group in Cut(copy_network(network), inputs[:1]).groups([last] if last else []):
+    for group in Cut(copy_network(network), inputs[:1]).groups():
         size = group.width // group.parcels
         if (kept := max(1, round(share * size))) < size:
             gone[group.name] = group.at(torch.arange(kept, size))
@@ -50,7 +49,7 @@ def narrower(teacher: Teacher, share: float) -> nn.Module:
     if not gone.keys() - wrong.keys():
         reason = next(iter(wrong.values()), "none of its layers can be followed")
         raise TeacherError(f"{type(network).__name__} has no narrower copy: {reason}")
-    if kept_whole := [name for name in whole if name != last]:
+    if kept_whole := [name for name in whole if name not in cut.last]:
         more = f" and {len(kept_whole) - 3} more" if len(kept_whole) > 3 else ""
         log.info("These layers keep their width: %s%s.", ", ".join(kept_whole[:3]), more)
     for module in cut.model.modules():

@@ -13,9 +13,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from dreamstill.errors import TeacherError, first_line
-from dreamstill.nn.hooks import eval_mode
+from dreamstill.nn.hooks import eval_mode, watched
 
-__all__ = ["copy_network", "is_hooked", "make_weights_plain"]
+__all__ = ["copy_network", "is_hooked", "make_linear_plain", "make_weights_plain"]
 
 
 def copy_network(network: nn.Module) -> nn.Module:
@@ -100,6 +100,37 @@ def make_weights_plain(network: nn.Module, inputs: Tensor | None = None) -> None
                 f"{type(network).__name__} computes weights before each pass that depend on its "
                 "input: such a network cannot be compressed"
             )
+
+
+@torch.no_grad()
+def make_linear_plain(network: nn.Module, inputs: Tensor) -> None:
+    """Replace subclasses of nn.Linear that do what nn.Linear does, as timm's, in place.
+
+    Args:
+        network: network to modify.
+        inputs: (N, C, H, W) in the input space.
+
+    """
+    layers = {
+        name: layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear)
+        and not type(layer).__module__.startswith("torch.")
+        and not is_hooked(layer)
+    }
+    same = dict.fromkeys(layers, False)
+
+    def look(name: str, given: Tensor, output: Tensor) -> None:
+        fits = given.shape[-1] == layers[name].in_features
+        same[name] = fits and torch.equal(nn.Linear.forward(layers[name], given), output)
+
+    with eval_mode(network), watched(layers, look):
+        network(inputs)
+    for name, layer in layers.items():
+        if same[name]:
+            plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
+            plain.weight, plain.bias = layer.weight, layer.bias
+            network.set_submodule(name, plain.train(layer.training))
 
 
 def _apply_known(network: nn.Module) -> None:

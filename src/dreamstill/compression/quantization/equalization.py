@@ -53,7 +53,7 @@ class _Propagate(fx.Interpreter):
             calls.append(x)
             known = self.statistics.get(target)
             return x.layer(module) if known is None else self._known(module(x.mean), known)
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and not [*module.children()]:  # no activation in it
             return self._known(x.mean, _after(module))
         if isinstance(module, RELU[0]):
             return x.relu()
