@@ -163,7 +163,7 @@ def run_row(row: Row, subject: Subject, python: str, paths: list[str], threads: 
         settings |= json.loads(task.answer.read_text())
         try:
             result = measured(out, subject)
-            if "keep" in str(row.options):
+            if row.prunes:
                 result["macs"] = macs_of(out, subject)
         except (DreamstillError, RuntimeError) as error:  # onnxruntime's are RuntimeErrors
             return costs | {"error": f"its file: {error}".partition("\n")[0]} | settings
@@ -211,30 +211,33 @@ def main() -> None:
     if args.resume and args.out.exists():
         record["rows"] = json.loads(args.out.read_text())["rows"]
 
-    def keep(name: str, row: dict[str, Any]) -> None:
-        print(name, json.dumps(row), flush=True)
-        record["rows"][name] = row
+    def keep(name: str, figures: dict[str, Any]) -> None:
+        print(name, json.dumps(figures), flush=True)
+        record["rows"][name] = figures
         if not args.tiny:
             write_json(args.out, record)
 
+    cells = [
+        (network, name, row)
+        for peer in args.peers
+        for network in args.networks
+        for name, row in rows_of(network).items()
+        if row.peer == peer and not (args.resume and f"{network}, {name}" in record["rows"])
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        for network in args.networks:
-            rows = {
-                name: row
-                for name, row in rows_of(network).items()
-                if row.peer in args.peers
-                and not (args.resume and f"{network}, {name}" in record["rows"])
-            }
-            if not rows:
-                continue
-            subject = opened(
-                network, args.weights, args.data, Path(folder), 64 if args.tiny else None
-            )
-            keep(f"{network}, floats", measured(Path(subject.task.onnx), subject))
-            for name, row in rows.items():
-                python = python_of(row.peer, args.environments)
-                asked = replace(row, options=row.options | row.tiny) if args.tiny else row
-                keep(f"{network}, {name}", run_row(asked, subject, python, paths, args.threads))
+        subjects = {}
+        for network in dict.fromkeys(network for network, _, _ in cells):
+            num_test = 64 if args.tiny else None
+            subject = opened(network, args.weights, args.data, Path(folder), num_test)
+            subjects[network] = subject
+            whole = Path(subject.task.onnx)
+            figures = measured(whole, subject) | {"macs": macs_of(whole, subject)}
+            keep(f"{network}, floats", figures)
+        for network, name, row in cells:
+            python = python_of(row.peer, args.environments)
+            asked = replace(row, options=row.options | row.tiny) if args.tiny else row
+            figures = run_row(asked, subjects[network], python, paths, args.threads)
+            keep(f"{network}, {name}", figures)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
-"""Dreamstill: `dreamstill int8` or `dreamstill prune`, as on the command line.
+"""Dreamstill, in Python.
 
-Options: `command`, and `flags`, the settings other than the defaults.
+Options: `task`, "int8" or "prune"; `method` [the default], `num_images` [1000], and `prune`, settings
+of pruning in one round that is not fine-tuned.
 """
 
-import json
-import shutil
-from pathlib import Path
 from typing import Any
 
 import dreamstill as ds
 from benchmarks.peers.task import Task, main
-from dreamstill.cli.main import main as cli
+from dreamstill.exporters.int8 import export_int8
 
 
 def make(task: Task) -> dict[str, Any]:
-    """Run the command, and write its network as ONNX if it has not."""
-    command, flags = task.options["command"], task.options.get("flags", [])
-    folder = Path(task.out).with_suffix("")
-    shutil.rmtree(folder, ignore_errors=True)
-    words = [command, "--teacher.weights", task.weights, "--out", str(folder), *flags]
-    if cli(words):
-        raise SystemExit(1)
-    files = [*folder.glob("stages/*.onnx")]
-    if files:
-        shutil.copy(files[0], task.out)
-    return {"command": " ".join(["dreamstill", command, *flags])}
+    """Write the int8 file, or the pruned network in floats."""
+    options = task.options
+    teacher = ds.load_teacher(task.weights)
+    drawn = {key: options[key] for key in ("method", "num_images") if key in options}
+    images = ds.synthesize(teacher, **drawn)
+    if options["task"] == "int8":
+        export_int8(teacher.module, teacher.input_spec, images, task.out)
+    else:
+        config = ds.PruneConfig(rounds=1, finetune=None, **options["prune"])
+        pruned = ds.prune(teacher, images, config).model
+        ds.export(pruned, task.out, teacher.input_spec)
+    return {"method": "image_programs", "num_images": 1000} | options
 
 
 if __name__ == "__main__":

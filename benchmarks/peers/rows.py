@@ -25,12 +25,15 @@ class Row:
     note: str = ""
     """What about the row is not as its documentation has it, and why."""
 
+    @property
+    def prunes(self) -> bool:
+        """Whether the product is a pruned network in floats."""
+        return self.script == "torch_pruning" or self.options.get("task") == "prune"
 
-def ours(command: str, *flags: str, note: str = "") -> Row:
+
+def ours(task: str, note: str = "", **options: Any) -> Row:
     """Return a row of Dreamstill."""
-    few = [*flags, *(() if "--num_images" in flags else ("--num_images", "16"))]
-    options = {"command": command, "flags": [*flags]}
-    return Row("dreamstill", "ours", options, tiny={"flags": few}, note=note)
+    return Row("dreamstill", "ours", {"task": task} | options, tiny={"num_images": 16}, note=note)
 
 
 def onnxruntime(inputs: str, **options: Any) -> Row:
@@ -38,12 +41,10 @@ def onnxruntime(inputs: str, **options: Any) -> Row:
     return Row("onnxruntime", "onnxruntime_static", {"inputs": inputs} | options)
 
 
-def torch_pruning(importance: str, ignored: tuple[str, ...] = ()) -> Row:
+def torch_pruning(importance: str, **options: Any) -> Row:
     """Return a row of Torch-Pruning."""
-    options = {"keep": KEEP, "importance": importance}
-    return Row(
-        "torch_pruning", "torch_pruning", options | ({"ignored": [*ignored]} if ignored else {})
-    )
+    options = {"keep": KEEP, "importance": importance} | options
+    return Row("torch_pruning", "torch_pruning", options)
 
 
 def toolkit(n_images: int, note: str = "", **options: Any) -> Row:
@@ -60,15 +61,11 @@ def toolkit(n_images: int, note: str = "", **options: Any) -> Row:
 def rows_of(network: str) -> dict[str, Row]:
     """Return the rows of "resnet20" or "efficientnet_lite0"."""
     small = network == "resnet20"
-    prune = ("--keep", f"{KEEP}", "--rounds", "1", "--prune.finetune.steps", "0")
-    few = () if small else ("--num_images", "64")
-    fewer = "" if small else "64 images, not 4,000"
+    few: dict[str, Any] = {} if small else {"num_images": 64, "note": "64 images, not 1,000"}
+    cut = {"keep": KEEP, "reconstruct": 0}
     rows = {
-        "int8: Dreamstill": ours("int8", *few, note=fewer),
-        "int8: Dreamstill, from noise": ours("int8", "--method", "noise", *few, note=fewer),
-        "int8: Model Compression Toolkit": toolkit(64)
-        if small
-        else toolkit(32, "30 steps a batch, not 500: those would take hours here", n_iter=30),
+        "int8: Dreamstill": ours("int8", **few),
+        "int8: Dreamstill, from noise": ours("int8", method="noise", **few),
         "int8: onnxruntime, random input": onnxruntime("normal"),
         "int8: onnxruntime, random input, per channel": onnxruntime("normal", per_channel=True),
         "int8: onnxruntime, 64 real images": onnxruntime("real"),
@@ -77,16 +74,19 @@ def rows_of(network: str) -> dict[str, Row]:
         "int8: Model Optimizer, 64 real images": Row(
             "modelopt", "modelopt_onnx", {"inputs": "real"}
         ),
-        "20 % fewer MACs: Dreamstill, solved": ours("prune", *prune, *few, note=fewer),
-        "20 % fewer MACs: Dreamstill, only cut": ours(
-            "prune", *prune, "--reconstruct", "0", *few, note=fewer
-        ),
+        "20 % fewer MACs: Dreamstill, solved": ours("prune", prune={"keep": KEEP}, **few),
+        "20 % fewer MACs: Dreamstill, only cut": ours("prune", prune=cut, num_images=64),
         "20 % fewer MACs: Torch-Pruning, magnitude": torch_pruning("magnitude"),
-        "20 % fewer MACs: Torch-Pruning, Taylor": torch_pruning("taylor"),
     }
-    if small:  # where Torch-Pruning cannot follow the shortcuts, which pad channels
-        for importance in ("magnitude", "Taylor"):
+    if small:
+        # Torch-Pruning cannot follow the shortcuts of the network, which pad channels
+        for importance in ("magnitude", "taylor"):
             name = f"20 % fewer MACs: Torch-Pruning, {importance}, residual sums left whole"
-            rows[name] = torch_pruning(importance.lower(), RESIDUAL)
-        rows["20 % fewer MACs: Dreamstill, fine-tuned"] = ours("prune", "--keep", f"{KEEP}")
+            rows[name] = torch_pruning(importance, ignored=RESIDUAL)
+        rows["int8: Model Compression Toolkit"] = toolkit(64)
+    else:
+        rows["int8: Model Compression Toolkit"] = toolkit(
+            32, "20 steps for 32 images, not 500: those would take hours here", n_iter=20
+        )
+        rows["20 % fewer MACs: Torch-Pruning, taylor"] = torch_pruning("taylor", num_inputs=16)
     return rows

@@ -1,8 +1,8 @@
 """Torch-Pruning on random input, for it has no images of its own: no layer is trained afterwards.
 
 Options: `keep`, the share of the MACs to keep; `importance`, "magnitude" or "taylor", of the cross
-entropy of 64 random inputs and the network's own answers; `ignored`, patterns of names of layers to
-leave whole, beside the last one [none].
+entropy of `num_inputs` [64] random inputs and the network's own answers; `ignored`, patterns of
+names of layers to leave whole, beside the last one [none].
 """
 
 from fnmatch import fnmatchcase
@@ -21,7 +21,7 @@ STEPS = 200
 def make(task: Task) -> dict[str, Any]:
     """Prune step by step until no more than `keep` of the MACs is left, as its examples do."""
     network, example = open_network(task), torch.randn(1, *task.shape)
-    inputs = random_inputs(task, "normal", 64)
+    inputs = random_inputs(task, "normal", task.options.get("num_inputs", 64))
     taylor = task.options["importance"] == "taylor"
     *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
     ignored = [
