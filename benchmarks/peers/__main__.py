@@ -3,11 +3,11 @@
     python -m benchmarks peers --data FOLDER --weights FILE [--environments FOLDER] [--resume]
     python -m benchmarks peers --page docs/peers.md
 
-FOLDER holds cifar10.npz and imagenet_sample.npz; FILE is ResNet-20's state dict, as `python -m
-benchmarks independent` takes it. Each peer has an environment of its own, which pip makes where it
-is absent, and each row a process of its own, one after the other, on the same number of threads. A
-row's seconds and memory are those of the whole process, from the start of Python to the .onnx file,
-which is then measured here in onnxruntime, all files on the same test images.
+FOLDER holds cifar10.npz and imagenet_sample.npz; FILE is ResNet-20 as its authors published it or
+as `python -m benchmarks independent` wrote it. Each peer has an environment of its own, which pip
+makes where it is absent, and each row a process of its own, one after the other, on the same number
+of threads. A row's seconds and memory are those of the whole process, from the start of Python to
+the .onnx file, which is then measured here in onnxruntime, all files on the same test images.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -68,7 +69,11 @@ def write_resnet20(weights: Path | None, data: Path, folder: Path) -> None:
     """Write ResNet-20 and its card."""
     if weights is None:
         raise SystemExit("resnet20 needs its weights: give --weights FILE")
-    independent.write("resnet20", weights, data, folder)
+    if weights.suffix == ".safetensors":
+        for path in (weights, weights.with_suffix(".json")):
+            shutil.copy(path, (folder / "resnet20").with_suffix(path.suffix))
+    else:
+        independent.write("resnet20", weights, data, folder)
 
 
 def write_efficientnet_lite0(weights: Path | None, data: Path, folder: Path) -> None:
@@ -99,7 +104,7 @@ def opened(
     teacher = open_from(TeacherFile(weights=str(path)))
     with np.load(data / f"{DATA[name]}.npz") as archive:
         real = torch.from_numpy(archive["x_train"][:NUM_REAL])
-        x, y = (torch.from_numpy(archive[f"{part}_test"][:num_test]) for part in "xy")
+        x, y = (torch.from_numpy(spread(archive[f"{part}_test"], num_test)) for part in "xy")
     spec = teacher.input_spec
     np.save(path.with_suffix(".npy"), spec.encode(real).numpy())
     whole = path.with_suffix(".onnx")
@@ -113,6 +118,11 @@ def opened(
         out="",
     )
     return Subject(name, task, spec, x, y.long(), answers(load_exported(whole), spec, x))
+
+
+def spread(values: NDArray[Any], num: int | None) -> NDArray[Any]:
+    """Return so many entries, evenly spaced, since a data set may be in an order; None: all."""
+    return values[:: max(1, len(values) // num)][:num] if num else values
 
 
 def measured(path: Path, subject: Subject) -> dict[str, Any]:
@@ -179,11 +189,12 @@ def last_line(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks peers")
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
-    parser.add_argument("--weights", type=Path, help="ResNet-20's, a state dict")
+    parser.add_argument("--weights", type=Path, help="ResNet-20's, .th or .safetensors")
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--networks", nargs="+", choices=DATA, default=list(DATA))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--num_test", type=int, help="test images to measure on [all]")
     parser.add_argument("--resume", action="store_true", help="only the rows that it lacks")
     parser.add_argument("--tiny", action="store_true", help="few images and steps; no record")
     parser.add_argument("--out", type=Path, default=RECORD)
@@ -204,7 +215,11 @@ def main() -> None:
     record: dict[str, Any] = {
         "name": "peers",
         "data": "accuracy in % in onnxruntime; seconds and MB of the whole process",
-        "settings": {"threads": args.threads, "num_real": NUM_REAL},
+        "settings": {
+            "threads": args.threads,
+            "num_real": NUM_REAL,
+            "num_test": args.num_test or "all",
+        },
         "environment": environment("cpu"),
         "rows": {},
     }
@@ -227,7 +242,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         subjects = {}
         for network in dict.fromkeys(network for network, _, _ in cells):
-            num_test = 64 if args.tiny else None
+            num_test = 64 if args.tiny else args.num_test
             subject = opened(network, args.weights, args.data, Path(folder), num_test)
             subjects[network] = subject
             whole = Path(subject.task.onnx)

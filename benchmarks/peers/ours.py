@@ -1,7 +1,7 @@
 """Dreamstill, in Python.
 
-Options: `task`, "int8" or "prune"; `method` [the default]; `num_images` [1000]; `prune`, settings of
-pruning, in one round without fine-tuning.
+Options: `task`, "int8" or "prune"; `method` [the default]; `num_images` [1000]; `prune`, settings
+of pruning, in one round without fine-tuning.
 """
 
 from typing import Any
