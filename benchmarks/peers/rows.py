@@ -83,7 +83,7 @@ def rows_of(network: str) -> dict[str, Row]:
         for importance in ("magnitude", "taylor"):
             name = f"20 % fewer MACs: Torch-Pruning, {importance}, residual sums left whole"
             rows[name] = torch_pruning(importance, ignored=RESIDUAL)
-        rows["int8: Model Compression Toolkit"] = toolkit(64)
+        rows["int8: Model Compression Toolkit"] = toolkit(32)
     else:
         rows["int8: Model Compression Toolkit"] = toolkit(
             32, "20 steps for 32 images, not 500: those would take hours here", n_iter=20
