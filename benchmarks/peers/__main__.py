@@ -34,7 +34,7 @@ from benchmarks.peers.environments import PEERS, networks_folder, python_of
 from benchmarks.peers.page import write_page
 from benchmarks.peers.rows import Row, rows_of
 from benchmarks.peers.task import Task
-from dreamstill.errors import DreamstillError
+from dreamstill.errors import first_line
 from dreamstill.evaluation import accuracy, agreement, answers
 from dreamstill.exporters.formats import export, load_exported
 from dreamstill.files.writing import write_json
@@ -175,8 +175,8 @@ def run_row(row: Row, subject: Subject, python: str, paths: list[str], threads: 
             result = measured(out, subject)
             if row.prunes:
                 result["macs"] = macs_of(out, subject)
-        except (DreamstillError, RuntimeError) as error:  # onnxruntime's are RuntimeErrors
-            return costs | {"error": f"its file: {error}".partition("\n")[0]} | settings
+        except Exception as error:  # whatever onnxruntime raises for a file it cannot run
+            return costs | {"error": f"its file: {first_line(error)}"} | settings
         return result | costs | settings
 
 

@@ -38,6 +38,7 @@ def make(task: Task) -> dict[str, Any]:
         task.out,
         batches,
         quantization_format=mct.exporter.QuantizationFormat.FAKELY_QUANT,
+        output_names=["logits"],
     )
     return {
         "n_images": task.options["n_images"],

@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.NAME TASK.json
 
-The script writes an .onnx file that maps "input" (N, C, H, W), already normalized, to logits, and
+The script writes an .onnx file that maps "input" (N, C, H, W), already normalized, to "logits", and
 its answer beside it: the settings that the library had, and its version.
 """
 
