@@ -83,7 +83,8 @@ def write_efficientnet_lite0(weights: Path | None, data: Path, folder: Path) -> 
     network.load_state_dict(state)
     path = folder / "efficientnet_lite0.safetensors"
     save_file(network.state_dict(), path)
-    card = {"factory": "benchmarks.peers.networks:efficientnet_lite0", "shape": [3, 224, 224]}
+    card: dict[str, Any] = {"factory": "benchmarks.peers.networks:efficientnet_lite0"}
+    card |= {"shape": [3, 224, 224]}
     card |= {"mean": [127 / 255] * 3, "std": [128 / 255] * 3, "num_classes": 1000}
     path.with_suffix(".json").write_text(json.dumps(card))
 

@@ -23,6 +23,7 @@ def make(task: Task) -> dict[str, Any]:
         config = ds.PruneConfig(rounds=1, finetune=None, **options["prune"])
         pruned = ds.prune(teacher, images, config).model
         ds.export(pruned, task.out, teacher.input_spec)
+        options = options | {"rounds": 1, "finetune": None}
     return {"method": "image_programs", "num_images": 1000} | options
 
 
