@@ -225,7 +225,10 @@ def main() -> None:
         "rows": {},
     }
     if args.resume and args.out.exists():
-        record["rows"] = json.loads(args.out.read_text())["rows"]
+        before = json.loads(args.out.read_text())
+        if before["settings"] != record["settings"]:
+            parser.error(f"{args.out} has other settings, {before['settings']}: give --out FILE")
+        record = before
 
     def keep(name: str, figures: dict[str, Any]) -> None:
         print(name, json.dumps(figures), flush=True)
