@@ -34,6 +34,7 @@ STUDIES = (
     "kl_directions",
     "memory",
     "onnx_operators",
+    "peers",
     "pictures",
     "robustness",
     "same_bits",
@@ -56,9 +57,11 @@ def names() -> list[str]:
 
 def listing() -> str:
     """Return the names of all benchmarks and studies, with a sentence each."""
-    paths = [CONFIGS / f"{name}.toml" for name in names()]
-    paths += [Path(__file__).with_name(f"{name}.py") for name in STUDIES]
-    return "\n".join(f"{path.stem:32} {first_line(path)}" for path in paths)
+    paths = {name: CONFIGS / f"{name}.toml" for name in names()}
+    for name in STUDIES:
+        package = Path(__file__).with_name(name)
+        paths[name] = package / "__main__.py" if package.is_dir() else package.with_suffix(".py")
+    return "\n".join(f"{name:32} {first_line(path)}" for name, path in paths.items())
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

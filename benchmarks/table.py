@@ -49,7 +49,7 @@ def mean_and_spread(row: dict[str, Any]) -> str:
 
 NOTES = tomllib.loads((FOLDER / "notes.toml").read_text())
 """What the papers have and our records have not, and why, by record."""
-UNSHOWN = ("runs", "forgetting", "commit")
+UNSHOWN = ("runs", "forgetting", "commit", "settings", "versions", "note")
 """Of a row."""
 
 
