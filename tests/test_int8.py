@@ -1,7 +1,9 @@
 """int8 files that run in their runtimes and agree with the network."""
 
 from importlib.resources import as_file, files
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -143,6 +145,39 @@ def test_an_int8_pte_keeps_the_accuracy_in_executorch(
     with as_file(files("dreamstill") / "assets" / "digits.npz") as digits:
         x, y = load_images(digits, teacher.input_spec, 10)
     assert accuracy(load_exported(path)(teacher.input_spec.encode(x)), y) > 0.98
+
+
+def test_what_a_relu6_clips_takes_no_step_of_int8(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    with seeded(torch.Generator().manual_seed(0)):
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU6(), nn.Flatten(1)
+        ).eval()
+    with torch.no_grad():
+        model[2].weight *= 300  # most of what it puts out is clipped
+    images, path = toys.SPEC.noise(64), tmp_path / "clipped.pt2"
+    export_int8(model, toys.SPEC, images, path, backend=Backend.XNNPACK)
+    inputs = toys.SPEC.encode(images[:8])
+    error = (load_exported(path)(inputs) - model(inputs)).detach().abs()
+    assert error.median() < 6 / 255  # a step between 0 and 6
+    calls = [str(n.target) for n in torch.export.load(path).module().graph.nodes]
+    assert all(
+        "conv2d" in before for before, call in pairwise(calls) if "hardtanh" in call
+    )  # nothing is quantized in between
+
+
+def test_a_file_whose_layers_stayed_floats_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def floats(path: Path, model: nn.Module, spec: Any, *_: object) -> bytes:
+        export(model, path.with_suffix(".whole.onnx"), spec)
+        return path.with_suffix(".whole.onnx").read_bytes()
+
+    monkeypatch.setattr("dreamstill.exporters.int8._to_file", floats)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 8000), nn.ReLU(), nn.Linear(8000, 64)).eval()
+    export_int8(wide, toys.SPEC, toys.SPEC.noise(16), tmp_path / "net.onnx")
+    assert "net.onnx has 4,1" in caplog.text
+    assert "some of its layers have stayed floats" in caplog.text
 
 
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:

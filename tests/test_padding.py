@@ -142,6 +142,10 @@ def test_int8_files_of_an_efficientnet_agree_with_it(kind: str, tmp_path: Path) 
     pytest.importorskip("onnxruntime" if kind == "onnx" else "torchao")
     from dreamstill.exporters.int8 import export_int8
 
-    teacher = Teacher(network(), SPEC)
-    record = export_int8(teacher.module, SPEC, images(), tmp_path / f"network.{kind}")
+    path, teacher = tmp_path / f"network.{kind}", Teacher(network(), SPEC)
+    record = export_int8(teacher.module, SPEC, images(), path)
     assert record.agreement > 0.9
+    if kind == "pt2":
+        graph = torch.export.load(path).module().graph
+        scaled = [node for node in graph.nodes if "dequantize_per_channel" in str(node.target)]
+        assert len(scaled) == 8  # a weight of each layer, also of a class of its own

@@ -9,6 +9,7 @@ a range. Every file is run in its runtime and compared with the network.
 
 import importlib
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -54,13 +55,15 @@ __all__ = [
 ]
 
 
+log = logging.getLogger(__name__)
+
 ANNOTATION = "quantization_annotation"
 """Key under which torchao's quantizers note what is to be quantized."""
 CLIPS = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default)
 LAYERS = {
-    torch.ops.aten.conv1d.default: nn.Conv1d,
-    torch.ops.aten.conv2d.default: nn.Conv2d,
-    torch.ops.aten.linear.default: nn.Linear,
+    torch.ops.aten.conv1d.default: "torch.nn.modules.conv.Conv1d",
+    torch.ops.aten.conv2d.default: "torch.nn.modules.conv.Conv2d",
+    torch.ops.aten.linear.default: "torch.nn.modules.linear.Linear",
 }
 """Operators of layers that are quantized, with the classes that torchao knows them by."""
 BINS = {Calibration.PERCENTILE: 2048, Calibration.ENTROPY: 1024}
@@ -68,6 +71,8 @@ BINS = {Calibration.PERCENTILE: 2048, Calibration.ENTROPY: 1024}
 STEPS = 256
 """Number of int8 values."""
 PERCENTILE = 99.999
+MOST_OVERHEAD = 2**20
+"""Bytes of a file beside its weights, more or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,14 @@ def export_int8(
         raise ExportError(str(error)) from error
     except Exception as error:  # quantizers raise many kinds of their own
         raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
-    return Int8Record(str(path), stored_bytes(path), agreements[0])
+    made, in_int8 = stored_bytes(path), sum(p.numel() for p in model.parameters())
+    if made > 2 * in_int8 + MOST_OVERHEAD:
+        log.warning(
+            "%s has %s bytes, and its weights in int8 would take %s: some of its layers have "
+            "stayed floats",
+            *(path.name, f"{made:,}", f"{in_int8:,}"),
+        )
+    return Int8Record(str(path), made, agreements[0])
 
 
 def _to_file(
@@ -345,8 +357,10 @@ def _quantized(model: nn.Module, spec: InputSpec, images: Tensor, quantizer: Any
     for node in graph.graph.nodes:
         if stack := node.meta.get("nn_module_stack"):
             call, (_, kind) = list(stack.items())[-1]
-            if (known := LAYERS.get(node.target)) is not None:  # also of a class of its own
-                call, kind = node.name, f"{known.__module__}.{known.__qualname__}"
+            if node.target in LAYERS:  # also of a class of its own
+                call, kind = node.name, LAYERS[node.target]
+            elif kind in LAYERS.values():  # its padding
+                kind = ""
             # a ReLU that runs twice is two layers, not one with two outputs
             node.meta["nn_module_stack"] = stack | {call: (call, kind)}
     prepared = pt2e.prepare_pt2e(graph, quantizer)
