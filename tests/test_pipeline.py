@@ -89,6 +89,9 @@ def test_from_a_teacher_to_an_int8_and_a_packed_file(
     x = torch.randn(3, 1, 8, 8)
     assert load_exported(onnx)(x).shape == load_exported(pt2)(x).shape == (3, 4)
     (packed,) = summary["stages"][2]["files"]
+    names = {path.name for path in folder.glob("network.*")}
+    assert names == {"network.packed", "network.safetensors"}  # no floats beside what was asked for
+    assert (folder / "network.packed").read_bytes() == Path(packed["path"]).read_bytes()
     assert packed["bytes"] == summary["stages"][2]["bytes"]
     state, card = load_packed(Path(packed["path"]))
     assert card["shape"] == [1, 8, 8]
@@ -590,6 +593,7 @@ def test_a_compression_is_measured_where_its_folder_was_moved(
     real = tmp_path / "real.npz"
     np.savez(real, x=np.zeros((8, 1, 8, 8), np.uint8), y=np.arange(8) % 4)
     summary = run_compression(tmp_path / "moved", job, resume=True, real=real)
+    assert (tmp_path / "moved" / "network.int8.onnx").is_file()
     assert 0 <= summary["stages"][0]["accuracy"] <= 1
 
 

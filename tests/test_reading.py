@@ -581,7 +581,7 @@ def test_no_socket_is_opened_and_nothing_is_written_elsewhere(teacher: Path) -> 
         ran = run_command(arguments, folder=folder, **environment)
         assert ran.returncode == 0, ran.stderr
     assert (folder / "out_run" / "student.onnx").is_file()
-    assert (folder / "out_compress" / "network.onnx").is_file()
+    assert (folder / "out_compress" / "network.int8.onnx").is_file()
     assert not list((folder / "home").iterdir())
     network = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
     if network.returncode == 0:

@@ -1,10 +1,11 @@
 """Compress a network in stages, such as distill, prune and int8, on one set of images.
 
 A run directory holds config.json, environment.json, fingerprints.json (of configuration, teacher
-and given images), images.npz, weights.json, the last network (network.safetensors and .onnx), and
-for every stage its network (stages/N-TASK.pt), its record (stages/N-TASK.json) and its files.
-Finished stages are not repeated on resuming. A record has digests of the stage's configuration,
-files and images; a file that does not match is not opened.
+and given images), images.npz, weights.json, the last network (network.safetensors and .onnx, or the
+files that the last stage wrote, such as network.int8.onnx), and for every stage its network
+(stages/N-TASK.pt), its record (stages/N-TASK.json) and its files. Finished stages are not repeated
+on resuming. A record has digests of the stage's configuration, files and images; a file that does
+not match is not opened.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ from dreamstill.evaluation import (
 from dreamstill.exporters.formats import export, load_exported
 from dreamstill.files.checkpoints import digest, save_weights
 from dreamstill.files.reading import StrPath, check_file, understood
-from dreamstill.files.writing import save_arrays, write_json
+from dreamstill.files.writing import save_arrays, write_atomically, write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.losses.logits import kl_divergence
@@ -326,12 +327,24 @@ def _summarize(
     write_json(folder / "weights.json", layer_weights(made, teacher.input_spec, shown))
     save_weights(folder / "network.safetensors", made[-1].network)
     try:
-        summary["network"] = export(
-            made[-1].network, folder / "network.onnx", teacher.input_spec
-        ).path
+        summary["network"] = _last_file(folder, made[-1], teacher.input_spec)
     except ExportError as error:  # the stages are finished: their summary is still of use
         summary["not_exported"] = str(error)
     return summary
+
+
+def _last_file(folder: Path, last: Made, spec: InputSpec) -> str:
+    """Put the files of the last stage beside the report, or export its network; return a path."""
+    written = [Path(file["path"]).name for file in last.record.get("files", [])]
+    paths = [folder / f"network{name.removeprefix(last.name)}" for name in written]
+    for path in folder.glob("network.*"):  # of a run that ended with another stage
+        if path.suffix != ".safetensors":
+            path.unlink()
+    for name, path in zip(written, paths, strict=True):
+        write_atomically(path, (folder / "stages" / name).read_bytes())
+    if not paths:
+        return export(last.network, folder / "network.onnx", spec).path
+    return ", ".join(map(str, paths))
 
 
 def layer_weights(made: Sequence[Made], spec: InputSpec, images: Tensor) -> dict[str, Any]:
