@@ -72,8 +72,10 @@ class ImagePrograms(BalancedDraws):
     def _fit(self) -> None:
         """Fit the weights on images of all programs, and draw with the good programs more often."""
         spec, num = self.teacher.input_spec, len(self.programs)
-        images = [program(NUM_FITTED, spec.shape, self.rng) for program in self.programs.values()]
-        _, moments = answers_and_moments(self.teacher, spec.normalize(torch.cat(images)))
+        drawn = (program(NUM_FITTED, spec.shape, self.rng) for program in self.programs.values())
+        # one program at a time: at 224 pixels the images of all take gigabytes
+        found = [answers_and_moments(self.teacher, spec.normalize(images)) for images in drawn]
+        moments = torch.cat([of_program for _, of_program in found])
         self.slopes = fit_slopes(self.teacher, moments)
         weights = log_weights(moments, self.slopes).softmax(0).view(num, NUM_FITTED).sum(1)
         self.shares = (weights + 1 / num) / 2
