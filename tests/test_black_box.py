@@ -360,6 +360,16 @@ def test_a_budget_that_pays_for_no_image_is_refused_before_a_query() -> None:
     file = TeacherFile(weights="function:toys:answer", black_box=BlackBoxConfig(budget=1000))
     with pytest.raises(ConfigError, match=message):
         DistillJob(teacher=file, student="toys:student")
+    timed = DistillConfig(minutes=5.0)
+    file = TeacherFile(weights="function:toys:answer", black_box=BlackBoxConfig())
+    with pytest.raises(ConfigError, match=r"minutes 5\.0 has no effect on a black box"):
+        DistillJob(teacher=file, student="toys:student", distill=timed)
+    service = Service()
+    teacher = opened(service, budget=2000)
+    for images in (SPEC.noise(64), "noise"):
+        with pytest.raises(ConfigError, match="minutes would spend queries of the black box"):
+            ds.distill(teacher, toys.seeded_student(), images, timed)
+    assert service.num_sent == EXAMINATION
     service = Service()
     teacher = opened(service, budget=1000)
     with pytest.raises(ConfigError, match=message):

@@ -554,6 +554,14 @@ BAD: dict[str, tuple[Break, str]] = {
         "no images at x.npz",
     ),
     "no teacher": (lambda t: ["inspect"], "give MODEL, a file or a name"),
+    "two networks to compress": (
+        lambda t: ["compress", str(t), "--to", "int8", "--weights", "a.pt"],
+        "--weights 'a.pt': give one",
+    ),
+    "a switch before the network": (
+        lambda t: ["distill", "--baselines", str(t)],
+        "--baselines takes true or false: put",
+    ),
     "two teachers": (
         lambda t: ["inspect", str(t), "--weights", "a.pt"],
         "--weights 'a.pt': give one",

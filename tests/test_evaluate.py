@@ -42,7 +42,9 @@ def test_a_teacher_that_guesses_is_warned_of() -> None:
     assert warn_of_guesses(right, labels) == []
     assert warn_of_guesses(right.roll(1, 1), labels)  # classes in another order
     (text,) = warn_of_guesses(torch.eye(4)[torch.zeros(100, dtype=torch.long)], labels)
-    assert text.startswith("the teacher is right on 25.00 % of the 100 real images, as often as by")
+    assert text.startswith(
+        "the teacher is right on 25.00 % of the 100 real images, no more often than"
+    )
     assert warn_of_guesses(right[labels == 1], labels[labels == 1]) == []  # of one class alone
     assert warn_of_guesses(right, labels + 4) == []  # of classes that it never learned
 

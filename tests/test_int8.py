@@ -150,11 +150,12 @@ def test_an_int8_pte_keeps_the_accuracy_in_executorch(
 def test_what_a_relu6_clips_takes_no_step_of_int8(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     with seeded(torch.Generator().manual_seed(0)):
+        clipped = nn.Conv2d(8, 8, 3)
         model = nn.Sequential(
-            nn.Conv2d(1, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU6(), nn.Flatten(1)
+            nn.Conv2d(1, 8, 3), nn.ReLU6(), clipped, nn.ReLU6(), nn.Flatten(1)
         ).eval()
     with torch.no_grad():
-        model[2].weight *= 300  # most of what it puts out is clipped
+        clipped.weight *= 300  # most of what it puts out
     images, path = toys.SPEC.noise(64), tmp_path / "clipped.pt2"
     export_int8(model, toys.SPEC, images, path, backend=Backend.XNNPACK)
     inputs = toys.SPEC.encode(images[:8])

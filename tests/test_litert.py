@@ -144,6 +144,7 @@ def test_a_constant_is_joined_to_an_activation(tmp_path: Path) -> None:
     assert made.agreement > 0.8
 
 
+@litert
 def test_percentiles_are_those_of_the_other_formats(tmp_path: Path) -> None:
     with seeded(torch.Generator().manual_seed(0)):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)).eval()

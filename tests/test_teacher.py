@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as masks
@@ -669,3 +669,27 @@ def test_a_linear_layer_of_its_own_class_becomes_plain_where_it_does_the_same() 
     assert [type(layer) for layer in plain.children()][1::2] == [nn.Linear, Scaled]
     assert {*plain.state_dict()} == {*network.state_dict()}
     assert type(network[1]) is Cast
+
+
+class Times(nn.Linear):
+    """Its second argument changes what it does; it returns a pair where there is none."""
+
+    def forward(self, x: Tensor, by: float = 0.0) -> Any:
+        out = super().forward(x)
+        return out * by if by else (out, self.bias)
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.pair = Times(64, 64), Times(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.twice(self.twice(x.flatten(1), 2.0), 1.0)
+        logits: Tensor = self.pair(out)[0]
+        return logits
+
+
+def test_a_linear_layer_that_does_more_in_one_of_its_calls_stays() -> None:
+    module = Teacher(CalledTwice(), toys.SPEC).module
+    assert {type(layer) for layer in module.children()} == {Times}

@@ -99,7 +99,7 @@ def test_numbers_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     network = {"bytes": 252493, "file_bytes": 252493, "smaller": 1.0, "parameters": 1, "macs": 1}
     known = {"accuracy_old_before": 0.98765432, "accuracy_old": 0.5, "accuracy_new": 1.0}
     stage = network | {"task": "learn_classes", "old_classes": 4, "classes": 6, "files": files}
-    summary = {"runtime": "onnxruntime", "teacher": network, "network": "network.onnx"}
+    summary = {"runtime": "onnxruntime", "teacher": network, "network": ["network.onnx"]}
     print_compression(summary | {"stages": [stage | known]}, Path("run"))
     shown = capsys.readouterr().out
     assert "98.77 %" in shown
@@ -162,7 +162,7 @@ def test_a_table_of_stages_fits_the_terminal(
         **{"parameters": 11689512, "macs": 60814073, "agreement": 0.9831, "accuracy": 1.0},
     }
     tasks = ("distill", "factorize", "pack")
-    stages = {"stages": [network | {"task": task} for task in tasks], "network": "network.onnx"}
+    stages = {"stages": [network | {"task": task} for task in tasks], "network": ["network.onnx"]}
     print_compression({"runtime": "onnxruntime", "teacher": network} | stages, Path("run"))
     printed = capsys.readouterr().out.splitlines()
     assert max(map(len, printed)) <= width

@@ -40,7 +40,7 @@ from dreamstill.distillation.plan import (
     plan_on_images,
     with_time_left,
 )
-from dreamstill.distillation.suiting import check_baselines, suited_to_method
+from dreamstill.distillation.suiting import check_baselines, suited, suited_to_method
 from dreamstill.errors import ConfigError, DataError
 from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
 from dreamstill.exporters.formats import export
@@ -342,8 +342,9 @@ def _distilled(
             "reconstruct": config.reconstruct,
         }
         method = _synthesizer(images, teacher, rng)
-        if method is not None:
-            config = suited_to_method(teacher, config, method)
+        config = (
+            suited(teacher, config) if method is None else suited_to_method(teacher, config, method)
+        )
         config = within_budget(teacher, network, config, method, inherited=start.inherited)
         if method is None:
             given = _images(images, teacher)

@@ -126,8 +126,8 @@ def warn_of_guesses(logits: Tensor, labels: Tensor) -> list[str]:
     if right > by_chance + half_interval(by_chance, num):
         return []
     text = (
-        f"the teacher is right on {percent(right)} of the {num:,} real images, as often as by "
-        "chance: check the mean and std of its input, and the order of the labels"
+        f"the teacher is right on {percent(right)} of the {num:,} real images, no more often than "
+        "by chance: check the mean and std of its input, and the order of the labels"
     )
     log.warning("%s", text)
     return [text]

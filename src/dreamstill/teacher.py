@@ -250,7 +250,10 @@ def _last_linear(linears: dict[str, nn.Linear], probe: Probe, logits: Any) -> st
     """Return the name of the linear layer whose recorded input reproduces the logits exactly."""
     for name, layer in reversed(linears.items()):
         if name in probe.inputs and not is_hooked(layer):
-            output = layer(probe.inputs[name])
-            if isinstance(logits, Tensor) and torch.equal(output, logits):
+            try:
+                output = layer(probe.inputs[name])
+            except TypeError:  # of a class of its own, with more arguments
+                continue
+            if all(isinstance(x, Tensor) for x in (output, logits)) and torch.equal(output, logits):
                 return name
     return None

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from dreamstill.config import nested_config, to_plain
+from dreamstill.errors import ConfigError, shown
 
 __all__ = ["PREFIX", "Flags", "given_flags"]
 
@@ -151,7 +152,10 @@ class _Switch(_Given):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        setattr(namespace, self.dest, True if values is None else _plain(values, bool))
+        value = True if values is None else _plain(values, bool)
+        if isinstance(value, str) and set("./:") & set(value):  # the MODEL, behind the flag
+            raise ConfigError(f"{option_string} takes true or false: put {shown(value)} before it")
+        setattr(namespace, self.dest, value)
 
 
 def _is_bool(hint: Any) -> bool:

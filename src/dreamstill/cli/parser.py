@@ -264,7 +264,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, more = parser.parse_known_args(rest)
     if more:
         raise parser.unknown(more)
-    if name != "compress" and getattr(arguments, "model", None):
+    if (model := getattr(arguments, "model", None)) and not model.endswith(".toml"):
         table = merge(table, _teacher(arguments))
     arguments.command, arguments.plain = name, merge(table, given_flags(arguments))
     resuming = name == "distill" and arguments.resume
@@ -273,9 +273,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _compression(model: str) -> dict[str, Any]:
-    """Return the settings in a TOML file, or those that open a model."""
+    """Return the settings in the TOML file of a compression; none for a model."""
     if not model.endswith(".toml"):
-        return {"teacher": {"weights": model}}
+        return {}
     if not (table := read_toml(model)):
         raise ConfigError(f"{model} is empty: give [teacher] and [[stage]] tables")
     return table

@@ -272,7 +272,7 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
             print(f"{stage['task']}: {text}")
     for file in [f for stage in summary["stages"] for f in stage.get("files", [])]:
         print(f"{file['path']}, {file['bytes']:,} bytes")
-    print(summary.get("network") or summary["not_exported"])
+    print(", ".join(summary.get("network", ())) or summary["not_exported"])
     print(folder / "report.html")
 
 

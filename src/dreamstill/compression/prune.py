@@ -206,7 +206,7 @@ def check_prunable(model: nn.Module, teacher: Teacher, config: PruneConfig) -> P
     gone = {}
     for group in groups:
         plan.widths |= dict.fromkeys(group.makers, group.width)
-        size = group.width // group.parcels
+        size = group.width // group.sections
         spare = torch.randperm(size, generator=rng)[_least(group, plan, config) :]
         if len(spare):
             gone[group.name] = group.at(spare)
@@ -257,8 +257,8 @@ def _written(model: nn.Module, name: str) -> str | None:
 
 def _least(group: Group, plan: Plan, config: PruneConfig) -> int:
     """Return the least number of channels that each part of a group keeps."""
-    size = plan.widths[group.name] / group.parcels
-    return min(group.width // group.parcels, max(1, math.ceil(config.keep_layer * size - 1e-9)))
+    size = plan.widths[group.name] / group.sections
+    return min(group.width // group.sections, max(1, math.ceil(config.keep_layer * size - 1e-9)))
 
 
 def _kept(cut: Cut) -> dict[str, Tensor]:
@@ -348,7 +348,7 @@ def _remove_least(
             with torch.no_grad():
                 scores = importance(group.parts)
             if scores is not None:
-                scores = scores.view(group.parcels, -1).mean(0).cpu()
+                scores = scores.view(group.sections, -1).mean(0).cpu()
                 spare = scores.argsort()[: len(scores) - _least(group, plan, config)]
                 ranked.append((group, scores, spare))
         trial.model.zero_grad()

@@ -15,6 +15,7 @@ from dreamstill.distillation.batch_stream import replay
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
+from dreamstill.errors import ConfigError
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.seeded import rng_kept
 from dreamstill.quiet import without_messages
@@ -25,6 +26,8 @@ from dreamstill.teacher import Teacher
 __all__ = ["seconds_per_batch", "within_budget"]
 
 log = logging.getLogger(__name__)
+
+MINUTES_COST = "minutes would spend queries of the black box on timing: give steps or visits"
 
 TIMED = 8
 """Steps that are timed; the first is slower, and the last has a validation."""
@@ -40,16 +43,21 @@ def within_budget(
 ) -> DistillConfig:
     """Return a configuration with the steps that its minutes or visits hold, in their place.
 
-    Steps are timed on copies; networks, method and random numbers stay as they were.
+    Steps are timed on copies, and where the method goes on making images, its second batch of two;
+    networks, method and random numbers stay as they were.
 
     Args:
         teacher, student, inherited: see `Trainer`.
         config: returned as it is if it has neither minutes nor visits.
         method: makes the images; None if they are given.
 
+    Raises ConfigError for minutes of a black box, whose answers cost.
+
     """
     if config.minutes is None and config.visits is None:
         return config
+    if config.minutes is not None and teacher.capabilities.budget is not None:
+        raise ConfigError(MINUTES_COST)
     period, visits, making = 1, config.batch_size, 0.0
     every = config.fresh_period(method.fresh_every) if method else 0
     if method is not None and every:
@@ -66,7 +74,7 @@ def within_budget(
             visits / config.batch_size * _seconds_per_step(teacher, student, config, inherited)
         )
         steps = max(1, int(60 * config.minutes * period / (training + making)))
-        text = "%s steps fit in %s minutes, by the time of %d."
+        text = "%s steps fit in %s minutes, from the time of %d steps."
         log.info(text, f"{steps:,}", f"{config.minutes:g}", TIMED)
     return replace(config, steps=steps, minutes=None, visits=None)
 

@@ -25,7 +25,7 @@ from dreamstill.graph.channel_groups import (
     ChannelGroup,
     Side,
     channel_groups,
-    num_parcels,
+    num_sections,
 )
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
@@ -129,12 +129,12 @@ def _choose(
             "that inherits is narrower"
         )
     importance = _importance(group, teacher)
-    parcels = [
-        {num_parcels(graph.part(side.layer)) for side in group} - {1}
+    sections = [
+        {num_sections(graph.part(side.layer)) for side in group} - {1}
         for graph in (teacher, student)
     ]
-    if parcels[0] and room < width:
-        return _of_parcels(name, importance, room, *parcels)
+    if sections[0] and room < width:
+        return _of_sections(name, importance, room, *sections)
     return importance.argsort(descending=True, stable=True)[:room].sort().values
 
 
@@ -144,7 +144,7 @@ def _importance(group: ChannelGroup, graph: ChannelGraph) -> Tensor:
     for side, positions in group.items():
         layer: Any = graph.part(side.layer)
         groups = getattr(layer, "groups", 1)
-        if not isinstance(layer, ROOTS) or groups > num_parcels(layer):  # depthwise
+        if not isinstance(layer, ROOTS) or groups > num_sections(layer):  # depthwise
             continue
         if groups > 1 and getattr(layer, "transposed", False):
             continue
@@ -166,7 +166,7 @@ def _outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.transpose(0, 1) if getattr(layer, "transposed", False) else weight
 
 
-def _of_parcels(
+def _of_sections(
     name: str, importance: Tensor, room: int, before: set[int], after: set[int]
 ) -> Tensor:
     """Choose channels that layers divide into equal parts: as many of each, or whole parts."""

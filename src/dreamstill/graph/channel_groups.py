@@ -21,13 +21,13 @@ from torch_pruning.ops import OPTYPE
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.quiet import quiet
 
-__all__ = ["ROOTS", "ChannelGraph", "ChannelGroup", "Side", "channel_groups", "num_parcels"]
+__all__ = ["ROOTS", "ChannelGraph", "ChannelGroup", "Side", "channel_groups", "num_sections"]
 
 ROOTS = (_ConvNd, nn.Linear)
 """Layers that produce channels."""
 
 
-def num_parcels(layer: nn.Module | nn.Parameter) -> int:
+def num_sections(layer: nn.Module | nn.Parameter) -> int:
     """Return the number of equal parts into which a layer divides its channels.
 
     These are the groups of a GroupNorm or convolution; a depthwise one divides none.

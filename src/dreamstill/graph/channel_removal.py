@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.graph.channel_check import Kept, Narrowed, difference
-from dreamstill.graph.channel_groups import ROOTS, ChannelGraph, num_parcels
+from dreamstill.graph.channel_groups import ROOTS, ChannelGraph, num_sections
 from dreamstill.nn.copying import copy_network
 
 __all__ = ["Cut", "Group", "followed"]
@@ -27,12 +27,12 @@ class Group:
     """All convolutions and linear layers that produce the channels."""
     width: int
     """Number of channels."""
-    parcels: int
-    """Number of equal parts that lose the same positions, see `num_parcels`."""
+    sections: int
+    """Number of equal parts that lose the same positions, see `num_sections`."""
 
     def at(self, positions: Tensor) -> list[int]:
         """Return the channels at these positions of every part."""
-        starts = torch.arange(self.parcels) * (self.width // self.parcels)
+        starts = torch.arange(self.sections) * (self.width // self.sections)
         return (starts[:, None] + positions.cpu()).flatten().tolist()
 
 
@@ -69,9 +69,9 @@ class Cut(Narrowed):
             seen.update(made)
             names = [name for name in made if isinstance(self.model.get_submodule(name), ROOTS)]
             width = len(parts[0].idxs)
-            parcels = max(num_parcels(part.target.module) for part, _ in parts)
-            if not ignored.intersection(made) and width % parcels == 0:
-                yield Group(parts, names[0], names, width, parcels)
+            sections = max(num_sections(part.target.module) for part, _ in parts)
+            if not ignored.intersection(made) and width % sections == 0:
+                yield Group(parts, names[0], names, width, sections)
 
     def remove(self, name: str, channels: list[int]) -> None:
         """Remove output channels of a layer, by current index, and all channels coupled to them.

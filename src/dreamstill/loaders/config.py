@@ -5,7 +5,9 @@ from dreamstill.config import Bool, Float, Int, Text, config_class
 
 __all__ = ["NO_TEACHER", "TeacherFile"]
 
-NO_TEACHER = "no teacher: give MODEL, a file or a name, or weights in [teacher] of --config"
+NO_TEACHER = (
+    "no teacher: give MODEL, a file or a name, or weights in the [teacher] table of a TOML file"
+)
 
 
 @config_class

@@ -41,7 +41,7 @@ def narrower(teacher: Teacher, share: float) -> nn.Module:
     inputs = spec.encode(spec.noise(3).to(teacher.device))
     gone = {}
     for group in Cut(copy_network(network), inputs[:1]).groups():
-        size = group.width // group.parcels
+        size = group.width // group.sections
         if (kept := max(1, round(share * size))) < size:
             gone[group.name] = group.at(torch.arange(kept, size))
     cut, wrong = followed(network, inputs, gone)

@@ -13,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from dreamstill.errors import TeacherError, first_line
-from dreamstill.nn.hooks import eval_mode, watched
+from dreamstill.nn.hooks import eval_mode
 
 __all__ = ["copy_network", "is_hooked", "make_linear_plain", "make_weights_plain"]
 
@@ -116,18 +116,28 @@ def make_linear_plain(network: nn.Module, inputs: Tensor) -> None:
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear)
         and not type(layer).__module__.startswith("torch.")
+        and isinstance(layer.weight, nn.Parameter)
         and not is_hooked(layer)
     }
-    same = dict.fromkeys(layers, False)
+    same = dict[str, bool]()
 
-    def look(name: str, given: Tensor, output: Tensor) -> None:
-        fits = given.shape[-1] == layers[name].in_features
-        same[name] = fits and torch.equal(nn.Linear.forward(layers[name], given), output)
+    def looking(name: str) -> Callable[..., None]:
+        def look(layer: nn.Module, given: tuple[Any, ...], named: Any, output: Any) -> None:
+            try:
+                plain = not named and torch.equal(nn.Linear.forward(layer, *given), output)  # type: ignore[arg-type]
+            except (TypeError, RuntimeError, AttributeError):  # it takes or returns something else
+                plain = False
+            same[name] = same.get(name, True) and plain
 
-    with eval_mode(network), watched(layers, look):
+        return look
+
+    with eval_mode(network), ExitStack() as stack:
+        for name, layer in layers.items():
+            hook = layer.register_forward_hook(looking(name), with_kwargs=True)
+            stack.callback(hook.remove)
         network(inputs)
     for name, layer in layers.items():
-        if same[name]:
+        if same.get(name):
             plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
             plain.weight, plain.bias = layer.weight, layer.bias
             network.set_submodule(name, plain.train(layer.training))

@@ -286,7 +286,8 @@ def _measured_before(folder: Path, made: Sequence[Made]) -> dict[str, Any] | Non
     known = read_summary(folder)
     if not known.get("images"):
         return None
-    now, before = [one.record for one in made], [known["teacher"], *known["stages"]]
+    with understood(folder / "summary.json", RunError, "holds a record that no run writes"):
+        now, before = [one.record for one in made], [known["teacher"], *known["stages"]]
     same = len(now) == len(before) and all(
         one.items() <= was.items() for one, was in zip(now, before, strict=True)
     )
@@ -327,24 +328,24 @@ def _summarize(
     write_json(folder / "weights.json", layer_weights(made, teacher.input_spec, shown))
     save_weights(folder / "network.safetensors", made[-1].network)
     try:
-        summary["network"] = _last_file(folder, made[-1], teacher.input_spec)
+        summary["network"] = _last_files(folder, made[-1], teacher.input_spec)
     except ExportError as error:  # the stages are finished: their summary is still of use
         summary["not_exported"] = str(error)
     return summary
 
 
-def _last_file(folder: Path, last: Made, spec: InputSpec) -> str:
-    """Put the files of the last stage beside the report, or export its network; return a path."""
+def _last_files(folder: Path, last: Made, spec: InputSpec) -> list[str]:
+    """Put the files of the last stage beside the report, or export its network; return paths."""
     written = [Path(file["path"]).name for file in last.record.get("files", [])]
     paths = [folder / f"network{name.removeprefix(last.name)}" for name in written]
-    for path in folder.glob("network.*"):  # of a run that ended with another stage
-        if path.suffix != ".safetensors":
+    for suffix in ("onnx", "packed", "int8.*"):  # of a run that ended with another stage
+        for path in folder.glob(f"network.{suffix}"):
             path.unlink()
     for name, path in zip(written, paths, strict=True):
         write_atomically(path, (folder / "stages" / name).read_bytes())
     if not paths:
-        return export(last.network, folder / "network.onnx", spec).path
-    return ", ".join(map(str, paths))
+        return [export(last.network, folder / "network.onnx", spec).path]
+    return [str(path) for path in paths]
 
 
 def layer_weights(made: Sequence[Made], spec: InputSpec, images: Tensor) -> dict[str, Any]:

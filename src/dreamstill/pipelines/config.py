@@ -110,6 +110,7 @@ class DistillJob(JobConfig):
         kept_share(self.student)  # raises
         if (box := self.teacher.black_box) is not None:  # before a query is spent
             check_pays(box.budget, self.distill.num_validation)
+            no_effect(self.distill, "on a black box, whose answers cost: give steps", "minutes")
         if not self.baselines:
             no_effect(self, "without baselines", "bound")
         if self.images is not None:

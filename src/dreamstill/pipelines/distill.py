@@ -167,14 +167,15 @@ def _distillation(
         method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
     else:
         method = StoredImages(teacher, images, job.synthesis.batch_size, rng=rng)
-    validation_set(teacher, job.distill.num_validation, on_progress)
-    config = _within_budget(folder, teacher, student, method, job.distill, start)
+    config = suited_to_method(teacher, job.distill, method)
     fresh = config.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
     if fresh and normed and job.synthesis.batch_size == 1:
         raise ConfigError(
             "a student with BatchNorm needs two images or more at once: synthesis.batch_size is 1"
         )
+    validation_set(teacher, config.num_validation, on_progress)
+    config = _within_budget(folder, teacher, student, method, config, start)
     create = not (folder / "checkpoint.pt").exists()
     buffer = ReplayBuffer(
         folder / "replay_buffer", teacher.input_spec, config.buffer_size, create=create
@@ -200,7 +201,7 @@ def _within_budget(
 
     They are timed once, and read back on resuming.
     """
-    config, path = suited_to_method(teacher, config, method), folder / BUDGET
+    path = folder / BUDGET
     if config.minutes is not None and path.is_file():
         with understood(path, RunError, "holds a record that no run writes"):
             return replace(config, steps=int(read_plain(path)["steps"]), minutes=None)

@@ -9,7 +9,8 @@ from typing import Any
 from dreamstill.config import read_plain
 from dreamstill.data.images import load_images, load_unlabelled
 from dreamstill.distillation.suiting import check_baselines
-from dreamstill.files.reading import StrPath
+from dreamstill.errors import RunError
+from dreamstill.files.reading import StrPath, understood
 from dreamstill.formatting import BASELINES
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
@@ -86,7 +87,8 @@ def distill_with_baselines(
     distill(folder, job, teacher, resume=resume, on_progress=on_progress)
     steps = None
     if job.distill.minutes is not None:  # the baselines take the same steps
-        steps = int(read_plain(Path(folder) / "result.json")["steps"])
+        with understood(path := Path(folder) / "result.json", RunError, "is damaged"):
+            steps = int(read_plain(path)["steps"])
     for name, baseline in job.baseline_jobs().items():
         below, title = Path(folder) / name, BASELINES[name]
         log.info("The %s: the same student learns from %s.", title, baseline.source)

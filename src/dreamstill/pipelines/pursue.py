@@ -204,7 +204,7 @@ def _finished(
     stages = [from_plain(StageConfig, stage) for stage in best["stages"]]
     made = search.reopened(stages, search.folder / best["folder"])
     known = read_summary(folder)
-    if test is None and known.get("images") and known["candidates"] == search.records:
+    if test is None and known.get("images") and known.get("candidates") == search.records:
         return made[-1].network, known  # what was measured on real images stays
     shown_images = search.prepared.images[-NUM_SHOWN:]
     write_json(folder / "weights.json", layer_weights(made, teacher.input_spec, shown_images))

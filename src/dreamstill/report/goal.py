@@ -42,7 +42,7 @@ def write_goal_report(folder: Path) -> Path:
         verdict=summary["recommendation"],
         figures=drawn,
         warnings=[f"The goal was missed: {text}" for text in summary["missed"]]
-        + summary["warnings"],
+        + summary.get("warnings", []),
         **{name: summary[name] for name in SHOWN},
         measured_share=measured_share,
         by_file=summary["goal"] != "w4",
