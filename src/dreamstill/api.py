@@ -278,8 +278,7 @@ def distill(
             "auto:0.5" for the teacher with half of every width. A narrower copy of the teacher
             starts from its channels, unless `config.inherit` is False.
         images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
-            synthesizer, which then makes images while the student learns. Adversarial methods
-            (ZSKT, DFAD, FastDFKD, adaptive DeepInversion) see the student as it is.
+            synthesizer, which then makes images while the student learns, and sees it as it is.
         config: of the training. With images that are given, `prefill`, `fresh_every` and
             `buffer_size` have no effect.
         baselines: train the same student in the same way on clipped noise too, and on `bound`.
@@ -288,8 +287,8 @@ def distill(
         progress: called after every synthesized batch and every step.
 
     Returns:
-        The student that model selection chose on synthetic validation images. Its `details` have
-        the plan, and the results of the baselines as `noise_baseline` and `real_data_bound`.
+        The student selected on synthetic images; its `details` have the plan, and the results of
+        the baselines as `noise_baseline` and `real_data_bound`.
 
     Raises:
         ConfigError: the configuration contradicts itself, the teacher or the student.
@@ -298,17 +297,16 @@ def distill(
         NonFiniteError: a loss is not finite.
 
     """
-    config = config or DistillConfig()
     if bound is not None and not baselines:
         raise ConfigError("bound has no effect without baselines: leave it out")
     check_baselines(teacher, baselines)
-    rng = torch.Generator(teacher.device).manual_seed(seed)
+    config, rng = config or DistillConfig(), torch.Generator(teacher.device).manual_seed(seed)
     real = None if bound is None else _images(bound, teacher)
     result, method = _distilled(teacher, student, images, config, seed, progress)
     if not baselines:
         return result
     size = config.batch_size
-    if config.minutes is not None:  # the baselines take the same steps
+    if config.minutes is not None:  # the same for the baselines
         config = replace(config, steps=len(result.history), minutes=None)
     if method is not None:
         size, config = method.config.batch_size, config.spelled_out(method.fresh_every)
