@@ -162,21 +162,26 @@ def summarize(
             x, y = real
             summary["images"] = source
             logits = {name: predict(of, teacher.input_spec, x) for name, of in networks.items()}
-            if "teacher" in logits:
-                summary["warnings"] = summary["warnings"] + warn_of_guesses(logits["teacher"], y)
-            for name, of in logits.items():
-                summary[name] |= {
-                    "accuracy": accuracy(of, y),
-                    "ece": expected_calibration_error(of, y),
-                }
-                if "teacher" in logits:
-                    summary[name]["agreement"] = agreement(of, logits["teacher"])
+            _add_accuracies(summary, logits, y)
             confusion = confusion_matrix(logits["student"], y, teacher.num_classes)
             pictures["real_mean"] = class_means(x, y, teacher.num_classes)
             pictures["confusion"] = confusion.numpy()
         write_json(folder / "summary.json", summary)
         save_arrays(folder / "pictures.npz", **pictures)
         return summary
+
+
+def _add_accuracies(summary: dict[str, Any], logits: dict[str, Tensor], labels: Tensor) -> None:
+    """Add to a summary what each network's logits (N, K) are worth beside labels (N,)."""
+    if "teacher" in logits:
+        summary["warnings"] = summary["warnings"] + warn_of_guesses(logits["teacher"], labels)
+    for name, of in logits.items():
+        summary[name] |= {
+            "accuracy": accuracy(of, labels),
+            "ece": expected_calibration_error(of, labels),
+        }
+        if "teacher" in logits:
+            summary[name]["agreement"] = agreement(of, logits["teacher"])
 
 
 def _baselines(folder: Path, job: DistillJob, given: StrPath | None) -> dict[str, Path]:
