@@ -27,7 +27,6 @@ __all__ = ["seconds_per_batch", "within_budget"]
 
 log = logging.getLogger(__name__)
 
-MINUTES_COST = "minutes would spend queries of the black box on timing: give steps or visits"
 
 TIMED = 8
 """Steps that are timed; the first is slower, and the last has a validation."""
@@ -57,7 +56,9 @@ def within_budget(
     if config.minutes is None and config.visits is None:
         return config
     if config.minutes is not None and teacher.capabilities.budget is not None:
-        raise ConfigError(MINUTES_COST)
+        raise ConfigError(
+            "minutes would spend queries of the black box on timing: give steps or visits"
+        )
     period, visits, making = 1, config.batch_size, 0.0
     every = config.fresh_period(method.fresh_every) if method else 0
     if method is not None and every:

@@ -119,6 +119,8 @@ def make_linear_plain(network: nn.Module, inputs: Tensor) -> None:
         and isinstance(layer.weight, nn.Parameter)
         and not is_hooked(layer)
     }
+    if not layers:
+        return
     same = dict[str, bool]()
 
     def looking(name: str) -> Callable[..., None]:

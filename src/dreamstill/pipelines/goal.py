@@ -18,7 +18,7 @@ SHARES = {"half": 0.5, "quarter": 0.25}
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "KIB": 2**10, "MIB": 2**20}
 """Bytes of a unit, in capitals."""
 FOUR_BITS = ("int4", "4bit", "4bits", "w4a4")
-"""What others call the goal w4."""
+"""Other names of the goal w4, for a message."""
 
 
 @dataclass(frozen=True, slots=True)
