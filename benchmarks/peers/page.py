@@ -12,7 +12,7 @@ FIELDS = {
     "agreement": "agreement %",
     "macs": "MACs",
     "seconds": "seconds",
-    "cpu_seconds": "of a CPU",
+    "cpu_seconds": "CPU seconds",
     "peak_mb": "peak MB",
 }
 """Columns, of those that a table has."""
