@@ -22,10 +22,16 @@ from dreamstill.nn.generators import Generator
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import _distillation
-from dreamstill.synthesis.config import FastDfkdConfig, MetaGradient, NayerConfig
-from dreamstill.synthesis.few_steps import RunningStatistics, drawn_batch
+from dreamstill.synthesis.config import (
+    FastDfkdConfig,
+    ImageProgramsConfig,
+    MetaGradient,
+    NayerConfig,
+)
+from dreamstill.synthesis.few_steps import RunningStatistics
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.synthesis.methods.fastdfkd import FastDfkd, meta_gradient
+from dreamstill.synthesis.methods.image_programs import ImagePrograms
 from dreamstill.synthesis.methods.nayer import Nayer, NoisyLayers
 from dreamstill.synthesis.presets import PRESETS
 from dreamstill.synthesis.registry import open_synthesizer
@@ -192,17 +198,14 @@ def test_the_images_of_the_lowest_loss_are_kept() -> None:
     assert [torch.equal(images, other) for other in drawn] == [False, True, False, False]
 
 
-def test_a_replay_buffer_begins_with_random_shapes() -> None:
-    synthesizer = fast(warm_up=1)
-    batch = synthesizer.initial_batch(toys.seeded_student())
-    shapes = drawn_batch(synthesizer.teacher, 8, synthesizer.rng.manual_seed(0))
-    assert batch.images.shape == shapes.images.shape
-    assert synthesizer.batches == 1
-    # where the teacher sees every class among them, there are as many of each
-    assert (
-        drawn_batch(toys.quadrant_teacher(), 32, rng()).logits.argmax(1).bincount().tolist()
-        == [8] * 4
-    )
+def test_a_replay_buffer_begins_with_image_programs() -> None:
+    synthesizer, config = fast(warm_up=1), ImageProgramsConfig(batch_size=8, memory=8)
+    programs = ImagePrograms(synthesizer.teacher, config, rng=rng())
+    synthesizer.rng.manual_seed(0), programs.rng.manual_seed(0)
+    for count in (1, 2):
+        first = synthesizer.initial_batch(toys.seeded_student()).images
+        assert torch.equal(first, programs.next_batch().images)
+        assert synthesizer.batches == count
     plain, other = fast(drawn_start=False), fast()
     first = plain.initial_batch(toys.seeded_student()).images
     assert torch.equal(first, other.next_batch(toys.seeded_student()).images)

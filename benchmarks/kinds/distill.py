@@ -30,6 +30,7 @@ from benchmarks.runner import (
 from dreamstill.config import from_plain, to_plain
 from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
@@ -66,7 +67,8 @@ def row_of(table: dict[str, Any], *, tiny: bool) -> Row:
     row = Row(**more | {"distill": from_plain(DistillConfig, table["distill"], "distill")})
     if not tiny:
         return row
-    small = replace(row.distill, steps=min(row.distill.steps, 20), batch_size=64)
+    steps = 20 if row.distill.minutes else min(row.distill.steps, 20)
+    small = replace(row.distill, minutes=None, steps=steps, batch_size=64)
     small = replace(small, num_validation=64, buffer_size=64)
     return replace(row, synthesis=shrunk(row.synthesis), distill=small, after=min(row.after, 5))
 
@@ -146,7 +148,8 @@ class Distill(SummarizedKind):
             start, teacher.queries = time.monotonic(), 0
             if row.after:
                 self.warm_up(row, teacher, student, folder, rng)
-            distill = replace(row.distill, steps=row.distill.steps - row.after)
+            distill = within_budget(teacher, student, row.distill, synthesizer, inherited=kept)
+            distill = replace(distill, steps=distill.steps - row.after)
             buffer = ReplayBuffer(folder / "replay_buffer", teacher.input_spec, distill.buffer_size)
             work = Distillation(
                 teacher,
@@ -167,6 +170,7 @@ class Distill(SummarizedKind):
                 "seconds": round(time.monotonic() - start, 1),
                 "queries": teacher.queries,
                 "chosen_at_step": work.selector.best_step,
+                **({"visits": work.visits} if row.distill.minutes else {}),
             }
 
     def warm_up(

@@ -356,15 +356,15 @@ class FewStepsConfig(GeneratorConfig):
     """Weight of the KL between teacher and live student, on images on which they agree; at least 0.
     It needs `distill.fresh_every`; at 0 there is no need of a student."""
     warm_up: Annotated[Int, at_least(0)] = 20
-    """Number of first batches without the adversarial term, random shapes included; at least 0."""
+    """Number of first batches without the adversarial term, drawn ones included; at least 0."""
     shift: Annotated[Int, at_least(0)] = 4
     """Largest random shift in pixels of each image that the teacher is shown; at least 0."""
     flip: Bool = True
     """Show the teacher half of the images mirrored left to right. Turn it off for digits and
     text."""
     drawn_start: Bool = True
-    """Begin a replay buffer that fresh batches follow with random shapes, which nothing optimized.
-    Turn it off for the papers' start, images of the generator."""
+    """Begin a replay buffer that fresh batches follow with images of image programs, which nothing
+    optimized. Turn it off for the papers' start, images of the generator."""
 
 
 class MetaGradient(StrEnum):

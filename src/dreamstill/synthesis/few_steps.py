@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamstill.data.augmentation import shifted
-from dreamstill.data.batch import Batch, answered
+from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
 from dreamstill.files.checkpoints import Stateful
 from dreamstill.losses.logits import agreeing_kl
@@ -20,21 +20,15 @@ from dreamstill.losses.statistics import batch_statistics, statistics_distance
 from dreamstill.nn.hooks import Probe, eval_mode
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import norms_of
-from dreamstill.synthesis.config import FewStepsConfig, RandomShapes, Start
+from dreamstill.synthesis.config import FewStepsConfig, ImageProgramsConfig
 from dreamstill.synthesis.generator import LatentGenerator
-from dreamstill.synthesis.pixel_optimization import start_images
+from dreamstill.synthesis.methods.image_programs import ImagePrograms
 from dreamstill.teacher import Teacher
 
-__all__ = ["FewSteps", "RunningStatistics", "drawn_batch"]
+__all__ = ["FewSteps", "RunningStatistics"]
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 """Mean and variance (C,) of the input of each BatchNorm layer, by name."""
-
-
-def drawn_batch(teacher: Teacher, num: int, rng: torch.Generator) -> Batch:
-    """Draw `num` random shapes, spread over the classes as far as the teacher sees them there."""
-    classes = torch.arange(num, device=rng.device) % teacher.num_classes
-    return answered(teacher, start_images(classes, teacher, Start.STRUCTURED, RandomShapes(), rng))
 
 
 class RunningStatistics(Stateful):
@@ -95,20 +89,22 @@ class FewSteps(Method):
 
     config: FewStepsConfig
     needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
-    state: ClassVar[tuple[str, ...]] = ("generator", "statistics", "batches")
+    state: ClassVar[tuple[str, ...]] = ("generator", "statistics", "batches", "programs")
     generator: LatentGenerator
 
     def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:
         super().__init__(teacher, config, rng=rng)
         self.statistics = RunningStatistics(teacher, config.momentum)
         self.batches = 0
+        drawn = ImageProgramsConfig(batch_size=config.batch_size, memory=config.batch_size)
+        self.programs = ImagePrograms(teacher, drawn, rng=rng)
 
     def initial_batch(self, student: nn.Module | None = None) -> Batch:
-        """Return random shapes, or with no `drawn_start` what `next_batch` returns."""
+        """Return image programs' images, or with no `drawn_start` what `next_batch` returns."""
         if not self.config.drawn_start:
             return self.next_batch(student)
         self.batches += 1
-        return drawn_batch(self.teacher, self.config.batch_size, self.rng)
+        return self.programs.next_batch()
 
     def loss(
         self, images: Tensor, classes: Tensor, student: nn.Module | None

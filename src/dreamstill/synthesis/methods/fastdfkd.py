@@ -9,7 +9,7 @@ authors' code. Differences from the code:
 - Drawing the first layer anew sets the scales of its BatchNorm to 1; theirs draws them from
   N(0, 0.02).
 - Their factor 67 of REPTILE's gradient is left out: Adam takes the same steps without it.
-- The replay buffer begins with random shapes, if `drawn_start` is set.
+- The replay buffer begins with images of image programs, if `drawn_start` is set.
 """
 
 from collections.abc import Sequence
