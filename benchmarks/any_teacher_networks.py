@@ -2,8 +2,9 @@
 
     python -m benchmarks any_teacher_networks --data DATA --out TEACHERS [--weights FOLDER]
 
-DATA holds the .npz files of the sets. Two more are written beside them: the first 20 classes of
-tiny_imagenet.npz, and fashion_mnist.npz in 32 pixels, which KegNet's network reads. FOLDER holds
+DATA holds the .npz files of the sets. Four more are written beside them: the first 20 classes of
+tiny_imagenet.npz, fashion_mnist.npz in 32 pixels, which KegNet's network reads, camvid.npz in 96 x
+128 and celeba.npz in 64 x 64. FOLDER holds
 kegnet_fashion.pth.tar, as its authors published it.
 """
 
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from benchmarks import independent, train_teacher
 
 TINY_CLASSES = 20
+VOID = 11
+"""CamVid's mark of a pixel of no class."""
 
 
 class Training(NamedTuple):
@@ -30,6 +33,7 @@ class Training(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+FLIPS = ("--shift", "0", "--flip")
 TRAININGS = {
     "filled_shapes": Training("filled_shapes", "dreamstill.nn.plain_cnn:small_plain_cnn", 10),
     "strided_cnn_usps": Training("usps", "benchmarks.networks:strided_cnn", 30, ("--shift", "1")),
@@ -39,6 +43,15 @@ TRAININGS = {
     "vit_mnist": Training("mnist", "benchmarks.networks:vit", 8),
     "tiny_imagenet_20": Training(
         "tiny_imagenet_20", "benchmarks.networks:tiny_imagenet_cnn", 40, ("--shift", "6", "--wide")
+    ),
+    "encoder_decoder_camvid": Training(
+        "camvid_128",
+        "benchmarks.networks:encoder_decoder",
+        120,
+        ("--outputs", "dense", "--batch-size", "16", *FLIPS),
+    ),
+    "attributes_celeba": Training(
+        "celeba_64", "benchmarks.networks:attributes_cnn", 12, ("--outputs", "labels", *FLIPS)
     ),
     "plain_cnn_cifar10": Training(
         "cifar10", "dreamstill.nn.plain_cnn:plain_cnn", 12, ("--shift", "4", "--wide")
@@ -68,6 +81,40 @@ def enlarged(data: Path) -> None:
     np.savez(data / "fashion_mnist_32.npz", allow_pickle=False, **arrays)
 
 
+def shrunk(data: Path) -> None:
+    """Write CamVid in 96 x 128 pixels; a pixel of no class is 255."""
+    with np.load(data / "camvid.npz") as archive:
+        arrays = {}
+        for part in ("train", "test"):
+            images = torch.from_numpy(archive[f"x_{part}"]).float()
+            small = F.interpolate(images, (96, 128), mode="bilinear", antialias=True)
+            arrays[f"x_{part}"] = small.round().clamp(0, 255).to(torch.uint8).numpy()
+            classes = torch.from_numpy(archive[f"y_{part}"])[:, None].float()
+            nearest = F.interpolate(classes, (96, 128), mode="nearest-exact")[:, 0].to(torch.uint8)
+            arrays[f"y_{part}"] = nearest.masked_fill(nearest == VOID, 255).numpy()
+    np.savez(data / "camvid_128.npz", allow_pickle=False, **arrays)
+
+
+def cropped(data: Path) -> None:
+    """Write CelebA in 64 x 64 pixels: the middle of the pictures, bilinear."""
+    with np.load(data / "celeba.npz") as archive:
+        arrays = {name: archive[name] for name in ("y_train", "y_test")}
+        for name in ("x_train", "x_test"):
+            images = torch.from_numpy(archive[name])[:, :, 10:99].float()
+            small = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+            arrays[name] = small.round().clamp(0, 255).to(torch.uint8).numpy()
+    np.savez(data / "celeba_64.npz", allow_pickle=False, **arrays)
+
+
+DERIVED = {
+    "tiny_imagenet_20": first_classes,
+    "fashion_mnist_32": enlarged,
+    "camvid_128": shrunk,
+    "celeba_64": cropped,
+}
+"""Sets that are made from others, which lie beside them."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The teachers of the any_* benchmarks.")
     parser.add_argument("--data", type=Path, default=os.environ.get("DREAMSTILL_DATA"))
@@ -76,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
-    for write, name in ((first_classes, "tiny_imagenet_20"), (enlarged, "fashion_mnist_32")):
+    for name, write in DERIVED.items():
         if not (args.data / f"{name}.npz").exists():
             write(args.data)
     for name, training in TRAININGS.items():

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from dreamstill.nn.plain_cnn import PlainCNN
 
 __all__ = [
+    "attributes_cnn",
+    "attributes_cnn_half",
+    "encoder_decoder",
+    "encoder_decoder_half",
     "group_norm_cnn",
     "group_norm_cnn_half",
     "kegnet_resnet14",
@@ -99,6 +103,40 @@ class StridedCNN(nn.Module):
         return logits
 
 
+class EncoderDecoder(nn.Module):
+    """Classes of pixels: three levels of convolutions with BatchNorm, down and up again.
+
+    Each level on the way up is shown what the level on the way down was; the logits of half of the
+    resolution are enlarged.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = self._convs(3, width, stride=2)
+        self.down1 = self._convs(width, 2 * width, stride=2)
+        self.down2 = self._convs(2 * width, 4 * width, stride=2)
+        self.up1 = self._convs(6 * width, 2 * width)
+        self.up2 = self._convs(3 * width, width)
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    @staticmethod
+    def _convs(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+        layers = nn.Sequential()
+        for given, step in ((inputs, stride), (outputs, 1)):
+            layers.append(nn.Conv2d(given, outputs, 3, step, padding=1, bias=False))
+            layers.extend([nn.BatchNorm2d(outputs), nn.ReLU()])
+        return layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, K, H, W) for images (N, 3, H, W), H and W multiples of 8."""
+        fine = self.stem(x)
+        middle = self.down1(fine)
+        coarse = F.interpolate(self.down2(middle), scale_factor=2.0)
+        middle = F.interpolate(self.up1(torch.cat([middle, coarse], 1)), scale_factor=2.0)
+        logits = self.head(self.up2(torch.cat([fine, middle], 1)))
+        return F.interpolate(logits, scale_factor=2.0, mode="bilinear")
+
+
 class Attention(nn.Module):
     """Self-attention of `heads` heads of 16 values each."""
 
@@ -180,6 +218,26 @@ def strided_cnn() -> StridedCNN:
 def strided_cnn_half() -> StridedCNN:
     """Return the same with half of every width."""
     return StridedCNN(8)
+
+
+def encoder_decoder() -> EncoderDecoder:
+    """Return an encoder and decoder for the 11 classes of CamVid: 0.4 M parameters."""
+    return EncoderDecoder(24, 11)
+
+
+def encoder_decoder_half() -> EncoderDecoder:
+    """Return the same with half of every width."""
+    return EncoderDecoder(12, 11)
+
+
+def attributes_cnn() -> PlainCNN:
+    """Return a CNN for the 40 attributes of CelebA: 0.6 M parameters."""
+    return PlainCNN((32, 64, 128, 128), num_classes=40)
+
+
+def attributes_cnn_half() -> PlainCNN:
+    """Return the same with half of every width."""
+    return PlainCNN((16, 32, 64, 64), num_classes=40)
 
 
 def vit() -> ViT:

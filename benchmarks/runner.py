@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamstill.config import Precision, from_plain, to_plain
-from dreamstill.data.images import load_images
+from dreamstill.data.images import load_images, load_real
 from dreamstill.files.reading import read_toml
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.output_spec import OutputSpec
 from dreamstill.pipelines.run_directory import environment
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.synthesis.config import CLOTHES, SCENES, RandomShapes
@@ -236,9 +237,15 @@ class Kind(ABC):
         """Open the teacher."""
         return open_from(TeacherFile(weights=str(self.weights)), precision=self.precision)
 
-    def test_set(self, spec: InputSpec) -> tuple[Tensor, Tensor]:
-        """Return the test images, uint8 (N, C, H, W), and labels; about 200 in a tiny run."""
-        x, y = load_images(self.data, spec)
+    def test_set(self, spec: InputSpec, outputs: OutputSpec | None = None) -> tuple[Tensor, Tensor]:
+        """Return the test images, uint8 (N, C, H, W), and the truth; about 200 in a tiny run.
+
+        The truth is classes, or what fits the outputs of a network.
+        """
+        if outputs is None:
+            x, y = load_images(self.data, spec)
+        else:
+            x, y = load_real(self.data, spec, outputs)
         every = max(1, len(x) // 200) if self.tiny else 1  # they may be sorted by class
         return x[::every], y[::every]
 

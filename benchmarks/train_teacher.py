@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dreamstill.evaluation import accuracy, predict
+from dreamstill.config import OutputKind
+from dreamstill.evaluation import predict, scores
+from dreamstill.formatting import WORDS
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.factory import build
 
@@ -88,7 +90,7 @@ def optimizer_of(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return the optimizer of a recipe and its schedule over the steps."""
     schedules = torch.optim.lr_scheduler
-    if recipe is WIDE:
+    if recipe.text == WIDE.text:
         sgd = torch.optim.SGD(
             model.parameters(), 0.4, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
@@ -100,6 +102,15 @@ def optimizer_of(
     return adam, schedules.CosineAnnealingLR(adam, steps)
 
 
+def loss_of(outputs: Tensor, truth: Tensor, kind: OutputKind, smoothing: float) -> Tensor:
+    """Return the loss of outputs (N, ...) beside the truth, as `load_real` reads it."""
+    if kind is OutputKind.LABELS:
+        return F.binary_cross_entropy_with_logits(outputs, truth.float())
+    if kind is OutputKind.VALUES:
+        return F.mse_loss(outputs, truth.float())
+    return F.cross_entropy(outputs, truth, label_smoothing=smoothing, ignore_index=255)
+
+
 def train(
     model: nn.Module,
     images: Tensor,
@@ -108,6 +119,7 @@ def train(
     *,
     epochs: int,
     shifted_by: int,
+    kind: OutputKind,
     rng: torch.Generator,
 ) -> None:
     """Train a network in place on images (N, C, H, W), which it reads as they are."""
@@ -119,15 +131,17 @@ def train(
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=rng)
         for batch in order[: batches * recipe.batch_size].split(recipe.batch_size):
-            x = shift(images[batch], shifted_by, rng)
+            x, y = shift(images[batch], shifted_by, rng), labels[batch]
             if recipe.flip:
                 flipped = torch.rand(len(x), generator=rng) < 0.5
                 x[flipped] = x[flipped].flip(3)
+                if kind is OutputKind.DENSE:
+                    y[flipped] = y[flipped].flip(2)
             if mixed:
                 x = x.to(memory_format=torch.channels_last)
             with torch.autocast("cpu", recipe.precision, enabled=mixed):
                 logits = model(x)
-            loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.smoothing)
+            loss = loss_of(logits.float(), y, kind, recipe.smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -145,6 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--shift", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--outputs", type=OutputKind, default=OutputKind.CLASSES)
+    parser.add_argument("--flip", action="store_true", help="mirror half of the images")
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--wide", action="store_true", help="SGD in bfloat16, batch 256")
     args = parser.parse_args(arguments)
 
@@ -160,25 +177,31 @@ def main(arguments: list[str] | None = None) -> None:
     )
     spec = InputSpec(shape, tuple(mean), tuple(std))
     images = spec.encode(torch.from_numpy(x))
-    labels = torch.from_numpy(y).long()
+    kind = args.outputs
+    labels = torch.from_numpy(y) if kind is OutputKind.VALUES else torch.from_numpy(y).long()
 
     torch.manual_seed(args.seed)
     rng = torch.Generator().manual_seed(args.seed)
     model = build(args.factory)
     recipe = WIDE if args.wide else ADAM
-    train(model, images, labels, recipe, epochs=args.epochs, shifted_by=args.shift, rng=rng)
+    recipe = recipe._replace(
+        flip=args.flip or recipe.flip, batch_size=args.batch_size or recipe.batch_size
+    )
+    course = {"epochs": args.epochs, "shifted_by": args.shift, "kind": kind}
+    train(model, images, labels, recipe, **course, rng=rng)
 
     model.eval().to(recipe.stored)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), args.out)
     model.float()
     logits = predict(model, spec, torch.from_numpy(x_test))
-    correct = accuracy(logits, torch.from_numpy(y_test).long())
+    correct = scores(logits, torch.from_numpy(y_test).long(), kind)["accuracy"]
     card = {
         "factory": args.factory,
         "shape": shape,
         "mean": mean,
         "std": std,
+        "outputs": kind.value,
         "num_classes": logits.shape[1],
         "trained_on": f"{args.data.stem}, {len(x)} training images",
         "accuracy": round(correct, 4),
@@ -187,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"shift {args.shift}, seed {args.seed}",
     }
     args.out.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
-    print(f"test accuracy {correct:.4f}; wrote {args.out}")
+    print(f"test {WORDS[kind].score} {correct:.4f}; wrote {args.out}")
 
 
 if __name__ == "__main__":

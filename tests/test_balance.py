@@ -6,6 +6,7 @@ import torch
 
 import toys
 from dreamstill.data.batch import Batch
+from dreamstill.output_spec import OutputSpec
 from dreamstill.synthesis.balanced_draws import hardest_first
 from dreamstill.synthesis.class_balance import ClassMemory
 from dreamstill.synthesis.config import StructuredNoiseConfig
@@ -23,7 +24,7 @@ def batch(classes: list[int], first: int = 0) -> Batch:
 
 
 def test_memory_draws_only_what_it_saw_under_its_class() -> None:
-    memory = ClassMemory(6, 3, (1, 1, 1), torch.device("cpu"))
+    memory = ClassMemory(6, OutputSpec(3), (1, 1, 1), torch.device("cpu"))
     assert len(memory.draw(4, rng()).images) == 0
     memory.remember(batch([0, 2, 2]))
     drawn = memory.draw(20, rng())
@@ -33,7 +34,7 @@ def test_memory_draws_only_what_it_saw_under_its_class() -> None:
 
 
 def test_memory_forgets_the_oldest_of_a_class() -> None:
-    memory = ClassMemory(6, 3, (1, 1, 1), torch.device("cpu"))
+    memory = ClassMemory(6, OutputSpec(3), (1, 1, 1), torch.device("cpu"))
     memory.remember(batch([1, 1]))
     memory.remember(batch([1], first=7))
     assert set(memory.draw(40, rng()).images.flatten().tolist()) == {1.0, 7.0}

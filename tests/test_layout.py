@@ -11,9 +11,11 @@ SOURCE = Path(dreamstill.__file__).parent
 # each room may import those before it
 ORDER = (
     ("errors", "formatting", "losses", "progress", "quiet"),
-    ("files", "input_spec", "output_spec"),
+    ("files", "input_spec"),
+    ("config",),
+    ("output_spec",),
     ("nn",),
-    ("config", "evaluation"),
+    ("evaluation",),
     ("exporters", "graph", "profiling", "report", "teacher"),
     ("black_box",),
     ("continual", "data", "loaders"),

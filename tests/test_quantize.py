@@ -758,7 +758,8 @@ def test_what_has_no_batch_norm_need_not_be_traced() -> None:
         teacher = Teacher(Untraceable(), GREY)
     shown = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8, generator=rng())
     quantized = quantize(teacher, shown, QuantizeConfig(), rng=rng())
-    assert agreement(*(predict(m, GREY, shown) for m in (teacher.module, quantized))) > 0.95
+    before, after = (predict(m, GREY, shown) for m in (teacher.module, quantized))
+    assert agreement(before, after) > 0.95
 
 
 class Again(nn.Module):

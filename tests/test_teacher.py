@@ -104,7 +104,7 @@ class Returns(nn.Module):
     ("module", "message"),
     [
         (nn.Conv2d(3, 4, 3), "does not run on inputs of shape"),
-        (nn.Conv2d(1, 4, 3), r"\(N, K\) logits; got \(4, 4, 6, 6\)"),
+        (nn.Flatten(2), r"\(N, K\) logits; got \(4, 1, 64\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "at least 2 classes; got 1"),
         (Returns(torch.zeros(4, 0)), "at least 2 classes; got 0"),
         (Returns("text"), "got str"),
@@ -415,7 +415,10 @@ def running_sum(x: torch.Tensor) -> torch.Tensor:
         (Ends(F.dropout), "answers differently when it is asked again"),
         (Ends(centered), "depends on the others of its batch"),
         (Ends(nn.BatchNorm1d(4, track_running_stats=False)), "after .* without running statistics"),
-        (nn.Sequential(nn.Unflatten(0, (2, 2)), nn.Flatten(0, 1)), "does not run|logits"),
+        (
+            nn.Sequential(nn.Unflatten(0, (2, 2)), nn.Flatten(0, 1)),
+            "does not run|logits|at least 2 classes",
+        ),
     ],
 )
 def test_a_network_that_no_task_may_trust_is_refused_with_the_way_out(

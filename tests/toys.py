@@ -210,6 +210,26 @@ class SqueezeNet(nn.Module):
         return logits
 
 
+class Segmenter(nn.Module):
+    """Classes of pixels: a step down, a step up, and the fine features beside the coarse ones."""
+
+    def __init__(self, num_classes: int = 3, width: int = 6) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(1, width, 3, padding=1)
+        self.fine_norm = nn.BatchNorm2d(width)
+        self.coarse = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.coarse_norm = nn.BatchNorm2d(2 * width)
+        self.up = nn.Conv2d(2 * width, width, 1)
+        self.head = nn.Conv2d(2 * width, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = nn.functional.relu(self.fine_norm(self.fine(x)))
+        coarse = nn.functional.relu(self.coarse_norm(self.coarse(fine)))
+        up = nn.functional.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")
+        logits: Tensor = self.head(torch.cat([fine, up], 1))
+        return logits
+
+
 class Sensor(nn.Module):
     """Two convolutions with BatchNorm of a signal, which is a picture of one row."""
 
@@ -326,6 +346,22 @@ def student() -> SmallCnn:
 def seeded_student() -> SmallCnn:
     with seeded(torch.Generator().manual_seed(5)):
         return SmallCnn(width=4)
+
+
+def segmenter() -> Segmenter:
+    """Return a Segmenter with varied statistics, the same for every call."""
+    with seeded(torch.Generator().manual_seed(7)):
+        model = Segmenter(width=8)
+        for norm in (model.fine_norm, model.coarse_norm):
+            nn.init.normal_(norm.bias, std=0.5)
+    with torch.no_grad():
+        model.head.weight *= 8
+    return model.eval()
+
+
+def half_segmenter() -> Segmenter:
+    """Return a Segmenter of half the width."""
+    return Segmenter(width=4)
 
 
 def structured(**changes: Any) -> StructuredNoiseConfig:

@@ -22,7 +22,7 @@ from dreamstill.compression.prune import prune
 from dreamstill.compression.quantization.quantize import quantize, quantize_without_inputs
 from dreamstill.config import from_plain, to_plain
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.evaluation import accuracy, agreement, answers, predict
+from dreamstill.evaluation import accuracy, agreement, answers, predict, scores
 from dreamstill.exporters.formats import RUNTIMES, export, load_exported
 from dreamstill.exporters.int8 import export_int8
 from dreamstill.files.reading import read_toml
@@ -169,8 +169,8 @@ class CompressInMemory(OfTasks):
 
     @cached_property
     def tested(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Test images, their labels and the teacher's logits."""
-        x, y = self.test_set(self.network.input_spec)
+        """Test images, the truth and the teacher's outputs."""
+        x, y = self.test_set(self.network.input_spec, self.network.output_spec)
         return x, y, predict(self.network.module, self.network.input_spec, x)
 
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
@@ -210,18 +210,19 @@ class CompressInMemory(OfTasks):
             if stage["task"] == "export":
                 export(module, path, spec)
             else:
-                export_int8(module, spec, images, path)
+                export_int8(module, spec, images, path, outputs=self.network.output_kind)
             runtime = load_exported(path)
             figures = self.compared(answers(runtime, spec, self.tested[0]))
             latency = round(measure_latency(runtime, spec).median, 2)
             return figures | {"bytes": path.stat().st_size, "latency_ms": latency}
 
     def compared(self, logits: Tensor) -> dict[str, Any]:
-        """Return accuracy on the test set and agreement with the whole network, in percent."""
+        """Return the score on the test set and agreement with the whole network, in percent."""
         _, y, whole = self.tested
+        kind = self.network.output_kind
         return {
-            "accuracy": round(100 * accuracy(logits, y), 2),
-            "agreement": round(100 * agreement(logits, whole), 2),
+            "accuracy": round(100 * scores(logits, y, kind)["accuracy"], 2),
+            "agreement": round(100 * agreement(logits, whole, kind), 2),
         }
 
     def summary(self, cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -259,7 +260,8 @@ class AnyTeacher(CompressInMemory):
         model = self.model(cell, seed)
         figures = self.compared(predict(model, teacher.input_spec, self.tested[0]))
         drawn = predict(model, teacher.input_spec, known.images)
-        return figures | {"validation": round(100 * agreement(drawn, known.logits), 2)}
+        validation = agreement(drawn, known.logits, teacher.output_kind)
+        return figures | {"validation": round(100 * validation, 2)}
 
     def model(self, cell: Cell, seed: int) -> nn.Module:
         if self.rows[cell.row]["task"] != "distill":

@@ -22,7 +22,7 @@ from dreamstill.compression.config import (
     PruneConfig,
     QuantizeConfig,
 )
-from dreamstill.config import Precision, did_you_mean, to_plain
+from dreamstill.config import OutputKind, Precision, did_you_mean, from_plain, to_plain
 from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.continual.learning import learn
 from dreamstill.data.images import load_images, load_unlabelled
@@ -42,13 +42,14 @@ from dreamstill.distillation.plan import (
 )
 from dreamstill.distillation.suiting import check_baselines, suited, suited_to_method
 from dreamstill.errors import ConfigError, DataError
-from dreamstill.evaluation import accuracy, confusion_matrix, expected_calibration_error, predict
+from dreamstill.evaluation import confusion_of, intersection_over_union, predict, scores
 from dreamstill.exporters.formats import export
 from dreamstill.files.reading import StrPath
 from dreamstill.formatting import shown
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.output_spec import UNSEEN
 from dreamstill.pipelines.compress import compressed
 from dreamstill.pipelines.config import STAGE_CONFIGS, CompressJob, StageConfig
 from dreamstill.pipelines.distill import check_student, open_student
@@ -149,6 +150,7 @@ def load_teacher(
     input_spec: InputSpec | None = None,
     card: StrPath | None = None,
     num_classes: int | None = None,
+    outputs: OutputKind | str | None = None,
     device: str = "cpu",
     precision: Precision | str = "auto",
     allow_pickle: bool = False,
@@ -165,6 +167,7 @@ def load_teacher(
         card: path of a .json or .toml file with factory, shape, mean and std or range. Default: the
             one beside the weights, with their name.
         num_classes: checked against the network.
+        outputs: classes, labels, values or dense; see `Teacher`. Default: the card's.
         device: where to put it, such as "cpu" or "cuda".
         precision: float32, bfloat16, or auto for the faster one.
         allow_pickle: consent to run the code in a full pickle; never for a file you do not trust.
@@ -181,6 +184,7 @@ def load_teacher(
         card=None if card is None else os.fspath(card),
         factory=factory,
         num_classes=num_classes,
+        outputs=from_plain(OutputKind | None, outputs, "outputs"),
         allow_pickle=allow_pickle,
         black_box=black_box,
         **spec,
@@ -365,7 +369,8 @@ def _distilled(
                 note(step)
             network, warnings = work.chosen, work.warnings
     validation = validation_set(teacher, config.num_validation)
-    agreed, _ = ModelSelector(validation, teacher.input_spec).measure(network)
+    selector = ModelSelector(validation, teacher.input_spec, teacher.output_kind)
+    agreed, _ = selector.measure(network)
     details = {"plan": sentences, "validation_agreement": agreed, "warnings": warnings}
     model = network.eval().requires_grad_(False)
     return Result(model, teacher.input_spec, history, details), method
@@ -625,35 +630,60 @@ def compress(
     return _compress_in_memory(teacher, images, named, seed, progress)
 
 
-def evaluate(model: nn.Module, images: Any, labels: Any, input_spec: InputSpec) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    input_spec: InputSpec,
+    *,
+    outputs: OutputKind | str = "classes",
+) -> dict[str, Any]:
     """Measure a network on labelled images.
 
     Args:
         model: maps (N, C, H, W) in its input space to (N, K) logits; left as it was.
         images: uint8 (N, C, H, W).
-        labels: (N,) of 0 to K - 1.
+        labels: (N,) of 0 to K - 1; of labels (N, K) of 0 and 1; of values (N, K); of dense outputs
+            (N, H, W), 255 or -1 where there is no class.
         input_spec: its input.
+        outputs: classes, labels, values or dense; see `Teacher`.
 
     Returns:
-        `accuracy` in [0, 1], `calibration_error` in [0, 1] (expected, 15 bins), and `confusion`,
-        (K, K) counts with a row per true class.
+        Of classes `accuracy` in [0, 1], `calibration_error` in [0, 1] (expected, 15 bins), and
+        `confusion`, (K, K) counts with a row per true class. Of labels `accuracy`, the share that
+        is right, and `average_precision`, its mean over labels. Of values `r2` and
+        `absolute_error`. Of dense outputs `mean_iou`, `pixel_accuracy`, `iou` (K,), nan for a class
+        that is nowhere, and `confusion` of pixels.
 
     Raises:
         DataError: there is no image, or images and labels do not belong together.
 
     """
-    given, classes = torch.as_tensor(images), torch.as_tensor(labels).long()
-    if len(given) == 0 or classes.shape != (len(given),):
+    kind: OutputKind = from_plain(OutputKind, outputs, "outputs")
+    given, truth = torch.as_tensor(images), torch.as_tensor(labels)
+    if len(given) == 0 or len(truth) != len(given):
+        raise DataError(f"got {len(truth)} labels for {len(given)} images, of which one is needed")
+    found = predict(model, input_spec, given)
+    wanted = found.shape if kind in UNSEEN else (len(found), *found.shape[2:])
+    if truth.shape != wanted:
         raise DataError(
-            f"labels must be (N,) for images (N, C, H, W), N at least 1; got "
-            f"{tuple(classes.shape)} for {tuple(given.shape)}"
+            f"labels must be {tuple(wanted)} for outputs {tuple(found.shape)}; got "
+            f"{tuple(truth.shape)}"
         )
-    logits = predict(model, input_spec, given)
-    return {
-        "accuracy": accuracy(logits, classes),
-        "calibration_error": expected_calibration_error(logits, classes),
-        "confusion": confusion_matrix(logits, classes, logits.shape[1]),
+    truth = truth if kind is OutputKind.VALUES else truth.long()
+    titles = {"ece": "calibration_error"} | SCORES.get(kind, {})
+    measured: dict[str, Any] = {
+        titles.get(name, name): value for name, value in scores(found, truth, kind).items()
     }
+    if (counts := confusion_of(found, truth, kind)) is not None:
+        measured["confusion"] = counts
+        if kind is OutputKind.DENSE:
+            measured["iou"] = intersection_over_union(counts.double())
+    return measured
+
+
+SCORES = {OutputKind.VALUES: {"accuracy": "r2"}, OutputKind.DENSE: {"accuracy": "mean_iou"}}
+"""What `evaluate` calls the figure that networks are compared by, where it is no accuracy."""
 
 
 def profile(model: nn.Module, input_spec: InputSpec) -> Profile:

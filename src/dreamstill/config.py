@@ -33,6 +33,7 @@ __all__ = [
     "Float",
     "Int",
     "MOST",
+    "OutputKind",
     "Precision",
     "Seed",
     "Text",
@@ -87,6 +88,19 @@ BoolOrAuto = Annotated[bool | Literal["auto"], BeforeValidator(_bool_or_auto)]
 """True, False, or "auto" for what is best."""
 Text = Annotated[str, BeforeValidator(_as_text), AfterValidator(_without_null)]
 """A string, or a path that becomes one."""
+
+
+class OutputKind(StrEnum):
+    """What the outputs of a network say of an image."""
+
+    CLASSES = "classes"
+    """Which of K classes it is: a logit for each, (N, K)."""
+    LABELS = "labels"
+    """Which of K labels it has, none to all: a logit for each, (N, K)."""
+    VALUES = "values"
+    """K numbers, as in regression, (N, K)."""
+    DENSE = "dense"
+    """Which of K classes each pixel is: a logit for each, (N, K, H, W)."""
 
 
 class Precision(StrEnum):

@@ -1,4 +1,4 @@
-"""Measure a network's accuracy, agreement with another network, and calibration error."""
+"""Measure a network: its accuracy, agreement with another network, and calibration error."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -11,17 +11,25 @@ from torch import Tensor, nn
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.formatting import half_interval, percent
 from dreamstill.input_spec import InputSpec
+from dreamstill.losses.logits import kl_divergence, values_divergence
 from dreamstill.nn.hooks import eval_mode, shown_at_once
+from dreamstill.output_spec import UNSEEN, OutputKind, decisions
 
 __all__ = [
     "accuracy",
     "agreement",
     "answers",
+    "average_precision",
     "check_same_function",
     "confusion_matrix",
+    "confusion_of",
+    "determination",
+    "divergence",
     "evaluating",
     "expected_calibration_error",
+    "intersection_over_union",
     "predict",
+    "scores",
     "warn_of_guesses",
 ]
 
@@ -103,21 +111,131 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def agreement(logits: Tensor, other_logits: Tensor) -> float:
-    """Return the share of inputs for which two (N, K) logits predict the same class; in [0, 1]."""
-    return accuracy(logits, other_logits.argmax(1))
+def agreement(outputs: Tensor, others: Tensor, kind: OutputKind = OutputKind.CLASSES) -> float:
+    """Return how far two outputs (N, ...) agree, in [0, 1].
+
+    That is the share of equal decisions: the classes of images or of pixels, or whether each label
+    is on. Of values it is the share of the others' variance that they explain, R2, at least 0.
+    """
+    if kind is OutputKind.VALUES:
+        return max(0.0, determination(outputs, others))
+    return accuracy(decisions(outputs, kind), decisions(others, kind).argmax(1))
 
 
-def warn_of_guesses(logits: Tensor, labels: Tensor) -> list[str]:
+def divergence(outputs: Tensor, others: Tensor, kind: OutputKind = OutputKind.CLASSES) -> float:
+    """Return the mean KL(others || outputs) of decisions, in nats; see `values_divergence`."""
+    if kind is OutputKind.VALUES:
+        return values_divergence(outputs, others).item()
+    return kl_divergence(decisions(outputs, kind), decisions(others, kind)).item()
+
+
+def determination(outputs: Tensor, truth: Tensor) -> float:
+    """Return the mean R2 over the columns of values (N, K): at most 1, 0 for their mean.
+
+    A column that does not vary counts for 1 where it is met, else for 0.
+
+    >>> determination(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
+    0.5
+    """
+    truth = truth.double()
+    error = (outputs.double() - truth).square().sum(0)
+    total = (truth - truth.mean(0)).square().sum(0)
+    share = torch.where(total > 0, 1 - error / total.clamp_min(1e-300), (error == 0).double())
+    return share.mean().item()
+
+
+def scores(outputs: Tensor, truth: Tensor, kind: OutputKind) -> dict[str, float]:
+    """Measure outputs (N, ...) beside the truth; the first figure is the one to compare by.
+
+    Args:
+        outputs: of a network.
+        truth: classes (N,); labels (N, K) of 0 and 1; values (N, K); or classes of pixels
+            (N, H, W), of which those that are no class are not looked at.
+        kind: what the outputs say.
+
+    Returns:
+        Of classes accuracy and calibration error; of labels the accuracy, the share of
+        labels that are right, and the mean average precision over the labels that are on
+        anywhere; of values R2 and the mean absolute error; of pixels the mean intersection over
+        union of the classes that are there, and the pixel accuracy.
+
+    """
+    if kind is OutputKind.CLASSES:
+        return {
+            "accuracy": accuracy(outputs, truth),
+            "ece": expected_calibration_error(outputs, truth),
+        }
+    if kind is OutputKind.LABELS:
+        return {
+            "accuracy": ((outputs > 0) == truth.bool()).float().mean().item(),
+            "average_precision": average_precision(outputs, truth),
+        }
+    if kind is OutputKind.VALUES:
+        error = (outputs.double() - truth.double()).abs().mean().item()
+        return {"accuracy": determination(outputs, truth), "absolute_error": error}
+    counts = confusion_of(outputs, truth, kind)
+    assert counts is not None
+    counts = counts.double()
+    found = intersection_over_union(counts)
+    return {
+        "accuracy": found[found.isfinite()].mean().item(),
+        "pixel_accuracy": (counts.trace() / counts.sum()).item(),
+    }
+
+
+def confusion_of(outputs: Tensor, truth: Tensor, kind: OutputKind) -> Tensor | None:
+    """Return counts (K, K) of images or pixels, true classes as rows; None of labels and values."""
+    if kind in UNSEEN:
+        return None
+    known = (truth >= 0) & (truth < outputs.shape[1])
+    rows = decisions(outputs, kind)[known.flatten()]
+    return confusion_matrix(rows, truth[known], outputs.shape[1])
+
+
+def intersection_over_union(counts: Tensor) -> Tensor:
+    """Return the IoU of each class from confusion counts (K, K); nan for one that is nowhere.
+
+    >>> intersection_over_union(torch.tensor([[2.0, 1.0], [0.0, 1.0]]))
+    tensor([0.6667, 0.5000])
+    """
+    both = counts.diagonal()
+    return both / (counts.sum(0) + counts.sum(1) - both)
+
+
+def average_precision(outputs: Tensor, truth: Tensor) -> float:
+    """Return the mean over labels of the precision at each image that has it, ranked by logit.
+
+    Args:
+        outputs: logits (N, K).
+        truth: (N, K) of 0 and 1; labels that no image has are left out, nan without any.
+
+    >>> average_precision(torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([[1], [0], [1]]))
+    0.8333333333333333
+
+    """
+    order = outputs.argsort(dim=0, descending=True, stable=True)
+    hits = truth.bool().gather(0, order).double()
+    rank = torch.arange(1, len(hits) + 1, dtype=torch.double).unsqueeze(1)
+    present = hits.sum(0) > 0
+    found = ((hits.cumsum(0) / rank) * hits).sum(0)[present] / hits.sum(0)[present]
+    return found.mean().item()
+
+
+def warn_of_guesses(
+    logits: Tensor, labels: Tensor, kind: OutputKind = OutputKind.CLASSES
+) -> list[str]:
     """Warn if a teacher is no more often right than if it had not looked at the images.
 
     Args:
         logits, labels: (N, K) and (N,) of real images; of one class alone nothing can be told.
+        kind: what the outputs say; only classes of images are looked at.
 
     Returns:
         The warning, which is logged as well; empty without one.
 
     """
+    if kind is not OutputKind.CLASSES:
+        return []
     num, (classes, counts) = len(labels), labels.unique(return_counts=True)
     if len(classes) < 2 or int(classes.max()) >= logits.shape[1]:
         return []

@@ -1,21 +1,99 @@
 """Format numbers and plain values for tables in the terminal and in reports."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 __all__ = [
     "BASELINES",
     "bytes_of_memory",
+    "capitalized",
     "duration",
     "half_interval",
     "measured_share",
+    "more_scores",
     "percent",
     "shown",
+    "words_of",
 ]
 
 
 BASELINES = {"noise_baseline": "noise baseline", "real_data_bound": "real-data bound"}
 """Titles of the baselines of a distillation, by the names of their directories."""
+
+
+class Words(NamedTuple):
+    """What the figures of a network are called."""
+
+    score: str
+    """Title of the figure that networks are compared by."""
+    right: str
+    """What a network does, with {} for that figure."""
+    of: str
+    """Of or on what."""
+    other: str
+    """The same of another network, in short."""
+    agrees: str
+    """What it does on the teacher's validation images, with {} for the agreement."""
+
+
+WORDS = {
+    "classes": Words(
+        "accuracy",
+        "is right on {}",
+        "of the real images",
+        "on {}",
+        "answers with the teacher's class on {} of the validation images",
+    ),
+    "labels": Words(
+        "accuracy of labels",
+        "is right about {}",
+        "of the labels of the real images",
+        "about {}",
+        "agrees with the teacher about {} of the labels of the validation images",
+    ),
+    "values": Words(
+        "R2",
+        "explains {}",
+        "of the variance of the real values",
+        "{}",
+        "explains {} of the variance of the teacher's values on the validation images",
+    ),
+    "dense": Words(
+        "mean IoU",
+        "has a mean IoU of {}",
+        "on the real images",
+        "one of {}",
+        "answers with the teacher's class on {} of the pixels of the validation images",
+    ),
+}
+"""Words by what a network's outputs say."""
+MORE_SCORES: dict[str, tuple[str, bool]] = {
+    "ece": ("expected calibration error", True),
+    "average_precision": ("mean average precision", True),
+    "pixel_accuracy": ("pixel accuracy", True),
+    "absolute_error": ("mean absolute error", False),
+}
+"""Titles of figures on real images beside the one to compare by, and whether they are shares."""
+
+
+def words_of(summary: Mapping[str, Any]) -> Words:
+    """Return the words for the outputs that a summary is of."""
+    return WORDS[summary.get("outputs", "classes")]
+
+
+def more_scores() -> list[tuple[str, str, Callable[[Any], str]]]:
+    """Return title, key and format of the figures of MORE_SCORES."""
+    rows = MORE_SCORES.items()
+    return [(title, key, percent if is_share else shown) for key, (title, is_share) in rows]
+
+
+def capitalized(text: str) -> str:
+    """Return a text with its first letter in upper case.
+
+    >>> capitalized("mean IoU")
+    'Mean IoU'
+    """
+    return text[:1].upper() + text[1:]
 
 
 def shown(value: Any) -> str:

@@ -26,14 +26,14 @@ from dreamstill.nn.copying import (
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
 from dreamstill.nn.padding import make_padding_plain
 from dreamstill.nn.precision import gains_from_bfloat16
-from dreamstill.output_spec import OutputSpec, logits_of
+from dreamstill.output_spec import UNSEEN, OutputKind, OutputSpec, examined, logits_of
 
 __all__ = ["Capabilities", "Precision", "Teacher", "check_trainable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """Capabilities of a teacher beyond its logits."""
+    """Capabilities of a teacher beyond its outputs."""
 
     gradient: bool
     """Whether the logits can be differentiated with respect to the input."""
@@ -43,6 +43,8 @@ class Capabilities:
     """Name of the linear layer that computes the logits; its input is the penultimate feature."""
     num_features: int | None
     """Size of the penultimate feature."""
+    classes: bool = True
+    """Whether the outputs tell classes of images apart."""
     obstacle: str | None = None
     """Reason why a copy of the network cannot be trained; None if it can."""
     scores: bool = True
@@ -62,6 +64,8 @@ class Teacher:
         network: maps (N, C, H, W) to logits (N, K); not changed.
         input_spec: shape and normalization of the input.
         num_classes: K, to be checked; None reads it from the forward pass.
+        outputs: what the outputs say: classes, labels, values or dense (see `OutputKind`). Default:
+            classes, those of pixels where the outputs are (N, K, H, W).
         device: device of the copy, such as "cpu" or "cuda".
         precision: float32, bfloat16, or auto for the faster one, for this network and all that it
             runs.
@@ -88,13 +92,15 @@ class Teacher:
         input_spec: InputSpec,
         *,
         num_classes: int | None = None,
+        outputs: OutputKind | str | None = None,
         device: str = "cpu",
         precision: Precision | str = Precision.AUTO,
         role: str = "teacher",
         factory: str = "",
     ) -> None:
+        kind: OutputKind | None = from_plain(OutputKind | None, outputs, "outputs")
         if num_classes is not None:
-            OutputSpec(num_classes)  # raises
+            OutputSpec(num_classes, kind=kind or OutputKind.CLASSES)  # raises
         self.precision: Precision = from_plain(Precision, precision, "precision")
         self.input_spec, self.factory, self.queries = input_spec, factory, 0
         self.source: Any = None  # the file that it was loaded from, for run directories
@@ -104,7 +110,7 @@ class Teacher:
             module = copy_network(network).to(device, torch.get_default_dtype()).eval()
             inputs = input_spec.normalize(probing_images(input_spec.shape)).to(device)
             logits, last, probe = _first_answer(module, inputs, role)
-            self.output_spec = OutputSpec.of(module, inputs, logits, role, last)
+            self.output_spec = examined(module, inputs, logits, role, last, kind)
             if num_classes not in (None, self.num_classes):
                 raise TeacherError(f"the {role} has {self.num_classes} classes, not {num_classes}")
             check_steady(module, inputs, logits, role)
@@ -121,17 +127,24 @@ class Teacher:
                 last_linear=last,
                 num_features=probe.inputs[last].shape[1] if last is not None else None,
                 obstacle=obstacle_to_training(module, inputs),
+                classes=self.output_kind is OutputKind.CLASSES,
             )
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.input_spec.shape))
         name = type(self.module).__name__
-        return f"Teacher({name}, {shape} -> {self.num_classes} classes, {self.fingerprint})"
+        what = "pixel classes" if self.output_spec.size else self.output_kind
+        return f"Teacher({name}, {shape} -> {self.num_classes} {what}, {self.fingerprint})"
 
     @property
     def num_classes(self) -> int:
-        """Number of logits, K."""
+        """Number of classes, labels or values, K."""
         return self.output_spec.num_classes
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """What the outputs say."""
+        return self.output_spec.kind
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -139,7 +152,10 @@ class Teacher:
         return self.output_spec.class_names
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return logits (N, num_classes) for inputs (N, C, H, W); differentiable in the inputs."""
+        """Return logits (N, K), dense ones (N, K, H, W), for inputs (N, C, H, W).
+
+        They are differentiable in the inputs.
+        """
         self.queries += len(inputs)
         return self.run(self.module, inputs)
 
@@ -198,6 +214,7 @@ class Teacher:
             self.input_spec.shape,
             self.input_spec.mean,
             self.input_spec.std,
+            *((self.output_kind,) if self.output_kind in UNSEEN else ()),
         )
         return hashlib.sha256(f"{self.weights_digest} {card}".encode()).hexdigest()[:16]
 

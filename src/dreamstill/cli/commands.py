@@ -14,7 +14,7 @@ from dreamstill.cli.terminal import (
     print_summary,
 )
 from dreamstill.config import Text, from_plain
-from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.data.images import load_real, load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.reading import understood
 from dreamstill.loaders.config import NO_TEACHER, TeacherFile
@@ -119,7 +119,7 @@ def _evaluate(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
     device = _device(arguments)
     _, teacher, _ = open_run(folder, device=device)
-    real = load_images(arguments.images, teacher.input_spec, teacher.num_classes)
+    real = load_real(arguments.images, teacher.input_spec, teacher.output_spec)
     result = summarize(
         folder,
         real=real,

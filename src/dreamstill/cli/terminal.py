@@ -20,7 +20,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dreamstill.formatting import BASELINES, duration, measured_share, percent, shown
+from dreamstill.formatting import (
+    BASELINES,
+    duration,
+    measured_share,
+    more_scores,
+    percent,
+    shown,
+    words_of,
+)
 from dreamstill.progress import Progress as Step
 from dreamstill.progress import start_kept
 
@@ -182,10 +190,10 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
     runtime = summary["student"]["latency_ms"].get("runtime", "PyTorch")
     metrics: list[tuple[str, Callable[[Any], str], str]] = [
-        ("accuracy", percent, "accuracy"),
+        (words_of(summary).score, percent, "accuracy"),
+        *((title, show, key) for title, key, show in more_scores()),
         ("agreement with the teacher", percent, "agreement"),
         ("agreement on validation images", _validated(summary), "validation_agreement"),
-        ("calibration error", percent, "ece"),
         ("parameters", shown, "parameters"),
         ("multiply-accumulates", shown, "macs"),
         ("bytes of weights", shown, "bytes"),
@@ -227,7 +235,8 @@ def _print_baselines(summary: dict[str, Any]) -> None:
         for name in present
     ]
     if len(present) > 1:
-        names = [key.replace("_", " ") for key in columns]
+        score = {"accuracy": words_of(summary).score}
+        names = [score.get(key, key.replace("_", " ")) for key in columns]
         _print_table("the same student on other images", names, rows)
 
 
@@ -245,7 +254,8 @@ def _chosen(step: int, steps: int) -> str:
 
 def print_compression(summary: dict[str, Any], folder: Path) -> None:
     """Print summary.json of a compression pipeline: a row for each stage, and the files."""
-    columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", "accuracy")
+    score = words_of(summary).score
+    columns = ("bytes", "smaller", "parameters", "MACs", "ms", "agreement", score)
     networks = [summary["teacher"] | {"task": "teacher"}, *summary["stages"]]
     rows = [
         (
@@ -307,7 +317,7 @@ def print_goal(summary: dict[str, Any], folder: Path) -> None:
         if "latency_ms" in file:
             text += f", {file['latency_ms']['median']:.3f} ms in {file['runtime']}"
         if "accuracy" in file:
-            text += f", accuracy {percent(file['accuracy'])}, teacher's "
+            text += f", {words_of(summary).score} {percent(file['accuracy'])}, teacher's "
             text += percent(teacher["accuracy"])
         print(text)
     print(folder / "model_card.md")

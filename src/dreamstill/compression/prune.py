@@ -28,6 +28,7 @@ from dreamstill.graph.channel_removal import Cut, Group, followed
 from dreamstill.graph.tracing import trace, written_size
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of
+from dreamstill.output_spec import OutputKind, decisions
 from dreamstill.profiling import count_macs, measure_latency, measure_profile
 from dreamstill.progress import Progress
 from dreamstill.teacher import Teacher, check_trainable
@@ -369,7 +370,7 @@ def _remove_least(
 
 
 def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
-    """Compute gradients of the cross-entropy with the teacher's predicted classes.
+    """Compute gradients of the cross-entropy with the classes that the teacher predicts.
 
     The divergence from the teacher has no gradient while the network still equals the teacher.
     """
@@ -378,6 +379,17 @@ def _gradients(model: nn.Module, teacher: Teacher, images: Tensor) -> None:
     for part in images.split(probed_at_once(teacher.input_spec.shape)):
         shown = teacher.input_spec.encode(part.to(teacher.device))
         with torch.no_grad():
-            classes = teacher(shown).argmax(1)
-        loss = nn.functional.cross_entropy(model(shown), classes, reduction="sum")
+            wanted = teacher(shown)
+        loss = _surprise(model(shown), wanted, teacher.output_kind)
         (loss / len(images)).backward()
+
+
+def _surprise(outputs: Tensor, wanted: Tensor, kind: OutputKind) -> Tensor:
+    """Return the summed cross-entropy of decisions with the teacher's.
+
+    Of values it is half the sum of squares, whose gradient shows what they depend on.
+    """
+    if kind is OutputKind.VALUES:
+        return 0.5 * outputs.square().sum()
+    classes = decisions(wanted, kind).argmax(1)
+    return nn.functional.cross_entropy(decisions(outputs, kind), classes, reduction="sum")

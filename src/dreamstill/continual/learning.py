@@ -61,7 +61,11 @@ def grow(teacher: Teacher, num_classes: int, rng: torch.Generator) -> nn.Module:
 
 
 def check_head(teacher: Teacher) -> None:
-    """Raise TeacherError if the network has no last linear layer."""
+    """Raise TeacherError if the network has no last linear layer, or outputs no classes."""
+    if not teacher.capabilities.classes:
+        raise TeacherError(
+            f"learning new classes needs a network of classes, not {teacher.output_kind}"
+        )
     if teacher.capabilities.last_linear is None:
         raise TeacherError("learning new classes needs a last linear layer")
 

@@ -2,10 +2,9 @@
 
 import logging
 
-import torch
 from torch import Tensor
 
-__all__ = ["class_counts", "class_entropy", "missing_classes", "warn_of_classes"]
+__all__ = ["class_entropy", "missing_classes", "warn_of_classes"]
 
 log = logging.getLogger(__name__)
 
@@ -14,11 +13,6 @@ MOST_SHARE = 0.95
 MOST_NAMED = 10
 """Maximum number of classes listed in a message."""
 WAY_OUT = "make more images, or take another method or preset, or images of your own"
-
-
-def class_counts(logits: Tensor) -> Tensor:
-    """Count the predictions of each class in logits (N, K): int64 (K,), on the CPU."""
-    return torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
 
 
 def class_entropy(counts: Tensor) -> float:
@@ -64,15 +58,15 @@ or take another method or preset, or images of your own
     )
 
 
-def warn_of_classes(logits: Tensor, *, given: bool = False) -> list[str]:
+def warn_of_classes(counts: Tensor, *, given: bool = False) -> list[str]:
     """Log the warning of `missing_classes`; return it in a list, which is empty without one.
 
     Args:
-        logits: output of the teacher, (N, K).
+        counts: number of images per class, as predicted by the teacher, (K,).
         given: whether the user provided the images.
 
     """
-    found = missing_classes(class_counts(logits), "images" if given else "synthetic images")
+    found = missing_classes(counts, "images" if given else "synthetic images")
     if found is None:
         return []
     log.warning("%s", found)

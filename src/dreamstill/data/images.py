@@ -18,8 +18,9 @@ from torch import Tensor
 from dreamstill.errors import DataError
 from dreamstill.files.reading import StrPath, reading
 from dreamstill.input_spec import InputSpec
+from dreamstill.output_spec import OutputKind, OutputSpec
 
-__all__ = ["load_images", "load_unlabelled"]
+__all__ = ["load_images", "load_real", "load_unlabelled"]
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
@@ -68,16 +69,68 @@ def load_images(
     return x, y
 
 
+def load_real(path: StrPath, spec: InputSpec, outputs: OutputSpec) -> tuple[Tensor, Tensor]:
+    """Read uint8 images (N, C, H, W) and the truth of what a network outputs.
+
+    Args:
+        path: of classes see `load_images`; else an .npz with x and y, or x_test and y_test, whose
+            y are labels (N, K) of 0 and 1, values (N, K), or classes of pixels (N, H, W), 255 or
+            -1 where there is none.
+        spec: input spec that the images must match.
+        outputs: what the network outputs.
+
+    Raises DataError if a file, an image or a label is wrong.
+
+    """
+    if outputs.kind is OutputKind.CLASSES:
+        return load_images(path, spec, outputs.num_classes)
+    path = Path(path)
+    arrays = _pair(path)
+    x, y = _array(path, arrays, spec), arrays["y"]
+    wanted = (len(x), *(outputs.size or (outputs.num_classes,)))
+    if outputs.kind is OutputKind.VALUES and y.ndim == 1 and outputs.num_classes == 1:
+        y = y[:, None]
+    if y.shape != wanted or y.dtype.kind not in "biuf":
+        raise DataError(
+            f"the {outputs.kind} in {path} must be numbers {wanted}; got {y.dtype} {y.shape}"
+        )
+    if outputs.kind is OutputKind.LABELS and not np.isin(y, (0, 1)).all():
+        raise DataError(f"the labels in {path} must be 0 or 1; got {y.min()} to {y.max()}")
+    if outputs.kind is OutputKind.VALUES:
+        if not np.isfinite(y).all():
+            raise DataError(f"the values in {path} are not all finite")
+        return x, torch.from_numpy(y.astype(np.float64))
+    y = y.astype(np.int64)
+    if outputs.kind is OutputKind.DENSE:
+        odd = y[((y < 0) | (y >= outputs.num_classes)) & (y != NO_CLASS) & (y != -1)]
+        if len(odd):
+            raise DataError(
+                f"classes of pixels in {path} must be 0 to {outputs.num_classes - 1}, or "
+                f"{NO_CLASS} for none; got {odd[0]}"
+            )
+    return x, torch.from_numpy(y)
+
+
+NO_CLASS = 255
+"""What a pixel of no class has in place of a class."""
+
+
 def _labelled_array(path: Path, spec: InputSpec) -> tuple[Tensor, Tensor]:
-    arrays = _read(path, "", "_test")
-    if set(arrays) != {"x", "y"}:
-        raise DataError(f"{path} must hold x and y, or x_test and y_test")
+    arrays = _pair(path)
     x, y = _array(path, arrays, spec), arrays["y"]
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(f"labels in {path} must be integers (N,); got {y.dtype} {y.shape}")
     if len(x) != len(y):
         raise DataError(f"{path} holds {len(x)} images and {len(y)} labels")
     return x, torch.from_numpy(y.astype(np.int64))
+
+
+def _pair(path: Path) -> dict[str, NDArray[Any]]:
+    """Read x and y of an .npz, or x_test and y_test; raise DataError if one is missing."""
+    arrays = _read(path, "", "_test")
+    if set(arrays) != {"x", "y"}:
+        raise DataError(f"{path} must hold x and y, or x_test and y_test")
+    return arrays
 
 
 def _labelled_pictures(

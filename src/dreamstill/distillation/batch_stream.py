@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dreamstill.data.augmentation import augment
 from dreamstill.data.batch import Batch, TrainingBatch
-from dreamstill.data.class_coverage import class_counts, class_entropy
+from dreamstill.data.class_coverage import class_entropy
 from dreamstill.data.config import NO_AUGMENTATION
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.config import DistillConfig, FinetuneConfig
@@ -149,7 +149,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
             self.exhausted = True
             return None
         self.buffer.add(batch)
-        self.newest = class_counts(batch.logits)
+        self.newest = self.method.teacher.output_spec.counts(batch.logits)
         self.counts += self.newest
         return batch
 

@@ -89,7 +89,8 @@ def _seconds_per_step(
     """Return the seconds of a step on stored images, with its share of a validation."""
     spec, queries = teacher.input_spec, teacher.queries
     rng = torch.Generator(teacher.device).manual_seed(0)
-    selector = ModelSelector(validation_set(teacher, config.num_validation), spec)
+    validation = validation_set(teacher, config.num_validation)
+    selector = ModelSelector(validation, spec, teacher.output_kind)
     timed = replace(config, steps=TIMED, validate_every=TIMED, minutes=None, visits=None)
     batches = replay(spec.noise(config.batch_size), spec, config, rng)
     with rng_kept(), without_messages():

@@ -63,7 +63,7 @@ class Distillation(Trainer):
         self.inherited = inherited
         self.to_reconstruct = 0 if inherited is None else min(reconstruct, config.buffer_size)
         validation = validation_set(teacher, config.num_validation)
-        selector = ModelSelector(validation, teacher.input_spec)
+        selector = ModelSelector(validation, teacher.input_spec, teacher.output_kind)
         self.stream = BatchStream(
             method, buffer, student, config, rng=rng, least=self.to_reconstruct
         )

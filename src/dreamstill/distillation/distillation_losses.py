@@ -21,6 +21,7 @@ from dreamstill.losses import logits as logit_losses
 from dreamstill.nn.hooks import Probe, ReluInputs, eval_mode
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.nn.seeded import seeded
+from dreamstill.output_spec import OutputKind, decisions
 from dreamstill.teacher import Teacher
 
 __all__ = ["LOSSES", "DistillationLoss", "Loss", "Networks", "Observation", "register_loss"]
@@ -108,26 +109,41 @@ class Loss(ABC):
 
 
 class LogitLoss(Loss):
-    """A loss on the logits (N, K)."""
+    """A loss on the outputs (N, ...)."""
 
     def __call__(self, student: Observation, teacher: Observation) -> Tensor:
-        """Return the loss of the logits."""
+        """Return the loss of the outputs."""
         return self.function(student.logits, teacher.logits, self.temperature)
 
 
-class Kl(LogitLoss):
+class SoftenedLoss(LogitLoss):
+    """A loss on the softened answers to every decision: see `dreamstill.output_spec.decisions`."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__(networks)
+        self.kind = networks.teacher.output_kind
+
+    def __call__(self, student: Observation, teacher: Observation) -> Tensor:
+        """Return the mean over the decisions; of values see `values_divergence`."""
+        if self.kind is OutputKind.VALUES:
+            return logit_losses.values_divergence(student.logits, teacher.logits)
+        rows = (decisions(seen.logits, self.kind) for seen in (student, teacher))
+        return self.function(*rows, self.temperature)
+
+
+class Kl(SoftenedLoss):
     """KL(teacher || student) of softened answers: Hinton et al. 2015."""
 
     name, function = LossName.KL, staticmethod(logit_losses.kl_divergence)
 
 
-class ReverseKl(LogitLoss):
+class ReverseKl(SoftenedLoss):
     """KL(student || teacher) of softened answers."""
 
     name, function = LossName.REVERSE_KL, staticmethod(logit_losses.reverse_kl)
 
 
-class Js(LogitLoss):
+class Js(SoftenedLoss):
     """Jensen-Shannon divergence of softened answers: Yin et al. 2020."""
 
     name, function = LossName.JS, staticmethod(logit_losses.js_divergence)

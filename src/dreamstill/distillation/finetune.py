@@ -59,7 +59,8 @@ def finetune(
         raise DataError(f"fine-tuning needs at least 8 images; got {len(images)}")
     check_trainable(student, teacher.input_spec)
     config, spec = suited(teacher, config), teacher.input_spec
-    selector = ModelSelector(validation_set(teacher, config.num_validation, on_progress), spec)
+    validation = validation_set(teacher, config.num_validation, on_progress)
+    selector = ModelSelector(validation, spec, teacher.output_kind)
     trainer = Trainer(
         *(teacher, student, replay(images, spec, config, rng), selector, config),
         rng=rng,

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreamstill.evaluation import agreement, answers
+from dreamstill.evaluation import agreement, answers, divergence
 from dreamstill.input_spec import InputSpec
-from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.output_spec import OutputKind
 from dreamstill.synthesis.validation_set import ValidationSet
 
 __all__ = ["ModelSelector", "Validation"]
@@ -21,9 +21,9 @@ class Validation:
     """How a student compares with its teacher on the validation images."""
 
     agreement: float
-    """Share of the images on which student and teacher name the same class."""
+    """How far student and teacher agree, 0 to 1: see `dreamstill.evaluation.agreement`."""
     kl: float
-    """Mean KL(teacher || student), in nats."""
+    """Mean KL(teacher || student) of decisions, in nats; of values see `divergence`."""
     best: bool
     """The student is the best so far."""
 
@@ -34,11 +34,17 @@ class ModelSelector:
     Args:
         validation: images and the teacher's answers.
         spec: the teacher's input.
+        kind: what its outputs say.
 
     """
 
-    def __init__(self, validation: ValidationSet, spec: InputSpec) -> None:
-        self.validation, self.spec = validation, spec
+    def __init__(
+        self,
+        validation: ValidationSet,
+        spec: InputSpec,
+        kind: OutputKind = OutputKind.CLASSES,
+    ) -> None:
+        self.validation, self.spec, self.kind = validation, spec, kind
         self.best: nn.Module | None = None
         self.best_step = 0
         self.highest = (-1.0, 0.0)
@@ -59,7 +65,7 @@ class ModelSelector:
         images, wanted = self.validation.images, self.validation.logits.cpu()
         with eval_mode(student):
             logits = answers(student, self.spec, images, device=images.device)
-        return agreement(logits, wanted), kl_divergence(logits, wanted).item()
+        return agreement(logits, wanted, self.kind), divergence(logits, wanted, self.kind)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best student."""

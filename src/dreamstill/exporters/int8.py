@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from dreamstill.config import from_plain
+from dreamstill.config import OutputKind, from_plain
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluation import agreement, answers, evaluating, predict
 from dreamstill.exporters import c_array, litert, onnx_file
@@ -68,6 +68,12 @@ LAYERS = {
 """Operators of layers that are quantized, with the classes that torchao knows them by."""
 BINS = {Calibration.PERCENTILE: 2048, Calibration.ENTROPY: 1024}
 """Bins of an activation's histogram; the time of entropy grows with their square."""
+AGREED_ON = {
+    OutputKind.CLASSES: "the images",
+    OutputKind.LABELS: "the labels of the images",
+    OutputKind.VALUES: "the variance of its values",
+    OutputKind.DENSE: "the pixels",
+}
 STEPS = 256
 """Number of int8 values."""
 PERCENTILE = 99.999
@@ -82,7 +88,7 @@ class Int8Record:
     path: str
     bytes: int
     agreement: float
-    """Share of images for which file and network predict the same class."""
+    """How far file and network agree, 0 to 1: see `dreamstill.evaluation.agreement`."""
 
 
 def check_int8_formats(names: Iterable[str]) -> None:
@@ -114,6 +120,7 @@ def export_int8(
     *,
     calibration: Calibration | str | None = None,
     backend: Backend | str = Backend.X86,
+    outputs: OutputKind | str = OutputKind.CLASSES,
 ) -> Int8Record:
     """Write a static int8 file and compare it with the network in its runtime.
 
@@ -126,6 +133,7 @@ def export_int8(
         calibration: min-max, percentile or entropy; None: least squared error for .pt2 and .pte,
             min-max for the others.
         backend: kernels for .pt2.
+        outputs: what the network's outputs say.
 
     Raises:
         ExportError: the format is unknown, a library is not installed or fails, or the file agrees
@@ -135,6 +143,7 @@ def export_int8(
     path, model = Path(path), on_cpu(model)
     chosen: Calibration | None = from_plain(Calibration | None, calibration, "calibration")
     kernels: Backend = from_plain(Backend, backend, "backend")
+    kind: OutputKind = from_plain(OutputKind, outputs, "outputs")
     check_int8_formats([path.suffix[1:]])
     check_int8_layers(model, [path.suffix[1:]])
     images = some_of(images, 1024)
@@ -144,10 +153,10 @@ def export_int8(
 
     def compare(temporary: Path) -> None:
         logits = answers(open_written(temporary), spec, compared)
-        agreements.append(agreement(logits, predict(model, spec, compared)))
+        agreements.append(agreement(logits, predict(model, spec, compared), kind))
         if agreements[0] < 0.5:
             raise ExportError(
-                f"the int8 file agrees with the network on {agreements[0]:.0%} of the images"
+                f"the int8 file agrees with the network on {agreements[0]:.0%} of {AGREED_ON[kind]}"
             )
 
     try:
@@ -158,14 +167,20 @@ def export_int8(
         raise ExportError(str(error)) from error
     except Exception as error:  # quantizers raise many kinds of their own
         raise ExportError(f"cannot quantize to {path.name}: {innermost(error)}") from error
-    made, in_int8 = stored_bytes(path), sum(p.numel() for p in model.parameters())
+    made = stored_bytes(path)
+    _warn_of_floats(path.name, made, model)
+    return Int8Record(str(path), made, agreements[0])
+
+
+def _warn_of_floats(name: str, made: int, model: nn.Module) -> None:
+    """Warn of an int8 file whose bytes are so many that some layers must have stayed floats."""
+    in_int8 = sum(p.numel() for p in model.parameters())
     if made > 2 * in_int8 + MOST_OVERHEAD:
         log.warning(
             "%s has %s bytes, and its weights in int8 would take %s: some of its layers have "
             "stayed floats",
-            *(path.name, f"{made:,}", f"{in_int8:,}"),
+            *(name, f"{made:,}", f"{in_int8:,}"),
         )
-    return Int8Record(str(path), made, agreements[0])
 
 
 def _to_file(

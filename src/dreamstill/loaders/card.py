@@ -11,7 +11,7 @@ from dreamstill.input_spec import InputSpec
 
 __all__ = ["CARD", "class_names_from_card", "laid_upon", "read_card", "spec_from_card"]
 
-CARD = ("factory", "shape", "mean", "std", "range", "num_classes", "class_names")
+CARD = ("factory", "shape", "mean", "std", "range", "outputs", "num_classes", "class_names")
 """Keys of a card that describe a teacher; other keys are allowed."""
 
 

@@ -1,7 +1,7 @@
 """Configuration of a teacher's files."""
 
 from dreamstill.black_box.config import BlackBoxConfig
-from dreamstill.config import Bool, Float, Int, Text, config_class
+from dreamstill.config import Bool, Float, Int, OutputKind, Text, config_class
 
 __all__ = ["NO_TEACHER", "TeacherFile"]
 
@@ -30,8 +30,11 @@ class TeacherFile:
     """Standard deviation by which each channel is divided, of pixels in [0, 1]."""
     range: tuple[Float, Float] | None = None
     """Lowest and highest input value, in place of mean and std."""
+    outputs: OutputKind | None = None
+    """What the network's outputs say: classes, labels (several may be right), values (regression)
+    or dense (a class for every pixel). Default: classes, or dense by their shape."""
     num_classes: Int | None = None
-    """Number of classes, checked against the network."""
+    """Number of classes, labels or values, checked against the network."""
     class_names: tuple[Text, ...] | None = None
     """Names of the classes, in order, for reports and pictures."""
     allow_pickle: Bool = False

@@ -1,6 +1,7 @@
 """Open a teacher from its file and card."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from dreamstill.black_box.black_box import BlackBox
-from dreamstill.config import Precision, Text, from_plain
+from dreamstill.config import OutputKind, Precision, Text, from_plain
 from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.card import (
@@ -22,7 +23,6 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
 from dreamstill.loaders.narrower import load_narrower
 from dreamstill.loaders.registry import loader_of
-from dreamstill.output_spec import OutputSpec
 from dreamstill.teacher import Teacher
 
 __all__ = ["TeacherFile", "open_from"]
@@ -56,18 +56,21 @@ def open_from(
     teacher = _opened(
         *(loaded, spec, file),
         num_classes=card.get("num_classes"),
+        outputs=from_plain(OutputKind | None, card.get("outputs"), "outputs"),
         device=_device(device),
         precision=precision,
     )
     for note in loaded.notes:
         log.info(note)
-    teacher.output_spec = OutputSpec(teacher.num_classes, class_names_from_card(card))
+    teacher.output_spec = replace(teacher.output_spec, class_names=class_names_from_card(card))
     return teacher
 
 
 def _opened(loaded: Loaded, spec: InputSpec, file: TeacherFile, **options: Any) -> Teacher:
     network, name = loaded.network, loaded.factory
     if not isinstance(network, nn.Module):
+        if options.pop("outputs") not in (None, OutputKind.CLASSES):
+            raise ConfigError("a black box answers with classes: leave outputs out")
         return BlackBox(network, spec, file.black_box, name=name, **options)
     if file.black_box is not None:
         raise ConfigError(f"black_box has no effect on {file.weights}, which opens: leave it out")

@@ -10,7 +10,7 @@ not match is not opened.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +21,17 @@ from dreamstill.compression.quantization.histograms import entering_quantized, w
 from dreamstill.config import read_plain, to_plain
 from dreamstill.continual.learning import compare_classes
 from dreamstill.data.class_coverage import warn_of_classes
-from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.data.images import load_images, load_real, load_unlabelled
 from dreamstill.errors import ExportError, RunError
 from dreamstill.evaluation import (
-    accuracy,
     agreement,
     answers,
     confusion_matrix,
     device_of,
+    divergence,
     evaluating,
     predict,
+    scores,
     warn_of_guesses,
 )
 from dreamstill.exporters.formats import export, load_exported
@@ -39,7 +40,6 @@ from dreamstill.files.reading import StrPath, check_file, understood
 from dreamstill.files.writing import save_arrays, write_atomically, write_json
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.teacher_file import open_from
-from dreamstill.losses.logits import kl_divergence
 from dreamstill.pipelines.config import CompressJob, StageConfig
 from dreamstill.pipelines.deployment import compare_files
 from dreamstill.pipelines.distill import open_student
@@ -56,6 +56,8 @@ __all__ = ["Made", "compressed", "layer_weights", "run_compression", "run_stages
 
 NUM_SHOWN = 1000
 """Number of images, from the end, for activation ranges."""
+COUNTED = 500
+"""Images whose answers are held at once to count their classes."""
 NUM_VALIDATION = 1024
 """Number of validation images for agreement."""
 
@@ -132,8 +134,12 @@ def compressed(
         validation, warnings = None, list[str]()
         if len(images):
             validation = validation_set(teacher, NUM_VALIDATION, on_progress)
-            named = predict(teacher.module, teacher.input_spec, images)
-            warnings = warn_of_classes(named, given=job.images is not None)
+            counts = [
+                teacher.output_spec.counts(predict(teacher.module, teacher.input_spec, part))
+                for part in images.split(COUNTED)
+            ]
+            given = job.images is not None
+            warnings = warn_of_classes(torch.stack(counts).sum(0), given=given)
         made = run_stages(
             folder / "stages", job, teacher, images, validation, networks, on_progress
         )
@@ -152,7 +158,8 @@ def _labelled(real: Path, job: CompressJob, teacher: Teacher) -> tuple[Tensor, T
         if stage.task == "learn_classes":
             _, labels = load_images(stage.config.new, spec, first=num_classes)
             num_classes = int(labels.max()) + 1
-    return load_images(real, spec, num_classes)
+    outputs = replace(teacher.output_spec, num_classes=num_classes, class_names=())
+    return load_real(real, spec, outputs)
 
 
 def _own_images(
@@ -221,7 +228,7 @@ def run_stages(
 
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = _measured(teacher.module, {}, folder, teacher.input_spec, validation)
+    record = _measured(teacher.module, {}, folder, teacher, validation)
     made = [Made("teacher", teacher.module, record)]
     images_digest = digest(images.numpy().reshape(-1).data)
     for index, stage in enumerate(job.stages):
@@ -237,7 +244,7 @@ def run_stages(
             record = {"task": stage.task} | record
             if work.warnings:
                 record["warnings"] = work.warnings
-            record = _measured(network, record, folder, teacher.input_spec, validation)
+            record = _measured(network, record, folder, teacher, validation)
             save_network(network, stem.with_suffix(".pt"))
             made_from = {"config": _digest(stage), "images": images_digest}
             write_json(stem.with_suffix(".json"), record | made_from | {"sha256": _hashes(stem)})
@@ -304,7 +311,7 @@ def _summarize(
 ) -> dict[str, Any]:
     """Measure all networks, and write weights.json, the last network and the stages' files."""
     runtime = compare_files(folder / "stages", made, teacher.input_spec)
-    summary: dict[str, Any] = {"runtime": runtime, "warnings": []}
+    summary: dict[str, Any] = {"runtime": runtime, "warnings": []} | teacher.output_spec.record
     if test is not None and real is not None:
         summary["images"] = real.name
         logits = [
@@ -316,9 +323,10 @@ def _summarize(
             )
             for one in made
         ]
-        summary["warnings"] = warn_of_guesses(logits[0], test[1])
+        kind = teacher.output_kind
+        summary["warnings"] = warn_of_guesses(logits[0], test[1], kind)
         for one, before, after in zip(made, [logits[0], *logits], logits, strict=False):
-            one.record["accuracy"] = accuracy(after, test[1])
+            one.record.update(scores(after, test[1], kind))
             if "old_classes" in one.record:
                 one.record.update(compare_classes(before, after, test[1]))
                 counts = confusion_matrix(after, test[1], after.shape[1])
@@ -360,11 +368,11 @@ def _measured(
     network: nn.Module,
     record: dict[str, Any],
     folder: Path,
-    spec: InputSpec,
+    teacher: Teacher,
     validation: ValidationSet | None,
 ) -> dict[str, Any]:
     """Return a record with the network's size, agreement and KL on the validation images."""
-    run = _runtime(network, record, folder)
+    run, spec, kind = _runtime(network, record, folder), teacher.input_spec, teacher.output_kind
     size = asdict(measure_size(network, spec))
     if "files" not in record:
         size["weight_bytes"] = size["bytes"]
@@ -372,9 +380,9 @@ def _measured(
     if validation is None:  # no task reads images, and none were asked for to measure agreement
         return size | record
     logits, wanted = _answers(network, run, spec, validation.images), validation.logits.cpu()
-    score = {"agreement": agreement(logits, wanted)}
+    score = {"agreement": agreement(logits, wanted, kind)}
     if logits.shape == wanted.shape:  # not after new classes
-        score["kl"] = kl_divergence(logits, wanted).item()
+        score["kl"] = divergence(logits, wanted, kind)
     return size | score | record
 
 

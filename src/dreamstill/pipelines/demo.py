@@ -4,7 +4,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from dreamstill.data.images import load_images
+from dreamstill.data.images import load_real
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.files.reading import StrPath
 from dreamstill.loaders.config import TeacherFile
@@ -49,7 +49,7 @@ def demo(
         job = demo_job(assets / "lenet5_mnist.safetensors", seed, steps)
         teacher = open_from(job.teacher)
         distill_with_baselines(folder, job, teacher, resume=resume, on_progress=on_progress)
-        real = load_images(assets / "digits.npz", teacher.input_spec, teacher.num_classes)
+        real = load_real(assets / "digits.npz", teacher.input_spec, teacher.output_spec)
         export_run(folder)
         source = "2,000 real MNIST digits, unseen by the teacher"
         summary = summarize(folder, real=real, source=source)

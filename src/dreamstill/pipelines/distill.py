@@ -70,13 +70,21 @@ def open_student(factory: Any, teacher: Teacher, rng: torch.Generator) -> nn.Mod
 
 def check_student(student: nn.Module, teacher: Teacher, name: str) -> nn.Module:
     """Return a student in train mode; raise what `open_student` raises if it does not fit."""
-    probe = Teacher(student, teacher.input_spec, device=str(teacher.device), role="student")
+    kind = teacher.output_kind
+    probe = Teacher(
+        student, teacher.input_spec, outputs=kind, device=str(teacher.device), role="student"
+    )
     if probe.capabilities.obstacle:
         raise TeacherError(f"the student {name!r} cannot be trained: {probe.capabilities.obstacle}")
     if probe.num_classes != teacher.num_classes:
         raise ConfigError(
             f"the student {name!r} has {probe.num_classes} classes, "
             f"the teacher {teacher.num_classes}"
+        )
+    if probe.output_spec.size != teacher.output_spec.size:
+        raise ConfigError(
+            f"the student {name!r} returns {probe.output_spec.shape} for an image, "
+            f"the teacher {teacher.output_spec.shape}"
         )
     return student.train().requires_grad_()
 
@@ -291,13 +299,12 @@ def _restore(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
 def save_student(folder: Path, job: DistillJob, student: nn.Module, teacher: Teacher) -> None:
     """Write student.safetensors and its card, so that it can be opened as a teacher."""
     save_weights(folder / "student.safetensors", student)
-    card = {**to_plain(teacher.input_spec), "num_classes": teacher.num_classes}
+    card = to_plain(teacher.input_spec)
     if kept_share(job.student) is None:
         card["factory"] = job.student
     else:
         card |= {"student": job.student, "teacher": to_plain(job.teacher)}
-    names = {"class_names": list(teacher.class_names)} if teacher.class_names else {}
-    write_json(folder / "student.json", card | names)
+    write_json(folder / "student.json", card | teacher.output_spec.card)
 
 
 def load_student(folder: Path, factory: str, teacher: Teacher) -> nn.Module:

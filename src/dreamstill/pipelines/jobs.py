@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.config import read_plain
-from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.data.images import load_real, load_unlabelled
 from dreamstill.distillation.suiting import check_baselines
 from dreamstill.errors import RunError
 from dreamstill.files.reading import StrPath, understood
@@ -44,6 +44,7 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
         "input": list(teacher.input_spec.shape),
         "mean": list(teacher.input_spec.mean),
         "std": list(teacher.input_spec.std),
+        "outputs": teacher.output_kind.value,
         "num_classes": teacher.num_classes,
         "parameters": sum(p.numel() for p in teacher.module.parameters()),
         "gradient": capabilities.gradient,
@@ -69,7 +70,7 @@ def distill_and_report(
     """
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     spec = teacher.input_spec
-    test = load_images(real, spec, teacher.num_classes) if real else None
+    test = load_real(real, spec, teacher.output_spec) if real else None
     distill_with_baselines(folder, job, teacher, resume=resume, on_progress=on_progress)
     source = Path(real).name if real else ""
     summary = summarize(folder, real=test, source=source, device=job.device)

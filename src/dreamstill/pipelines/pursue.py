@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.config import from_plain, read_plain, to_plain
-from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.data.images import load_real, load_unlabelled
 from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.plan import memory_on_images, seconds_per_step
 from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunError, TeacherError
-from dreamstill.evaluation import accuracy, agreement, answers, evaluating, predict, warn_of_guesses
+from dreamstill.evaluation import agreement, answers, evaluating, predict, scores, warn_of_guesses
 from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import write_json
@@ -94,7 +94,7 @@ def compressed_toward(
     if teacher.capabilities.budget is not None:  # a search would ask without end
         check_layers(teacher.module, "compress")
     check_formats(job.format, also=(PACKED,))
-    test = load_images(real, spec, teacher.num_classes) if real else None
+    test = load_real(real, spec, teacher.output_spec) if real else None
     given = load_unlabelled(Path(job.images), spec) if job.images else None
     with open_run_directory(
         folder,
@@ -213,8 +213,8 @@ def _finished(
     warnings = list[str]()
     if test is not None:
         logits = predict(teacher.module, teacher.input_spec, test[0])
-        of_teacher["accuracy"] = accuracy(logits, test[1])
-        warnings = warn_of_guesses(logits, test[1])
+        of_teacher |= scores(logits, test[1], teacher.output_kind)
+        warnings = warn_of_guesses(logits, test[1], teacher.output_kind)
     summary: dict[str, Any] = {
         "goal": search.job.to,
         "meaning": str(search.job.goal),
@@ -228,6 +228,7 @@ def _finished(
         "stages": [one.record for one in made[1:]],
         "input": to_plain(teacher.input_spec),
         "num_classes": teacher.num_classes,
+        **teacher.output_spec.record,
         "images": source,
         "warnings": warnings,
         "validation_images": len(search.prepared.validation.images),
@@ -275,12 +276,12 @@ def _written(
     if kind != PACKED:
         run, device = load_exported(path), torch.device("cpu")
         record |= _timed(path, teacher)
-    validation, spec = search.prepared.validation, teacher.input_spec
+    validation, spec, kind = search.prepared.validation, teacher.input_spec, teacher.output_kind
     with evaluating(last.network):
         logits = answers(run, spec, validation.images, device=device)
-        record["agreement"] = agreement(logits, validation.logits.cpu())
+        record["agreement"] = agreement(logits, validation.logits.cpu(), kind)
         if test is not None:
-            record["accuracy"] = accuracy(answers(run, spec, test[0], device=device), test[1])
+            record |= scores(answers(run, spec, test[0], device=device), test[1], kind)
     return record
 
 

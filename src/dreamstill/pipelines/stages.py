@@ -152,7 +152,8 @@ def _factorize(model: nn.Module, config: FactorizeConfig, context: StageContext)
 
 def _quantize(model: nn.Module, config: QuantizeConfig, context: StageContext) -> Outcome:
     if config.without_inputs:
-        whole = Teacher(on_cpu(model), context.teacher.input_spec)
+        kind = context.teacher.output_kind
+        whole = Teacher(on_cpu(model), context.teacher.input_spec, outputs=kind)
         quantized = quantize_without_inputs(whole, config).to(context.teacher.device)
     else:
         quantized = quantize(
@@ -208,6 +209,7 @@ def _int8(model: nn.Module, config: Int8Config, context: StageContext) -> Outcom
             context.stem.with_suffix(f".int8.{kind}"),
             calibration=config.calibration,
             backend=config.backend,
+            outputs=context.teacher.output_kind,
         )
         for kind in config.formats
     ]
@@ -256,8 +258,8 @@ def _learn_classes(model: nn.Module, config: LearnClassesStage, context: StageCo
 
 def _like(teacher: Teacher, model: nn.Module) -> Teacher:
     """Return a network as a teacher on the device and in the precision of another."""
-    device, precision = str(teacher.device), teacher.precision
-    return Teacher(model, teacher.input_spec, device=device, precision=precision)
+    device, precision, kind = str(teacher.device), teacher.precision, teacher.output_kind
+    return Teacher(model, teacher.input_spec, outputs=kind, device=device, precision=precision)
 
 
 def _after_learn_classes(

@@ -15,11 +15,10 @@ from dreamstill.config import from_plain, read_plain, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.evaluation import (
-    accuracy,
     agreement,
-    confusion_matrix,
-    expected_calibration_error,
+    confusion_of,
     predict,
+    scores,
     warn_of_guesses,
 )
 from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
@@ -27,6 +26,7 @@ from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.formatting import BASELINES
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.output_spec import OutputKind
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import load_student
 from dreamstill.pipelines.plugins import load_plugins
@@ -126,7 +126,8 @@ def summarize(
 
     Args:
         folder: directory of a finished run.
-        real: images, uint8 (N, C, H, W), and labels (N,); None measures no accuracy.
+        real: images, uint8 (N, C, H, W), and the truth, such as classes (N,): see
+            `dreamstill.evaluation.scores`; None measures no accuracy.
         source: name of `real` in the summary.
         baseline: directory of the finished noise baseline. Default: the run's own, if it has one.
         device: where the networks run, and are timed.
@@ -153,6 +154,7 @@ def summarize(
             if job.distill.minutes is not None and its != own:  # which may hold other steps
                 where = f"the {BASELINES[name]} in {path}"
                 raise RunError(f"{where} has {its:,} image visits, not {own:,}")
+        summary |= teacher.output_spec.record
         if teacher.class_names:
             summary["class_names"] = list(teacher.class_names)
         if "exports" in known:
@@ -162,26 +164,35 @@ def summarize(
             x, y = real
             summary["images"] = source
             logits = {name: predict(of, teacher.input_spec, x) for name, of in networks.items()}
-            _add_accuracies(summary, logits, y)
-            confusion = confusion_matrix(logits["student"], y, teacher.num_classes)
-            pictures["real_mean"] = class_means(x, y, teacher.num_classes)
-            pictures["confusion"] = confusion.numpy()
+            _add_accuracies(summary, logits, y, teacher.output_kind)
+            pictures |= _pictures_of_real(x, y, logits["student"], teacher)
         write_json(folder / "summary.json", summary)
         save_arrays(folder / "pictures.npz", **pictures)
         return summary
 
 
-def _add_accuracies(summary: dict[str, Any], logits: dict[str, Tensor], labels: Tensor) -> None:
-    """Add to a summary what each network's logits (N, K) are worth beside labels (N,)."""
+def _add_accuracies(
+    summary: dict[str, Any], logits: dict[str, Tensor], truth: Tensor, kind: OutputKind
+) -> None:
+    """Add to a summary what each network's outputs (N, ...) are worth beside the truth."""
     if "teacher" in logits:
-        summary["warnings"] = summary["warnings"] + warn_of_guesses(logits["teacher"], labels)
+        warnings = warn_of_guesses(logits["teacher"], truth, kind)
+        summary["warnings"] = summary["warnings"] + warnings
     for name, of in logits.items():
-        summary[name] |= {
-            "accuracy": accuracy(of, labels),
-            "ece": expected_calibration_error(of, labels),
-        }
+        summary[name] |= scores(of, truth, kind)
         if "teacher" in logits:
-            summary[name]["agreement"] = agreement(of, logits["teacher"])
+            summary[name]["agreement"] = agreement(of, logits["teacher"], kind)
+
+
+def _pictures_of_real(
+    images: Tensor, truth: Tensor, outputs: Tensor, teacher: Teacher
+) -> dict[str, Any]:
+    """Return the report's arrays of real images: means of classes, and the student's confusion."""
+    pictures: dict[str, Any] = {}
+    if teacher.capabilities.classes:
+        pictures["real_mean"] = class_means(images, truth, teacher.num_classes)
+    confusion = confusion_of(outputs, truth, teacher.output_kind)
+    return pictures if confusion is None else pictures | {"confusion": confusion.numpy()}
 
 
 def _baselines(folder: Path, job: DistillJob, given: StrPath | None) -> dict[str, Path]:
@@ -240,13 +251,15 @@ def _pictures(folder: Path, teacher: Teacher, student: nn.Module) -> dict[str, A
     buffer = ReplayBuffer.reopen(folder / "replay_buffer", teacher.input_spec)
     if len(buffer):
         images = buffer.images(MOST_SHOWN)
-        classes = predict(teacher.module, teacher.input_spec, images).argmax(1)
+        parts = (predict(teacher.module, teacher.input_spec, x) for x in images.split(500))
+        classes = torch.cat([teacher.output_spec.group(part) for part in parts])
         order = torch.argsort(classes, stable=True)
         shown = [order[classes[order] == k][:12] for k in classes.unique()[:20]]
         pictures["synthetic_images"] = images[torch.cat(shown)].numpy()
         pictures["synthetic_classes"] = classes[torch.cat(shown)].numpy()
-        pictures["synthetic_mean"] = class_means(images, classes, teacher.num_classes)
-        histogram = torch.bincount(classes, minlength=teacher.num_classes)
+        num = len(teacher.output_spec.groups)
+        pictures["synthetic_mean"] = class_means(images, classes, num)
+        histogram = torch.bincount(classes, minlength=num)
         pictures["class_histogram"] = histogram.numpy()
     for name, module in (("teacher", teacher.module), ("student", student)):
         filters = _first_filters(module)

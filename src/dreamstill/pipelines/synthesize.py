@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dreamstill.config import read_plain, to_plain
-from dreamstill.data.class_coverage import class_counts, warn_of_classes
+from dreamstill.data.class_coverage import warn_of_classes
 from dreamstill.data.images import load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint
@@ -61,6 +61,8 @@ def draw_images(
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Tensor, Tensor]:
     """Return synthetic images, uint8 (N, C, H, W), and their logits (N, K), on the CPU.
+
+    Dense logits are those of whole images: see `OutputSpec.whole`.
 
     Args:
         teacher: source of the images.
@@ -129,7 +131,8 @@ def draw_resumable(
         on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
     while drawn.done < num_images:
         batch = synthesizer.next_batch()
-        drawn.add(teacher.input_spec.decode(batch.images).cpu(), batch.logits.cpu())
+        whole = teacher.output_spec.whole(batch.logits)
+        drawn.add(teacher.input_spec.decode(batch.images).cpu(), whole.cpu())
         drawn.save_periodically()
         on_progress(Progress("synthesize", drawn.done, num_images, {}))
     return drawn.images, drawn.logits
@@ -313,16 +316,16 @@ def _write_images(
         checkpoint_every=job.checkpoint_every,
         on_progress=on_progress,
     )
-    classes = logits.argmax(1)
+    classes, counts = teacher.output_spec.group(logits), teacher.output_spec.counts(logits)
     arrays = {"x": x, "y": classes.numpy(), "logits": logits.numpy()}
     save_arrays(folder / "images.npz", **arrays)
-    picture = draw_classes(torch.from_numpy(x), classes, teacher.class_names)
+    picture = draw_classes(torch.from_numpy(x), classes, teacher.output_spec.groups)
     write_atomically(folder / "images.png", picture)
     summary = {
         "num_images": job.num_images,
-        "images_per_class": class_counts(logits).tolist(),
+        "images_per_class": counts.tolist(),
         "queries": teacher.queries,
-        "warnings": warn_of_classes(logits),
+        "warnings": warn_of_classes(counts),
     }
     write_json(folder / "summary.json", summary)
     remove_checkpoint(checkpoint)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.errors import RunError
+from dreamstill.formatting import words_of
 from dreamstill.report import figures
 from dreamstill.report.continual import continual_figures
 from dreamstill.report.page import Figure, from_records, read_arrays, read_table, write_page
@@ -26,7 +27,7 @@ def write_compression_report(folder: Path) -> Path:
         drawn.append(
             Figure(
                 "Size against quality",
-                figures.tradeoff(networks),
+                figures.tradeoff(networks, score=words_of(summary).score),
                 "The teacher (orange) and the network after each stage: the best are small and "
                 "right, on the left and high up.",
             )

@@ -8,7 +8,16 @@ import numpy as np
 
 from dreamstill.errors import RunError
 from dreamstill.files.reading import check_run
-from dreamstill.formatting import BASELINES, bytes_of_memory, measured_share, percent, shown
+from dreamstill.formatting import (
+    BASELINES,
+    bytes_of_memory,
+    capitalized,
+    measured_share,
+    more_scores,
+    percent,
+    shown,
+    words_of,
+)
 from dreamstill.report import figures
 from dreamstill.report.page import (
     MOST_CLASSES,
@@ -88,11 +97,11 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
         return measured_share(share, summary["validation_images"])
 
     rows: list[tuple[str, str, Callable[[Any], str]]] = [
-        ("Accuracy on real images", "accuracy", percent),
+        (f"{capitalized(words_of(summary).score)} on real images", "accuracy", percent),
+        *((capitalized(title), key, show) for title, key, show in more_scores()),
         ("Agreement with the teacher", "agreement", percent),
         ("Agreement on the validation images", "validation_agreement", validated),
         ("Image visits", "image_visits", shown),
-        ("Expected calibration error", "ece", percent),
         ("Parameters", "parameters", shown),
         ("Multiply-accumulates per image", "macs", shown),
         ("Bytes of weights", "bytes", shown),

@@ -189,10 +189,13 @@ def matrix(confusion: Array, names: Sequence[str], *, whose: str = "student") ->
     return figure
 
 
-def tradeoff(networks: Sequence[dict[str, Any]], *, joined: bool = True) -> Plot:
+def tradeoff(
+    networks: Sequence[dict[str, Any]], *, score: str = "accuracy", joined: bool = True
+) -> Plot:
     """Draw accuracy (or agreement, where none was measured) against bytes.
 
     The first network is the teacher's; `joined` draws the others as the stages that led from it.
+    `score` is what the accuracy is called.
     """
     key = "accuracy" if all("accuracy" in network for network in networks) else "agreement"
     sizes = [network["bytes"] / 1024 for network in networks]
@@ -210,7 +213,7 @@ def tradeoff(networks: Sequence[dict[str, Any]], *, joined: bool = True) -> Plot
     axes.set(xlabel="size, KiB (log scale)", xscale="log")
     axes.margins(x=0.15, y=0.2)
     _log_ticks(axes.xaxis)
-    _percent_axis(axes, "accuracy" if key == "accuracy" else "agreement with the teacher")
+    _percent_axis(axes, score if key == "accuracy" else "agreement with the teacher")
     return figure
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamstill.formatting import measured_share, percent
+from dreamstill.formatting import measured_share, percent, words_of
 
 __all__ = ["model_card"]
 
@@ -21,6 +21,14 @@ RUN = {
     ),
 }
 """How to run a file, by format, on the array x."""
+
+
+OUTPUT = {
+    "classes": "logits (N, {})",
+    "labels": "logits (N, {}), a label each",
+    "values": "values (N, {})",
+    "dense": "logits (N, {}, H, W), of the classes of each pixel",
+}
 
 
 def model_card(summary: Mapping[str, Any], weights: str) -> str:
@@ -51,13 +59,14 @@ def model_card(summary: Mapping[str, Any], weights: str) -> str:
         "divided by std |",
         f"| mean | {', '.join(f'{value:g}' for value in summary['input']['mean'])} |",
         f"| std | {', '.join(f'{value:g}' for value in summary['input']['std'])} |",
-        f"| output | logits (N, {classes}) |",
+        f"| output | {OUTPUT[summary.get('outputs', 'classes')].format(classes)} |",
         f"| agreement with the teacher | {measured_share(chosen['agreement'], num)} of {num:,} "
         "synthetic validation images |",
     ]
     if "accuracy" in teacher:
-        lines.append(f"| accuracy of the teacher | {percent(teacher['accuracy'])} |")
-    lines += ["", "## Files", "", *_files(summary["files"], teacher), ""]
+        score = words_of(summary).score
+        lines.append(f"| {score} of the teacher | {percent(teacher['accuracy'])} |")
+    lines += ["", "## Files", "", *_files(summary, teacher), ""]
     for file in summary["files"]:
         if file["format"] in RUN and "path" in file:
             code = RUN[file["format"]].format(path=file["path"])
@@ -65,10 +74,11 @@ def model_card(summary: Mapping[str, Any], weights: str) -> str:
     return "\n".join(lines)
 
 
-def _files(files: list[Mapping[str, Any]], teacher: Mapping[str, Any]) -> list[str]:
+def _files(summary: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[str]:
     """Return the rows of a table of files."""
+    files, score = summary["files"], words_of(summary).score
     measured = any("accuracy" in file for file in files)
-    head = ["file", "bytes", "latency of an image", *(["accuracy"] if measured else [])]
+    head = ["file", "bytes", "latency of an image", *([score] if measured else [])]
     rows = [head, ["---"] * len(head)]
     for file in files:
         if "failed" in file:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamstill.formatting import BASELINES, measured_share, percent
+from dreamstill.formatting import BASELINES, Words, measured_share, percent, words_of
 
 __all__ = [
     "verdict_of_compression",
@@ -26,20 +26,20 @@ def verdict_of_distill(summary: Mapping[str, Any]) -> str:
     if "accuracy" not in student:
         known = ""
         if "validation_agreement" in summary:
-            known = f" with the teacher's class on {_agreement(summary)} of the validation images"
-        answers = f"The student answers{known}; " if known else "Of the student: "
+            known = words_of(summary).agrees.format(_agreement(summary))
+        answers = f"The student {known}; " if known else "Of the student: "
         return f"{answers}{savings}{_baselines(summary, 'validation_agreement')} {NO_REAL_IMAGES}"
-    text = f"{_accuracy('The student', student, teacher)}; {savings}"
+    text = f"{_accuracy('The student', student, teacher, words_of(summary))}; {savings}"
     return text + _baselines(summary, "accuracy")
 
 
 def _baselines(summary: Mapping[str, Any], key: str) -> str:
     """Return a sentence on each baseline that was measured."""
-    text, verb = "", "is right" if key == "accuracy" else "agrees"
+    text, does = "", words_of(summary).right if key == "accuracy" else "agrees on {}"
     for name, images in zip(BASELINES, ("noise", "real images"), strict=True):
         if key in (baseline := summary.get(name, {})):
-            share = percent(baseline[key])
-            text += f" Trained on {images}, the same student {verb} on {share}."
+            share = does.format(percent(baseline[key]))
+            text += f" Trained on {images}, the same student {share}."
     return text
 
 
@@ -56,10 +56,10 @@ def verdict_of_compression(summary: Mapping[str, Any]) -> str:
     size = f" is {_times(smaller, 'smaller', 'larger', 'as large')};" if smaller else ":"
     text = f"{after} the network{size}"
     if "accuracy" in last:
-        return f"{text} {_accuracy('it', last, teacher)}."
+        return f"{text} {_accuracy('it', last, teacher, words_of(summary))}."
     if "agreement" in last:
-        share = percent(last["agreement"])
-        text += f" it answers with the teacher's class on {share} of the validation images."
+        share = words_of(summary).agrees.format(percent(last["agreement"]))
+        text += f" it {share}."
         return f"{text} {NO_REAL_IMAGES}"
     return f"{text} how well it answers was not measured."
 
@@ -106,9 +106,13 @@ def verdict_of_continual(stage: Mapping[str, Any]) -> str:
     return f"{text}. {unknown}: no test image of theirs was given."
 
 
-def _accuracy(who: str, network: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
-    text = f"{who} is right on {percent(network['accuracy'])} of the real images"
-    return f"{text}, the teacher on {percent(teacher['accuracy'])}" if teacher else text
+def _accuracy(
+    who: str, network: Mapping[str, Any], teacher: Mapping[str, Any], words: Words
+) -> str:
+    text = f"{who} {words.right.format(percent(network['accuracy']))} {words.of}"
+    if not teacher:
+        return text
+    return f"{text}, the teacher {words.other.format(percent(teacher['accuracy']))}"
 
 
 def _parameters(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> str:

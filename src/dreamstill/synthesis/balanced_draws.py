@@ -12,6 +12,7 @@ from dreamstill.config import no_effect
 from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.output_spec import OutputKind, decisions
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.class_balance import ClassMemory, balanced, rank_in_class
 from dreamstill.teacher import Teacher
@@ -25,9 +26,14 @@ MEMORY_BYTES = 2**26
 def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
     """Sort a batch by KL(teacher || student), the largest first."""
     with eval_mode(student):
-        log_student = F.log_softmax(teacher.run(student, batch.images), dim=1)
-    log_teacher = F.log_softmax(batch.logits, dim=1)
-    kl = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+        rival = teacher.run(student, batch.images)
+    if teacher.output_kind is OutputKind.VALUES:
+        kl = (rival - batch.logits).square().mean(1)
+    else:
+        answers = (decisions(of, teacher.output_kind) for of in (rival, batch.logits))
+        log_student, log_teacher = (F.log_softmax(of, dim=1) for of in answers)
+        kl = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+        kl = kl.view(len(rival), -1).mean(1)  # over the decisions of each image
     order = kl.argsort(descending=True, stable=True)
     return Batch(batch.images[order], batch.logits[order])
 
@@ -47,8 +53,11 @@ class BalancedDraws(Method):
         if teacher.capabilities.budget is not None:
             where = "on a black box, which is asked about each image once"
             no_effect(config, where, "oversample", "memory", "mine", "fit")
-        most = min(config.memory, MEMORY_BYTES // math.prod(teacher.input_spec.shape))
-        self.memory = ClassMemory(most, teacher.num_classes, teacher.input_spec.shape, rng.device)
+        outputs, size = teacher.output_spec, math.prod(teacher.input_spec.shape)
+        if outputs.size:
+            size += 4 * math.prod(outputs.shape)
+        most = min(config.memory, MEMORY_BYTES // size)
+        self.memory = ClassMemory(most, outputs, teacher.input_spec.shape, rng.device)
 
     @abstractmethod
     def draw(self, num: int) -> Batch:
@@ -65,8 +74,9 @@ class BalancedDraws(Method):
         drawn = self.draw(config.batch_size * config.oversample)
         if config.mine and student is not None:
             drawn = hardest_first(drawn, teacher, student)
-        share = -(-config.batch_size // teacher.num_classes)
-        rank = rank_in_class(drawn.logits.argmax(1), teacher.num_classes)
+        outputs, num = teacher.output_spec, len(teacher.output_spec.groups)
+        share = -(-config.batch_size // num)
+        rank = rank_in_class(outputs.group(drawn.logits), num)
         fresh, beyond = (
             Batch(drawn.images[of], drawn.logits[of]) for of in (rank < share, rank >= share)
         )
@@ -75,5 +85,5 @@ class BalancedDraws(Method):
         # preferred first: fresh images, remembered ones, fresh ones beyond their class's share
         parts = (fresh, Batch(teacher.input_spec.encode(recalled.images), recalled.logits), beyond)
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
-        kept = balanced(logits.argmax(1), config.batch_size, teacher.num_classes)
+        kept = balanced(outputs.group(logits), config.batch_size, num)
         return Batch(images[kept], logits[kept])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dreamstill.data.batch import Batch
 from dreamstill.files.checkpoints import Stateful
+from dreamstill.output_spec import OutputSpec
 
 __all__ = ["ClassMemory", "Turns", "balanced", "matched", "rank_in_class"]
 
@@ -81,26 +82,32 @@ class ClassMemory:
 
     Args:
         capacity: total number of uint8 images, the same for each class; at least one per class.
-        num_classes: K.
+        outputs: the teacher's, whose groups are the classes.
         shape: (C, H, W).
         device: device of the store.
 
     """
 
     def __init__(
-        self, capacity: int, num_classes: int, shape: tuple[int, int, int], device: torch.device
+        self,
+        capacity: int,
+        outputs: OutputSpec,
+        shape: tuple[int, int, int],
+        device: torch.device,
     ) -> None:
+        self.outputs, num_classes = outputs, len(outputs.groups)
         self.per_class = max(1, capacity // num_classes)
         self.images = torch.zeros(
             num_classes, self.per_class, *shape, dtype=torch.uint8, device=device
         )
-        self.logits = torch.zeros(num_classes, self.per_class, num_classes, device=device)
+        size = (num_classes, self.per_class, *self.outputs.shape)
+        self.logits = torch.zeros(size, device=device)
         self.counts = torch.zeros(num_classes, dtype=torch.long, device=device)
 
     def remember(self, batch: Batch) -> None:
         """Store a batch by the classes of its logits, in place of the oldest images of each."""
         num_classes = len(self.counts)
-        classes = batch.logits.argmax(1)
+        classes = self.outputs.group(batch.logits)
         rank = rank_in_class(classes, num_classes)
         new = rank < self.per_class  # drop images of a class beyond its number of slots
         classes, rank = classes[new], rank[new]

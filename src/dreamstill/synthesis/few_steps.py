@@ -88,7 +88,7 @@ class FewSteps(Method):
     """
 
     config: FewStepsConfig
-    needs: ClassVar[tuple[str, ...]] = ("gradient", "batch_norm")
+    needs: ClassVar[tuple[str, ...]] = ("classes", "gradient", "batch_norm")
     state: ClassVar[tuple[str, ...]] = ("generator", "statistics", "batches", "programs")
     generator: LatentGenerator
 

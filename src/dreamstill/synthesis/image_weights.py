@@ -11,8 +11,6 @@ the means and mean squares of each channel. So the best weights are exponential 
 w ~ exp(-m . slopes), and slopes fitted on some images weigh all others.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -29,11 +27,11 @@ STEPS, LR = 300, 0.1
 
 @torch.no_grad()
 def answers_and_moments(teacher: Teacher, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the teacher's logits (N, K) and the moments (N, K + 2 F) of inputs (N, C, H, W).
+    """Return the teacher's outputs (N, ...) and the moments (N, K + 2 F) of inputs (N, C, H, W).
 
     F is the number of channels of all BatchNorm layers with running statistics, 0 without any.
-    Moments are the class probabilities and then, of each channel's input standardized by the
-    running statistics, the mean and the mean square.
+    Moments are the probabilities of classes or labels, of values none, and then, of each channel's
+    input standardized by the running statistics, the mean and the mean square.
     """
     norms = norms_of(teacher)
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -55,7 +53,7 @@ def answers_and_moments(teacher: Teacher, inputs: Tensor) -> tuple[Tensor, Tenso
         for part in inputs.split(shown_at_once(teacher.input_spec.shape)):
             answer = teacher(part)
             columns = [
-                answer.softmax(1),
+                teacher.output_spec.probabilities(answer),
                 *(found[n][0] for n in norms),
                 *(found[n][1] for n in norms),
             ]
@@ -71,11 +69,11 @@ def fit_slopes(teacher: Teacher, moments: Tensor) -> Tensor:
         1 / (len(norms) * layer.num_features) for layer in norms for _ in range(layer.num_features)
     ]
     share = torch.tensor(channels, device=moments.device)
-    sizes = [teacher.num_classes, len(share), len(share)]
+    sizes = [moments.shape[1] - 2 * len(share), len(share), len(share)]
 
     def distance(mixture: Tensor) -> Tensor:
         classes, mean, square = mixture.split(sizes)
-        missing = 1 + (classes * classes.clamp_min(1e-12).log()).sum() / math.log(len(classes))
+        missing = teacher.output_spec.unevenness(classes)
         variance = (square - mean**2).clamp_min(1e-6)
         divergence = 0.5 * (variance.log() - 1 + (1 + mean**2) / variance)
         total: Tensor = missing + (share * divergence).sum()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dreamstill.data.batch import answered
 from dreamstill.nn.hooks import probed_at_once, shown_at_once
+from dreamstill.output_spec import OutputKind, decisions
 from dreamstill.progress import Progress
 from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence, measured_divergence
 from dreamstill.synthesis.methods.image_programs import ImagePrograms, ImageProgramsConfig
@@ -38,7 +39,7 @@ class ValidationSet:
     images: Tensor
     """uint8 (N, C, H, W), on the teacher's device."""
     logits: Tensor
-    """Logits of the teacher, (N, K)."""
+    """Outputs of the teacher, (N, K) or (N, K, H, W)."""
     divergence: float | None = None
     """BNS divergence of the images before they were steered: how near drawn images come to the
     teacher's statistics. None without BatchNorm."""
@@ -77,23 +78,27 @@ def _make(teacher: Teacher, num: int, on_progress: Callable[[Progress], None]) -
 def steered(teacher: Teacher, inputs: Tensor) -> Tensor:
     """Return inputs (N, C, H, W) a few steps nearer to the BatchNorm statistics and to certainty.
 
-    Certainty is that of the class that the teacher gives an image at first. A teacher without
-    gradients at its input, or with a budget, gets the inputs back.
+    Certainty is that of the class that the teacher gives an image at first, or of each decision;
+    values have none. A teacher without gradients at its input, or with a budget, gets the inputs
+    back, and so does one of values without BatchNorm.
     """
-    if not teacher.capabilities.gradient or teacher.capabilities.budget is not None:
+    able, kind = teacher.capabilities, teacher.output_kind
+    certain = kind is not OutputKind.VALUES
+    if not able.gradient or able.budget is not None or not (certain or able.batch_norm):
         return inputs
     spec = teacher.input_spec
     pixels = spec.denormalize(inputs).clamp(0, 1).requires_grad_()
     optimizer = torch.optim.Adam([pixels], LR)
-    classes = answered(teacher, inputs).logits.argmax(1)
+    classes = decisions(answered(teacher, inputs).logits, kind).argmax(1) if certain else None
     with torch.enable_grad():
         for _ in range(STEPS):
             shown = spec.normalize(pixels)
-            if teacher.capabilities.batch_norm:
+            if able.batch_norm:
                 loss, logits = batch_norm_divergence(teacher, shown)
             else:
                 loss, logits = torch.zeros(()), teacher(shown)
-            loss = loss + CERTAINTY * F.cross_entropy(logits, classes)
+            if classes is not None:
+                loss = loss + CERTAINTY * F.cross_entropy(decisions(logits, kind), classes)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

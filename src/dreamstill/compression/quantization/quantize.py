@@ -227,7 +227,11 @@ def quantize(
     bits = None
     if config.keep is not None:
         names, layers = list(ranges), plain_layers(whole, KINDS)
-        table = sensitivities(whole, spec, images, names, per_channel=config.per_channel)
+        table = sensitivities(
+            *(whole, spec, images, names),
+            per_channel=config.per_channel,
+            kind=teacher.output_kind,
+        )
         if fixed := config.first_last_bits:  # counted in the size, but not searched
             table |= {name: {fixed: 0.0} for name in _first_and_last(names)}
         sizes = {name: layers[name].weight.numel() for name in names}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.errors import ConfigError
-from dreamstill.evaluation import predict
+from dreamstill.evaluation import divergence, predict
 from dreamstill.input_spec import InputSpec
-from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.hooks import some_of
 from dreamstill.nn.quantized import best_step, fake_quantize
+from dreamstill.output_spec import OutputKind
 
 __all__ = ["mixed_bits", "sensitivities"]
 
@@ -29,6 +29,7 @@ def sensitivities(
     candidates: tuple[int, ...] = (2, 3, 4, 6, 8),
     *,
     per_channel: bool,
+    kind: OutputKind = OutputKind.CLASSES,
 ) -> dict[str, dict[int, float]]:
     """Return mean KL(model || model with one layer's weight quantized), by layer and bits.
 
@@ -39,6 +40,7 @@ def sensitivities(
         names: layers to measure.
         candidates: numbers of bits.
         per_channel: whether each output channel has its own step size.
+        kind: what the outputs say.
 
     """
     shown = some_of(images, 512)
@@ -53,7 +55,7 @@ def sensitivities(
             high = 2 ** (bits - 1) - 1
             step = best_step(weight, bits, per_channel=per_channel)
             layer.weight.copy_(fake_quantize(weight, step, -high - 1, high))
-            table[name][bits] = kl_divergence(predict(model, spec, shown), whole).item()
+            table[name][bits] = divergence(predict(model, spec, shown), whole, kind)
         layer.weight.copy_(weight)
     return table
 

@@ -30,7 +30,7 @@ class Abd(Method):
 
     config: AbdConfig
     fresh_every = 1
-    needs = ("gradient", "batch_norm")
+    needs = ("classes", "gradient", "batch_norm")
     state = ("stages",)
 
     def __init__(self, teacher: Teacher, config: AbdConfig, *, rng: torch.Generator) -> None:

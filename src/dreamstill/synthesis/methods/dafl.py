@@ -37,7 +37,7 @@ class Dafl(Method):
 
     config: DaflConfig
     fresh_every = 1
-    needs = ("gradient", "last_linear")
+    needs = ("classes", "gradient", "last_linear")
     state = ("generator",)
 
     def __init__(self, teacher: Teacher, config: DaflConfig, *, rng: torch.Generator) -> None:

@@ -72,7 +72,7 @@ class DeepInversion(Method):
     """Method that optimizes each batch from noise, with classes in turn."""
 
     config: DeepInversionConfig
-    needs = ("gradient", "batch_norm")
+    needs = ("classes", "gradient", "batch_norm")
     state = ("turns",)
 
     def __init__(

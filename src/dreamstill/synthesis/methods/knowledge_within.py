@@ -63,7 +63,10 @@ class KnowledgeWithin(Method):
     """Method that optimizes each batch from noise, with classes in turn."""
 
     config: KnowledgeWithinConfig
-    needs = ("gradient",)
+    needs = (
+        "classes",
+        "gradient",
+    )
     state = ("turns",)
 
     def __init__(

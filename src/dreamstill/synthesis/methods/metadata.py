@@ -30,7 +30,10 @@ class MetadataImages(Method):
     """Method that draws activations for classes in turn, and fits images to them."""
 
     config: MetadataConfig
-    needs = ("gradient",)
+    needs = (
+        "classes",
+        "gradient",
+    )
     state = ("turns",)
 
     def __init__(self, teacher: Teacher, config: MetadataConfig, *, rng: torch.Generator) -> None:

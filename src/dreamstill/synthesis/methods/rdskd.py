@@ -24,7 +24,10 @@ class Rdskd(Method):
 
     config: RdskdConfig
     fresh_every = 1
-    needs = ("gradient",)
+    needs = (
+        "classes",
+        "gradient",
+    )
     state = ("stages", "base")
 
     def __init__(self, teacher: Teacher, config: RdskdConfig, *, rng: torch.Generator) -> None:

@@ -52,7 +52,7 @@ class Zskd(Method):
     """Method that draws soft targets, with classes and betas in turn, and optimizes pixels."""
 
     config: ZskdConfig
-    needs = ("gradient", "last_linear")
+    needs = ("classes", "gradient", "last_linear")
     state = ("drawn",)
 
     def __init__(self, teacher: Teacher, config: ZskdConfig, *, rng: torch.Generator) -> None:

@@ -30,7 +30,7 @@ class Zskt(Method):
     config: ZsktConfig
     fresh_every = 1
     adversarial = True
-    needs = ("gradient",)
+    needs = ("classes", "gradient")
     state = ("generator", "batches")
 
     def __init__(self, teacher: Teacher, config: ZsktConfig, *, rng: torch.Generator) -> None:
