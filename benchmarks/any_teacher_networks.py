@@ -47,7 +47,7 @@ TRAININGS = {
     "encoder_decoder_camvid": Training(
         "camvid_128",
         "benchmarks.networks:encoder_decoder",
-        120,
+        80,
         ("--outputs", "dense", "--batch-size", "16", *FLIPS),
     ),
     "attributes_celeba": Training(

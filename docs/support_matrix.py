@@ -113,6 +113,21 @@ class Viewed(nn.Module):
         return self.head(self.body(x).view(-1, self.size))
 
 
+class Segmenting(nn.Module):
+    """An encoder and a decoder that sees the fine features too: a class for each pixel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(*conv(3, width, nn.BatchNorm2d(width)))
+        self.coarse = nn.Sequential(nn.MaxPool2d(2), *conv(width, width, nn.BatchNorm2d(width)))
+        self.head = nn.Conv2d(2 * width, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        coarse = nn.functional.interpolate(self.coarse(fine), scale_factor=2.0)
+        return self.head(torch.cat([fine, coarse], 1))
+
+
 def depthwise(width: int) -> nn.Module:
     """Return depthwise convolutions and ReLU6, as in MobileNet."""
     grouped = nn.Conv2d(width, width, 3, padding=1, groups=width)
@@ -146,7 +161,12 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "transformer": Transformer,
     "GRU": Recurrent,
     "size in the code": Viewed,
+    "CNN of labels": with_norm(nn.BatchNorm2d),
+    "CNN of values": with_norm(nn.BatchNorm2d),
+    "classes of pixels": Segmenting,
 }
+OUTPUTS = {"CNN of labels": "labels", "CNN of values": "values"}
+"""What the outputs of a network say, where its shape does not tell."""
 
 
 def distill(teacher: ds.Teacher, images: Tensor, narrow: nn.Module) -> ds.Result:
@@ -187,7 +207,7 @@ def optimized(method: str) -> Callable[[ds.Teacher, Tensor, nn.Module], Tensor]:
 
 
 TASKS: dict[str, Callable[[ds.Teacher, Tensor, nn.Module], object]] = {
-    "`structured_noise`": lambda teacher, images, _: ds.synthesize(teacher, num_images=8),
+    "`image_programs`": lambda teacher, images, _: ds.synthesize(teacher, num_images=8),
     "`dafl`": optimized("dafl"),
     "`deepinversion`": optimized("deepinversion"),
     "`distill`": distill,
@@ -216,7 +236,8 @@ def matrix() -> str:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             spec = SIGNAL if build is Signal else SPEC
-            teacher, narrow = ds.Teacher(build(8), spec), build(4)
+            teacher = ds.Teacher(build(8), spec, outputs=OUTPUTS.get(name))
+            narrow = build(4)
         images = ds.synthesize(teacher, num_images=64)
         cells = [cell(run, teacher, images, narrow, reasons) for run in TASKS.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")

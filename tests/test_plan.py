@@ -12,8 +12,9 @@ from torch import nn
 import dreamstill as ds
 import toys
 from dreamstill.cli.terminal import Bars
-from dreamstill.config import from_plain, to_plain
+from dreamstill.config import from_plain, read_plain, to_plain
 from dreamstill.data.replay_buffer import ReplayBuffer
+from dreamstill.distillation import budget
 from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
@@ -21,6 +22,9 @@ from dreamstill.distillation.initialization import initialize
 from dreamstill.distillation.plan import memory_estimate, plan, with_time_left
 from dreamstill.distillation.weight_inheritance import inherit
 from dreamstill.errors import ConfigError
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.distill import distill
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import ImageProgramsConfig, NoiseConfig
@@ -155,6 +159,39 @@ def test_minutes_hold_more_steps_the_longer_they_are() -> None:
     assert 1 <= short.steps < long.steps
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert teacher.queries == 0
+
+
+def test_a_run_of_minutes_goes_on_with_the_steps_that_it_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = toys.cnn_teacher()
+    job = DistillJob(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:student",
+        method="noise",
+        synthesis=NoiseConfig(batch_size=8),
+        distill=DistillConfig(minutes=0.2, batch_size=8, num_validation=16, inherit=False),
+        checkpoint_every=0,
+    )
+    monkeypatch.setattr(budget, "seconds_per_batch", lambda *_: 0.0)
+
+    def a_step_takes(seconds: float) -> None:
+        monkeypatch.setattr(budget, "_seconds_per_step", lambda *_: seconds)
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "distill" and progress.done == 5:
+            raise KeyboardInterrupt
+
+    a_step_takes(1.0)
+    whole = distill(tmp_path / "whole", job, teacher)
+    with pytest.raises(KeyboardInterrupt):
+        distill(tmp_path / "stopped", job, teacher, on_progress=stop)
+    a_step_takes(0.1)
+    resumed = distill(tmp_path / "stopped", job, teacher, resume=True)
+    results = [read_plain(tmp_path / name / "result.json") for name in ("whole", "stopped")]
+    assert [result["steps"] for result in results] == [12, 12]
+    same = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in same)
 
 
 def test_a_plan_says_which_images_which_start_and_which_training() -> None:

@@ -5,7 +5,10 @@ from enum import StrEnum
 from dreamstill.config import Text, config_class, no_effect
 from dreamstill.errors import ConfigError
 
-__all__ = ["Backend", "Calibration", "Int8Config"]
+__all__ = ["MOST_SEEN", "Backend", "Calibration", "Int8Config"]
+
+MOST_SEEN = 1024
+"""Most images that an int8 export looks at."""
 
 
 class Backend(StrEnum):

@@ -27,7 +27,7 @@ from dreamstill.config import OutputKind, from_plain
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluation import agreement, answers, evaluating, predict
 from dreamstill.exporters import c_array, litert, onnx_file
-from dreamstill.exporters.config import Backend, Calibration
+from dreamstill.exporters.config import MOST_SEEN, Backend, Calibration
 from dreamstill.exporters.formats import (
     check_formats,
     export,
@@ -146,7 +146,7 @@ def export_int8(
     kind: OutputKind = from_plain(OutputKind, outputs, "outputs")
     check_int8_formats([path.suffix[1:]])
     check_int8_layers(model, [path.suffix[1:]])
-    images = some_of(images, 1024)
+    images = some_of(images, MOST_SEEN)
     half = max(1, len(images) // 2)
     seen, compared = images[:half], images[-half:]
     agreements = []

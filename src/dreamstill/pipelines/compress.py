@@ -9,6 +9,7 @@ not match is not opened.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,10 +57,21 @@ __all__ = ["Made", "compressed", "layer_weights", "run_compression", "run_stages
 
 NUM_SHOWN = 1000
 """Number of images, from the end, for activation ranges."""
+LARGE = 128 * 128
+"""Pixels from which an image counts as large."""
 COUNTED = 500
 """Images whose answers are held at once to count their classes."""
 NUM_VALIDATION = 1024
 """Number of validation images for agreement."""
+
+
+def num_validation(spec: InputSpec) -> int:
+    """Return the number of validation images: a quarter of those of LARGE images, which are dear.
+
+    >>> [num_validation(InputSpec((3, size, size), (0.5,) * 3, (0.25,) * 3)) for size in (32, 224)]
+    [1024, 256]
+    """
+    return NUM_VALIDATION // (4 if math.prod(spec.shape[1:]) > LARGE else 1)
 
 
 def run_compression(
@@ -133,7 +145,8 @@ def compressed(
             images = _own_images(folder, job, teacher, on_progress)
         validation, warnings = None, list[str]()
         if len(images):
-            validation = validation_set(teacher, NUM_VALIDATION, on_progress)
+            num = num_validation(teacher.input_spec)
+            validation = validation_set(teacher, num, on_progress)
             counts = [
                 teacher.output_spec.counts(predict(teacher.module, teacher.input_spec, part))
                 for part in images.split(COUNTED)
@@ -251,7 +264,7 @@ def run_stages(
         made.append(Made(stem.name, network, record))
         if after := STAGES[stage.task].after:
             teacher, images = after(network, stage.config, teacher, images)
-            validation = validation_set(teacher, NUM_VALIDATION)
+            validation = validation_set(teacher, num_validation(teacher.input_spec))
     return made
 
 

@@ -29,7 +29,7 @@ from dreamstill.config import (
 from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.errors import ConfigError, shown
-from dreamstill.exporters.config import Int8Config
+from dreamstill.exporters.config import MOST_SEEN, Int8Config
 from dreamstill.graph.config import kept_share
 from dreamstill.loaders.config import NO_TEACHER, TeacherFile
 from dreamstill.synthesis.presets import method_config, student_config
@@ -171,8 +171,13 @@ class ImagesJob(JobConfig):
     images: Text | None = None
     """.npz with x, uint8 (N, C, H, W). Default: synthesize them."""
     num_images: Annotated[Int, at_least(8, most=MOST_IMAGES)] | None = None
-    """Number of images to synthesize; at least 8. Default: 4000, or none if no stage reads
-    images."""
+    """Number of images to synthesize; at least 8. Default: 4000; the 1024 that int8 looks at if it
+    is the only task; none if no task reads images."""
+
+    @property
+    def num_made(self) -> int:
+        """Number of images to synthesize where none are given."""
+        return 4000 if self.num_images is None else self.num_images
 
     def __post_init__(self) -> None:
         if self.images is not None:
@@ -295,6 +300,13 @@ class CompressJob(ImagesJob):
     def reads_images(self) -> bool:
         """Whether a stage reads images, or `num_images` asks for some to measure agreement."""
         return self.num_images is not None or any(stage.reads_images for stage in self.stages)
+
+    @property
+    def num_made(self) -> int:
+        """Number of images to synthesize where none are given."""
+        if self.num_images is None and {stage.task for stage in self.stages} == {"int8"}:
+            return MOST_SEEN
+        return super().num_made
 
 
 def read_job(kind: Any, plain: dict[str, Any]) -> Any:

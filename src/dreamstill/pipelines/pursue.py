@@ -159,7 +159,7 @@ def _plan(search: Search) -> list[str]:
     for name, reason in search.refused.items():
         sentences.append(f"{name} does not apply: {reason}.")
     if search.applicable:
-        num = 4000 if job.num_images is None else job.num_images
+        num = job.num_made
         images = "the images that are given" if job.images else f"{num:,} images by {job.method}"
         memory = memory_on_images(search.teacher, FinetuneConfig(batch_size=BATCH), num)
         sentences.append(

@@ -241,7 +241,7 @@ def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: 
         teacher,
         job.method,
         job.synthesis,
-        4000 if job.num_images is None else job.num_images,
+        job.num_made,
         seed=job.seed,
         on_progress=on_progress,
     )
