@@ -34,7 +34,7 @@ from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.weight_inheritance import inherit
-from dreamstill.evaluation import accuracy, agreement, predict
+from dreamstill.evaluation import agreement, predict, scores
 from dreamstill.pipelines.distill import open_student
 from dreamstill.synthesis.activation_statistics import Kind as Metadata
 from dreamstill.synthesis.activation_statistics import record_metadata
@@ -67,8 +67,9 @@ def row_of(table: dict[str, Any], *, tiny: bool) -> Row:
     row = Row(**more | {"distill": from_plain(DistillConfig, table["distill"], "distill")})
     if not tiny:
         return row
-    steps = 20 if row.distill.minutes else min(row.distill.steps, 20)
-    small = replace(row.distill, minutes=None, steps=steps, batch_size=64)
+    given = row.distill.minutes is None and row.distill.visits is None
+    steps = min(row.distill.steps, 20) if given else 20
+    small = replace(row.distill, minutes=None, visits=None, steps=steps, batch_size=64)
     small = replace(small, num_validation=64, buffer_size=64)
     return replace(row, synthesis=shrunk(row.synthesis), distill=small, after=min(row.after, 5))
 
@@ -129,10 +130,11 @@ class Distill(SummarizedKind):
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
         teacher = self.teacher()
         student, run = self.train(cell.row, teacher, seed)
-        x, y = self.test_set(teacher.input_spec)
+        x, y = self.test_set(teacher.input_spec, teacher.output_spec)
         logits, wanted = (predict(m, teacher.input_spec, x) for m in (student, teacher.module))
-        run["accuracy"] = round(100 * accuracy(logits, y), 2)
-        run["agreement"] = round(100 * agreement(logits, wanted), 2)
+        kind = teacher.output_kind
+        run["accuracy"] = round(100 * scores(logits, y, kind)["accuracy"], 2)
+        run["agreement"] = round(100 * agreement(logits, wanted, kind), 2)
         return run
 
     def train(self, name: str, teacher: Teacher, seed: int) -> tuple[nn.Module, dict[str, Any]]:
