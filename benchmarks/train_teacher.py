@@ -107,7 +107,7 @@ def loss_of(outputs: Tensor, truth: Tensor, kind: OutputKind, smoothing: float) 
     if kind is OutputKind.LABELS:
         return F.binary_cross_entropy_with_logits(outputs, truth.float())
     if kind is OutputKind.VALUES:
-        return F.mse_loss(outputs, truth.float())
+        return F.mse_loss(outputs, truth.float().view_as(outputs))
     return F.cross_entropy(outputs, truth, label_smoothing=smoothing, ignore_index=255)
 
 
@@ -178,7 +178,11 @@ def main(arguments: list[str] | None = None) -> None:
     spec = InputSpec(shape, tuple(mean), tuple(std))
     images = spec.encode(torch.from_numpy(x))
     kind = args.outputs
-    labels = torch.from_numpy(y) if kind is OutputKind.VALUES else torch.from_numpy(y).long()
+    labels, tested = (torch.from_numpy(of) for of in (y, y_test))
+    if kind is not OutputKind.VALUES:
+        labels, tested = labels.long(), tested.long()
+    if kind is OutputKind.DENSE and args.shift:
+        parser.error("--shift would move images and not the classes of their pixels: give 0")
 
     torch.manual_seed(args.seed)
     rng = torch.Generator().manual_seed(args.seed)
@@ -195,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     save_file(model.state_dict(), args.out)
     model.float()
     logits = predict(model, spec, torch.from_numpy(x_test))
-    correct = scores(logits, torch.from_numpy(y_test).long(), kind)["accuracy"]
+    correct = scores(logits, tested, kind)["accuracy"]
     card = {
         "factory": args.factory,
         "shape": shape,

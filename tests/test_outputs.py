@@ -17,9 +17,10 @@ import toys
 from dreamstill.cli import main as cli
 from dreamstill.compression.config import Importance
 from dreamstill.config import OutputKind
+from dreamstill.data.class_coverage import missing_classes
 from dreamstill.data.images import load_real
 from dreamstill.distillation.distillation_losses import DistillationLoss, Networks
-from dreamstill.evaluation import agreement, determination, divergence, scores
+from dreamstill.evaluation import agreement, determinations, divergence, scores
 from dreamstill.loaders.teacher_file import TeacherFile, open_from
 from dreamstill.output_spec import OutputSpec, decisions
 from dreamstill.synthesis.registry import METHODS, missing_capabilities
@@ -48,8 +49,6 @@ def test_decisions_are_rows_of_logits() -> None:
     assert decisions(labels, LABELS).softmax(1)[:, 1].tolist() == labels.sigmoid()[0].tolist()
     pixels = torch.arange(12.0).view(1, 3, 2, 2)  # (N, K, H, W)
     assert decisions(pixels, DENSE).tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
-    with pytest.raises(ds.ConfigError, match="values have no classes"):
-        decisions(labels, VALUES)
 
 
 def test_images_are_grouped_by_class_label_or_most_pixels() -> None:
@@ -76,6 +75,26 @@ def test_labels_are_even_where_each_is_on_half_of_the_images() -> None:
     assert OutputSpec(2, kind=VALUES).unevenness(torch.zeros(0)).item() == 0
 
 
+def test_warnings_name_labels_and_pixels_that_no_image_has() -> None:
+    counts = torch.tensor([40, 0, 3])
+    found = missing_classes(counts, kind=LABELS, num=40)  # that all have label 0 is no fault
+    assert found is not None
+    assert found.startswith("the teacher gives none of the 40 synthetic images label 1: nothing")
+    found = missing_classes(counts, kind=DENSE, num=40)
+    assert found is not None
+    assert found.startswith("the teacher gives no pixel of the 40 synthetic images class 1:")
+    assert missing_classes(torch.tensor([40]), kind=LABELS, num=40) is None
+    assert missing_classes(torch.zeros(3), kind=VALUES, num=40) is None
+
+
+def test_a_value_that_is_missed_does_not_hide_those_that_are_met() -> None:
+    wanted = torch.randn(50, 2, generator=rng())
+    outputs = wanted.clone()
+    outputs[:, 1] = 100.0
+    assert agreement(outputs, wanted, VALUES) == pytest.approx(0.5)
+    assert scores(outputs, wanted, VALUES)["accuracy"] < -10
+
+
 def test_scores_against_answers_by_hand() -> None:
     outputs, truth = (
         torch.tensor([[1.0, -1], [2, 1], [-1, 3]]),
@@ -86,7 +105,7 @@ def test_scores_against_answers_by_hand() -> None:
     assert found["average_precision"] == pytest.approx((1 / 2 + 1) / 2)
     found = scores(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]), VALUES)
     assert found == {"accuracy": 0.5, "absolute_error": 0.5}
-    assert determination(torch.ones(2, 1), torch.ones(2, 1)) == 1
+    assert determinations(torch.full((1000, 1), 0.1), torch.full((1000, 1), 0.1)).item() == 1
     pixels = torch.zeros(1, 3, 1, 4)
     pixels[0, [0, 0, 1, 1], 0, [0, 1, 2, 3]] = 1.0  # answers 0 0 1 1
     found = scores(pixels, torch.tensor([[[0, 1, 1, 255]]]), DENSE)
@@ -152,7 +171,7 @@ def test_methods_that_need_classes_are_refused(kind: OutputKind) -> None:
     assert able == ["image_programs", "noise", "structured_noise", "dfad"]
     with pytest.raises(ds.TeacherError, match="dafl needs classes, which the teacher does not"):
         ds.synthesize(teacher, "dafl", num_images=4)
-    with pytest.raises(ds.TeacherError, match=f"a network of classes, not {kind}"):
+    with pytest.raises(ds.TeacherError, match=f"the outputs are {kind}"):
         ds.learn_classes(teacher, None, torch.zeros(1, 1, 8, 8, dtype=torch.uint8), [4])
 
 
@@ -237,6 +256,9 @@ def test_the_command_line_leads_from_a_file_to_an_int8_file(
     assert f"The student {words}" in (out / "report.html").read_text()
     again = open_from(TeacherFile(weights=str(out / "student.safetensors")))
     assert again.output_spec == open_from(TeacherFile(weights=str(teacher))).output_spec
+    assert cli.main(["export", str(out), "--formats", "onnx"]) == 0
+    kept = open_from(TeacherFile(weights=str(out / "student.onnx")))
+    assert kept.output_spec == again.output_spec  # a file that we write knows what it says
     images = ["--num-images", "64", "--out", str(tmp_path / "int8"), *real]
     assert cli.main(["int8", str(out / "student.safetensors"), "--formats", "onnx", *images]) == 0
     session = onnxruntime.InferenceSession(str(tmp_path / "int8" / "network.int8.onnx"))
@@ -264,7 +286,7 @@ def test_the_goal_of_half_is_sought_for_classes_of_pixels(tmp_path: Path) -> Non
     ("kind", "y", "text"),
     [
         (LABELS, np.zeros(2), r"the labels in .* must be numbers \(2, 3\); got float64 \(2,\)"),
-        (LABELS, np.full((2, 3), 2), "must be 0 or 1; got 2 to 2"),
+        (LABELS, np.full((2, 3), 2), "must be 0 to 1; got 2"),
         (VALUES, np.full((2, 3), np.nan), "are not all finite"),
         (VALUES, np.array([["a"] * 3] * 2), "must be numbers"),
     ],
@@ -299,6 +321,6 @@ def test_evaluate_knows_every_kind() -> None:
         found = ds.evaluate(teacher.module, x, truth, toys.SPEC, outputs=kind)
         title = {LABELS: "accuracy", VALUES: "r2", DENSE: "mean_iou"}[kind]
         assert found[title] == pytest.approx(1)
-        with pytest.raises(ds.DataError, match="labels must be"):
+        with pytest.raises(ds.DataError, match="given must be"):
             ds.evaluate(teacher.module, x, truth[:, :1], toys.SPEC, outputs=kind)
     assert math.isfinite(found["iou"].nansum())

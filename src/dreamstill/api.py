@@ -25,7 +25,7 @@ from dreamstill.compression.config import (
 from dreamstill.config import OutputKind, Precision, did_you_mean, from_plain, to_plain
 from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.continual.learning import learn
-from dreamstill.data.images import load_images, load_unlabelled
+from dreamstill.data.images import load_images, load_unlabelled, truth_of
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
@@ -49,7 +49,7 @@ from dreamstill.formatting import shown
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
-from dreamstill.output_spec import UNSEEN
+from dreamstill.output_spec import OutputSpec
 from dreamstill.pipelines.compress import compressed
 from dreamstill.pipelines.config import STAGE_CONFIGS, CompressJob, StageConfig
 from dreamstill.pipelines.distill import check_student, open_student
@@ -630,6 +630,10 @@ def compress(
     return _compress_in_memory(teacher, images, named, seed, progress)
 
 
+SCORES = {OutputKind.VALUES: {"accuracy": "r2"}, OutputKind.DENSE: {"accuracy": "mean_iou"}}
+"""What `evaluate` calls the figure that networks are compared by, where it is no accuracy."""
+
+
 def evaluate(
     model: nn.Module,
     images: Any,
@@ -660,17 +664,12 @@ def evaluate(
 
     """
     kind: OutputKind = from_plain(OutputKind, outputs, "outputs")
-    given, truth = torch.as_tensor(images), torch.as_tensor(labels)
-    if len(given) == 0 or len(truth) != len(given):
-        raise DataError(f"got {len(truth)} labels for {len(given)} images, of which one is needed")
+    given = torch.as_tensor(images)
+    if len(given) == 0:
+        raise DataError("there is no image to evaluate on")
     found = predict(model, input_spec, given)
-    wanted = found.shape if kind in UNSEEN else (len(found), *found.shape[2:])
-    if truth.shape != wanted:
-        raise DataError(
-            f"labels must be {tuple(wanted)} for outputs {tuple(found.shape)}; got "
-            f"{tuple(truth.shape)}"
-        )
-    truth = truth if kind is OutputKind.VALUES else truth.long()
+    spec = OutputSpec(found.shape[1], kind=kind, size=tuple(found.shape[2:]))
+    truth = truth_of(torch.as_tensor(labels).numpy(), len(given), spec, "given")
     titles = {"ece": "calibration_error"} | SCORES.get(kind, {})
     measured: dict[str, Any] = {
         titles.get(name, name): value for name, value in scores(found, truth, kind).items()
@@ -680,10 +679,6 @@ def evaluate(
         if kind is OutputKind.DENSE:
             measured["iou"] = intersection_over_union(counts.double())
     return measured
-
-
-SCORES = {OutputKind.VALUES: {"accuracy": "r2"}, OutputKind.DENSE: {"accuracy": "mean_iou"}}
-"""What `evaluate` calls the figure that networks are compared by, where it is no accuracy."""
 
 
 def profile(model: nn.Module, input_spec: InputSpec) -> Profile:

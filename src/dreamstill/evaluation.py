@@ -23,7 +23,7 @@ __all__ = [
     "check_same_function",
     "confusion_matrix",
     "confusion_of",
-    "determination",
+    "determinations",
     "divergence",
     "evaluating",
     "expected_calibration_error",
@@ -115,33 +115,57 @@ def agreement(outputs: Tensor, others: Tensor, kind: OutputKind = OutputKind.CLA
     """Return how far two outputs (N, ...) agree, in [0, 1].
 
     That is the share of equal decisions: the classes of images or of pixels, or whether each label
-    is on. Of values it is the share of the others' variance that they explain, R2, at least 0.
+    is on. Of values it is the share of the others' variance that they explain: R2, at least 0 for
+    each value.
     """
     if kind is OutputKind.VALUES:
-        return max(0.0, determination(outputs, others))
-    return accuracy(decisions(outputs, kind), decisions(others, kind).argmax(1))
+        return determinations(outputs, others).clamp_min(0).mean().item()
+
+    def share(some: Tensor, same: Tensor) -> float:
+        return accuracy(decisions(some, kind), decisions(same, kind).argmax(1))
+
+    return _mean(share, outputs, others, kind)
 
 
 def divergence(outputs: Tensor, others: Tensor, kind: OutputKind = OutputKind.CLASSES) -> float:
     """Return the mean KL(others || outputs) of decisions, in nats; see `values_divergence`."""
     if kind is OutputKind.VALUES:
         return values_divergence(outputs, others).item()
-    return kl_divergence(decisions(outputs, kind), decisions(others, kind)).item()
+
+    def mean_kl(some: Tensor, same: Tensor) -> float:
+        return kl_divergence(decisions(some, kind), decisions(same, kind)).item()
+
+    return _mean(mean_kl, outputs, others, kind)
 
 
-def determination(outputs: Tensor, truth: Tensor) -> float:
-    """Return the mean R2 over the columns of values (N, K): at most 1, 0 for their mean.
+def _mean(
+    measure: Callable[[Tensor, Tensor], float], outputs: Tensor, others: Tensor, kind: OutputKind
+) -> float:
+    """Return the mean of a measure over images, of dense outputs a few at a time."""
+    if kind is not OutputKind.DENSE:
+        return measure(outputs, others)
+    parts = zip(outputs.split(TOGETHER), others.split(TOGETHER), strict=True)
+    return sum(len(some) * measure(some, same) for some, same in parts) / len(outputs)
+
+
+TOGETHER = 64
+"""Images whose dense outputs are compared at once: each comparison copies them several times."""
+
+
+def determinations(outputs: Tensor, truth: Tensor) -> Tensor:
+    """Return the R2 of each column of values (N, K): at most 1, 0 for their mean.
 
     A column that does not vary counts for 1 where it is met, else for 0.
 
-    >>> determination(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
-    0.5
+    >>> determinations(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [3.0]]))
+    tensor([0.5000], dtype=torch.float64)
     """
     truth = truth.double()
     error = (outputs.double() - truth).square().sum(0)
     total = (truth - truth.mean(0)).square().sum(0)
-    share = torch.where(total > 0, 1 - error / total.clamp_min(1e-300), (error == 0).double())
-    return share.mean().item()
+    least = 1e-12 * truth.square().sum(0)  # a mean is rounded
+    share = 1 - error / total.clamp_min(1e-300)
+    return torch.where(total > least, share, (error <= least).double())
 
 
 def scores(outputs: Tensor, truth: Tensor, kind: OutputKind) -> dict[str, float]:
@@ -172,13 +196,14 @@ def scores(outputs: Tensor, truth: Tensor, kind: OutputKind) -> dict[str, float]
         }
     if kind is OutputKind.VALUES:
         error = (outputs.double() - truth.double()).abs().mean().item()
-        return {"accuracy": determination(outputs, truth), "absolute_error": error}
+        found = determinations(outputs, truth).mean().item()
+        return {"accuracy": found, "absolute_error": error}
     counts = confusion_of(outputs, truth, kind)
     assert counts is not None
     counts = counts.double()
-    found = intersection_over_union(counts)
+    shares = intersection_over_union(counts)
     return {
-        "accuracy": found[found.isfinite()].mean().item(),
+        "accuracy": shares[counts.sum(1) > 0].mean().item(),
         "pixel_accuracy": (counts.trace() / counts.sum()).item(),
     }
 
@@ -187,9 +212,12 @@ def confusion_of(outputs: Tensor, truth: Tensor, kind: OutputKind) -> Tensor | N
     """Return counts (K, K) of images or pixels, true classes as rows; None of labels and values."""
     if kind in UNSEEN:
         return None
-    known = (truth >= 0) & (truth < outputs.shape[1])
-    rows = decisions(outputs, kind)[known.flatten()]
-    return confusion_matrix(rows, truth[known], outputs.shape[1])
+    counts = torch.zeros(outputs.shape[1], outputs.shape[1], dtype=torch.int64)
+    for part, true in zip(outputs.split(TOGETHER), truth.split(TOGETHER), strict=True):
+        known = (true >= 0) & (true < outputs.shape[1])
+        rows = decisions(part, kind)[known.flatten()]
+        counts += confusion_matrix(rows, true[known], outputs.shape[1])
+    return counts
 
 
 def intersection_over_union(counts: Tensor) -> Tensor:

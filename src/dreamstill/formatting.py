@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "BASELINES",
+    "agreement_of",
     "bytes_of_memory",
     "capitalized",
     "duration",
@@ -74,6 +75,19 @@ MORE_SCORES: dict[str, tuple[str, bool]] = {
     "absolute_error": ("mean absolute error", False),
 }
 """Titles of figures on real images beside the one to compare by, and whether they are shares."""
+
+
+def agreement_of(summary: Mapping[str, Any], share: float) -> str:
+    """Format an agreement on a summary's validation images, a share of decisions with its interval.
+
+    That of values is R2, which has none here.
+
+    >>> agreement_of({"outputs": "values"}, 0.5), agreement_of({"validation_images": 1024}, 0.5)
+    ('50.00 %', '50.0 ± 3.1 %')
+    """
+    if summary.get("outputs") == "values":
+        return percent(share)
+    return measured_share(share, summary["validation_images"])
 
 
 def words_of(summary: Mapping[str, Any]) -> Words:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.config import OutputKind
-from dreamstill.errors import ConfigError, TeacherError
+from dreamstill.errors import TeacherError
 
 __all__ = ["UNSEEN", "OutputKind", "OutputSpec", "decisions", "examined", "logits_of"]
 
@@ -129,15 +129,15 @@ class OutputSpec:
 def decisions(outputs: Tensor, kind: OutputKind) -> Tensor:
     """Return the logits (M, C) of every decision that outputs (N, ...) take.
 
-    One of K classes for an image or for each of its pixels; yes or no for each label. Raises
-    ConfigError for values, which decide nothing.
+    One of K classes for an image or for each of its pixels; yes or no for each label; values decide
+    nothing.
 
     >>> decisions(torch.tensor([[2.0, -1.0]]), OutputKind.LABELS)
     tensor([[ 0.,  2.],
             [ 0., -1.]])
     """
     if kind is OutputKind.VALUES:
-        raise ConfigError("values have no classes: take a loss on logits, l1 or mse")
+        raise ValueError("values decide nothing")
     if kind is OutputKind.LABELS:
         return torch.stack((torch.zeros_like(outputs), outputs), -1).flatten(0, -2)
     return outputs if kind is OutputKind.CLASSES else outputs.movedim(1, -1).flatten(0, -2)
@@ -204,9 +204,10 @@ def _refuse_probabilities(shown: Tensor, role: str, kind: OutputKind) -> None:
     if (shown >= 0).all() and (total - total[0]).abs().max() < 1e-3 * total[0]:
         raise TeacherError(f"the {role} returns probabilities: return the logits before softmax")
     if ((shown >= 0) & (shown <= 1)).all():
+        hint = "" if kind is OutputKind.DENSE else "; for several labels set outputs to labels"
         raise TeacherError(
             f"the {role} returns values in [0, 1] whatever it is shown: return what enters the "
-            "sigmoid, and if an image can have several labels at once, set outputs to labels"
+            f"sigmoid{hint}"
         )
 
 

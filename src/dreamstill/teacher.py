@@ -61,7 +61,7 @@ class Teacher:
     same, or of nn.Conv2d that pads by itself, becomes a plain one.
 
     Args:
-        network: maps (N, C, H, W) to logits (N, K); not changed.
+        network: maps (N, C, H, W) to logits (N, K) or (N, K, H, W); not changed.
         input_spec: shape and normalization of the input.
         num_classes: K, to be checked; None reads it from the forward pass.
         outputs: what the outputs say: classes, labels, values or dense (see `OutputKind`). Default:
@@ -207,7 +207,7 @@ class Teacher:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of weights, factory, input spec and num_classes."""
+        """First 16 hex digits of the SHA-256 of weights, factory, input spec and outputs."""
         card = (
             self.factory,
             self.num_classes,

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from rich.table import Table
 
 from dreamstill.formatting import (
     BASELINES,
+    agreement_of,
     duration,
-    measured_share,
     more_scores,
     percent,
     shown,
@@ -191,9 +192,9 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     runtime = summary["student"]["latency_ms"].get("runtime", "PyTorch")
     metrics: list[tuple[str, Callable[[Any], str], str]] = [
         (words_of(summary).score, percent, "accuracy"),
-        *((title, show, key) for title, key, show in more_scores()),
         ("agreement with the teacher", percent, "agreement"),
-        ("agreement on validation images", _validated(summary), "validation_agreement"),
+        ("agreement on validation images", partial(agreement_of, summary), "validation_agreement"),
+        *((title, show, key) for title, key, show in more_scores()),
         ("parameters", shown, "parameters"),
         ("multiply-accumulates", shown, "macs"),
         ("bytes of weights", shown, "bytes"),
@@ -226,7 +227,7 @@ def _print_baselines(summary: dict[str, Any]) -> None:
     present = [name for name in titles if name in summary]
     columns: dict[str, Callable[[Any], str]] = {
         "accuracy": percent,
-        "validation_agreement": _validated(summary),
+        "validation_agreement": partial(agreement_of, summary),
         "image_visits": shown,
     }
     columns = {key: show for key, show in columns.items() if key in summary["student"]}
@@ -238,11 +239,6 @@ def _print_baselines(summary: dict[str, Any]) -> None:
         score = {"accuracy": words_of(summary).score}
         names = [score.get(key, key.replace("_", " ")) for key in columns]
         _print_table("the same student on other images", names, rows)
-
-
-def _validated(summary: dict[str, Any]) -> Callable[[Any], str]:
-    """Return a function that formats an agreement on the validation images, with its interval."""
-    return lambda share: measured_share(share, summary["validation_images"])
 
 
 def _chosen(step: int, steps: int) -> str:
@@ -288,7 +284,6 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
 
 def print_goal(summary: dict[str, Any], folder: Path) -> None:
     """Print summary.json of a search: a row for each candidate, the files and the advice."""
-    num = summary["validation_images"]
     columns = ("settings", "bytes", "MACs", "agreement", "KL", "s", "goal")
     teacher = summary["teacher"]
     rows = [("teacher", "", shown(teacher["bytes"]), shown(teacher["macs"]), *[""] * 4)]
@@ -299,7 +294,7 @@ def print_goal(summary: dict[str, Any], folder: Path) -> None:
             else (
                 shown(record["bytes"]),
                 shown(record["macs"]),
-                measured_share(record["agreement"], num),
+                agreement_of(summary, record["agreement"]),
                 f"{record['kl']:.2g}",
             )
         )

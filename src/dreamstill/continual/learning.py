@@ -64,7 +64,7 @@ def check_head(teacher: Teacher) -> None:
     """Raise TeacherError if the network has no last linear layer, or outputs no classes."""
     if not teacher.capabilities.classes:
         raise TeacherError(
-            f"learning new classes needs a network of classes, not {teacher.output_kind}"
+            f"learning new classes needs classes of images; the outputs are {teacher.output_kind}"
         )
     if teacher.capabilities.last_linear is None:
         raise TeacherError("learning new classes needs a last linear layer")

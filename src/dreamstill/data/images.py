@@ -18,9 +18,9 @@ from torch import Tensor
 from dreamstill.errors import DataError
 from dreamstill.files.reading import StrPath, reading
 from dreamstill.input_spec import InputSpec
-from dreamstill.output_spec import OutputKind, OutputSpec
+from dreamstill.output_spec import UNSEEN, OutputKind, OutputSpec
 
-__all__ = ["load_images", "load_real", "load_unlabelled"]
+__all__ = ["load_images", "load_real", "load_unlabelled", "truth_of"]
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
@@ -86,33 +86,55 @@ def load_real(path: StrPath, spec: InputSpec, outputs: OutputSpec) -> tuple[Tens
         return load_images(path, spec, outputs.num_classes)
     path = Path(path)
     arrays = _pair(path)
-    x, y = _array(path, arrays, spec), arrays["y"]
-    wanted = (len(x), *(outputs.size or (outputs.num_classes,)))
-    if outputs.kind is OutputKind.VALUES and y.ndim == 1 and outputs.num_classes == 1:
-        y = y[:, None]
-    if y.shape != wanted or y.dtype.kind not in "biuf":
-        raise DataError(
-            f"the {outputs.kind} in {path} must be numbers {wanted}; got {y.dtype} {y.shape}"
-        )
-    if outputs.kind is OutputKind.LABELS and not np.isin(y, (0, 1)).all():
-        raise DataError(f"the labels in {path} must be 0 or 1; got {y.min()} to {y.max()}")
-    if outputs.kind is OutputKind.VALUES:
-        if not np.isfinite(y).all():
-            raise DataError(f"the values in {path} are not all finite")
-        return x, torch.from_numpy(y.astype(np.float64))
-    y = y.astype(np.int64)
-    if outputs.kind is OutputKind.DENSE:
-        odd = y[((y < 0) | (y >= outputs.num_classes)) & (y != NO_CLASS) & (y != -1)]
-        if len(odd):
-            raise DataError(
-                f"classes of pixels in {path} must be 0 to {outputs.num_classes - 1}, or "
-                f"{NO_CLASS} for none; got {odd[0]}"
-            )
-    return x, torch.from_numpy(y)
+    x = _array(path, arrays, spec)
+    return x, truth_of(arrays["y"], len(x), outputs, f"in {path}")
 
 
 NO_CLASS = 255
 """What a pixel of no class has in place of a class."""
+TRUTH = {
+    OutputKind.CLASSES: "classes",
+    OutputKind.LABELS: "labels",
+    OutputKind.VALUES: "values",
+    OutputKind.DENSE: "classes of pixels",
+}
+"""What the truth is called, by what the outputs say."""
+
+
+def truth_of(y: NDArray[Any], num: int, outputs: OutputSpec, where: str) -> Tensor:
+    """Return the truth of what a network outputs for `num` images, int64 or of values float64.
+
+    Args:
+        y: see `load_real`; classes (N,).
+        num: N.
+        outputs: what the network outputs.
+        where: names the file in messages, as in "in real.npz".
+
+    Raises DataError if shape, type or a number does not fit.
+
+    """
+    kind, what = outputs.kind, TRUTH[outputs.kind]
+    sizes = () if kind is OutputKind.CLASSES else outputs.size or (outputs.num_classes,)
+    if kind is OutputKind.VALUES and y.ndim == 1 and outputs.num_classes == 1:
+        y = y[:, None]
+    of = "biuf" if kind in UNSEEN else "iu"
+    if y.shape != (num, *sizes) or y.dtype.kind not in of:
+        numbers = "numbers" if kind in UNSEEN else "integers"
+        raise DataError(
+            f"the {what} {where} must be {numbers} {(num, *sizes)}; got {y.dtype} {y.shape}"
+        )
+    if kind is OutputKind.VALUES:
+        if not np.isfinite(y).all():
+            raise DataError(f"the values {where} are not all finite")
+        return torch.from_numpy(y.astype(np.float64))
+    most = 1 if kind is OutputKind.LABELS else outputs.num_classes - 1
+    odd = y[~np.isin(y, (0, 1))] if kind is OutputKind.LABELS else y[(y < 0) | (y > most)]
+    if kind is OutputKind.DENSE:
+        odd = odd[(odd != NO_CLASS) & (odd != -1)]
+    if len(odd):
+        none = f", or {NO_CLASS} for none" * (kind is OutputKind.DENSE)
+        raise DataError(f"the {what} {where} must be 0 to {most}{none}; got {odd[0]}")
+    return torch.from_numpy(y.astype(np.int64))
 
 
 def _labelled_array(path: Path, spec: InputSpec) -> tuple[Tensor, Tensor]:

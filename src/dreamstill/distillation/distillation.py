@@ -15,6 +15,7 @@ from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.nn.graph_network import named_like
+from dreamstill.output_spec import OutputKind
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import measured_divergence
@@ -101,9 +102,11 @@ class Distillation(Trainer):
 
     def _check_images(self) -> None:
         """Warn of classes without images, and of images that the teacher does not know."""
-        if found := missing_classes(self.stream.counts):
-            self.warn(found)
         wanted, buffer = self.selector.validation.divergence, self.stream.buffer
+        kind = self.teacher.output_kind
+        num = None if kind is OutputKind.CLASSES else buffer.added
+        if found := missing_classes(self.stream.counts, kind=kind, num=num):
+            self.warn(found)
         if wanted is None or not len(buffer):
             return
         inputs = self.teacher.input_spec.encode(buffer.images(NUM_CHECKED).to(self.rng.device))

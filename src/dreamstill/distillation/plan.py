@@ -1,6 +1,7 @@
 """Say what a distillation is about to do, why, and what it takes."""
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -134,7 +135,8 @@ def _memory(
     steered = max(32, probed_at_once(teacher.input_spec.shape))
     steering = steered * (size * whole + 16 * width)
     solving = to_reconstruct * 4 * (3 * largest + width)
-    return networks + stored * width + max(step, steering, solving)
+    validation = 4 * config.num_validation * math.prod(teacher.output_spec.shape)
+    return networks + stored * width + validation + max(step, steering, solving)
 
 
 def _bytes(network: nn.Module) -> int:

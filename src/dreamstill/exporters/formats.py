@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreamstill.config import from_plain, to_plain
 from dreamstill.errors import DreamstillError, ExportError, innermost
 from dreamstill.evaluation import device_of, evaluating
 from dreamstill.exporters import c_array, litert, onnx_file, pt2
@@ -23,6 +24,7 @@ from dreamstill.files.writing import write_atomically
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.seeded import rng_kept
+from dreamstill.output_spec import UNSEEN, OutputKind
 from dreamstill.quiet import quiet
 
 __all__ = [
@@ -86,7 +88,13 @@ def onnxruntime(part: str = "") -> Any:
 
 
 @rng_kept()  # exporters draw from the global generator
-def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportRecord:
+def export(
+    model: nn.Module,
+    path: StrPath,
+    input_spec: InputSpec,
+    *,
+    outputs: OutputKind | str = OutputKind.CLASSES,
+) -> ExportRecord:
     """Export a network, run the file in its runtime, and compare the logits.
 
     Args:
@@ -95,6 +103,7 @@ def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportReco
             array of a .tflite file), with a batch size of 1 because their runtimes plan memory
             ahead.
         input_spec: input of the network.
+        outputs: what the outputs say, which an .onnx file remembers.
 
     Returns:
         The path, format and size of the file, and the largest difference of a logit.
@@ -106,7 +115,7 @@ def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportReco
 
     """
     path, model = Path(path), on_cpu(model)
-    kind = path.suffix[1:]
+    kind, said = path.suffix[1:], from_plain(OutputKind, outputs, "outputs")
     check_formats([kind])
     differences = []
 
@@ -115,7 +124,7 @@ def export(model: nn.Module, path: StrPath, input_spec: InputSpec) -> ExportReco
 
     try:
         with evaluating(model), quiet():
-            data = _WRITERS[kind](model, input_spec)
+            data = _WRITERS[kind](model, input_spec, said)
             if kind == "h":
                 data = c_array.to_header(data, path.stem, input_spec)
             write_atomically(path, data, check=compare, error=ExportError)
@@ -163,7 +172,7 @@ def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]
     return largest
 
 
-def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
+def _to_onnx(module: nn.Module, spec: InputSpec, outputs: OutputKind) -> bytes:
     program = torch.onnx.export(
         module,
         (_example(spec, 2),),
@@ -174,18 +183,20 @@ def _to_onnx(module: nn.Module, spec: InputSpec) -> bytes:
         verbose=False,
     )
     assert program is not None
-    for name in onnx_file.KEPT:
-        program.model.metadata_props[name] = json.dumps(getattr(spec, name))
+    notes = program.model.metadata_props
+    notes |= {name: json.dumps(value) for name, value in to_plain(spec).items()}
+    if outputs in UNSEEN:
+        notes["outputs"] = json.dumps(outputs)
     return onnx_file.to_bytes(program.model)  # without paths and lines of the source code
 
 
-def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
+def to_pt2(module: nn.Module, spec: InputSpec, _: OutputKind = OutputKind.CLASSES) -> bytes:
     """Return the bytes of a network's .pt2 file, PyTorch's own format."""
     shapes = ({0: torch.export.Dim("batch")},)
     return pt2.to_pt2(torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes))
 
 
-def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
+def to_pte(module: nn.Module, spec: InputSpec, _: OutputKind = OutputKind.CLASSES) -> bytes:
     """Return the bytes of a network's .pte file for ExecuTorch, lowered to XNNPACK's kernels."""
     exir = importlib.import_module("executorch.exir")
     xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
@@ -199,11 +210,11 @@ def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
     return bytes(lowered.to_executorch().buffer)
 
 
-def _to_tflite(module: nn.Module, spec: InputSpec) -> bytes:
+def _to_tflite(module: nn.Module, spec: InputSpec, _: OutputKind) -> bytes:
     return litert.to_tflite(module, _example(spec, 1))
 
 
-_WRITERS = {
+_WRITERS: dict[str, Callable[[nn.Module, InputSpec, OutputKind], bytes]] = {
     "onnx": _to_onnx,
     "pt2": to_pt2,
     "pte": to_pte,

@@ -161,7 +161,7 @@ def export_int8(
 
     try:
         with evaluating(model), quiet():
-            data = _to_file(path, model, spec, seen, chosen, kernels)
+            data = _to_file(path, model, spec, seen, chosen, kernels, kind)
             write_atomically(path, data, check=compare, error=ExportError)
     except DreamstillError as error:
         raise ExportError(str(error)) from error
@@ -190,9 +190,10 @@ def _to_file(
     images: Tensor,
     calibration: Calibration | None,
     backend: Backend,
+    outputs: OutputKind,
 ) -> bytes:
     if path.suffix == ".onnx":
-        return _to_onnx(model, spec, images, calibration)
+        return _to_onnx(model, spec, images, calibration, outputs)
     if path.suffix == ".tflite":
         return _to_tflite(model, spec, images, calibration)
     if path.suffix == ".h":
@@ -218,7 +219,11 @@ class _Reader:
 
 
 def _to_onnx(
-    model: nn.Module, spec: InputSpec, images: Tensor, calibration: Calibration | None
+    model: nn.Module,
+    spec: InputSpec,
+    images: Tensor,
+    calibration: Calibration | None,
+    outputs: OutputKind,
 ) -> bytes:
     quantization = onnxruntime("quantization")
     quant_pre_process = onnxruntime("quantization.shape_inference").quant_pre_process
@@ -226,7 +231,7 @@ def _to_onnx(
     methods = quantization.CalibrationMethod
     with tempfile.TemporaryDirectory() as folder:
         whole, ready, done = (Path(folder) / f"{name}.onnx" for name in ("whole", "ready", "done"))
-        export(model, whole, spec)
+        export(model, whole, spec, outputs=outputs)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         overrides = {}
         if calibration is Calibration.ENTROPY:  # quantize_static has no option for the bins

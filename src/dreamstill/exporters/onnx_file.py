@@ -9,8 +9,8 @@ from onnx_ir.passes import common
 
 __all__ = ["to_bytes"]
 
-KEPT = ("shape", "mean", "std")
-"""Metadata that stays: the input spec."""
+KEPT = ("shape", "mean", "std", "outputs")
+"""Metadata that stays: the input spec, and what outputs say where their shape does not tell."""
 
 
 def to_bytes(model: ir.Model, *, short_names: bool = False) -> bytes:

@@ -9,7 +9,6 @@ not match is not opened.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from dreamstill.compression.quantization.histograms import entering_quantized, weights_in
 from dreamstill.config import read_plain, to_plain
 from dreamstill.continual.learning import compare_classes
+from dreamstill.data.batch import answers_for_whole
 from dreamstill.data.class_coverage import warn_of_classes
 from dreamstill.data.images import load_images, load_real, load_unlabelled
 from dreamstill.errors import ExportError, RunError
@@ -31,7 +31,6 @@ from dreamstill.evaluation import (
     device_of,
     divergence,
     evaluating,
-    predict,
     scores,
     warn_of_guesses,
 )
@@ -57,21 +56,8 @@ __all__ = ["Made", "compressed", "layer_weights", "run_compression", "run_stages
 
 NUM_SHOWN = 1000
 """Number of images, from the end, for activation ranges."""
-LARGE = 128 * 128
-"""Pixels from which an image counts as large."""
-COUNTED = 500
-"""Images whose answers are held at once to count their classes."""
 NUM_VALIDATION = 1024
 """Number of validation images for agreement."""
-
-
-def num_validation(spec: InputSpec) -> int:
-    """Return the number of validation images: a quarter of those of LARGE images, which are dear.
-
-    >>> [num_validation(InputSpec((3, size, size), (0.5,) * 3, (0.25,) * 3)) for size in (32, 224)]
-    [1024, 256]
-    """
-    return NUM_VALIDATION // (4 if math.prod(spec.shape[1:]) > LARGE else 1)
 
 
 def run_compression(
@@ -145,14 +131,14 @@ def compressed(
             images = _own_images(folder, job, teacher, on_progress)
         validation, warnings = None, list[str]()
         if len(images):
-            num = num_validation(teacher.input_spec)
-            validation = validation_set(teacher, num, on_progress)
-            counts = [
-                teacher.output_spec.counts(predict(teacher.module, teacher.input_spec, part))
-                for part in images.split(COUNTED)
-            ]
-            given = job.images is not None
-            warnings = warn_of_classes(torch.stack(counts).sum(0), given=given)
+            validation = validation_set(teacher, NUM_VALIDATION, on_progress)
+            whole = answers_for_whole(teacher, images)
+            warnings = warn_of_classes(
+                teacher.output_spec.counts(whole),
+                len(images),
+                kind=teacher.output_kind,
+                given=job.images is not None,
+            )
         made = run_stages(
             folder / "stages", job, teacher, images, validation, networks, on_progress
         )
@@ -264,7 +250,7 @@ def run_stages(
         made.append(Made(stem.name, network, record))
         if after := STAGES[stage.task].after:
             teacher, images = after(network, stage.config, teacher, images)
-            validation = validation_set(teacher, num_validation(teacher.input_spec))
+            validation = validation_set(teacher, NUM_VALIDATION)
     return made
 
 
@@ -349,13 +335,13 @@ def _summarize(
     write_json(folder / "weights.json", layer_weights(made, teacher.input_spec, shown))
     save_weights(folder / "network.safetensors", made[-1].network)
     try:
-        summary["network"] = _last_files(folder, made[-1], teacher.input_spec)
+        summary["network"] = _last_files(folder, made[-1], teacher)
     except ExportError as error:  # the stages are finished: their summary is still of use
         summary["not_exported"] = str(error)
     return summary
 
 
-def _last_files(folder: Path, last: Made, spec: InputSpec) -> list[str]:
+def _last_files(folder: Path, last: Made, teacher: Teacher) -> list[str]:
     """Put the files of the last stage beside the report, or export its network; return paths."""
     written = [Path(file["path"]).name for file in last.record.get("files", [])]
     paths = [folder / f"network{name.removeprefix(last.name)}" for name in written]
@@ -365,7 +351,8 @@ def _last_files(folder: Path, last: Made, spec: InputSpec) -> list[str]:
     for name, path in zip(written, paths, strict=True):
         write_atomically(path, (folder / "stages" / name).read_bytes())
     if not paths:
-        return [export(last.network, folder / "network.onnx", spec).path]
+        path, kind = folder / "network.onnx", teacher.output_kind
+        return [export(last.network, path, teacher.input_spec, outputs=kind).path]
     return [str(path) for path in paths]
 
 

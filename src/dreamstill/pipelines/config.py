@@ -174,11 +174,6 @@ class ImagesJob(JobConfig):
     """Number of images to synthesize; at least 8. Default: 4000; the 1024 that int8 looks at if it
     is the only task; none if no task reads images."""
 
-    @property
-    def num_made(self) -> int:
-        """Number of images to synthesize where none are given."""
-        return 4000 if self.num_images is None else self.num_images
-
     def __post_init__(self) -> None:
         if self.images is not None:
             self._refuse_synthesis("beside images", "num_images")
@@ -280,6 +275,9 @@ class CompressJob(ImagesJob):
             self._refuse_synthesis(where)
         super().__post_init__()
         self._check_order()
+        alone = {stage.task for stage in self.stages} == {"int8"}
+        if alone and self.images is None and self.num_images is None:
+            object.__setattr__(self, "num_images", MOST_SEEN)
 
     def _check_order(self) -> None:
         """Raise ConfigError if a stage cannot follow an earlier one."""
@@ -300,13 +298,6 @@ class CompressJob(ImagesJob):
     def reads_images(self) -> bool:
         """Whether a stage reads images, or `num_images` asks for some to measure agreement."""
         return self.num_images is not None or any(stage.reads_images for stage in self.stages)
-
-    @property
-    def num_made(self) -> int:
-        """Number of images to synthesize where none are given."""
-        if self.num_images is None and {stage.task for stage in self.stages} == {"int8"}:
-            return MOST_SEEN
-        return super().num_made
 
 
 def read_job(kind: Any, plain: dict[str, Any]) -> Any:

@@ -159,7 +159,7 @@ def _plan(search: Search) -> list[str]:
     for name, reason in search.refused.items():
         sentences.append(f"{name} does not apply: {reason}.")
     if search.applicable:
-        num = job.num_made
+        num = 4000 if job.num_images is None else job.num_images
         images = "the images that are given" if job.images else f"{num:,} images by {job.method}"
         memory = memory_on_images(search.teacher, FinetuneConfig(batch_size=BATCH), num)
         sentences.append(
@@ -267,7 +267,7 @@ def _written(
             _write_int8(path, kind, search, made[-2].network, stages[-1])
         else:
             path = folder / f"network.{kind}"
-            export(last.network, path, teacher.input_spec)
+            export(last.network, path, teacher.input_spec, outputs=teacher.output_kind)
     except DreamstillError as error:
         return record | {"failed": str(error)}
     record |= {"path": path.name, "bytes": path.stat().st_size}
@@ -276,12 +276,12 @@ def _written(
     if kind != PACKED:
         run, device = load_exported(path), torch.device("cpu")
         record |= _timed(path, teacher)
-    validation, spec, kind = search.prepared.validation, teacher.input_spec, teacher.output_kind
+    validation, spec, outputs = search.prepared.validation, teacher.input_spec, teacher.output_kind
     with evaluating(last.network):
         logits = answers(run, spec, validation.images, device=device)
-        record["agreement"] = agreement(logits, validation.logits.cpu(), kind)
+        record["agreement"] = agreement(logits, validation.logits.cpu(), outputs)
         if test is not None:
-            record |= scores(answers(run, spec, test[0], device=device), test[1], kind)
+            record |= scores(answers(run, spec, test[0], device=device), test[1], outputs)
     return record
 
 

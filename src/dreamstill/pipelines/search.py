@@ -22,7 +22,7 @@ from dreamstill.errors import DreamstillError
 from dreamstill.exporters.config import Calibration
 from dreamstill.exporters.formats import export
 from dreamstill.files.writing import write_json
-from dreamstill.formatting import duration, measured_share, shown
+from dreamstill.formatting import agreement_of, duration, shown
 from dreamstill.pipelines.candidates import (
     LEAST,
     Candidate,
@@ -345,6 +345,7 @@ class Search:
         took = f"in {duration(record['seconds'])}"
         if "failed" in record:
             return f"{record['task']} failed {took}: {record['failed']}"
-        share = measured_share(record["agreement"], len(self.prepared.validation.images))
+        known = {"validation_images": len(self.prepared.validation.images)}
+        share = agreement_of(known | self.teacher.output_spec.record, record["agreement"])
         size = f"{shown(record['bytes'])} bytes, {shown(record['macs'])} MACs"
         return f"{record['task']}: {size}, agreement {share}, {took}."

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.config import from_plain, read_plain, to_plain
+from dreamstill.data.batch import answers_for_whole
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.evaluation import (
@@ -155,8 +156,8 @@ def summarize(
                 where = f"the {BASELINES[name]} in {path}"
                 raise RunError(f"{where} has {its:,} image visits, not {own:,}")
         summary |= teacher.output_spec.record
-        if teacher.class_names:
-            summary["class_names"] = list(teacher.class_names)
+        if teacher.class_names or not teacher.capabilities.classes:
+            summary["class_names"] = list(teacher.output_spec.groups)
         if "exports" in known:
             summary["exports"] = known["exports"]
         pictures = _pictures(folder, teacher, student)
@@ -220,7 +221,8 @@ def export_run(
             kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
         records = []
         for name in formats:
-            record = export(student, folder / f"student.{name}", teacher.input_spec)
+            path, kind = folder / f"student.{name}", teacher.output_kind
+            record = export(student, path, teacher.input_spec, outputs=kind)
             latency = measure_latency(
                 load_exported(record.path), teacher.input_spec, runtime=RUNTIMES[name]
             )
@@ -251,16 +253,15 @@ def _pictures(folder: Path, teacher: Teacher, student: nn.Module) -> dict[str, A
     buffer = ReplayBuffer.reopen(folder / "replay_buffer", teacher.input_spec)
     if len(buffer):
         images = buffer.images(MOST_SHOWN)
-        parts = (predict(teacher.module, teacher.input_spec, x) for x in images.split(500))
-        classes = torch.cat([teacher.output_spec.group(part) for part in parts])
+        classes = teacher.output_spec.group(answers_for_whole(teacher, images))
         order = torch.argsort(classes, stable=True)
         shown = [order[classes[order] == k][:12] for k in classes.unique()[:20]]
         pictures["synthetic_images"] = images[torch.cat(shown)].numpy()
         pictures["synthetic_classes"] = classes[torch.cat(shown)].numpy()
-        num = len(teacher.output_spec.groups)
-        pictures["synthetic_mean"] = class_means(images, classes, num)
-        histogram = torch.bincount(classes, minlength=num)
-        pictures["class_histogram"] = histogram.numpy()
+        if (num := len(teacher.output_spec.groups)) > 1:
+            pictures["synthetic_mean"] = class_means(images, classes, num)
+            histogram = torch.bincount(classes, minlength=num)
+            pictures["class_histogram"] = histogram.numpy()
     for name, module in (("teacher", teacher.module), ("student", student)):
         filters = _first_filters(module)
         if filters is not None:

@@ -241,7 +241,7 @@ def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: 
         teacher,
         job.method,
         job.synthesis,
-        job.num_made,
+        4000 if job.num_images is None else job.num_images,
         seed=job.seed,
         on_progress=on_progress,
     )
@@ -266,6 +266,8 @@ def synthesize(
     on_progress: OnProgress = lambda progress: None,
 ) -> dict[str, Any]:
     """Write synthetic images to FOLDER/images.npz, with x, y and logits, and to images.png.
+
+    y are the groups of `OutputSpec.group`, such as classes; dense logits are of whole images.
 
     Args:
         folder: run directory, new or empty; with `resume`, one of the same job.
@@ -325,7 +327,7 @@ def _write_images(
         "num_images": job.num_images,
         "images_per_class": counts.tolist(),
         "queries": teacher.queries,
-        "warnings": warn_of_classes(counts),
+        "warnings": warn_of_classes(counts, job.num_images, kind=teacher.output_kind),
     }
     write_json(folder / "summary.json", summary)
     remove_checkpoint(checkpoint)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.errors import RunError
-from dreamstill.formatting import words_of
+from dreamstill.formatting import capitalized, words_of
 from dreamstill.report import figures
 from dreamstill.report.continual import continual_figures
 from dreamstill.report.page import Figure, from_records, read_arrays, read_table, write_page
@@ -55,6 +55,7 @@ def write_compression_report(folder: Path) -> Path:
         verdict=" ".join([*map(verdict_of_continual, learned), verdict_of_compression(summary)]),
         figures=drawn,
         networks=networks,
+        score=capitalized(words_of(summary).score),
         runtime=summary.get("runtime", ""),
         warnings=warnings_of(summary),
         images=summary.get("images"),

@@ -1,6 +1,7 @@
 """Write the page of a distillation: the student beside its teacher, and its training images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from dreamstill.errors import RunError
 from dreamstill.files.reading import check_run
 from dreamstill.formatting import (
     BASELINES,
+    agreement_of,
     bytes_of_memory,
     capitalized,
-    measured_share,
     more_scores,
     percent,
     shown,
@@ -65,6 +66,7 @@ def write_report(run: Path) -> Path:
         student_factory=str(config.get("student", "")).rpartition(":")[2],
         teacher_file=Path(str(config.get("teacher", {}).get("weights", ""))).stem,
         summary=summary,
+        score=capitalized(words_of(summary).score),
         warnings=summary.get("warnings", []),
         rows=table_rows(summary),
     )
@@ -93,15 +95,13 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
             ratio = f"{values[0] / values[1]:.1f} x"
         return label, [teacher, student, ratio, *baselines]
 
-    def validated(share: float) -> str:
-        return measured_share(share, summary["validation_images"])
-
+    validated = partial(agreement_of, summary)
     rows: list[tuple[str, str, Callable[[Any], str]]] = [
         (f"{capitalized(words_of(summary).score)} on real images", "accuracy", percent),
-        *((capitalized(title), key, show) for title, key, show in more_scores()),
         ("Agreement with the teacher", "agreement", percent),
         ("Agreement on the validation images", "validation_agreement", validated),
         ("Image visits", "image_visits", shown),
+        *((capitalized(title), key, show) for title, key, show in more_scores()),
         ("Parameters", "parameters", shown),
         ("Multiply-accumulates per image", "macs", shown),
         ("Bytes of weights", "bytes", shown),
@@ -109,6 +109,9 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("10th to 90th percentile of it", "latency_ms", spread),
     ]
     return [row(label, key, show) for label, key, show in rows if any(key in n for n in networks)]
+
+
+ROWS = {True: ": a row for each class that the teacher predicts", False: ""}
 
 
 def image_figures(pictures: Mapping[str, figures.Array], names: Sequence[str]) -> Iterator[Figure]:
@@ -120,8 +123,7 @@ def image_figures(pictures: Mapping[str, figures.Array], names: Sequence[str]) -
         yield Figure(
             "Synthetic images",
             figures.class_rows(rows, [class_label(k, names) for k in present]),
-            "The student learned from images like these: a row for each class that the teacher "
-            "predicts.",
+            f"The student learned from images like these{ROWS[len(rows) > 1]}.",
             wide=True,
         )
     if "synthetic_mean" in pictures:

@@ -305,7 +305,8 @@ def _percent_axis(axes: Any, what: str) -> None:
     It spans four points or more: less would make much of little.
     """
     low, high = axes.get_ylim()
-    low, high = max(int(min(low, high - 4)), 0), min(high, 100.5)
+    start = int(min(low, high - 4))
+    low, high = start if low < 0 else max(start, 0), min(high, 100.5)  # R2 can be below 0
     axes.set_ylim(low, high)
     axes.set_ylabel(f"{what}, %" + (f"\n(axis begins at {low:.0f} %)" if low else ""))
 

@@ -1,12 +1,13 @@
 """Write the page and the model card of a compression toward a goal."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dreamstill.errors import RunError
 from dreamstill.files.writing import write_atomically
-from dreamstill.formatting import measured_share
+from dreamstill.formatting import agreement_of, capitalized, words_of
 from dreamstill.report import figures
 from dreamstill.report.compression import layer_figures
 from dreamstill.report.model_card import model_card
@@ -44,7 +45,8 @@ def write_goal_report(folder: Path) -> Path:
         warnings=[f"The goal was missed: {text}" for text in summary["missed"]]
         + summary.get("warnings", []),
         **{name: summary[name] for name in SHOWN},
-        measured_share=measured_share,
+        agreement_of=partial(agreement_of, summary),
+        score=capitalized(words_of(summary).score),
         by_file=summary["goal"] != "w4",
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamstill.formatting import measured_share, percent, words_of
+from dreamstill.formatting import agreement_of, percent, words_of
 
 __all__ = ["model_card"]
 
@@ -25,10 +25,11 @@ RUN = {
 
 OUTPUT = {
     "classes": "logits (N, {})",
-    "labels": "logits (N, {}), a label each",
+    "labels": "logits (N, {}), one for each label",
     "values": "values (N, {})",
     "dense": "logits (N, {}, H, W), of the classes of each pixel",
 }
+"""The output of the network, by what it says."""
 
 
 def model_card(summary: Mapping[str, Any], weights: str) -> str:
@@ -60,7 +61,7 @@ def model_card(summary: Mapping[str, Any], weights: str) -> str:
         f"| mean | {', '.join(f'{value:g}' for value in summary['input']['mean'])} |",
         f"| std | {', '.join(f'{value:g}' for value in summary['input']['std'])} |",
         f"| output | {OUTPUT[summary.get('outputs', 'classes')].format(classes)} |",
-        f"| agreement with the teacher | {measured_share(chosen['agreement'], num)} of {num:,} "
+        f"| agreement with the teacher | {agreement_of(summary, chosen['agreement'])} on {num:,} "
         "synthetic validation images |",
     ]
     if "accuracy" in teacher:

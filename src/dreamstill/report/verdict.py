@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamstill.formatting import BASELINES, Words, measured_share, percent, words_of
+from dreamstill.formatting import BASELINES, Words, agreement_of, percent, words_of
 
 __all__ = [
     "verdict_of_compression",
@@ -26,7 +26,8 @@ def verdict_of_distill(summary: Mapping[str, Any]) -> str:
     if "accuracy" not in student:
         known = ""
         if "validation_agreement" in summary:
-            known = words_of(summary).agrees.format(_agreement(summary))
+            share = agreement_of(summary, summary["validation_agreement"])
+            known = words_of(summary).agrees.format(share)
         answers = f"The student {known}; " if known else "Of the student: "
         return f"{answers}{savings}{_baselines(summary, 'validation_agreement')} {NO_REAL_IMAGES}"
     text = f"{_accuracy('The student', student, teacher, words_of(summary))}; {savings}"
@@ -41,10 +42,6 @@ def _baselines(summary: Mapping[str, Any], key: str) -> str:
             share = does.format(percent(baseline[key]))
             text += f" Trained on {images}, the same student {share}."
     return text
-
-
-def _agreement(summary: Mapping[str, Any]) -> str:
-    return measured_share(summary["validation_agreement"], summary["validation_images"])
 
 
 def verdict_of_compression(summary: Mapping[str, Any]) -> str:
@@ -66,17 +63,17 @@ def verdict_of_compression(summary: Mapping[str, Any]) -> str:
 
 def verdict_of_goal(summary: Mapping[str, Any]) -> str:
     """Return which candidate is recommended, what it saves and is predicted to lose."""
-    teacher, num = summary["teacher"], summary["validation_images"]
+    teacher = summary["teacher"]
     best = next(c for c in summary["candidates"] if c["folder"] == summary["chosen"])
     settings = f" ({best['settings']})" if best["settings"] else ""
-    share, loss = measured_share(best["agreement"], num), 100 * (1 - best["agreement"])
+    share, loss = agreement_of(summary, best["agreement"]), 100 * (1 - best["agreement"])
     smaller = _times(teacher["bytes"] / best["bytes"], "smaller", "larger", "as large")
     saved = f"{best['bytes']:,} bytes, {smaller}"
     if best["macs"] < teacher["macs"]:
         saved += f", with {100 * best['macs'] / teacher['macs']:.0f} % of the multiply-accumulates"
     text = (
-        f"Recommended for {summary['goal']}: {best['task']}{settings}: {saved}; it agrees with the "
-        f"teacher on {share} of the validation images, a predicted loss of {loss:.1f} points."
+        f"Recommended for {summary['goal']}: {best['task']}{settings}: {saved}; it "
+        f"{words_of(summary).agrees.format(share)}, a predicted loss of {loss:.1f} points."
     )
     missed = f"The goal was missed: {'; '.join(summary['missed'])}. " if summary["missed"] else ""
     return missed + text + _latency_of_file(summary)

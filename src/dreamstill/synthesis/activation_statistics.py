@@ -203,11 +203,15 @@ def record_metadata(
 
     Raises:
         DataError: a class has fewer than two images.
-        TeacherError: the teacher has too few linear layers for the kind.
+        TeacherError: the teacher has too few linear layers for the kind, or outputs no classes.
         RunError: the file cannot be written.
 
     """
     path, of_kind = Path(path), from_plain(Kind, kind, "kind")
+    if not teacher.capabilities.classes:
+        raise TeacherError(
+            f"metadata is of classes; the teacher's outputs are {teacher.output_kind}"
+        )
     with created_directory(path.parent):  # fails before the images are run
         shown, rectified = activations(teacher, _shown(teacher, images[:1]))
         sets = _layer_sets(of_kind, teacher, shown)

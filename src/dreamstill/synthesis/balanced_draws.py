@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dreamstill.config import no_effect
-from dreamstill.data.batch import Batch
+from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.nn.hooks import eval_mode
 from dreamstill.output_spec import OutputKind, decisions
@@ -24,13 +24,16 @@ MEMORY_BYTES = 2**26
 
 
 def hardest_first(batch: Batch, teacher: Teacher, student: nn.Module) -> Batch:
-    """Sort a batch by KL(teacher || student), the largest first."""
+    """Sort a batch by KL(teacher || student), the largest first; logits are of whole images."""
     with eval_mode(student):
-        rival = teacher.run(student, batch.images)
-    if teacher.output_kind is OutputKind.VALUES:
+        rival = teacher.output_spec.whole(teacher.run(student, batch.images))
+    kind = teacher.output_kind
+    if kind is OutputKind.VALUES:
         kl = (rival - batch.logits).square().mean(1)
     else:
-        answers = (decisions(of, teacher.output_kind) for of in (rival, batch.logits))
+        answers = (rival, batch.logits)
+        if kind is OutputKind.LABELS:
+            answers = (decisions(rival, kind), decisions(batch.logits, kind))
         log_student, log_teacher = (F.log_softmax(of, dim=1) for of in answers)
         kl = (log_teacher.exp() * (log_teacher - log_student)).sum(1)
         kl = kl.view(len(rival), -1).mean(1)  # over the decisions of each image
@@ -53,11 +56,9 @@ class BalancedDraws(Method):
         if teacher.capabilities.budget is not None:
             where = "on a black box, which is asked about each image once"
             no_effect(config, where, "oversample", "memory", "mine", "fit")
-        outputs, size = teacher.output_spec, math.prod(teacher.input_spec.shape)
-        if outputs.size:
-            size += 4 * math.prod(outputs.shape)
-        most = min(config.memory, MEMORY_BYTES // size)
-        self.memory = ClassMemory(most, outputs, teacher.input_spec.shape, rng.device)
+        most = min(config.memory, MEMORY_BYTES // math.prod(teacher.input_spec.shape))
+        shape = teacher.input_spec.shape
+        self.memory = ClassMemory(most, teacher.output_spec, shape, rng.device)
 
     @abstractmethod
     def draw(self, num: int) -> Batch:
@@ -71,10 +72,11 @@ class BalancedDraws(Method):
             raise ConfigError("mine prefers a student's mistakes: hand one to next_batch")
         if teacher.capabilities.budget is not None:  # every answer is worth keeping
             return self.draw(config.batch_size)
+        outputs, num = teacher.output_spec, len(teacher.output_spec.groups)
         drawn = self.draw(config.batch_size * config.oversample)
+        drawn = Batch(drawn.images, outputs.whole(drawn.logits))
         if config.mine and student is not None:
             drawn = hardest_first(drawn, teacher, student)
-        outputs, num = teacher.output_spec, len(teacher.output_spec.groups)
         share = -(-config.batch_size // num)
         rank = rank_in_class(outputs.group(drawn.logits), num)
         fresh, beyond = (
@@ -86,4 +88,6 @@ class BalancedDraws(Method):
         parts = (fresh, Batch(teacher.input_spec.encode(recalled.images), recalled.logits), beyond)
         images, logits = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits"))
         kept = balanced(outputs.group(logits), config.batch_size, num)
+        if outputs.size:  # of dense outputs only those for whole images were kept
+            return answered(teacher, images[kept])
         return Batch(images[kept], logits[kept])

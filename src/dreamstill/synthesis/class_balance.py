@@ -78,7 +78,7 @@ def matched(wanted: Tensor, classes: Tensor, num_classes: int) -> Tensor:
 
 
 class ClassMemory:
-    """Store of the newest images of every class with the teacher's logits.
+    """Store of the newest images of every class with the teacher's logits of whole images.
 
     Args:
         capacity: total number of uint8 images, the same for each class; at least one per class.
@@ -100,7 +100,7 @@ class ClassMemory:
         self.images = torch.zeros(
             num_classes, self.per_class, *shape, dtype=torch.uint8, device=device
         )
-        size = (num_classes, self.per_class, *self.outputs.shape)
+        size = (num_classes, self.per_class, outputs.num_classes)
         self.logits = torch.zeros(size, device=device)
         self.counts = torch.zeros(num_classes, dtype=torch.long, device=device)
 

@@ -27,9 +27,10 @@ STEPS, LR = 300, 0.1
 
 @torch.no_grad()
 def answers_and_moments(teacher: Teacher, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the teacher's outputs (N, ...) and the moments (N, K + 2 F) of inputs (N, C, H, W).
+    """Return the teacher's answers (N, K) and the moments (N, K + 2 F) of inputs (N, C, H, W).
 
-    F is the number of channels of all BatchNorm layers with running statistics, 0 without any.
+    Dense answers are those for whole images, see `OutputSpec.whole`. F is the number of channels of
+    all BatchNorm layers with running statistics, 0 without any.
     Moments are the probabilities of classes or labels, of values none, and then, of each channel's
     input standardized by the running statistics, the mean and the mean square.
     """
@@ -51,7 +52,7 @@ def answers_and_moments(teacher: Teacher, inputs: Tensor) -> tuple[Tensor, Tenso
     logits, moments = [], []
     with watched(norms, look):
         for part in inputs.split(shown_at_once(teacher.input_spec.shape)):
-            answer = teacher(part)
+            answer = teacher.output_spec.whole(teacher(part))
             columns = [
                 teacher.output_spec.probabilities(answer),
                 *(found[n][0] for n in norms),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from dreamstill.config import OutputKind
 from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.exporters.formats import onnxruntime
 from dreamstill.files.reading import reading, understood
@@ -111,7 +112,7 @@ def network_of(
     tolerance = 100 * TOLERANCE if halves else TOLERANCE
     check_equal(network, given, run or _runtime(model, name), name, tolerance)
     notes = [*given.notes]
-    if cut := _without_softmax(network):
+    if cut := _without_softmax(network) if card.get("outputs") != OutputKind.VALUES else None:
         network = cut
         notes.append(f"{name} ends with softmax: it is left out, so that the network gives logits.")
     return Loaded(network, given.card(model), notes=tuple(notes))
@@ -121,7 +122,7 @@ def _output(model: onnx.ModelProto, name: str) -> str:
     outputs = [output.name for output in model.graph.output]
     if len(outputs) != 1:
         raise TeacherError(
-            f"{name} has {len(outputs)} outputs ({', '.join(outputs)}), and a classifier has one: "
+            f"{name} has {len(outputs)} outputs ({', '.join(outputs)}), and a teacher has one: "
             "export the network with its logits alone"
         )
     return str(outputs[0])

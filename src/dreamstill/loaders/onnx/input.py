@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 from torch import Tensor
 
+from dreamstill.config import OutputKind
 from dreamstill.errors import TeacherError
 from dreamstill.loaders.onnx.graph import Graph
 
@@ -87,15 +88,18 @@ def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in weights]
 
 
-def _said(model: onnx.ModelProto) -> dict[str, list[float]]:
-    """Return shape, mean and std that `dreamstill export` has written into a file."""
-    said: dict[str, list[float]] = {}
+def _said(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return shape, mean, std and outputs that `dreamstill export` has written into a file."""
+    said: dict[str, Any] = {}
     for entry in model.metadata_props:
         if entry.key in ("shape", "mean", "std"):
             with contextlib.suppress(ValueError):  # another program's entry of the same name
                 value = json.loads(entry.value)
                 if isinstance(value, list) and all(isinstance(n, int | float) for n in value):
                     said[entry.key] = value
+        if entry.key == "outputs":
+            with contextlib.suppress(ValueError):
+                said[entry.key] = OutputKind(json.loads(entry.value)).value
     return said
 
 

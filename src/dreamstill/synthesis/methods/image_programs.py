@@ -74,8 +74,8 @@ class ImagePrograms(BalancedDraws):
         spec, num = self.teacher.input_spec, len(self.programs)
         drawn = (program(NUM_FITTED, spec.shape, self.rng) for program in self.programs.values())
         # one program at a time: at 224 pixels the images of all take gigabytes
-        found = [answers_and_moments(self.teacher, spec.normalize(images)) for images in drawn]
-        moments = torch.cat([of_program for _, of_program in found])
+        found = [answers_and_moments(self.teacher, spec.normalize(images))[1] for images in drawn]
+        moments = torch.cat(found)
         self.slopes = fit_slopes(self.teacher, moments)
         weights = log_weights(moments, self.slopes).softmax(0).view(num, NUM_FITTED).sum(1)
         self.shares = (weights + 1 / num) / 2
