@@ -1,32 +1,70 @@
-"""Draw docs/pictures/zskd_curve.png: the student over the number of Data Impressions.
+"""Draw the curves of two records: zskd_curve, and accuracy against minutes.
 
 python -m benchmarks curve
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
+PICTURES = Path("docs/pictures")
+OURS, OTHERS, BASELINES = "#24668f", "#b8632b", "#777777"
 
-def main() -> None:
-    rows = json.loads(Path("benchmarks/records/zskd_curve.json").read_text())["rows"]
+
+def rows_of(name: str) -> dict[str, Any]:
+    """Return the rows of a record."""
+    rows: dict[str, Any] = json.loads(Path(f"benchmarks/records/{name}.json").read_text())["rows"]
+    return rows
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write a picture of the documentation."""
+    figure.savefig(PICTURES / f"{name}.png", dpi=110, bbox_inches="tight")
+
+
+def impressions() -> None:
+    """Draw the student over the number of Data Impressions."""
+    rows = rows_of("zskd_curve")
     sizes = {int(n.split()[0]): r for n, r in rows.items() if n.endswith("impressions")}
     figure = Figure(figsize=(6.5, 3.6))
     axes = figure.subplots()
     for row in range(len(next(iter(sizes.values()))["runs"])):
         points = [r["runs"][row]["accuracy"] for r in sizes.values()]
-        axes.scatter(list(sizes), points, color="#24668f", s=12, alpha=0.6)
-    axes.plot(list(sizes), [r["accuracy_mean"] for r in sizes.values()], color="#24668f")
+        axes.scatter(list(sizes), points, color=OURS, s=12, alpha=0.6)
+    axes.plot(list(sizes), [r["accuracy_mean"] for r in sizes.values()], color=OURS)
     for name, label in (("structured_noise", "structured noise"), ("noise", "clipped noise")):
-        axes.axhline(rows[name]["accuracy_mean"], color="#b8632b", linestyle=":")
+        axes.axhline(rows[name]["accuracy_mean"], color=OTHERS, linestyle=":")
         axes.annotate(label, (min(sizes), rows[name]["accuracy_mean"]), va="bottom", fontsize=8)
     axes.set(xscale="log", xlabel="Data Impressions", ylabel="student, %")
     axes.set_xticks(list(sizes), [str(size) for size in sizes])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig("docs/pictures/zskd_curve.png", dpi=110, bbox_inches="tight")
+    save(figure, "zskd_curve")
+
+
+def minutes() -> None:
+    """Draw students over the minutes that images and training took, a line for each method."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, row in rows_of("minutes_cifar10_cnn").items():
+        point = row["seconds_mean"] / 60, row["accuracy_mean"]
+        lines.setdefault(name.partition(",")[0], []).append(point)
+    colors = {"default": OURS, "real": BASELINES, "noise": BASELINES}
+    figure = Figure(figsize=(6.5, 3.6))
+    axes = figure.subplots()
+    for name, points in lines.items():
+        color = colors.get(name, OTHERS)
+        along, up = zip(*sorted(points), strict=True)
+        axes.plot(along, up, color=color, marker="o", markersize=4)
+        label = name.replace("_", " ") + " images" * (name == "real")
+        axes.annotate(label, (along[-1] + 0.15, up[-1]), va="center", fontsize=8, color=color)
+    axes.set(xlabel="minutes of one core, with its images", ylabel="test accuracy, %", ylim=(0, 90))
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, "minutes")
 
 
 if __name__ == "__main__":
-    main()
+    impressions()
+    minutes()

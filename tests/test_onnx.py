@@ -420,7 +420,7 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "inputs": (model_of([node("Add", ["x", "z"])], more_inputs=["z"]), r"2 inputs \(x, z\)"),
     "outputs": (
         model_of([helper.make_node("Split", ["x"], ["y", "z"], axis=2)], outputs=["y", "z"]),
-        r"2 outputs \(y, z\), and a classifier has one",
+        r"2 outputs \(y, z\), and a teacher has one",
     ),
     "integers": (model_of([node("Identity")], kind=TensorProto.UINT8), "takes uint8 values"),
     "vectors": (model_of([node("Identity")], shape=("N", 9)), r"takes \?x9, and a teacher takes"),

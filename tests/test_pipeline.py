@@ -489,7 +489,7 @@ def test_what_was_learned_is_not_learned_again(
     arguments += ["--new", str(tmp_path / "new.npz"), "--out", str(tmp_path / "run")]
     arguments += ["--learn_classes.steps", "3", "--num-images", "64"]
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ExportError("no such format")
 
     with monkeypatch.context() as patch:

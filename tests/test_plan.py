@@ -223,7 +223,7 @@ def test_memory_grows_with_what_is_kept() -> None:
         return memory_estimate(work_of(teacher, student, method, config))
 
     small = estimate(toys.student())
-    assert estimate(toys.student(), num_validation=108) == small + 100 * 64
+    assert estimate(toys.student(), num_validation=108) == small + 100 * (64 + 4 * 4)  # logits
     parameters = sum(p.numel() for p in toys.student().parameters())
     buffers = sum(b.numel() * b.element_size() for b in toys.student().buffers())
     sgd = estimate(toys.student(), optimizer="sgd")

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from dreamstill.errors import RunError as RunError
     from dreamstill.errors import TeacherError as TeacherError
     from dreamstill.exporters.config import Int8Config as Int8Config
+    from dreamstill.exporters.int8 import export_int8 as export_int8
     from dreamstill.input_spec import InputSpec as InputSpec
     from dreamstill.pipelines.config import DistillStage as DistillStage
     from dreamstill.pipelines.config import LearnClassesStage as LearnClassesStage
@@ -93,6 +94,7 @@ _HOMES = {
     "BlackBox": "black_box.black_box",
     "BlackBoxConfig": "black_box.config",
     "DistillConfig": "distillation.config",
+    "export_int8": "exporters.int8",
     "DistillStage": "pipelines.config",
     "FinetuneConfig": "distillation.config",
     "InputSpec": "input_spec",
