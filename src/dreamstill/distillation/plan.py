@@ -17,6 +17,7 @@ from dreamstill.formatting import bytes_of_memory, duration
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode, probed_at_once, watched
 from dreamstill.nn.seeded import rng_kept
+from dreamstill.output_spec import OutputKind
 from dreamstill.progress import Progress
 from dreamstill.synthesis.registry import DEFAULT_METHOD
 from dreamstill.synthesis.stored_images import StoredImages
@@ -48,12 +49,16 @@ def plan(work: Distillation, start: Start, source: str) -> list[str]:
         source: method, or name of the file of images.
 
     """
-    stream, fits = work.stream, "classes"
+    stream, kind = work.stream, work.teacher.output_kind
+    fits = ["labels" if kind is OutputKind.LABELS else "classes"]
+    if kind is OutputKind.VALUES:  # which nothing has to be even over
+        fits = []
     if work.teacher.capabilities.batch_norm:
-        fits += " and BatchNorm statistics"
+        fits.append("BatchNorm statistics")
     origin = f"made by {source}, as asked"
     if source == DEFAULT_METHOD:
-        origin = f"drawn by {source}, the default method, to fit the teacher's {fits}"
+        origin = f"drawn by {source}, the default method"
+        origin += f", to fit the teacher's {' and '.join(fits)}" if fits else ""
     if isinstance(stream.method, StoredImages):
         origin = f"drawn from {source}, as asked"
     if (budget := work.teacher.capabilities.budget) is not None:
