@@ -20,6 +20,7 @@ WAY_OUT = "make more images, or take another method or preset, or images of your
 def class_entropy(counts: Tensor) -> float:
     """Return the entropy in nats of numbers of images per class (K,).
 
+    >>> import torch
     >>> round(class_entropy(torch.tensor([2, 0, 2])), 4)
     0.6931
     """
@@ -43,6 +44,7 @@ def missing_classes(
         kind: what the teacher's outputs say.
         num: number of images; None: of classes, their sum.
 
+    >>> import torch
     >>> print(missing_classes(torch.tensor([60, 0, 40]), "images"))
     the teacher gives none of the 100 images class 1: nothing here teaches it; make more images, \
 or take another method or preset, or images of your own
