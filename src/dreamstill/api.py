@@ -669,7 +669,7 @@ def evaluate(
         raise DataError("there is no image to evaluate on")
     found = predict(model, input_spec, given)
     spec = OutputSpec(found.shape[1], kind=kind, size=tuple(found.shape[2:]))
-    truth = truth_of(torch.as_tensor(labels).numpy(), len(given), spec, "given")
+    truth = truth_of(torch.as_tensor(labels).cpu().numpy(), len(given), spec, "given")
     titles = {"ece": "calibration_error"} | SCORES.get(kind, {})
     measured: dict[str, Any] = {
         titles.get(name, name): value for name, value in scores(found, truth, kind).items()

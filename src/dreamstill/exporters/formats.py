@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def export(
 
     try:
         with evaluating(model), quiet():
-            data = _WRITERS[kind](model, input_spec, said)
+            write = partial(_to_onnx, outputs=said) if kind == "onnx" else _WRITERS[kind]
+            data = write(model, input_spec)
             if kind == "h":
                 data = c_array.to_header(data, path.stem, input_spec)
             write_atomically(path, data, check=compare, error=ExportError)
@@ -172,7 +174,7 @@ def _compare(module: nn.Module, spec: InputSpec, run: Callable[[Tensor], Tensor]
     return largest
 
 
-def _to_onnx(module: nn.Module, spec: InputSpec, outputs: OutputKind) -> bytes:
+def _to_onnx(module: nn.Module, spec: InputSpec, outputs: OutputKind = OutputKind.CLASSES) -> bytes:
     program = torch.onnx.export(
         module,
         (_example(spec, 2),),
@@ -190,13 +192,13 @@ def _to_onnx(module: nn.Module, spec: InputSpec, outputs: OutputKind) -> bytes:
     return onnx_file.to_bytes(program.model)  # without paths and lines of the source code
 
 
-def to_pt2(module: nn.Module, spec: InputSpec, _: OutputKind = OutputKind.CLASSES) -> bytes:
+def to_pt2(module: nn.Module, spec: InputSpec) -> bytes:
     """Return the bytes of a network's .pt2 file, PyTorch's own format."""
     shapes = ({0: torch.export.Dim("batch")},)
     return pt2.to_pt2(torch.export.export(module, (_example(spec, 2),), dynamic_shapes=shapes))
 
 
-def to_pte(module: nn.Module, spec: InputSpec, _: OutputKind = OutputKind.CLASSES) -> bytes:
+def to_pte(module: nn.Module, spec: InputSpec) -> bytes:
     """Return the bytes of a network's .pte file for ExecuTorch, lowered to XNNPACK's kernels."""
     exir = importlib.import_module("executorch.exir")
     xnnpack = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
@@ -210,11 +212,11 @@ def to_pte(module: nn.Module, spec: InputSpec, _: OutputKind = OutputKind.CLASSE
     return bytes(lowered.to_executorch().buffer)
 
 
-def _to_tflite(module: nn.Module, spec: InputSpec, _: OutputKind) -> bytes:
+def _to_tflite(module: nn.Module, spec: InputSpec) -> bytes:
     return litert.to_tflite(module, _example(spec, 1))
 
 
-_WRITERS: dict[str, Callable[[nn.Module, InputSpec, OutputKind], bytes]] = {
+_WRITERS: dict[str, Callable[[nn.Module, InputSpec], bytes]] = {
     "onnx": _to_onnx,
     "pt2": to_pt2,
     "pte": to_pte,
