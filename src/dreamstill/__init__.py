@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from dreamstill.input_spec import InputSpec as InputSpec
     from dreamstill.pipelines.config import DistillStage as DistillStage
     from dreamstill.pipelines.config import LearnClassesStage as LearnClassesStage
+    from dreamstill.process_group import distributed as distributed
     from dreamstill.synthesis.config import AbdConfig as AbdConfig
     from dreamstill.synthesis.config import DaflConfig as DaflConfig
     from dreamstill.synthesis.config import DeepInversionConfig as DeepInversionConfig
@@ -93,6 +94,7 @@ _HOMES = {
     "Augmentation": "data.config",
     "BlackBox": "black_box.black_box",
     "BlackBoxConfig": "black_box.config",
+    "distributed": "process_group",
     "DistillConfig": "distillation.config",
     "export_int8": "exporters.int8",
     "DistillStage": "pipelines.config",

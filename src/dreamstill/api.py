@@ -58,6 +58,7 @@ from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.pursue import compressed_toward
 from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, register_stage
 from dreamstill.pipelines.synthesize import draw_images
+from dreamstill.process_group import check_processes, own_rng, rank
 from dreamstill.profiling import Profile, measure_profile
 from dreamstill.progress import Progress
 from dreamstill.quiet import without_messages
@@ -336,14 +337,15 @@ def _distilled(
     """Distill once; return the student, and what made its images, or None if they were given."""
     history, note = _history(progress)
     rng = torch.Generator(teacher.device).manual_seed(seed)
-    with seeded_process(seed, str(teacher.device)):
+    check_processes(teacher)
+    with seeded_process(seed + rank(), str(teacher.device)):
         network = _student(student, teacher, rng)
         start = initialize(teacher, network, config)
         options: dict[str, Any] = {
             **{"rng": rng, "inherited": start.inherited},
             "reconstruct": config.reconstruct,
         }
-        method = _synthesizer(images, teacher, rng)
+        method = _synthesizer(images, teacher, own_rng(rng))
         config = (
             suited(teacher, config) if method is None else suited_to_method(teacher, config, method)
         )

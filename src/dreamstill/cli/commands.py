@@ -26,6 +26,7 @@ from dreamstill.pipelines.jobs import distill_and_report, inspect
 from dreamstill.pipelines.pursue import run_goal
 from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
 from dreamstill.pipelines.synthesize import synthesize
+from dreamstill.process_group import together
 from dreamstill.report import write_compression_report, write_goal_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 
@@ -65,8 +66,10 @@ def _metadata(arguments: argparse.Namespace) -> Any:
 
 def _synthesize(arguments: argparse.Namespace) -> Any:
     folder = _out(arguments)
-    result = synthesize(folder, arguments.job, resume=arguments.resume, on_progress=arguments.bars)
-    if not arguments.json:
+    job = arguments.job
+    with together(job.device):
+        result = synthesize(folder, job, resume=arguments.resume, on_progress=arguments.bars)
+    if not arguments.json and result:
         print_rows("synthetic images", result)
         print_next(f"dreamstill prune ... --images {folder / 'images.npz'} --out DIR")
     return result
@@ -84,14 +87,15 @@ def _distill(arguments: argparse.Namespace) -> Any:
     else:
         folder = _out(arguments)
         job = arguments.job
-    result = distill_and_report(
-        folder,
-        job,
-        resume=bool(arguments.resume),
-        real=_option(arguments, "real"),
-        on_progress=arguments.bars,
-    )
-    if not arguments.json:
+    with together(job.device):
+        result = distill_and_report(
+            folder,
+            job,
+            resume=bool(arguments.resume),
+            real=_option(arguments, "real"),
+            on_progress=arguments.bars,
+        )
+    if not arguments.json and result:
         _show(print_summary, result, folder)
         evaluate = f"dreamstill evaluate {folder} --images real.npz"
         export = f"dreamstill export {folder} --formats onnx,pt2,pte"

@@ -6,16 +6,29 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from dreamstill.cli.parser import parse
-from dreamstill.errors import DreamstillError, first_line, is_out_of_memory, one_line, shown
+from dreamstill.errors import (
+    ConfigError,
+    DreamstillError,
+    first_line,
+    is_out_of_memory,
+    one_line,
+    shown,
+)
 
 __all__ = ["main"]
+
+WAIT = 10.0
+"""Seconds after which a process that is not the main one says what is wrong with it alone."""
+IN_PROCESSES = ("distill", "synthesize")
+"""Commands that several processes can run together."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"out of memory: {first_line(error)}; lower sizes")
     except KeyboardInterrupt:
+        if _rank():
+            return 130
         more = "; it goes on with --resume" if _can_resume(arguments) else ""
         print(f"dreamstill: stopped{more}", file=sys.stderr)
         return 130
@@ -59,15 +74,25 @@ def _find_users_modules() -> None:
 
 def _run(arguments: argparse.Namespace) -> Any:
     with ExitStack() as stack:
-        if arguments.json:  # a factory may print, and stdout must hold the result alone
+        if _rank():
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        elif arguments.json:  # a factory may print, and stdout must hold the result alone
             stack.enter_context(redirect_stdout(sys.stderr))
         elif isinstance(sys.stdout, io.TextIOWrapper):  # not every path fits its encoding
             sys.stdout.reconfigure(errors="backslashreplace")
         from dreamstill.cli.commands import RUN  # imports torch, which takes seconds
         from dreamstill.cli.terminal import Bars
         from dreamstill.pipelines.process import flush_denormals
+        from dreamstill.process_group import started_by_torchrun
 
         flush_denormals()
+        if started_by_torchrun() > 1 and arguments.command not in IN_PROCESSES:
+            raise ConfigError(
+                f"dreamstill {arguments.command} runs in one process: start it without torchrun; "
+                f"{' and '.join(IN_PROCESSES)} run in several"
+            )
         arguments.bars = stack.enter_context(Bars(quiet=arguments.json))
         result = RUN.get(arguments.command, RUN["compress"])(arguments)
     if arguments.json:
@@ -92,8 +117,18 @@ def _system_message(error: OSError) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"dreamstill: {one_line(message)}", file=sys.stderr)
+    try:
+        if _rank():  # the main process says the same, and torchrun then stops this one
+            time.sleep(WAIT)
+        print(f"dreamstill: {one_line(message)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        pass
     return 2
+
+
+def _rank() -> int:
+    """Return the number of this process among those that torchrun has started."""
+    return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def _can_resume(arguments: argparse.Namespace) -> bool:

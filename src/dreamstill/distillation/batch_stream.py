@@ -16,6 +16,7 @@ from dreamstill.distillation.config import DistillConfig, FinetuneConfig
 from dreamstill.errors import BudgetError, ConfigError
 from dreamstill.files.checkpoints import Stateful
 from dreamstill.input_spec import InputSpec
+from dreamstill.process_group import gathered, world_size
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 
@@ -45,7 +46,8 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
 
     Fresh batches of a method go into the replay buffer, from which the steps between them are
     served. When the newest one has collapsed to few classes, `check_method` sets the method back to
-    its state at the last good one.
+    its state at the last good one. Several processes each make a batch at the same time, and all of
+    them are served the same batches: what `state` names, where the method is not, is theirs too.
 
     Args:
         method: makes the images.
@@ -62,7 +64,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
 
     state = (
         *("drawn", "warmed_up", "repeats_left", "repeated", "counts", "newest", "exhausted"),
-        *("method", "healthy", "buffer"),
+        *("waiting", "buffer"),
     )
 
     def __init__(
@@ -90,10 +92,12 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         self.exhausted = False  # the teacher's budget is spent
         self.repeated: TrainingBatch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        """Images and logits of batches that the processes have made at once, and none has used."""
         self.healthy = copy.deepcopy(method.state_dict())
         self.batch_size: int = method.config.batch_size
         """Images that the method makes at once."""
-        method.anneal_over(self._num_batches(self.batch_size))
+        method.anneal_over(math.ceil(self._num_batches(self.batch_size) / world_size()))
 
     def _num_batches(self, size: int) -> int:
         """Return how many batches of `size` images the method makes in the whole run."""
@@ -141,13 +145,16 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         """Make a batch and store it; return it, or None once the teacher's budget is spent."""
         if self.exhausted:
             return None
-        try:
-            batch = make(self.student)
-        except BudgetError:
-            if not len(self.buffer):
-                raise
-            self.exhausted = True
-            return None
+        if not self.waiting:
+            try:
+                made = gathered(make(self.student))
+            except BudgetError:
+                if not len(self.buffer):
+                    raise
+                self.exhausted = True
+                return None
+            self.waiting = [(batch.images, batch.logits) for batch in made]
+        batch = Batch(*self.waiting.pop(0))
         self.buffer.add(batch)
         self.newest = self.method.teacher.output_spec.counts(batch.logits)
         self.counts += self.newest

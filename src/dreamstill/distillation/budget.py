@@ -18,6 +18,7 @@ from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import ConfigError
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.seeded import rng_kept
+from dreamstill.process_group import from_main, world_size
 from dreamstill.quiet import without_messages
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.validation_set import validation_set
@@ -74,7 +75,8 @@ def within_budget(
         training = (
             visits / config.batch_size * _seconds_per_step(teacher, student, config, inherited)
         )
-        steps = max(1, int(60 * config.minutes * period / (training + making)))
+        making /= world_size()  # each process makes every so-manieth batch
+        steps = from_main(max(1, int(60 * config.minutes * period / (training + making))))
         text = "%s steps fit in %s minutes, from the time of %d steps."
         log.info(text, f"{steps:,}", f"{config.minutes:g}", TIMED)
     return replace(config, steps=steps, minutes=None, visits=None)

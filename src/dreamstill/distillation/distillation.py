@@ -16,6 +16,7 @@ from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.trainer import Trainer
 from dreamstill.nn.graph_network import named_like
 from dreamstill.output_spec import OutputKind
+from dreamstill.process_group import gathered_states, state_of_this
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import measured_divergence
@@ -119,10 +120,23 @@ class Distillation(Trainer):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resume needs beside the config and the buffer's file."""
-        return super().state_dict() | {"rng": self.rng.get_state()}
+        """Return all that a resume needs beside the config and the buffer's file.
+
+        Every process has to call it, and the main one's is all that they need.
+        """
+        stream = self.stream
+        own = {
+            "method": stream.method.state_dict(),
+            "healthy": stream.healthy,
+            "rng": stream.method.rng.get_state(),
+        }
+        processes = gathered_states(own)
+        return super().state_dict() | {"rng": self.rng.get_state(), "processes": processes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue, to the bit on a CPU."""
+        """Continue, to the bit on a CPU with as many processes as before."""
         super().load_state_dict(state)
-        self.rng.set_state(state["rng"].cpu())  # a checkpoint is mapped to the run's device
+        own = state_of_this(state["processes"], self.stream.method.rng)
+        self.stream.method.load_state_dict(own["method"])
+        self.stream.healthy = own["healthy"]
+        self.rng.set_state(state["rng"].cpu())  # last, as a process alone has one `rng`

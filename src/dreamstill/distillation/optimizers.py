@@ -17,7 +17,8 @@ def optimizer_of(
     lr, decay = config.lr, config.weight_decay
     if config.optimizer is Optimizer.ADAM:
         return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
-    return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=True)
+    # not fused: torch's fails on parameters whose first gradient comes after that of others
+    return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay)
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, config: FinetuneConfig) -> LambdaLR:

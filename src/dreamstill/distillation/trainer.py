@@ -1,6 +1,7 @@
 """Train a student toward its teacher on batches of images, wherever they come from."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -13,15 +14,34 @@ from dreamstill.distillation.config import FinetuneConfig
 from dreamstill.distillation.distillation_losses import DistillationLoss, Networks
 from dreamstill.distillation.model_selection import ModelSelector
 from dreamstill.distillation.optimizers import optimizer_of, schedule_of
-from dreamstill.errors import DataError, NonFiniteError
+from dreamstill.errors import ConfigError, DataError, NonFiniteError
 from dreamstill.files.checkpoints import Stateful
 from dreamstill.nn.hooks import batch_norm_layers
+from dreamstill.process_group import (
+    mean_over_processes,
+    parallel,
+    share_of,
+    synchronized,
+    world_size,
+)
 from dreamstill.progress import Progress, start_kept
 from dreamstill.teacher import Teacher
 
 __all__ = ["Trainer"]
 
 log = logging.getLogger(__name__)
+
+
+class _Losses(nn.Module):
+    """The distillation losses as a module, which holds all that is trained."""
+
+    def __init__(self, loss: DistillationLoss, *, initialize: bool) -> None:
+        super().__init__()
+        self.loss, self.student, self.connectors = loss, loss.student, loss.connectors
+        self.initialize = initialize
+
+    def forward(self, images: Tensor, logits: Tensor | None) -> Tensor:
+        return self.loss.initialize(images) if self.initialize else self.loss(images, logits)
 
 
 class Trainer(Stateful):
@@ -40,7 +60,8 @@ class Trainer(Stateful):
             its first step, and its start is selected where no step improves on it.
 
     Raises:
-        ConfigError: the two networks have no layers that one of the losses can compare.
+        ConfigError: the two networks have no layers that one of the losses can compare, or the
+            batches are too small for so many processes.
 
     """
 
@@ -68,6 +89,13 @@ class Trainer(Stateful):
         self.schedule = schedule_of(self.optimizer, config)
         boundary = any(part.before_relu for part in self.loss.parts.values())
         self.boundary_steps = int(config.boundary_share * config.steps) if boundary else 0
+        self.parallel: dict[bool, nn.Module] = {}
+        """The losses of this phase, by whether it initializes the student."""
+        if config.batch_size < 2 * world_size():
+            raise ConfigError(
+                f"batches of {config.batch_size} are too small for {world_size()} processes: each "
+                "takes 2 images or more"
+            )
         self.step = self.visits = 0  # images trained on, each as often as it was
         self.warnings: list[str] = []
         """Warnings logged in this process: all that the run may give."""
@@ -114,12 +142,16 @@ class Trainer(Stateful):
         if config.freeze_batch_norm:
             for layer in batch_norm_layers(self.student).values():
                 layer.eval()
-        if self.step < self.boundary_steps:
-            loss = self.loss.initialize(images)
-        else:
-            loss = self.loss(images, logits)
-        value = loss.item()
-        if not torch.isfinite(loss):
+        initialize = self.step < self.boundary_steps
+        if (
+            initialize not in self.parallel
+        ):  # made late, as it sends the weights, also after a resume
+            self.parallel = {initialize: parallel(_Losses(self.loss, initialize=initialize))}
+        with synchronized():
+            known = None if logits is None else share_of(logits)
+            loss = self.parallel[initialize](share_of(images), known)
+        value = mean_over_processes(loss).item()
+        if not math.isfinite(value):
             raise NonFiniteError(
                 f"the student's loss became {value} at step {self.step}; lower its lr"
             )

@@ -33,6 +33,7 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.process import _process_rng, _set_process_rng, seeded_process
 from dreamstill.pipelines.run_directory import open_run_directory
+from dreamstill.process_group import check_processes, from_main, is_main, own_rng, rank
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.registry import open_synthesizer
@@ -125,22 +126,23 @@ def distill(
             "open_from(job.teacher, precision=job.precision)"
         )
     _check_competition(job)
-    folder = Path(folder)
     images = load_unlabelled(job.images, teacher.input_spec) if job.images else None
     fingerprints = {"teacher": teacher.fingerprint}
     if images is not None:
         fingerprints["images"] = digest(images.numpy().reshape(-1).data)
+    check_processes(teacher)
     with (
-        seeded_process(job.seed, job.device),
+        seeded_process(job.seed + rank(), job.device),
         open_run_directory(
-            folder,
+            Path(folder),
             job,
             fingerprints,
             device=job.device,
             resume=resume,
             resume_from=("checkpoint.pt",),
             intermediate=("replay_buffer", "log.jsonl", BUDGET),
-        ),
+            needed=("checkpoint.pt", "replay_buffer/*", BUDGET),
+        ) as folder,
     ):
         if steps is not None and not (folder / BUDGET).is_file():
             write_json(folder / BUDGET, {"steps": steps})
@@ -172,9 +174,9 @@ def _distillation(
     start = initialize(teacher, student, job.distill)
     method: Method
     if images is None:
-        method = open_synthesizer(job.method, teacher, job.synthesis, rng=rng)
+        method = open_synthesizer(job.method, teacher, job.synthesis, rng=own_rng(rng))
     else:
-        method = StoredImages(teacher, images, job.synthesis.batch_size, rng=rng)
+        method = StoredImages(teacher, images, job.synthesis.batch_size, rng=own_rng(rng))
     config = suited_to_method(teacher, job.distill, method)
     fresh = config.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm
@@ -248,7 +250,7 @@ def _follow(
     for progress in with_time_left(work.run()):
         if progress.record:
             log.write(progress.record | {"seconds": spent + time.monotonic() - begun})
-        if time.monotonic() - saved >= job.checkpoint_every:
+        if from_main(time.monotonic() - saved >= job.checkpoint_every):
             log.flush()
             save()
             saved = time.monotonic()
@@ -292,7 +294,8 @@ def _restore(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
         raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
     with understood(checkpoint, RunError, "does not fit its run"):
         work.load_state_dict(state["work"])
-        _set_process_rng(state["process_rng"], job.device)
+        if is_main():
+            _set_process_rng(state["process_rng"], job.device)
         return float(state["seconds"])
 
 

@@ -16,6 +16,7 @@ from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.summary import summarize
+from dreamstill.process_group import from_main, is_main
 from dreamstill.progress import Progress
 from dreamstill.quiet import without_messages
 from dreamstill.report import write_report
@@ -66,12 +67,15 @@ def distill_and_report(
 ) -> dict[str, Any]:
     """Distill, also the baselines of the job; measure, write the report; return the summary.
 
-    Without `real`, labeled images, no accuracy is measured.
+    Without `real`, labeled images, no accuracy is measured. Of several processes the main one
+    measures and writes, and the others return {}.
     """
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     spec = teacher.input_spec
     test = load_real(real, spec, teacher.output_spec) if real else None
     distill_with_baselines(folder, job, teacher, resume=resume, on_progress=on_progress)
+    if not is_main():
+        return {}
     source = Path(real).name if real else ""
     summary = summarize(folder, real=test, source=source, device=job.device)
     write_report(folder)
@@ -89,7 +93,7 @@ def distill_with_baselines(
     steps = None
     if job.distill.minutes is not None:  # the baselines take the same steps
         with understood(path := Path(folder) / "result.json", RunError, "is damaged"):
-            steps = int(read_plain(path)["steps"])
+            steps = from_main(int(read_plain(path)["steps"]) if is_main() else 0)
     for name, baseline in job.baseline_jobs().items():
         below, title = Path(folder) / name, BASELINES[name]
         log.info("The %s: the same student learns from %s.", title, baseline.source)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import torch
@@ -18,6 +19,7 @@ from dreamstill.errors import RunError
 from dreamstill.files.checkpoints import digest
 from dreamstill.files.reading import check_run
 from dreamstill.files.writing import _remove, created_directory, write_json
+from dreamstill.process_group import is_main, share_files
 
 __all__ = [
     "check_empty",
@@ -53,8 +55,11 @@ def open_run_directory(
     resume_from: tuple[str, ...],
     intermediate: tuple[str, ...] = (),
     changeable: tuple[str, ...] = (),
-) -> Iterator[None]:
+    needed: tuple[str, ...] = (),
+) -> Iterator[Path]:
     """Create or reopen a run directory, and lock it while the body runs.
+
+    Of several processes the main one has it; the others work in a temporary directory of their own.
 
     If the body fails before it has written a file to resume from, the directory is emptied again,
     so that the corrected command works.
@@ -68,12 +73,21 @@ def open_run_directory(
         resume_from: patterns of the files to resume from.
         intermediate: names of other files that the body writes before those.
         changeable: names of settings that may change on resuming.
+        needed: patterns of the files that other processes need to resume, which they get.
+
+    Yields:
+        The directory to write to.
 
     Raises:
         RunError: another process uses the directory, it holds something else, or it cannot be
             created.
 
     """
+    if not is_main():
+        with TemporaryDirectory(prefix="dreamstill-") as temporary:
+            share_files(Path(temporary), needed)
+            yield Path(temporary)
+        return
     if resume:
         check_run(folder, "run to resume")
     else:
@@ -88,7 +102,8 @@ def open_run_directory(
             check_empty(folder)  # again, now that no other process can fill it
         try:
             _write_new(folder, plain, fingerprints, device)
-            yield
+            share_files(folder, needed)
+            yield folder
         except BaseException:
             if not any(any(folder.glob(pattern)) for pattern in resume_from):
                 for name in (*intermediate, *RUN_FILES):

@@ -29,6 +29,15 @@ from dreamstill.files.writing import save_arrays, write_atomically, write_json
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import ImagesJob, SynthesizeJob
 from dreamstill.pipelines.run_directory import open_run_directory
+from dreamstill.process_group import (
+    check_processes,
+    from_main,
+    gathered,
+    gathered_states,
+    is_main,
+    own_rng,
+    state_of_this,
+)
 from dreamstill.progress import Progress
 from dreamstill.report import MOST_CLASSES
 from dreamstill.report.figures import class_rows, png
@@ -113,7 +122,8 @@ def draw_resumable(
     size = math.prod(teacher.input_spec.shape) + 4 * teacher.num_classes
     folder = None if checkpoint is None else checkpoint.parent
     check_room("num_images", num_images, size, folder=folder)
-    rng = torch.Generator(device=teacher.device).manual_seed(seed)
+    check_processes(teacher)
+    rng = own_rng(torch.Generator(device=teacher.device).manual_seed(seed))
     synthesizer = open_synthesizer(method, teacher, config, rng=rng)
     fingerprints = {
         "method": method,
@@ -130,9 +140,9 @@ def draw_resumable(
         drawn.save_periodically()
         on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
     while drawn.done < num_images:
-        batch = synthesizer.next_batch()
-        whole = teacher.output_spec.whole(batch.logits)
-        drawn.add(teacher.input_spec.decode(batch.images).cpu(), whole.cpu())
+        for batch in gathered(synthesizer.next_batch()):
+            whole = teacher.output_spec.whole(batch.logits)
+            drawn.add(teacher.input_spec.decode(batch.images).cpu(), whole.cpu())
         drawn.save_periodically()
         on_progress(Progress("synthesize", drawn.done, num_images, {}))
     return drawn.images, drawn.logits
@@ -164,17 +174,22 @@ class _Drawn:
         self.path, self.every, self.fingerprints = path, every, fingerprints
         self.synthesizer, self.rng = synthesizer, rng
         self.done, self.warmed_up = 0, 0
+        self.kept = path is None or is_main()
+        """Whether this process has the images; one writes them."""
         self.saved = time.monotonic()
 
     def open(self, num: int, teacher: Teacher) -> None:
         """Allocate `num` images, or restore those of the checkpoint."""
-        shape = (num, *teacher.input_spec.shape)
+        shape = (num if self.kept else 0, *teacher.input_spec.shape)
         self.logits = torch.zeros(num, teacher.num_classes)
         self.checksums = np.zeros(num, np.uint32)
-        if self.path is None:
+        resuming = self.path is not None and self.path.is_file()
+        if self.path is None or not self.kept:
             self.images: NDArray[np.uint8] = np.zeros(shape, np.uint8)
+            if resuming:
+                assert self.path is not None
+                self._restore(self.path)
             return
-        resuming = self.path.is_file()
         if not resuming:
             make_images(images_of(self.path), shape)
         self.images = map_images(images_of(self.path), shape, "r+")
@@ -187,12 +202,12 @@ class _Drawn:
             found, wanted = state["origin"], self.fingerprints
             if changed := [name for name in wanted if found[name] != wanted[name]]:
                 raise RunError(f"{path} was made with another {changed[0]}")
-            self.synthesizer.load_state_dict(state["synthesizer"])
-            self.rng.set_state(state["rng"].cpu())
+            own = state_of_this(state["processes"], self.rng)
+            self.synthesizer.load_state_dict(own["method"])
             self.done, self.warmed_up = int(state["done"]), int(state["warmed_up"])
             self.logits[: self.done] = state["logits"].cpu()
             self.checksums[: self.done] = state["checksums"].cpu().numpy()
-        if (checksums(self.images[: self.done]) != self.checksums[: self.done]).any():
+        if self.kept and (checksums(self.images[: self.done]) != self.checksums[: self.done]).any():
             raise RunError(
                 f"{images_of(path)} does not hold the images of its checkpoint: it was "
                 "changed or damaged, and the run cannot be resumed"
@@ -201,29 +216,34 @@ class _Drawn:
     def add(self, images: Tensor, logits: Tensor) -> None:
         """Store images (N, C, H, W) and logits (N, K) until the array is full."""
         slots = slice(self.done, self.done + len(images))
-        room = len(self.images[slots])
-        self.images[slots], self.logits[slots] = images[:room].numpy(), logits[:room]
-        self.checksums[slots] = checksums(self.images[slots])
+        room = len(self.logits[slots])
+        self.logits[slots] = logits[:room]
+        if self.kept:
+            self.images[slots] = images[:room].numpy()
+            self.checksums[slots] = checksums(self.images[slots])
+            release_pages(self.images)
         self.done += room
-        release_pages(self.images)
 
     def save_periodically(self) -> None:
         """Write the checkpoint if the last one is older than `every` seconds."""
-        if self.path is None or time.monotonic() - self.saved < self.every:
+        if self.path is None or not from_main(time.monotonic() - self.saved >= self.every):
+            return
+        own = {"method": self.synthesizer.state_dict(), "rng": self.rng.get_state()}
+        processes = gathered_states(own)
+        self.saved = time.monotonic()
+        if not is_main():
             return
         assert isinstance(self.images, np.memmap)
         self.images.flush()
         state = {
             "origin": self.fingerprints,
-            "synthesizer": self.synthesizer.state_dict(),
-            "rng": self.rng.get_state(),
+            "processes": processes,
             "done": self.done,
             "logits": self.logits[: self.done].clone(),
             "checksums": torch.from_numpy(self.checksums[: self.done].astype(np.int64)),
             "warmed_up": self.warmed_up,
         }
         save_checkpoint(self.path, state)
-        self.saved = time.monotonic()
 
 
 def own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: OnProgress) -> Tensor:
@@ -276,7 +296,8 @@ def synthesize(
         on_progress: called after every batch.
 
     Returns:
-        Paths of the files and the content of summary.json.
+        Paths of the files and the content of summary.json; {} in a process that is not the main
+        one.
 
     Raises:
         ConfigError: the images do not fit on the disk, or the method needs a student.
@@ -285,19 +306,21 @@ def synthesize(
         NonFiniteError: a loss is not finite; raised before the update.
 
     """
-    folder = Path(folder)
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     with open_run_directory(
-        folder,
+        Path(folder),
         {name: value for name, value in to_plain(job).items() if name != "checkpoint_every"},
         {"teacher": teacher.fingerprint},
         device=job.device,
         resume=resume,
         resume_from=("images.npz", "images.pt"),
         intermediate=("images.npy",),
-    ):
+        needed=("images.pt", "summary.json"),
+    ) as folder:
         if not (folder / "summary.json").is_file():  # the last file that is written
             _write_images(folder, job, teacher, on_progress)
+        if not is_main():
+            return {}
         summary = read_plain(folder / "summary.json")
     files = {"images": str(folder / "images.npz"), "picture": str(folder / "images.png")}
     return files | summary
@@ -318,6 +341,8 @@ def _write_images(
         checkpoint_every=job.checkpoint_every,
         on_progress=on_progress,
     )
+    if not is_main():
+        return
     classes, counts = teacher.output_spec.group(logits), teacher.output_spec.counts(logits)
     arrays = {"x": x, "y": classes.numpy(), "logits": logits.numpy()}
     save_arrays(folder / "images.npz", **arrays)

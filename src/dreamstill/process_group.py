@@ -1,0 +1,308 @@
+"""Several processes of one run, such as those that torchrun starts.
+
+In the body of `distributed` every process calls the same function. Methods make their batches in
+parallel, one in each process, and every process gets all of them; of each training batch a process
+takes its share, and gradients and BatchNorm statistics are those of the whole batch. Outside of it,
+and in a process alone, all of this does nothing.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
+
+from dreamstill.data.batch import Batch
+from dreamstill.errors import ConfigError, RunError
+from dreamstill.teacher import Teacher
+
+__all__ = [
+    "check_processes",
+    "distributed",
+    "from_main",
+    "gathered",
+    "gathered_states",
+    "is_main",
+    "mean_over_processes",
+    "own_rng",
+    "parallel",
+    "rank",
+    "share_files",
+    "share_of",
+    "started_by_torchrun",
+    "state_of_this",
+    "synchronized",
+    "together",
+    "world_size",
+]
+
+T = TypeVar("T")
+LOST = ("peer", "gloo", "NCCL", "socket", "Socket", "TCPStore", "Broken pipe")
+"""Words in the messages of torch.distributed when another process is gone."""
+PART = 2**26
+"""Bytes of a file that are sent at a time."""
+
+_joined = False
+
+
+def started_by_torchrun() -> int:
+    """Return how many processes torchrun has started; 1 if none.
+
+    >>> started_by_torchrun()
+    1
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def world_size() -> int:
+    """Return the number of processes that work together."""
+    return dist.get_world_size() if _joined else 1
+
+
+def rank() -> int:
+    """Return the number of this process among them; the main one has 0."""
+    return dist.get_rank() if _joined else 0
+
+
+def is_main() -> bool:
+    """Tell whether this process writes the files."""
+    return rank() == 0
+
+
+@contextmanager
+def distributed(device: str = "cpu") -> Iterator[None]:
+    """Let processes work together in the body, in which every one calls the same functions.
+
+    They are those that torchrun has started, or those of the process group that is open, as in a
+    worker of Ray Train. `distill` and `synthesize` know of it.
+
+    Args:
+        device: where the networks are; "cuda" is the device of the process's number.
+
+    Raises:
+        ConfigError: there is neither torchrun nor a process group.
+        RunError: another process has ended.
+
+    """
+    global _joined
+    opened = dist.is_initialized()
+    if not opened and "RANK" not in os.environ:
+        raise ConfigError("there are no other processes: start the command with torchrun")
+    with _naming_the_lost(), ExitStack() as stack:
+        if not opened:
+            if device.startswith("cuda"):
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            stack.callback(dist.destroy_process_group)
+        _joined = True
+        try:
+            yield
+        finally:
+            _joined = False
+
+
+def together(device: str) -> AbstractContextManager[None]:
+    """Return `distributed`, or a context of no effect if torchrun has not started processes."""
+    return distributed(device) if started_by_torchrun() > 1 else nullcontext()
+
+
+@contextmanager
+def _naming_the_lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in LOST):
+            raise
+        raise RunError(
+            "another process of the run has ended, and so this one does: start all of them again, "
+            "with --resume where the run has a directory"
+        ) from error
+
+
+def check_processes(teacher: Teacher) -> None:
+    """Raise ConfigError if several processes would spend one budget of queries."""
+    if world_size() > 1 and teacher.capabilities.budget is not None:
+        raise ConfigError(
+            "the queries of a black box are counted in one process: start it without torchrun"
+        )
+
+
+def from_main(value: T) -> T:
+    """Return the main process's value in every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def share_files(folder: Path, patterns: Sequence[str]) -> None:
+    """Write the files of these names in the main process's directory to those of the others."""
+    if world_size() == 1:
+        return
+    paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    for name, size in from_main([(str(p.relative_to(folder)), p.stat().st_size) for p in paths]):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb" if is_main() else "wb") as file:
+            for _ in range(0, size, PART):
+                part = from_main(file.read(PART) if is_main() else b"")
+                if not is_main():
+                    file.write(part)
+
+
+def gathered(batch: Batch) -> list[Batch]:
+    """Return the batches of all processes, in the order of their ranks, in every process."""
+    if world_size() == 1:
+        return [batch]
+    return [Batch(*parts) for parts in zip(_all(batch.images), _all(batch.logits), strict=True)]
+
+
+def _all(values: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return parts
+
+
+def gathered_states(state: Any) -> list[Any]:
+    """Return the states of all processes in the main one, and this one's own in the others."""
+    if world_size() == 1:
+        return [state]
+    states = [None] * world_size() if is_main() else None
+    dist.gather_object(state, states, dst=0)
+    return states or [state]
+
+
+def state_of_this(states: Sequence[dict[str, Any]], rng: torch.Generator) -> dict[str, Any]:
+    """Return this process's of the states that `gathered_states` returned, and restore its `rng`.
+
+    There may be more or fewer processes than there were. One that is new has the main one's state,
+    and random numbers of its own.
+
+    Args:
+        states: one of each process, with the state of its random numbers as "rng".
+        rng: set to that state.
+
+    """
+    rng.set_state(states[0]["rng"].cpu())  # a checkpoint is mapped to the run's device
+    if world_size() > len(states):
+        rng.set_state(own_rng(rng).get_state())
+    if rank() >= len(states):
+        return states[0]
+    rng.set_state(states[rank()]["rng"].cpu())
+    return states[rank()]
+
+
+def own_rng(rng: torch.Generator) -> torch.Generator:
+    """Return random numbers of this process's own, where `rng` is in step in all of them."""
+    if world_size() == 1:
+        return rng
+    seed = torch.randint(2**48, (), generator=rng, device=rng.device)
+    return torch.Generator(rng.device).manual_seed(int(seed) + rank())
+
+
+def share_of(values: Tensor) -> Tensor:
+    """Return this process's part of a batch (N, ...) that all of them have."""
+    return values[rank() :: world_size()]
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Return the mean of a value over the processes, without a gradient."""
+    value = value.detach()
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """Return a module with the same output, whose gradients are means over the processes.
+
+    The same computation is expected of it each time.
+    """
+    if world_size() == 1:
+        return module
+    device = next(module.parameters()).device
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        static_graph=True,  # finds once which parameters have no gradient
+    )
+
+
+def synchronized() -> AbstractContextManager[object]:
+    """Let BatchNorm in train mode take the statistics of the whole batch in the body.
+
+    torch's SyncBatchNorm does so on GPUs alone, and would be another layer in the network.
+    """
+    return _Synchronized() if world_size() > 1 else nullcontext()
+
+
+class _Synchronized(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is F.batch_norm:
+            function = _batch_norm
+        return function(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    inputs: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return what `F.batch_norm` does, by the statistics of all processes' inputs."""
+    if not training:
+        return F.batch_norm(inputs, running_mean, running_var, weight, bias, eps=eps)
+    values, dims = inputs.float(), [0, *range(2, inputs.dim())]
+    shape = (1, -1, *(1 for _ in dims[1:]))
+    # sums around about the mean lose no digits
+    around = values.new_zeros(values.shape[1]) if running_mean is None else running_mean.clone()
+    centered = values - around.view(shape)
+    num = values.new_full((1,), values.numel() / values.shape[1])
+    sums = torch.cat([centered.sum(dims), centered.square().sum(dims), num])
+    added: Tensor = _Sum.apply(sums)  # type: ignore[no-untyped-call]
+    total, squares, num = added.split([len(around), len(around), 1])
+    offset = total / num
+    variance = squares / num - offset.square()
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(around + offset, momentum)
+            running_var.lerp_(variance * num / (num - 1), momentum)
+    scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+    outputs: Tensor = (centered - offset.view(shape)) * scale.view(shape)
+    if bias is not None:
+        outputs = outputs + bias.view(shape)
+    return outputs.to(inputs.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
