@@ -36,6 +36,7 @@ STUDIES = (
     "onnx_operators",
     "peers",
     "pictures",
+    "processes",
     "robustness",
     "same_bits",
     "score",

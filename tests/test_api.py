@@ -21,8 +21,8 @@ SURFACE = """
     KnowledgeWithinConfig LearnClassesConfig LearnClassesStage MergeConfig MetadataConfig
     NayerConfig NoiseConfig NonFiniteError PackConfig PruneConfig QuantizeConfig RandomShapes
     RdskdConfig Result RunError StructuredNoiseConfig Teacher TeacherError ZskdConfig ZsktConfig
-    __version__ compress distill evaluate export export_int8 factorize learn_classes list_methods
-    list_presets load_teacher merge pack profile prune quantize register_method register_program
+    __version__ compress distill distributed evaluate export export_int8 factorize learn_classes
+    list_methods list_presets load_teacher merge pack profile prune quantize register_method register_program
     register_stage synthesize
 """
 SHORT = ds.FinetuneConfig(steps=4, batch_size=16, num_validation=16)

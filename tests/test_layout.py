@@ -11,7 +11,7 @@ SOURCE = Path(dreamstill.__file__).parent
 # each room may import those before it
 ORDER = (
     ("errors", "formatting", "losses", "progress", "quiet"),
-    ("files", "input_spec"),
+    ("files", "input_spec", "process_group"),
     ("config",),
     ("output_spec",),
     ("nn",),

@@ -35,16 +35,17 @@ rng = torch.Generator().manual_seed(0)
 torch.manual_seed(0)
 teacher = ds.Teacher(toys.small_cnn(), toys.SPEC)
 network = toys.SmallCnn(width=5)
-batches = [(torch.randn(15, 1, 8, 8, generator=rng).clamp(-2, 2), None) for _ in range(6)]
+batches = [(torch.randn(16, 1, 8, 8, generator=rng).clamp(-2, 2), None) for _ in range(6)]
 
 def losses_and_weights(losses):
     config = FinetuneConfig(
-        steps=6, batch_size=15, losses=losses, lr=0.01, num_validation=16, validate_every=6
+        steps=6, batch_size=16, losses=losses, optimizer="sgd", lr=0.01, num_validation=16,
+        validate_every=6,
     )
     student = copy.deepcopy(network)
     validation = validation_set(teacher, 16)
     selector = ModelSelector(validation, teacher.input_spec, teacher.output_kind)
-    trainer = Trainer(teacher, student, batches, selector, config, rng=rng)
+    trainer = Trainer(teacher, student, batches, selector, config, rng=rng.manual_seed(1))
     lost = [step.record["loss"] for step in trainer.run()]
     return lost, torch.cat([value.double().flatten() for value in student.state_dict().values()])
 
@@ -52,7 +53,8 @@ for losses in (("kl", "l1"), ("kl", "boundary")):
     alone = losses_and_weights(losses)
     with ds.distributed():
         together = losses_and_weights(losses)
-    if is_main():
+        main = is_main()
+    if main:
         print(json.dumps([alone[0], together[0], alone[1].tolist(), together[1].tolist()]))
 """
 
@@ -92,15 +94,15 @@ def distill(weights: Path, out: Path, steps: int = 40) -> list[str]:
 
 
 def test_the_steps_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
-    """Gradients and BatchNorm statistics are of the whole batch, of 8 and 7 images."""
+    """Gradients and BatchNorm statistics are of the whole batch."""
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
     ran = in_two(str(script), module=False)
     found = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(found) == 2, ran.stderr
     for alone, together, before, after in found:
-        assert together == pytest.approx(alone, rel=0.02)  # the shares of 8 and 7 count the same
-        assert np.abs(np.subtract(before, after)).max() < 0.02
+        assert together == pytest.approx(alone, rel=1e-3)
+        assert np.abs(np.subtract(before, after)).max() < 1e-3
         assert together[0] != together[-1]
 
 

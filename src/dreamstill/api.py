@@ -337,7 +337,7 @@ def _distilled(
     """Distill once; return the student, and what made its images, or None if they were given."""
     history, note = _history(progress)
     rng = torch.Generator(teacher.device).manual_seed(seed)
-    check_processes(teacher)
+    check_processes(teacher.capabilities.budget)
     with seeded_process(seed + rank(), str(teacher.device)):
         network = _student(student, teacher, rng)
         start = initialize(teacher, network, config)

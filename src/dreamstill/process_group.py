@@ -6,9 +6,10 @@ takes its share, and gradients and BatchNorm statistics are those of the whole b
 and in a process alone, all of this does nothing.
 """
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +21,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError, RunError
-from dreamstill.teacher import Teacher
 
 __all__ = [
     "check_processes",
@@ -93,15 +92,14 @@ def distributed(device: str = "cpu") -> Iterator[None]:
 
     """
     global _joined
-    opened = dist.is_initialized()
-    if not opened and "RANK" not in os.environ:
+    if not dist.is_initialized() and "RANK" not in os.environ:
         raise ConfigError("there are no other processes: start the command with torchrun")
-    with _naming_the_lost(), ExitStack() as stack:
-        if not opened:
+    with _naming_the_lost():
+        if not dist.is_initialized():
             if device.startswith("cuda"):
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-            stack.callback(dist.destroy_process_group)
+            atexit.register(dist.destroy_process_group)  # opening another one may hang
         _joined = True
         try:
             yield
@@ -127,9 +125,9 @@ def _naming_the_lost() -> Iterator[None]:
         ) from error
 
 
-def check_processes(teacher: Teacher) -> None:
+def check_processes(budget: int | None) -> None:
     """Raise ConfigError if several processes would spend one budget of queries."""
-    if world_size() > 1 and teacher.capabilities.budget is not None:
+    if world_size() > 1 and budget is not None:
         raise ConfigError(
             "the queries of a black box are counted in one process: start it without torchrun"
         )
@@ -159,11 +157,9 @@ def share_files(folder: Path, patterns: Sequence[str]) -> None:
                     file.write(part)
 
 
-def gathered(batch: Batch) -> list[Batch]:
-    """Return the batches of all processes, in the order of their ranks, in every process."""
-    if world_size() == 1:
-        return [batch]
-    return [Batch(*parts) for parts in zip(_all(batch.images), _all(batch.logits), strict=True)]
+def gathered(*parts: Tensor) -> list[tuple[Tensor, ...]]:
+    """Return the parts of a batch of each process, in the order of the ranks, in every process."""
+    return [parts] if world_size() == 1 else [*zip(*map(_all, parts), strict=True)]
 
 
 def _all(values: Tensor) -> list[Tensor]:

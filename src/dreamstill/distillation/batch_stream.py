@@ -92,7 +92,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         self.exhausted = False  # the teacher's budget is spent
         self.repeated: TrainingBatch | None = None  # the fresh batch that is trained on again
         self.repeats_left = 0
-        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.waiting: list[tuple[Tensor, ...]] = []
         """Images and logits of batches that the processes have made at once, and none has used."""
         self.healthy = copy.deepcopy(method.state_dict())
         self.batch_size: int = method.config.batch_size
@@ -147,13 +147,13 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
             return None
         if not self.waiting:
             try:
-                made = gathered(make(self.student))
+                batch = make(self.student)
             except BudgetError:
                 if not len(self.buffer):
                     raise
                 self.exhausted = True
                 return None
-            self.waiting = [(batch.images, batch.logits) for batch in made]
+            self.waiting = gathered(batch.images, batch.logits)
         batch = Batch(*self.waiting.pop(0))
         self.buffer.add(batch)
         self.newest = self.method.teacher.output_spec.counts(batch.logits)

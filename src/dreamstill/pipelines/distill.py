@@ -130,7 +130,7 @@ def distill(
     fingerprints = {"teacher": teacher.fingerprint}
     if images is not None:
         fingerprints["images"] = digest(images.numpy().reshape(-1).data)
-    check_processes(teacher)
+    check_processes(teacher.capabilities.budget)
     with (
         seeded_process(job.seed + rank(), job.device),
         open_run_directory(

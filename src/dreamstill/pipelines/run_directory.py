@@ -100,15 +100,23 @@ def open_run_directory(
             _check_same(folder, plain, fingerprints, resume_from=resume_from, changeable=changeable)
         else:
             check_empty(folder)  # again, now that no other process can fill it
-        try:
+        with _emptied_on_failure(folder, resume_from, intermediate):
             _write_new(folder, plain, fingerprints, device)
             share_files(folder, needed)
             yield folder
-        except BaseException:
-            if not any(any(folder.glob(pattern)) for pattern in resume_from):
-                for name in (*intermediate, *RUN_FILES):
-                    _remove(folder / name)
-            raise
+
+
+@contextmanager
+def _emptied_on_failure(
+    folder: Path, resume_from: tuple[str, ...], intermediate: tuple[str, ...]
+) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if not any(any(folder.glob(pattern)) for pattern in resume_from):
+            for name in (*intermediate, *RUN_FILES):
+                _remove(folder / name)
+        raise
 
 
 def _write_new(folder: Path, plain: Any, fingerprints: Mapping[str, str], device: str) -> None:

@@ -122,7 +122,7 @@ def draw_resumable(
     size = math.prod(teacher.input_spec.shape) + 4 * teacher.num_classes
     folder = None if checkpoint is None else checkpoint.parent
     check_room("num_images", num_images, size, folder=folder)
-    check_processes(teacher)
+    check_processes(teacher.capabilities.budget)
     rng = own_rng(torch.Generator(device=teacher.device).manual_seed(seed))
     synthesizer = open_synthesizer(method, teacher, config, rng=rng)
     fingerprints = {
@@ -140,9 +140,10 @@ def draw_resumable(
         drawn.save_periodically()
         on_progress(Progress("warm up", drawn.warmed_up, synthesizer.warm_up, {}))
     while drawn.done < num_images:
-        for batch in gathered(synthesizer.next_batch()):
-            whole = teacher.output_spec.whole(batch.logits)
-            drawn.add(teacher.input_spec.decode(batch.images).cpu(), whole.cpu())
+        batch = synthesizer.next_batch()
+        for made, logits in gathered(batch.images, batch.logits):
+            whole = teacher.output_spec.whole(logits)
+            drawn.add(teacher.input_spec.decode(made).cpu(), whole.cpu())
         drawn.save_periodically()
         on_progress(Progress("synthesize", drawn.done, num_images, {}))
     return drawn.images, drawn.logits

@@ -365,8 +365,6 @@ class FewStepsConfig(GeneratorConfig):
     drawn_start: Bool = True
     """Begin a replay buffer that fresh batches follow with images of image programs, which nothing
     optimized. Turn it off for the papers' start, images of the generator."""
-    drawn_share: Share = 0.0
-    """Share of the later batches that are of image programs too; 0 to 1. The papers have none."""
 
 
 class MetaGradient(StrEnum):

@@ -4,7 +4,6 @@ Source: Fang et al., "Up to 100x Faster Data-Free Knowledge Distillation", AAAI 
 authors' code.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -85,7 +84,7 @@ class RunningStatistics(Stateful):
 class FewSteps(Method):
     """Base of methods that optimize each batch by a few steps of a generator.
 
-    A subclass sets `generator`, and calls `take_steps` in its `made_batch`.
+    A subclass sets `generator`, and calls `take_steps` in its `next_batch`.
     """
 
     config: FewStepsConfig
@@ -102,18 +101,8 @@ class FewSteps(Method):
 
     def initial_batch(self, student: nn.Module | None = None) -> Batch:
         """Return image programs' images, or with no `drawn_start` what `next_batch` returns."""
-        return self._drawn_batch() if self.config.drawn_start else self.next_batch(student)
-
-    def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Return a batch of the generator, or one of image programs for a share of all batches."""
-        before, after = (int(n * self.config.drawn_share) for n in (self.batches, self.batches + 1))
-        return self._drawn_batch() if after > before else self.made_batch(student)
-
-    @abstractmethod
-    def made_batch(self, student: nn.Module | None) -> Batch:
-        """Return a batch of the generator."""
-
-    def _drawn_batch(self) -> Batch:
+        if not self.config.drawn_start:
+            return self.next_batch(student)
         self.batches += 1
         return self.programs.next_batch()
 

@@ -69,15 +69,11 @@ class FastDfkd(FewSteps):
         self.reset_at = round(share * batches) if share else None
 
     def next_batch(self, student: nn.Module | None = None) -> Batch:
-        """Draw the generator's first layer anew where it is due, and return the next batch."""
-        if self.batches == self.reset_at:
-            self._draw_first_layer()
-        return super().next_batch(student)
-
-    def made_batch(self, student: nn.Module | None) -> Batch:
         """Adapt a copy of the generator, take a step on the generator, and return the images."""
         config, generator = self.config, self.generator
         rival = self.rival("fastdfkd", student)
+        if self.batches == self.reset_at:
+            self._draw_first_layer()
         z = generator.draw(config.batch_size).requires_grad_()
         classes = torch.randint(
             self.teacher.num_classes, (len(z),), generator=self.rng, device=self.rng.device

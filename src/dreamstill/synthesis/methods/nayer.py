@@ -80,7 +80,7 @@ class Nayer(FewSteps):
         self.noisy.draw(self.rng)
         return generator
 
-    def made_batch(self, student: nn.Module | None) -> Batch:
+    def next_batch(self, student: nn.Module | None = None) -> Batch:
         """Optimize a batch; leave new noisy layers, or a whole new generator, for the next."""
         rival = self.rival("nayer", student)
         classes = self.turns.take(self.config.batch_size)
