@@ -22,8 +22,8 @@ SURFACE = """
     NayerConfig NoiseConfig NonFiniteError PackConfig PruneConfig QuantizeConfig RandomShapes
     RdskdConfig Result RunError StructuredNoiseConfig Teacher TeacherError ZskdConfig ZsktConfig
     __version__ compress distill distributed evaluate export export_int8 factorize learn_classes
-    list_methods list_presets load_teacher merge pack profile prune quantize register_method register_program
-    register_stage synthesize
+    list_methods list_presets load_teacher merge pack profile prune quantize register_method
+    register_program register_stage synthesize
 """
 SHORT = ds.FinetuneConfig(steps=4, batch_size=16, num_validation=16)
 

@@ -1,8 +1,9 @@
-"""Read the user's images from an .npz file or a directory of pictures.
+"""Read the user's images from an .npz or .npy file or a directory of pictures.
 
 An .npz holds x, uint8 (N, C, H, W), and y (N,). Where labels are not needed the images may be
-x_train, where they are x_test and y_test. Labeled pictures need one directory per class. Pictures
-are scaled and center-cropped to the network's input size.
+x_train, where they are x_test and y_test; or they lie in an .npy beside it, as `synthesize` writes
+large sets, and are then read from the disk as they are needed. Labeled pictures need one directory
+per class. Pictures are scaled and center-cropped to the network's input size.
 """
 
 import warnings
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dreamstill.errors import DataError
+from dreamstill.files.image_store import streamed_checksums
 from dreamstill.files.reading import StrPath, reading
 from dreamstill.input_spec import InputSpec
 from dreamstill.output_spec import UNSEEN, OutputKind, OutputSpec
@@ -29,16 +31,23 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def load_unlabelled(path: StrPath, spec: InputSpec) -> Tensor:
-    """Read uint8 images (N, C, H, W) of an .npz, or all pictures under a directory.
+    """Read uint8 images (N, C, H, W) of an .npz or .npy, or all pictures under a directory.
 
-    In an .npz they are x, else x_train, else x_test. They are shuffled with a fixed seed: files
-    are often sorted by class, and reports show the last images. Raises DataError if a file is
-    wrong.
+    In an .npz they are x, else x_train, else x_test, else those of the .npy of its name. They are
+    shuffled with a fixed seed: files are often sorted by class, and reports show the last images.
+    Those of an .npy stay on the disk, in their order. Raises DataError if a file is wrong.
     """
     if (path := Path(path)).is_dir():
         images = _pictures(path, _picture_files(path, deep=True), spec)
+    elif path.suffix == ".npy":
+        return _array(path, {"x": _mapped(path)}, spec)
     else:
-        images = _array(path, _read(path, "", "_train", "_test"), spec)
+        arrays = _read(path, "", "_train", "_test")
+        if "x" not in arrays and "crc32" in arrays:
+            images = _array(path, {"x": (mapped := _mapped(path.with_suffix(".npy")))}, spec)
+            _check(path, mapped, arrays["crc32"])
+            return images
+        images = _array(path, arrays, spec)
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
 
 
@@ -150,7 +159,7 @@ def _labelled_array(path: Path, spec: InputSpec) -> tuple[Tensor, Tensor]:
 def _pair(path: Path) -> dict[str, NDArray[Any]]:
     """Read x and y of an .npz, or x_test and y_test; raise DataError if one is missing."""
     arrays = _read(path, "", "_test")
-    if set(arrays) != {"x", "y"}:
+    if not {"x", "y"} <= set(arrays):
         raise DataError(f"{path} must hold x and y, or x_test and y_test")
     return arrays
 
@@ -214,9 +223,26 @@ def _read(path: Path, *suffixes: str) -> dict[str, NDArray[Any]]:
         # an entry that is not an array is read as bytes
         return {
             name: np.asarray(archive[name + suffix])
-            for name in ("x", "y")
+            for name in ("x", "y", "crc32")
             if name + suffix in archive.files
         }
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """Map the array of an .npy file, which stays as it is."""
+    with reading(path, DataError, "is not an .npy of a plain array", what="images"):
+        return np.lib.format.open_memmap(path, "c")
+
+
+def _check(path: Path, images: NDArray[np.uint8], wanted: NDArray[Any]) -> None:
+    """Raise DataError unless the images that lie beside a file have the checksums in it."""
+    if wanted.shape != (len(images),):
+        raise DataError(f"{path} is of {len(wanted)} images; the .npy beside it has {len(images)}")
+    if (wrong := (streamed_checksums(images) != wanted).nonzero()[0]).size:
+        raise DataError(
+            f"image {wrong[0]} in {path.with_suffix('.npy')} is damaged: its checksum in "
+            f"{path.name} is another"
+        )
 
 
 def _array(path: Path, arrays: dict[str, NDArray[Any]], spec: InputSpec) -> Tensor:

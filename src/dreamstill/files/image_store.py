@@ -14,12 +14,22 @@ from numpy.typing import NDArray
 from dreamstill.errors import ConfigError, RunError, first_line
 from dreamstill.files.reading import reading
 
-__all__ = ["Images", "check_room", "checksums", "make_images", "map_images", "release_pages"]
+__all__ = [
+    "Images",
+    "check_room",
+    "checksums",
+    "make_images",
+    "map_images",
+    "release_pages",
+    "streamed_checksums",
+]
 
 Images = NDArray[np.uint8]
+TOGETHER = 500
+"""Images on the disk that are read at once."""
 
 
-def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
+def check_room(name: str, num: int, size: int, *, folder: Path | None, stays: bool = False) -> None:
     """Raise ConfigError if `num` images do not fit in memory, or twice on the disk.
 
     Args:
@@ -28,10 +38,12 @@ def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
         size: bytes per image.
         folder: directory of the images and later of their archive; it need not exist yet. None
             checks memory only.
+        stays: the images stay in the file that they are drawn into: they lie on the disk once, and
+            memory need not hold them.
 
     """
     need, rooms = num * size, list[str]()
-    memory, enough = free_memory(), True
+    memory, enough = None if stays else free_memory(), True
     if memory is not None:
         rooms.append(f"{memory:,} in memory")
         enough = need <= memory
@@ -39,8 +51,8 @@ def check_room(name: str, num: int, size: int, *, folder: Path | None) -> None:
         folder = folder.absolute()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         disk = shutil.disk_usage(there).free
-        rooms.append(f"{disk:,} on the disk, where they lie twice")
-        enough = enough and 2 * need <= disk
+        rooms.append(f"{disk:,} on the disk" + (", where they lie twice" if not stays else ""))
+        enough = enough and (1 if stays else 2) * need <= disk
     if not enough:
         raise ConfigError(
             f"{name} {num} needs {need:,} bytes, and free are {' and '.join(rooms)}: ask for fewer"
@@ -101,9 +113,15 @@ def map_images(
 
 
 def release_pages(images: Images) -> None:
-    """Drop the pages of a map of mode "r+" from this process's memory; the file keeps them."""
-    if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        images.base.madvise(mmap.MADV_DONTNEED)
+    """Drop the pages of a map from this process's memory; the file keeps them.
+
+    What was written to a map of mode "c" is lost.
+    """
+    base: Any = images
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def checksums(images: Images) -> NDArray[np.uint32]:
@@ -113,3 +131,12 @@ def checksums(images: Images) -> NDArray[np.uint32]:
     [3523407757, 3523407757]
     """
     return np.array([zlib.crc32(image.tobytes()) for image in images], np.uint32)
+
+
+def streamed_checksums(images: Images) -> NDArray[np.uint32]:
+    """Return the same of images on the disk, a part of which is in memory at once."""
+    sums = np.zeros(len(images), np.uint32)
+    for start in range(0, len(images), TOGETHER):
+        sums[start : start + TOGETHER] = checksums(images[start : start + TOGETHER])
+        release_pages(images)
+    return sums

@@ -1,5 +1,6 @@
 """Synthesize sets of images with methods that need no student, and resume after a kill."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +24,11 @@ from dreamstill.files.image_store import (
     make_images,
     map_images,
     release_pages,
+    streamed_checksums,
 )
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_atomically, write_json
+from dreamstill.formatting import bytes_of_memory
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import ImagesJob, SynthesizeJob
 from dreamstill.pipelines.run_directory import open_run_directory
@@ -57,6 +60,10 @@ __all__ = [
     "synthesize",
 ]
 
+log = logging.getLogger(__name__)
+
+LARGE = 2**30
+"""Bytes of images that are written once, and are read from the disk as they are needed."""
 OnProgress = Callable[[Progress], None]
 
 
@@ -100,6 +107,7 @@ def draw_resumable(
     *,
     seed: int,
     checkpoint_every: float = 20.0,
+    stays: bool = False,
     on_progress: OnProgress = lambda progress: None,
 ) -> tuple[NDArray[np.uint8], Tensor]:
     """Do as `draw_images`, but into a memory-mapped file that survives a kill.
@@ -110,6 +118,7 @@ def draw_resumable(
             None keeps everything in memory.
         teacher, method, config, num_images, seed, on_progress: see `draw_images`.
         checkpoint_every: seconds between checkpoints.
+        stays: the file of the images is the result.
 
     Raises:
         ConfigError: see `draw_images`.
@@ -121,7 +130,7 @@ def draw_resumable(
         raise ConfigError(f"{method} plays against a student: use it with distill")
     size = math.prod(teacher.input_spec.shape) + 4 * teacher.num_classes
     folder = None if checkpoint is None else checkpoint.parent
-    check_room("num_images", num_images, size, folder=folder)
+    check_room("num_images", num_images, size, folder=folder, stays=stays)
     check_processes(teacher.capabilities.budget)
     rng = own_rng(torch.Generator(device=teacher.device).manual_seed(seed))
     synthesizer = open_synthesizer(method, teacher, config, rng=rng)
@@ -154,9 +163,9 @@ def images_of(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".npy")
 
 
-def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint of `draw_resumable` and its images."""
-    for path in (checkpoint, images_of(checkpoint)):
+def remove_checkpoint(checkpoint: Path, *, stays: bool = False) -> None:
+    """Remove a checkpoint of `draw_resumable` and its images, unless they stay."""
+    for path in (checkpoint, *([] if stays else [images_of(checkpoint)])):
         with suppress(OSError):  # Windows cannot remove a mapped file
             path.unlink()
 
@@ -208,7 +217,8 @@ class _Drawn:
             self.done, self.warmed_up = int(state["done"]), int(state["warmed_up"])
             self.logits[: self.done] = state["logits"].cpu()
             self.checksums[: self.done] = state["checksums"].cpu().numpy()
-        if self.kept and (checksums(self.images[: self.done]) != self.checksums[: self.done]).any():
+        done = slice(self.done)
+        if self.kept and (streamed_checksums(self.images[done]) != self.checksums[done]).any():
             raise RunError(
                 f"{images_of(path)} does not hold the images of its checkpoint: it was "
                 "changed or damaged, and the run cannot be resumed"
@@ -288,7 +298,9 @@ def synthesize(
 ) -> dict[str, Any]:
     """Write synthetic images to FOLDER/images.npz, with x, y and logits, and to images.png.
 
-    y are the groups of `OutputSpec.group`, such as classes; dense logits are of whole images.
+    Of a GiB or more x is images.npy, in the place of which images.npz has crc32, the checksum of
+    each image. y are the groups of `OutputSpec.group`, such as classes; dense logits are of whole
+    images.
 
     Args:
         folder: run directory, new or empty; with `resume`, one of the same job.
@@ -332,6 +344,9 @@ def _write_images(
 ) -> None:
     """Synthesize images, and write images.npz, images.png and summary.json."""
     checkpoint = folder / "images.pt"
+    size = job.num_images * math.prod(teacher.input_spec.shape)
+    stays = size >= LARGE
+    log.info("The images take %s on the disk.", bytes_of_memory(size if stays else 2 * size))
     x, logits = draw_resumable(
         checkpoint,
         teacher,
@@ -340,13 +355,14 @@ def _write_images(
         job.num_images,
         seed=job.seed,
         checkpoint_every=job.checkpoint_every,
+        stays=stays,
         on_progress=on_progress,
     )
     if not is_main():
         return
     classes, counts = teacher.output_spec.group(logits), teacher.output_spec.counts(logits)
-    arrays = {"x": x, "y": classes.numpy(), "logits": logits.numpy()}
-    save_arrays(folder / "images.npz", **arrays)
+    given = {"crc32": streamed_checksums(x)} if stays else {"x": x}
+    save_arrays(folder / "images.npz", **given, y=classes.numpy(), logits=logits.numpy())
     picture = draw_classes(torch.from_numpy(x), classes, teacher.output_spec.groups)
     write_atomically(folder / "images.png", picture)
     summary = {
@@ -356,7 +372,7 @@ def _write_images(
         "warnings": warn_of_classes(counts, job.num_images, kind=teacher.output_kind),
     }
     write_json(folder / "summary.json", summary)
-    remove_checkpoint(checkpoint)
+    remove_checkpoint(checkpoint, stays=stays)
 
 
 def draw_classes(x: torch.Tensor, classes: torch.Tensor, names: Sequence[str]) -> bytes:
