@@ -24,6 +24,7 @@ STUDIES = (
     "architectures",
     "bad_inputs",
     "black_box",
+    "cost",
     "curve",
     "device_files",
     "efficientnet",

@@ -23,7 +23,7 @@ from dreamstill.files.writing import write_json
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.run_directory import environment
 
-__all__ = ["ALLOWED", "METHODS", "measured", "small"]
+__all__ = ["ALLOWED", "METHODS", "measured", "peak", "small"]
 
 SHAPE = (3, 32, 32)
 ALLOWED = 400_000_000
@@ -52,8 +52,13 @@ def synthesize(arguments: list[str]) -> None:
     """Run a command and print the peak of this process in bytes."""
     if cli.main(arguments):
         raise SystemExit(1)
+    print(peak())
+
+
+def peak() -> int:
+    """Return the bytes of memory that this process had at most."""
     unit = 1 if sys.platform == "darwin" else 1024
-    print(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measured(method: str, num_images: int, folder: Path) -> dict[str, Any]:

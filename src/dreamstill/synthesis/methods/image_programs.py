@@ -6,6 +6,8 @@ method keeps those that together resemble what the teacher was trained on, see `
 balances each batch over the classes. It needs no gradient and no optimization of pixels.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ NUM_FITTED = 64
 """Images of each program that the weights are fitted on."""
 CANDIDATES = 2
 """Images drawn for each one that the weights choose."""
+MOST_BYTES = 2**27
+"""Bytes of candidates that are drawn at once: those of 1,024 images of 3 x 104 x 104."""
 
 
 class ImagePrograms(BalancedDraws):
@@ -48,6 +52,12 @@ class ImagePrograms(BalancedDraws):
             return Batch(inputs, self.teacher(inputs))
         if not len(self.slopes):
             self._fit()
+        at_once = max(1, MOST_BYTES // (4 * CANDIDATES * math.prod(self.teacher.input_spec.shape)))
+        parts = [self._chosen(min(at_once, num - done)) for done in range(0, num, at_once)]
+        return Batch(*(torch.cat([getattr(p, k) for p in parts]) for k in ("images", "logits")))
+
+    def _chosen(self, num: int) -> Batch:
+        """Draw candidates, and choose some by their weights."""
         inputs, programs = self._inputs(num * CANDIDATES)
         logits, moments = answers_and_moments(self.teacher, inputs)
         # programs that are drawn more often than others weigh less
