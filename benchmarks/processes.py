@@ -47,7 +47,7 @@ TEACHER = Path(__file__).parent / "teachers" / "lenet5_mnist.safetensors"
 def steps(num: int, batch_size: int) -> None:
     """Take steps of a wide CNN's half on random images, and print the seconds of each but two."""
     flush_denormals()
-    with together("cpu"):
+    with together():
         spec = InputSpec((3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
         teacher = Teacher(plain_cnn(), spec, precision="bfloat16")
         config = FinetuneConfig(

@@ -337,7 +337,7 @@ def _distilled(
     """Distill once; return the student, and what made its images, or None if they were given."""
     history, note = _history(progress)
     rng = torch.Generator(teacher.device).manual_seed(seed)
-    check_processes(teacher.capabilities.budget)
+    check_processes(teacher.capabilities.budget, teacher.device)
     with seeded_process(seed + rank(), str(teacher.device)):
         network = _student(student, teacher, rng)
         start = initialize(teacher, network, config)
@@ -860,6 +860,8 @@ def _synthesizer(images: Any, teacher: Teacher, rng: torch.Generator) -> Method 
         return None if is_file else open_synthesizer(*_named(images, teacher), rng=rng)
     if hasattr(images, "next_batch"):
         made: Method = images
+        if (own := own_rng(made.rng)) is not made.rng:  # it is the same in all processes
+            made.rng.set_state(own.get_state())
         return made
     return open_synthesizer(*_named(images, teacher), rng=rng)
 

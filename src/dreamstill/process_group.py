@@ -7,6 +7,7 @@ and in a process alone, all of this does nothing.
 """
 
 import atexit
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,6 +39,7 @@ __all__ = [
     "share_of",
     "started_by_torchrun",
     "state_of_this",
+    "sum_over_processes",
     "synchronized",
     "together",
     "world_size",
@@ -77,14 +79,12 @@ def is_main() -> bool:
 
 
 @contextmanager
-def distributed(device: str = "cpu") -> Iterator[None]:
+def distributed() -> Iterator[None]:
     """Let processes work together in the body, in which every one calls the same functions.
 
     They are those that torchrun has started, or those of the process group that is open, as in a
-    worker of Ray Train. `distill` and `synthesize` know of it.
-
-    Args:
-        device: where the networks are; "cuda" is the device of the process's number.
+    worker of Ray Train. `distill` and `synthesize` know of it. "cuda" is the GPU of the process's
+    number.
 
     Raises:
         ConfigError: there is neither torchrun nor a process group.
@@ -96,9 +96,10 @@ def distributed(device: str = "cpu") -> Iterator[None]:
         raise ConfigError("there are no other processes: start the command with torchrun")
     with _naming_the_lost():
         if not dist.is_initialized():
-            if device.startswith("cuda"):
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            if local < torch.cuda.device_count():
+                torch.cuda.set_device(local)
+            dist.init_process_group()  # NCCL for tensors on GPUs, where there are any, else Gloo
             atexit.register(dist.destroy_process_group)  # opening another one may hang
         _joined = True
         try:
@@ -107,9 +108,9 @@ def distributed(device: str = "cpu") -> Iterator[None]:
             _joined = False
 
 
-def together(device: str) -> AbstractContextManager[None]:
+def together() -> AbstractContextManager[None]:
     """Return `distributed`, or a context of no effect if torchrun has not started processes."""
-    return distributed(device) if started_by_torchrun() > 1 else nullcontext()
+    return distributed() if started_by_torchrun() > 1 else nullcontext()
 
 
 @contextmanager
@@ -125,9 +126,16 @@ def _naming_the_lost() -> Iterator[None]:
         ) from error
 
 
-def check_processes(budget: int | None) -> None:
-    """Raise ConfigError if several processes would spend one budget of queries."""
-    if world_size() > 1 and budget is not None:
+def check_processes(budget: int | None, device: torch.device) -> None:
+    """Raise ConfigError if several processes would spend one budget of queries, or share a GPU."""
+    if world_size() == 1:
+        return
+    if device.type == "cuda" and device.index not in (None, own := torch.cuda.current_device()):
+        raise ConfigError(
+            f"the teacher is on {device}, and this process has cuda:{own}: say cuda, and open the "
+            "teacher where the processes are together"
+        )
+    if budget is not None:
         raise ConfigError(
             "the queries of a black box are counted in one process: start it without torchrun"
         )
@@ -172,16 +180,20 @@ def gathered_states(state: Any) -> list[Any]:
     """Return the states of all processes in the main one, and this one's own in the others."""
     if world_size() == 1:
         return [state]
-    states = [None] * world_size() if is_main() else None
-    dist.gather_object(state, states, dst=0)
-    return states or [state]
+    buffer = io.BytesIO()  # tensors on a GPU are not to come to life on another machine's
+    torch.save(state, buffer)
+    states = [b""] * world_size() if is_main() else None
+    dist.gather_object(buffer.getvalue(), states, dst=0)
+    if states is None:
+        return [state]
+    return [torch.load(io.BytesIO(one), map_location="cpu", weights_only=True) for one in states]
 
 
 def state_of_this(states: Sequence[dict[str, Any]], rng: torch.Generator) -> dict[str, Any]:
     """Return this process's of the states that `gathered_states` returned, and restore its `rng`.
 
     There may be more or fewer processes than there were. One that is new has the main one's state,
-    and random numbers of its own.
+    and random numbers of its own; so has the main one after it was alone.
 
     Args:
         states: one of each process, with the state of its random numbers as "rng".
@@ -193,7 +205,8 @@ def state_of_this(states: Sequence[dict[str, Any]], rng: torch.Generator) -> dic
         rng.set_state(own_rng(rng).get_state())
     if rank() >= len(states):
         return states[0]
-    rng.set_state(states[rank()]["rng"].cpu())
+    if len(states) > 1:
+        rng.set_state(states[rank()]["rng"].cpu())
     return states[rank()]
 
 
@@ -218,6 +231,17 @@ def mean_over_processes(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= world_size()
     return value
+
+
+def sum_over_processes(number: int) -> int:
+    """Return the sum of a number over the processes."""
+    if world_size() == 1:
+        return number
+    total = torch.tensor(number)
+    if dist.get_backend() == "nccl":
+        total = total.cuda()
+    dist.all_reduce(total)
+    return int(total)
 
 
 def parallel(module: nn.Module) -> nn.Module:
@@ -267,24 +291,25 @@ def _batch_norm(
         return F.batch_norm(inputs, running_mean, running_var, weight, bias, eps=eps)
     values, dims = inputs.float(), [0, *range(2, inputs.dim())]
     shape = (1, -1, *(1 for _ in dims[1:]))
-    # sums around about the mean lose no digits
-    around = values.new_zeros(values.shape[1]) if running_mean is None else running_mean.clone()
-    centered = values - around.view(shape)
     num = values.new_full((1,), values.numel() / values.shape[1])
-    sums = torch.cat([centered.sum(dims), centered.square().sum(dims), num])
-    added: Tensor = _Sum.apply(sums)  # type: ignore[no-untyped-call]
-    total, squares, num = added.split([len(around), len(around), 1])
-    offset = total / num
-    variance = squares / num - offset.square()
+    total, num = _summed(torch.cat([values.sum(dims), num])).split([values.shape[1], 1])
+    mean = total / num
+    centered = values - mean.view(shape)
+    variance = _summed(centered.square().sum(dims)) / num
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            running_mean.lerp_(around + offset, momentum)
+            running_mean.lerp_(mean, momentum)
             running_var.lerp_(variance * num / (num - 1), momentum)
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
-    outputs: Tensor = (centered - offset.view(shape)) * scale.view(shape)
+    outputs: Tensor = centered * scale.view(shape)
     if bias is not None:
         outputs = outputs + bias.view(shape)
     return outputs.to(inputs.dtype)
+
+
+def _summed(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 class _Sum(torch.autograd.Function):

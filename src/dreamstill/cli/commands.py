@@ -26,7 +26,7 @@ from dreamstill.pipelines.jobs import distill_and_report, inspect
 from dreamstill.pipelines.pursue import run_goal
 from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
 from dreamstill.pipelines.synthesize import synthesize
-from dreamstill.process_group import together
+from dreamstill.process_group import from_main, is_main, together
 from dreamstill.report import write_compression_report, write_goal_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 
@@ -67,7 +67,7 @@ def _metadata(arguments: argparse.Namespace) -> Any:
 def _synthesize(arguments: argparse.Namespace) -> Any:
     folder = _out(arguments)
     job = arguments.job
-    with together(job.device):
+    with together():
         result = synthesize(folder, job, resume=arguments.resume, on_progress=arguments.bars)
     if not arguments.json and result:
         print_rows("synthetic images", result)
@@ -83,11 +83,12 @@ def _distill(arguments: argparse.Namespace) -> Any:
         if given:
             raise ConfigError(f"--resume continues the run as it began: leave {given[0]} out")
         folder = Path(arguments.resume)
-        job = read_run(folder)
     else:
         folder = _out(arguments)
+    with together():
         job = arguments.job
-    with together(job.device):
+        if arguments.resume:  # the others need not see the directory
+            job = from_main(read_run(folder) if is_main() else None)
         result = distill_and_report(
             folder,
             job,

@@ -95,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> Any:
             )
         arguments.bars = stack.enter_context(Bars(quiet=arguments.json))
         result = RUN.get(arguments.command, RUN["compress"])(arguments)
-    if arguments.json:
+    if arguments.json and not _rank():
         print(json.dumps(result, indent=2))
     return result
 

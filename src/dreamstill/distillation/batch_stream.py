@@ -63,7 +63,7 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
     """
 
     state = (
-        *("drawn", "warmed_up", "repeats_left", "repeated", "counts", "newest", "exhausted"),
+        *("drawn", "warmed_up", "repeats_left", "repeated", "counts", "exhausted"),
         *("waiting", "buffer"),
     )
 
@@ -83,11 +83,16 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
         prefill = config.num_prefill(method.fresh_every)
         if prefill == 0 and self.fresh_every == 0:
             raise ConfigError("prefill 0 and fresh_every 0 leave nothing to learn from")
+        if self.fresh_every and method.config.batch_size < 2 * world_size() > 2:
+            raise ConfigError(
+                f"new batches of {method.config.batch_size} are too small for {world_size()} "
+                "processes, each of which takes 2 images or more: set synthesis.batch_size"
+            )
         self.prefill = max(prefill if config.steps else 0, least)
         self.counts = torch.zeros(method.teacher.num_classes, dtype=torch.int64)
         """Images of each class so far."""
         self.newest = torch.zeros_like(self.counts)
-        """Images of each class in the newest fresh batch."""
+        """Images of each class in the newest fresh batch of this process."""
         self.warmed_up = self.drawn = 0
         self.exhausted = False  # the teacher's budget is spent
         self.repeated: TrainingBatch | None = None  # the fresh batch that is trained on again
@@ -153,11 +158,11 @@ class BatchStream(Stateful, Iterator[TrainingBatch]):
                     raise
                 self.exhausted = True
                 return None
+            self.newest = self.method.teacher.output_spec.counts(batch.logits)
             self.waiting = gathered(batch.images, batch.logits)
         batch = Batch(*self.waiting.pop(0))
         self.buffer.add(batch)
-        self.newest = self.method.teacher.output_spec.counts(batch.logits)
-        self.counts += self.newest
+        self.counts += self.method.teacher.output_spec.counts(batch.logits)
         return batch
 
     def __next__(self) -> TrainingBatch:

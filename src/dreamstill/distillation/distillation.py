@@ -128,6 +128,7 @@ class Distillation(Trainer):
         own = {
             "method": stream.method.state_dict(),
             "healthy": stream.healthy,
+            "newest": stream.newest,
             "rng": stream.method.rng.get_state(),
         }
         processes = gathered_states(own)
@@ -138,5 +139,5 @@ class Distillation(Trainer):
         super().load_state_dict(state)
         own = state_of_this(state["processes"], self.stream.method.rng)
         self.stream.method.load_state_dict(own["method"])
-        self.stream.healthy = own["healthy"]
+        self.stream.healthy, self.stream.newest = own["healthy"], own["newest"]
         self.rng.set_state(state["rng"].cpu())  # last, as a process alone has one `rng`

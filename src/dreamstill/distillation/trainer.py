@@ -18,9 +18,11 @@ from dreamstill.errors import ConfigError, DataError, NonFiniteError
 from dreamstill.files.checkpoints import Stateful
 from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.process_group import (
+    is_main,
     mean_over_processes,
     parallel,
     share_of,
+    sum_over_processes,
     synchronized,
     world_size,
 )
@@ -148,8 +150,9 @@ class Trainer(Stateful):
         ):  # made late, as it sends the weights, also after a resume
             self.parallel = {initialize: parallel(_Losses(self.loss, initialize=initialize))}
         with synchronized():
-            known = None if logits is None else share_of(logits)
-            loss = self.parallel[initialize](share_of(images), known)
+            shown, known = share_of(images), None if logits is None else share_of(logits)
+            loss = self.parallel[initialize](shown, known)
+            loss = loss * (len(shown) * world_size() / len(images))  # shares may be uneven
         value = mean_over_processes(loss).item()
         if not math.isfinite(value):
             raise NonFiniteError(
@@ -173,7 +176,7 @@ class Trainer(Stateful):
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resume needs beside the config."""
         return super().state_dict() | {
-            "queries": self.teacher.queries,
+            "queries": sum_over_processes(self.teacher.queries),
             "connectors": self.loss.connectors.state_dict(),
             "selector": self.selector.state_dict(),
         }
@@ -181,6 +184,6 @@ class Trainer(Stateful):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         super().load_state_dict(state)
-        self.teacher.queries = state["queries"]
+        self.teacher.queries = state["queries"] if is_main() else 0
         self.loss.connectors.load_state_dict(state["connectors"])
         self.selector.load_state_dict(state["selector"], self.student)

@@ -33,7 +33,14 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.process import _process_rng, _set_process_rng, seeded_process
 from dreamstill.pipelines.run_directory import open_run_directory
-from dreamstill.process_group import check_processes, from_main, is_main, own_rng, rank
+from dreamstill.process_group import (
+    check_processes,
+    from_main,
+    gathered_states,
+    own_rng,
+    rank,
+    sum_over_processes,
+)
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.registry import open_synthesizer
@@ -130,7 +137,7 @@ def distill(
     fingerprints = {"teacher": teacher.fingerprint}
     if images is not None:
         fingerprints["images"] = digest(images.numpy().reshape(-1).data)
-    check_processes(teacher.capabilities.budget)
+    check_processes(teacher.capabilities.budget, teacher.device)
     with (
         seeded_process(job.seed + rank(), job.device),
         open_run_directory(
@@ -242,7 +249,7 @@ def _follow(
             "origin": _checkpoint_fingerprints(job, work.teacher),
             "work": work.state_dict(),
             "seconds": spent + time.monotonic() - begun,
-            "process_rng": _process_rng(job.device),
+            "process_rng": gathered_states(_process_rng(job.device)),
         }
         save_checkpoint(checkpoint, state)
         work.stream.buffer.commit()
@@ -265,7 +272,7 @@ def _follow(
             "memory_estimate": memory,
             "initialization": "random" if start.inherited is None else "inherited",
             "seconds": round(spent + time.monotonic() - begun, 3),
-            "queries": work.teacher.queries,
+            "queries": sum_over_processes(work.teacher.queries),
             "steps": work.config.steps,
             "image_visits": work.visits,
             "precision": str(work.teacher.precision),
@@ -294,8 +301,8 @@ def _restore(checkpoint: Path, job: DistillJob, work: Distillation) -> float:
         raise RunError(f"{checkpoint} is of another run: its teacher or settings are others")
     with understood(checkpoint, RunError, "does not fit its run"):
         work.load_state_dict(state["work"])
-        if is_main():
-            _set_process_rng(state["process_rng"], job.device)
+        if rank() < len(state["process_rng"]):
+            _set_process_rng(state["process_rng"][rank()], job.device)
         return float(state["seconds"])
 
 

@@ -72,7 +72,7 @@ def distill_and_report(
     """
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     spec = teacher.input_spec
-    test = load_real(real, spec, teacher.output_spec) if real else None
+    test = load_real(real, spec, teacher.output_spec) if real and is_main() else None
     distill_with_baselines(folder, job, teacher, resume=resume, on_progress=on_progress)
     if not is_main():
         return {}

@@ -40,6 +40,7 @@ from dreamstill.process_group import (
     is_main,
     own_rng,
     state_of_this,
+    sum_over_processes,
 )
 from dreamstill.progress import Progress
 from dreamstill.report import MOST_CLASSES
@@ -130,8 +131,9 @@ def draw_resumable(
         raise ConfigError(f"{method} plays against a student: use it with distill")
     size = math.prod(teacher.input_spec.shape) + 4 * teacher.num_classes
     folder = None if checkpoint is None else checkpoint.parent
-    check_room("num_images", num_images, size, folder=folder, stays=stays)
-    check_processes(teacher.capabilities.budget)
+    if folder is None or is_main():
+        check_room("num_images", num_images, size, folder=folder, stays=stays)
+    check_processes(teacher.capabilities.budget, teacher.device)
     rng = own_rng(torch.Generator(device=teacher.device).manual_seed(seed))
     synthesizer = open_synthesizer(method, teacher, config, rng=rng)
     fingerprints = {
@@ -190,7 +192,8 @@ class _Drawn:
 
     def open(self, num: int, teacher: Teacher) -> None:
         """Allocate `num` images, or restore those of the checkpoint."""
-        shape = (num if self.kept else 0, *teacher.input_spec.shape)
+        self.num, num = num, num if self.kept else 0
+        shape = (num, *teacher.input_spec.shape)
         self.logits = torch.zeros(num, teacher.num_classes)
         self.checksums = np.zeros(num, np.uint32)
         resuming = self.path is not None and self.path.is_file()
@@ -215,9 +218,10 @@ class _Drawn:
             own = state_of_this(state["processes"], self.rng)
             self.synthesizer.load_state_dict(own["method"])
             self.done, self.warmed_up = int(state["done"]), int(state["warmed_up"])
-            self.logits[: self.done] = state["logits"].cpu()
-            self.checksums[: self.done] = state["checksums"].cpu().numpy()
-        done = slice(self.done)
+            done = slice(self.done)
+            if self.kept:
+                self.logits[done] = state["logits"].cpu()
+                self.checksums[done] = state["checksums"].cpu().numpy()
         if self.kept and (streamed_checksums(self.images[done]) != self.checksums[done]).any():
             raise RunError(
                 f"{images_of(path)} does not hold the images of its checkpoint: it was "
@@ -227,9 +231,9 @@ class _Drawn:
     def add(self, images: Tensor, logits: Tensor) -> None:
         """Store images (N, C, H, W) and logits (N, K) until the array is full."""
         slots = slice(self.done, self.done + len(images))
-        room = len(self.logits[slots])
-        self.logits[slots] = logits[:room]
+        room = min(len(images), self.num - self.done)
         if self.kept:
+            self.logits[slots] = logits[:room]
             self.images[slots] = images[:room].numpy()
             self.checksums[slots] = checksums(self.images[slots])
             release_pages(self.images)
@@ -358,6 +362,7 @@ def _write_images(
         stays=stays,
         on_progress=on_progress,
     )
+    queries = sum_over_processes(teacher.queries)
     if not is_main():
         return
     classes, counts = teacher.output_spec.group(logits), teacher.output_spec.counts(logits)
@@ -368,7 +373,7 @@ def _write_images(
     summary = {
         "num_images": job.num_images,
         "images_per_class": counts.tolist(),
-        "queries": teacher.queries,
+        "queries": queries,
         "warnings": warn_of_classes(counts, job.num_images, kind=teacher.output_kind),
     }
     write_json(folder / "summary.json", summary)
