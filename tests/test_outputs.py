@@ -271,6 +271,44 @@ def test_the_command_line_leads_from_a_file_to_an_int8_file(
     assert agreement(torch.from_numpy(found), wanted, kind) > 0.5
 
 
+def test_networks_that_return_tables_go_from_a_file_to_an_int8_file(tmp_path: Path) -> None:
+    teacher, out = written(tmp_path, DENSE), tmp_path / "run"
+    card = tmp_path / "teacher.json"
+    card.write_text(card.read_text().replace("toys:segmenter", "toys:table_segmenter"))
+    made = ["distill", str(teacher), "--student", "toys:half_table_segmenter", "--steps", "8"]
+    made += ["--prefill", "64", "--num-validation", "32", "--out", str(out)]
+    assert cli.main([*made, "--real", str(tmp_path / "real.npz")]) == 0
+    assert cli.main(["evaluate", str(out), "--images", str(tmp_path / "real.npz")]) == 0
+    assert cli.main(["export", str(out), "--formats", "onnx,pt2"]) == 0
+    student = str(out / "student.safetensors")
+    images = ["--num-images", "64", "--out", str(tmp_path / "int8")]
+    assert cli.main(["int8", student, "--formats", "onnx", *images]) == 0
+    opened = open_from(TeacherFile(weights=student))
+    assert set(opened.module.state_dict()) == set(toys.half_table_segmenter().state_dict())
+    session = onnxruntime.InferenceSession(str(out / "student.onnx"))
+    inputs = toys.SPEC.encode(toys.SPEC.noise(4))
+    (found,) = session.run(None, {"input": inputs.numpy()})
+    assert np.allclose(found, opened(inputs).detach(), atol=1e-4)
+
+
+def test_networks_that_return_tables_are_compressed() -> None:
+    teacher = ds.Teacher(toys.table_segmenter(), toys.SPEC)
+    assert teacher.output_spec == teacher_of(DENSE).output_spec
+    images = ds.synthesize(teacher, num_images=64)
+    inputs = toys.SPEC.encode(images)
+    tune = ds.FinetuneConfig(steps=4, batch_size=16, num_validation=32)
+    made = [
+        ds.prune(teacher, images, ds.PruneConfig(keep=0.6, finetune=tune)),
+        ds.quantize(teacher, images),
+        ds.pack(teacher, images, ds.PackConfig(keep=0.7, finetune=tune)),
+        ds.distill(
+            teacher, "auto:0.5", images, ds.DistillConfig(steps=2, batch_size=8, num_validation=16)
+        ),
+    ]
+    for result in made:
+        assert result.model(inputs).shape == (64, 3, 8, 8)
+
+
 def test_the_goal_of_half_is_sought_for_classes_of_pixels(tmp_path: Path) -> None:
     teacher = written(tmp_path, DENSE)
     command = ["compress", str(teacher), "--to", "half", "--format", "onnx", "--num-images", "64"]

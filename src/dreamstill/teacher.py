@@ -1,6 +1,7 @@
 """Check and freeze a teacher, and determine its capabilities."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from dreamstill.nn.copying import (
     copy_network,
     is_hooked,
     make_linear_plain,
+    make_output_plain,
     make_weights_plain,
 )
 from dreamstill.nn.hooks import Probe, batch_norm_layers, eval_mode
@@ -110,6 +112,9 @@ class Teacher:
             module = copy_network(network).to(device, torch.get_default_dtype()).eval()
             inputs = input_spec.normalize(probing_images(input_spec.shape)).to(device)
             logits, last, probe = _first_answer(module, inputs, role)
+            if isinstance(logits, Mapping):
+                make_output_plain(module, inputs)
+                logits, last, probe = _first_answer(module, inputs, role)
             self.output_spec = examined(module, inputs, logits, role, last, kind)
             if num_classes not in (None, self.num_classes):
                 raise TeacherError(f"the {role} has {self.num_classes} classes, not {num_classes}")

@@ -1,7 +1,7 @@
 """Copy networks, and turn weights that are computed before each forward pass into parameters."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
 from typing import Any
@@ -14,8 +14,17 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from dreamstill.errors import TeacherError, first_line
 from dreamstill.nn.hooks import eval_mode
+from dreamstill.output_spec import logits_of
 
-__all__ = ["copy_network", "is_hooked", "make_linear_plain", "make_weights_plain"]
+__all__ = [
+    "as_its_class",
+    "copy_network",
+    "is_hooked",
+    "like_known",
+    "make_linear_plain",
+    "make_output_plain",
+    "make_weights_plain",
+]
 
 
 def copy_network(network: nn.Module) -> nn.Module:
@@ -70,6 +79,69 @@ def is_hooked(module: nn.Module) -> bool:
     Such a layer cannot be replaced by one that computes only with its weight and input.
     """
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def make_output_plain(network: nn.Module, inputs: Tensor) -> None:
+    """Let a network return its logits alone where it returns them among others, in place.
+
+    torchvision's segmentation networks return a table, which no file has. The network keeps its
+    layers and their names.
+
+    Args:
+        network: network to modify.
+        inputs: (N, C, H, W) in the input space.
+
+    """
+    with eval_mode(network), torch.no_grad():
+        if not isinstance(network(inputs), Mapping):
+            return
+    network.__class__ = _returning_logits(type(network))
+
+
+@contextmanager
+def as_its_class(network: nn.Module) -> Iterator[None]:
+    """Let a network be of the class that its author wrote in the body, as files name it."""
+    kind = type(network)
+    if RETURNS_LOGITS in vars(kind):
+        network.__class__ = kind.__base__  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        network.__class__ = kind
+
+
+def like_known(network: nn.Module, known: Sequence[nn.Module]) -> nn.Module:
+    """Let a network that was read from a file return its logits alone, as one of those known."""
+    for other in known:
+        if RETURNS_LOGITS in vars(type(other)) and type(other).__base__ is type(network):
+            network.__class__ = type(other)
+    return network
+
+
+RETURNS_LOGITS = "_dreamstill_returns_logits"
+"""Attribute of the classes that `make_output_plain` makes."""
+
+
+def _returning_logits(whole: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass that returns the logits alone."""
+
+    def forward(self: nn.Module, inputs: Tensor) -> Any:
+        return logits_of(whole.forward(self, inputs))
+
+    def deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        network = whole.__new__(whole)
+        memo[id(self)] = network
+        vars(network).update(copy.deepcopy(vars(self), memo))
+        network.__class__ = type(self)
+        return network
+
+    members = {
+        "forward": forward,
+        "__deepcopy__": deepcopy,
+        "__module__": whole.__module__,
+        RETURNS_LOGITS: True,
+    }
+    return type(whole.__name__, (whole,), members)
 
 
 def make_weights_plain(network: nn.Module, inputs: Tensor | None = None) -> None:

@@ -28,6 +28,7 @@ from dreamstill.graph.config import kept_share
 from dreamstill.loaders.factory import build
 from dreamstill.loaders.narrower import load_narrower, narrower
 from dreamstill.loaders.state_dict import load_module
+from dreamstill.nn.copying import make_output_plain
 from dreamstill.nn.hooks import batch_norm_layers
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
@@ -94,6 +95,8 @@ def check_student(student: nn.Module, teacher: Teacher, name: str) -> nn.Module:
             f"the student {name!r} returns {probe.output_spec.shape} for an image, "
             f"the teacher {teacher.output_spec.shape}"
         )
+    inputs = teacher.input_spec.encode(teacher.input_spec.noise(2))
+    make_output_plain(student, inputs.to(teacher.device))
     return student.train().requires_grad_()
 
 
@@ -323,9 +326,11 @@ def load_student(folder: Path, factory: str, teacher: Teacher) -> nn.Module:
     share = kept_share(factory)
     if card.get("factory" if share is None else "student") != factory:
         raise RunError(f"{folder / 'student.json'} is of another student than {factory}")
-    if share is None:
-        return load_module(factory, weights)
-    return load_narrower(teacher, factory, weights)
+    if share is not None:
+        return load_narrower(teacher, factory, weights)
+    student = load_module(factory, weights)
+    make_output_plain(student, teacher.input_spec.encode(teacher.input_spec.noise(2)))
+    return student
 
 
 class _Log:

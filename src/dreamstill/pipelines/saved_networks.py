@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dreamstill.errors import RunError, TeacherError, first_line
 from dreamstill.files.checkpoints import save_checkpoint
 from dreamstill.files.reading import reading
+from dreamstill.nn.copying import as_its_class, like_known
 
 __all__ = ["check_saveable", "read_network", "save_network"]
 
@@ -42,7 +43,8 @@ def check_saveable(networks: Sequence[nn.Module]) -> None:
 
 def save_network(network: nn.Module, path: Path) -> None:
     """Save a network atomically."""
-    save_checkpoint(path, network)
+    with as_its_class(network):
+        save_checkpoint(path, network)
 
 
 def read_network(path: Path, known_networks: Sequence[nn.Module]) -> nn.Module:
@@ -52,13 +54,14 @@ def read_network(path: Path, known_networks: Sequence[nn.Module]) -> nn.Module:
     """
     parts = frozenset[str]().union(*(_parts_of(network) for network in known_networks))
     with reading(path, RunError, "is not a network of this compression"):
-        return _unpickled(path.read_bytes(), parts)[0]
+        return like_known(_unpickled(path.read_bytes(), parts)[0], known_networks)
 
 
 def _parts_of(network: nn.Module) -> frozenset[str]:
     """Return the names of the classes and functions that a network refers to."""
     buffer = io.BytesIO()
-    torch.save(network, buffer)
+    with as_its_class(network):
+        torch.save(network, buffer)
     return _unpickled(buffer.getvalue(), None)[1]
 
 
