@@ -136,7 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--distill-steps", type=int, default=2000)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="of throughput; 0: leave it as it is")
     parser.add_argument("--steps", type=int, help="take these steps and print their seconds")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/processes.json"))
@@ -148,9 +148,13 @@ def main() -> None:
         "name": "processes",
         "data": "a wide CNN to its half in bfloat16; LeNet-5 of MNIST to its half",
         "environment": environment("cpu"),
-        "throughput": throughput(args.turns, 10, args.batch),
     }
-    print(json.dumps(record["throughput"], indent=2), flush=True)
+    if args.out.is_file():  # a part of it may be made anew
+        record |= json.loads(args.out.read_text())
+    if args.turns:
+        record["throughput"] = throughput(args.turns, 10, args.batch)
+        print(json.dumps(record["throughput"], indent=2), flush=True)
+        write_json(args.out, record)
     if args.data is not None:
         record["distilled"] = accuracies(args.data, args.seeds, args.distill_steps)
     write_json(args.out, record)
