@@ -120,7 +120,7 @@ def accuracies(data: Path, seeds: int, num: int) -> dict[str, Any]:
                 summary = json.loads((out / "summary.json").read_text())
             runs.append(round(100 * summary["student"]["accuracy"], 2))
             print(f"{processes} process(es), seed {seed}: {runs[-1]} %", flush=True)
-        found[f"by {processes}"] = {
+        found[f"LeNet-5 of MNIST by {processes}"] = {
             "accuracy_mean": round(statistics.mean(runs), 2),
             "accuracy_std": round(statistics.stdev(runs), 2) if seeds > 1 else None,
             "accuracies": runs,
@@ -152,11 +152,14 @@ def main() -> None:
     if args.out.is_file():  # a part of it may be made anew
         record |= json.loads(args.out.read_text())
     if args.turns:
-        record["throughput"] = throughput(args.turns, 10, args.batch)
-        print(json.dumps(record["throughput"], indent=2), flush=True)
+        timed = throughput(args.turns, 10, args.batch)
+        record["rows"] = record.get("rows", {}) | timed
+        print(json.dumps(timed, indent=2), flush=True)
         write_json(args.out, record)
     if args.data is not None:
-        record["distilled"] = accuracies(args.data, args.seeds, args.distill_steps)
+        record["rows"] = record.get("rows", {}) | accuracies(
+            args.data, args.seeds, args.distill_steps
+        )
     write_json(args.out, record)
 
 
