@@ -75,9 +75,8 @@ def _find_users_modules() -> None:
 def _run(arguments: argparse.Namespace) -> Any:
     with ExitStack() as stack:
         if _rank():
-            nowhere = stack.enter_context(Path(os.devnull).open("w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+            stack.enter_context(redirect_stdout(io.StringIO()))
+            stack.enter_context(redirect_stderr(io.StringIO()))
         elif arguments.json:  # a factory may print, and stdout must hold the result alone
             stack.enter_context(redirect_stdout(sys.stderr))
         elif isinstance(sys.stdout, io.TextIOWrapper):  # not every path fits its encoding

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dreamstill.errors import DataError
-from dreamstill.files.image_store import streamed_checksums
+from dreamstill.files.image_store import map_array, streamed_checksums
 from dreamstill.files.reading import StrPath, reading
 from dreamstill.input_spec import InputSpec
 from dreamstill.output_spec import UNSEEN, OutputKind, OutputSpec
@@ -40,11 +40,11 @@ def load_unlabelled(path: StrPath, spec: InputSpec) -> Tensor:
     if (path := Path(path)).is_dir():
         images = _pictures(path, _picture_files(path, deep=True), spec)
     elif path.suffix == ".npy":
-        return _array(path, {"x": _mapped(path)}, spec)
+        return _array(path, {"x": map_array(path)}, spec)
     else:
         arrays = _read(path, "", "_train", "_test")
         if "x" not in arrays and "crc32" in arrays:
-            images = _array(path, {"x": (mapped := _mapped(path.with_suffix(".npy")))}, spec)
+            images = _array(path, {"x": (mapped := map_array(path.with_suffix(".npy")))}, spec)
             _check(path, mapped, arrays["crc32"])
             return images
         images = _array(path, arrays, spec)
@@ -226,12 +226,6 @@ def _read(path: Path, *suffixes: str) -> dict[str, NDArray[Any]]:
             for name in ("x", "y", "crc32")
             if name + suffix in archive.files
         }
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    """Map the array of an .npy file, which stays as it is."""
-    with reading(path, DataError, "is not an .npy of a plain array", what="images"):
-        return np.lib.format.open_memmap(path, "c")
 
 
 def _check(path: Path, images: NDArray[np.uint8], wanted: NDArray[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamstill.errors import ConfigError, RunError, first_line
+from dreamstill.errors import ConfigError, DataError, RunError, first_line
 from dreamstill.files.reading import reading
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_room",
     "checksums",
     "make_images",
+    "map_array",
     "map_images",
     "release_pages",
     "streamed_checksums",
@@ -110,6 +111,12 @@ def map_images(
         if images.dtype != np.uint8 or images.shape != shape or not images.flags.c_contiguous:
             raise ValueError(f"it must hold uint8 {shape}, and has {images.dtype} {images.shape}")
     return images if mode == "r" else np.lib.format.open_memmap(path, mode)
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Map the array of a user's .npy file, which stays as it is; raise DataError if it is none."""
+    with reading(path, DataError, "is not an .npy of a plain array", what="images"):
+        return np.lib.format.open_memmap(path, "c")
 
 
 def release_pages(images: Images) -> None:

@@ -145,6 +145,9 @@ def draw_resumable(
     }
     drawn = _Drawn(checkpoint, checkpoint_every, fingerprints, synthesizer, rng)
     drawn.open(num_images, teacher)
+    if stays:
+        size = num_images * math.prod(teacher.input_spec.shape)
+        log.info("The images take %s on the disk.", bytes_of_memory(size))
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
         drawn.warmed_up += 1
@@ -350,7 +353,6 @@ def _write_images(
     checkpoint = folder / "images.pt"
     size = job.num_images * math.prod(teacher.input_spec.shape)
     stays = size >= LARGE
-    log.info("The images take %s on the disk.", bytes_of_memory(size if stays else 2 * size))
     x, logits = draw_resumable(
         checkpoint,
         teacher,
