@@ -129,10 +129,8 @@ def draw_resumable(
     """
     if needs_student(method, config):
         raise ConfigError(f"{method} plays against a student: use it with distill")
-    size = math.prod(teacher.input_spec.shape) + 4 * teacher.num_classes
-    folder = None if checkpoint is None else checkpoint.parent
-    if folder is None or is_main():
-        check_room("num_images", num_images, size, folder=folder, stays=stays)
+    if checkpoint is None or is_main():
+        _check_room(num_images, teacher, checkpoint, stays=stays)
     check_processes(teacher.capabilities.budget, teacher.device)
     rng = own_rng(torch.Generator(device=teacher.device).manual_seed(seed))
     synthesizer = open_synthesizer(method, teacher, config, rng=rng)
@@ -145,9 +143,6 @@ def draw_resumable(
     }
     drawn = _Drawn(checkpoint, checkpoint_every, fingerprints, synthesizer, rng)
     drawn.open(num_images, teacher)
-    if stays:
-        size = num_images * math.prod(teacher.input_spec.shape)
-        log.info("The images take %s on the disk.", bytes_of_memory(size))
     while drawn.warmed_up < synthesizer.warm_up:
         synthesizer.next_batch()
         drawn.warmed_up += 1
@@ -161,6 +156,15 @@ def draw_resumable(
         drawn.save_periodically()
         on_progress(Progress("synthesize", drawn.done, num_images, {}))
     return drawn.images, drawn.logits
+
+
+def _check_room(num: int, teacher: Teacher, checkpoint: Path | None, *, stays: bool) -> None:
+    """Raise ConfigError if there is no room for images; say what large sets take."""
+    image = math.prod(teacher.input_spec.shape)
+    folder = None if checkpoint is None else checkpoint.parent
+    check_room("num_images", num, image + 4 * teacher.num_classes, folder=folder, stays=stays)
+    if stays:
+        log.info("The images take %s on the disk.", bytes_of_memory(num * image))
 
 
 def images_of(checkpoint: Path) -> Path:
