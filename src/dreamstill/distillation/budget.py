@@ -75,7 +75,7 @@ def within_budget(
         training = (
             visits / config.batch_size * _seconds_per_step(teacher, student, config, inherited)
         )
-        making /= world_size()  # each process makes every so-manieth batch
+        making /= world_size()  # the processes make their batches at the same time
         steps = from_main(max(1, int(60 * config.minutes * period / (training + making))))
         text = "%s steps fit in %s minutes, from the time of %d steps."
         log.info(text, f"{steps:,}", f"{config.minutes:g}", TIMED)
