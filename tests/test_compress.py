@@ -592,10 +592,10 @@ def test_a_weight_of_two_layers_stays_one(tmp_path: Path) -> None:
     assert {record.layer for record in records} <= {"wide", "head"}
     counts = [sum(p.numel() for p in network.parameters()) for network in (small, model)]
     assert counts[0] <= 0.7 * counts[1]
-    solved, _ = factorize(
+    reconstructed, _ = factorize(
         model, SPEC, FactorizeConfig(target=Target.PARAMETERS, keep=0.7), images(64), rng=rng()
     )
-    assert torch.equal(weight(solved, "one"), weight(model, "one"))  # no solution suits both
+    assert torch.equal(weight(reconstructed, "one"), weight(model, "one"))  # no solution suits both
     assert [(p.first, p.second) for p in pairs(trace(model))] == [("wide", "head")]
     packed_model, path = packed(teacher), tmp_path / "tied.packed"
     size = save_packed(packed_model, path)

@@ -545,7 +545,7 @@ def test_a_run_killed_before_its_first_step_is_solved_once(tmp_path: Path) -> No
 
 
 def work_in(folder: Path) -> Distillation:
-    """Two batches for validation, two to be solved on, then two steps."""
+    """Two batches for validation, two to be reconstructed on, then two steps."""
     teacher, rng = toys.cnn_teacher(), torch.Generator().manual_seed(0)
     student = copy.deepcopy(teacher.module).requires_grad_()
     method = StructuredNoise(teacher, StructuredNoiseConfig(batch_size=32), rng=rng)

@@ -59,7 +59,7 @@ class TestStart:
         torch.testing.assert_close(student.state_dict(), wanted.state_dict())
         assert start.reason == (
             "The student, a narrower copy of the teacher, inherits its most important channels; "
-            "its layers are then solved on 2,048 images."
+            "its layers are then reconstructed on 2,048 images."
         )
         before = toys.seeded_student()
         told = initialize(teacher, student := toys.seeded_student(), DistillConfig(inherit=False))

@@ -1,4 +1,4 @@
-"""Layers solved for what they made before the cut."""
+"""Layers reconstructed for what they made before the cut."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_convolutions_of_every_kind_are_solved() -> None:
             )
     left = torch.tensor([0, 2, 3, 5])
     state = narrow.state_dict()
-    for name in ("twice.weight", "grouped.weight", "grouped.bias"):  # these are not solved
+    for name in ("twice.weight", "grouped.weight", "grouped.bias"):  # these are not reconstructed
         state[name] = whole.state_dict()[name]
     narrow.load_state_dict(state)
     narrow.train()
@@ -126,7 +126,7 @@ def test_what_is_not_finite_is_named() -> None:
     whole, narrow = (nn.Sequential(nn.Linear(3, 2)) for _ in range(2))
     x = torch.randn(8, 3, generator=rng())
     x[0, 0] = torch.inf
-    with pytest.raises(NonFiniteError, match="0 was solved for weights that are not finite"):
+    with pytest.raises(NonFiniteError, match="0 was reconstructed with weights that are not"):
         reconstruct(whole, narrow, {}, x, rng=rng())
 
 

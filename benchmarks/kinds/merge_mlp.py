@@ -1,7 +1,7 @@
 """Merging against cutting on an MLP: accuracy against the share of neurons that is removed.
 
-`cut` and `merged` look at no image; then the layers of the merged network are solved on images of
-each source. A row has a share of neurons; its runs are of the draws of images.
+`cut` and `merged` look at no image; then the layers of the merged network are reconstructed on images
+of each source. A row has a share of neurons; its runs are of the draws of images.
 """
 
 from functools import cache, cached_property
@@ -24,7 +24,7 @@ from dreamstill.teacher import Teacher
 
 __all__ = ["MergeMlp"]
 
-SOLVED = "merged and solved, {}"
+RECONSTRUCTED = "merged and reconstructed, {}"
 
 
 class MergeMlp(Kind):
@@ -46,7 +46,7 @@ class MergeMlp(Kind):
         return [Cell(name) for name in self.config["rows"]]
 
     def num_runs(self, made: dict[str, Any]) -> int:
-        return len(made[SOLVED.format("real")]["runs"])
+        return len(made[RECONSTRUCTED.format("real")]["runs"])
 
     @cached_property
     def network(self) -> Teacher:
@@ -79,7 +79,7 @@ class MergeMlp(Kind):
         figures = dict(self.without_images(cell.row))
         for source in ("real", *self.sources):
             images = self.source_images(source, self.network, seed)
-            figures[SOLVED.format(source)] = self.percent(self.merged(cell.row, images))
+            figures[RECONSTRUCTED.format(source)] = self.percent(self.merged(cell.row, images))
         return figures
 
     def _without_images(self, row: str) -> dict[str, float]:
@@ -94,7 +94,7 @@ class MergeMlp(Kind):
 
     def row(self, cell: Cell, made: dict[str, Any] | None, run: dict[str, Any]) -> dict[str, Any]:
         row = {key: run[key] for key in ("parameters_removed", "cut", "merged")}
-        for name in (SOLVED.format(source) for source in ("real", *self.sources)):
+        for name in (RECONSTRUCTED.format(source) for source in ("real", *self.sources)):
             runs = [*(made[name]["runs"] if made else []), run[name]]
             row[name] = {**mean_and_std(runs), "runs": runs}
         return row

@@ -74,7 +74,7 @@ def rows_of(network: str) -> dict[str, Row]:
         "int8: Model Optimizer, 64 real images": Row(
             "modelopt", "modelopt_onnx", {"inputs": "real"}
         ),
-        "20 % fewer MACs: Dreamstill, solved": ours("prune", prune={"keep": KEEP}, **few),
+        "20 % fewer MACs: Dreamstill, reconstructed": ours("prune", prune={"keep": KEEP}, **few),
         "20 % fewer MACs: Dreamstill, only cut": ours("prune", prune=cut, num_images=64),
         "20 % fewer MACs: Torch-Pruning, magnitude": torch_pruning("magnitude"),
     }

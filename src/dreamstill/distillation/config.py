@@ -145,8 +145,8 @@ class DistillConfig(FinetuneConfig):
     """Start the student from the teacher's most important channels: true, false for the weights
     that it was built with, or auto: where it is a narrower copy of the teacher."""
     reconstruct: Annotated[Int, zero_or_at_least(2)] = 2048
-    """Images on which the layers of a student that inherits are solved, by least squares, for the
-    teacher's outputs before the first step; at least 2, or 0 to skip this."""
+    """Images on which the layers of a student that inherits are reconstructed, by least squares for
+    the teacher's outputs, before the first step; at least 2, or 0 to skip this."""
     prefill: Annotated[Int, at_least(0)] | None = None
     """Images put into the replay buffer before the first step. Default: 0 for methods that make a
     batch for each step, 4096 for those that make one for every few, else buffer_size."""

@@ -49,5 +49,5 @@ def initialize(teacher: Teacher, student: nn.Module, config: DistillConfig) -> S
         return Start(None, f"{own}: {reason}.")
     how = "inherits its most important channels"
     if config.reconstruct:
-        how += f"; its layers are then solved on {config.reconstruct:,} images"
+        how += f"; its layers are then reconstructed on {config.reconstruct:,} images"
     return Start(inherited, f"The student, a narrower copy of the teacher, {how}.")

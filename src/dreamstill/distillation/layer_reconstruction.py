@@ -27,7 +27,7 @@ Layer = nn.Conv2d | nn.Linear
 POSITIONS = 32
 """Positions of a map that are looked at in each image."""
 MOST_INPUTS = 4608
-"""Inputs of a layer that is solved: the cost is their cube."""
+"""Inputs of a layer that is reconstructed: the cost is their cube."""
 MOST_VALUES = 2**26
 """Values in the images together, and in the patches of a layer at once: bounds the memory."""
 RIDGES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
@@ -43,10 +43,10 @@ def reconstruct(
     *,
     rng: torch.Generator,
 ) -> None:
-    """Solve the weights and biases of `narrow`, in place.
+    """Reconstruct the weights and biases of `narrow`, in place.
 
-    Solved are linear layers and convolutions without groups that run once, on maps of one size in
-    both networks, with at most 4,608 inputs and a weight of their own; others stay.
+    Linear layers and convolutions without groups are, that run once, on maps of one size in both
+    networks, with at most 4,608 inputs and a weight of their own; others stay.
 
     Args:
         whole: the network before; left as it was.
@@ -61,13 +61,13 @@ def reconstruct(
 
     """
     if len(inputs) < 2:
-        raise DataError(f"layers are solved on at least 2 images; got {len(inputs)}")
+        raise DataError(f"layers are reconstructed on at least 2 images; got {len(inputs)}")
     inputs = inputs[: max(2, MOST_VALUES // inputs[0].numel())]
     tied = shared_weights(narrow)
     layers = {
         name: layer
         for name, layer in narrow.named_modules()
-        if _can_be_solved(layer) and name not in tied
+        if _can_be_reconstructed(layer) and name not in tied
     }
     targets = _targets(whole, layers, channels, inputs, rng)
 
@@ -118,7 +118,7 @@ def _targets(
     return {name: target for name, target in targets.items() if calls[name] == 1}
 
 
-def _can_be_solved(layer: Any) -> bool:
+def _can_be_reconstructed(layer: Any) -> bool:
     if type(layer) is nn.Conv2d:
         return layer.groups == 1 and layer.weight[0].numel() <= MOST_INPUTS
     return type(layer) is nn.Linear and layer.in_features <= MOST_INPUTS
@@ -159,7 +159,7 @@ def _solve(name: str, layer: Layer, given: Tensor, where: Tensor, wanted: Tensor
     ]
     change = _ridge_regression(products).T.to(weight.dtype)
     if not change.isfinite().all():
-        raise NonFiniteError(f"{name} was solved for weights that are not finite")
+        raise NonFiniteError(f"{name} was reconstructed with weights that are not finite")
     if layer.bias is not None:
         layer.bias += change[:, -1]
         change = change[:, :-1]

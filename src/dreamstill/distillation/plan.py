@@ -139,9 +139,9 @@ def _memory(
     step = batch * (size * (own + 2 * largest) + 12 * width)
     steered = max(32, probed_at_once(teacher.input_spec.shape))
     steering = steered * (size * whole + 16 * width)
-    solving = to_reconstruct * 4 * (3 * largest + width)
+    reconstruction = to_reconstruct * 4 * (3 * largest + width)
     validation = 4 * config.num_validation * math.prod(teacher.output_spec.shape)
-    return networks + stored * width + validation + max(step, steering, solving)
+    return networks + stored * width + validation + max(step, steering, reconstruction)
 
 
 def _bytes(network: nn.Module) -> int:
