@@ -17,7 +17,7 @@ from dreamstill.losses.logits import (
     soft_cross_entropy,
 )
 from dreamstill.losses.priors import gaussian_smoothness, l2_norm, smoothness, total_variation
-from dreamstill.losses.statistics import batch_statistics, batch_statistics_distance, gaussian_kl
+from dreamstill.losses.statistics import batch_statistics, gaussian_kl, statistics_distance
 
 
 def test_kl_is_the_sum_over_classes_and_the_mean_over_the_batch() -> None:
@@ -108,10 +108,37 @@ def test_batch_statistics_are_what_batch_norm_tracks() -> None:
     torch.testing.assert_close(variance * 100 / 99, layer.running_var)
 
 
-def test_batch_statistics_distance_is_a_sum_of_two_norms() -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(64, 5, 7, 6), (64, 5, 9), (64, 5), (1, 5)])
+def test_batch_statistics_of_bfloat16_are_of_its_values(
+    shape: tuple[int, ...], channels_last: bool
+) -> None:
+    """Float32 moments, and in bfloat16 the gradient that float64 has, whatever the layout."""
+    inputs = (3 + torch.randn(shape, generator=torch.Generator().manual_seed(0))).bfloat16()
+    if channels_last and inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    exact = inputs.double().requires_grad_()
+    flat = exact.transpose(0, 1).flatten(1)
+    wanted = (flat.mean(1), flat.var(1, correction=0))
+    found = batch_statistics(inputs.requires_grad_())
+    weights = torch.arange(1.0, 6.0)
+    for moments in (wanted, found):
+        (weights * moments[0] - 2 * weights * moments[1]).sum().backward()
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
+    assert inputs.grad is not None
+    assert exact.grad is not None
+    scale = exact.grad.abs().max().item()
+    torch.testing.assert_close(inputs.grad.double(), exact.grad, rtol=0.02, atol=0.02 * scale)
+
+
+def test_statistics_distance_is_a_sum_of_two_norms() -> None:
     inputs = torch.tensor([[[[1.0]], [[2.0]]], [[[3.0]], [[2.0]]]])  # means 2, 2; variances 1, 0
     mean, variance = torch.tensor([2.0, 5.0]), torch.tensor([5.0, 3.0])
-    assert batch_statistics_distance(inputs, mean, variance).item() == pytest.approx(3 + 5)
+    assert statistics_distance(mean, variance, *batch_statistics(inputs)).item() == pytest.approx(
+        3 + 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +163,9 @@ def test_batch_statistics_distance_is_a_sum_of_two_norms() -> None:
         lambda x: features.similarity_preserving(x, torch.eye(3).double()),
         lambda x: gaussian_kl(torch.zeros(2), torch.ones(2), *batch_statistics(x.view(3, 2, 2))),
         lambda x: l2_norm(x.view(3, 1, 2, 2)),
-        lambda x: batch_statistics_distance(x.view(3, 2, 2), torch.ones(2), torch.ones(2)),
+        lambda x: statistics_distance(
+            torch.ones(2), torch.ones(2), *batch_statistics(x.view(3, 2, 2))
+        ),
     ],
 )
 def test_gradients_match_finite_differences(loss) -> None:  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ import toys
 from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.losses.priors import l2_norm, total_variation
+from dreamstill.losses.statistics import batch_statistics
 from dreamstill.nn.generators import Generator
 from dreamstill.synthesis.config import (
     CLOTHES,
@@ -168,7 +169,12 @@ def test_inversion_loss_is_zero_for_perfect_statistics_and_targets() -> None:
     seen = torch.cat([torch.ones(1, 3, 1, 1), -torch.ones(1, 3, 1, 1)])  # mean 0, variance 1
     config = DeepInversionConfig(l2=1.0, total_variation=1.0)
     loss = inversion_loss(
-        images, 100 * torch.eye(2), torch.tensor([0, 1]), {"n": seen}, {"n": norm}, config
+        images,
+        100 * torch.eye(2),
+        torch.tensor([0, 1]),
+        {"n": batch_statistics(seen)},
+        {"n": norm},
+        config,
     )
     assert loss.item() == 0.0
 
@@ -177,7 +183,7 @@ def test_inversion_loss_weighs_the_first_layer() -> None:
     images, logits, targets = torch.zeros(2, 1, 4, 4), 100 * torch.eye(2), torch.tensor([0, 1])
     norms = {"a": nn.BatchNorm2d(1), "b": nn.BatchNorm2d(1)}
     off = torch.tensor([4.0, 2.0]).view(2, 1, 1, 1)  # mean 3, variance 1: distance 3
-    seen = {"a": off, "b": off}
+    seen = {name: batch_statistics(off) for name in norms}
     config = DeepInversionConfig(batch_norm=2.0, first_batch_norm=10.0)
     loss = inversion_loss(images, logits, targets, seen, norms, config)
     assert loss.item() == 2 * (10 * 3 + 3)

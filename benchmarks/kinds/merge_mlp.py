@@ -1,7 +1,7 @@
 """Merging against cutting on an MLP: accuracy against the share of neurons that is removed.
 
-`cut` and `merged` look at no image; then the layers of the merged network are reconstructed on images
-of each source. A row has a share of neurons; its runs are of the draws of images.
+`cut` and `merged` look at no image; then the layers of the merged network are reconstructed on
+images of each source. A row has a share of neurons; its runs are of the draws of images.
 """
 
 from functools import cache, cached_property

@@ -16,19 +16,16 @@ from dreamstill.data.batch import Batch
 from dreamstill.errors import ConfigError
 from dreamstill.files.checkpoints import Stateful
 from dreamstill.losses.logits import agreeing_kl
-from dreamstill.losses.statistics import batch_statistics, statistics_distance
-from dreamstill.nn.hooks import Probe, eval_mode
+from dreamstill.losses.statistics import statistics_distance
+from dreamstill.nn.hooks import eval_mode
 from dreamstill.synthesis.base import Method
-from dreamstill.synthesis.batch_norm_statistics import norms_of
+from dreamstill.synthesis.batch_norm_statistics import Moments, batch_moments, norms_of
 from dreamstill.synthesis.config import FewStepsConfig, ImageProgramsConfig
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.synthesis.methods.image_programs import ImagePrograms
 from dreamstill.teacher import Teacher
 
 __all__ = ["FewSteps", "RunningStatistics"]
-
-Moments = dict[str, tuple[Tensor, Tensor]]
-"""Mean and variance (C,) of the input of each BatchNorm layer, by name."""
 
 
 class RunningStatistics(Stateful):
@@ -116,9 +113,8 @@ class FewSteps(Method):
         """
         config, teacher = self.config, self.teacher
         shown = shifted(images, config.shift, config.shift, flip=config.flip, rng=self.rng)
-        with Probe(self.statistics.norms) as probe:
+        with batch_moments(self.statistics.norms) as moments:
             logits = teacher(shown)
-        moments = {name: batch_statistics(given) for name, given in probe.inputs.items()}
         loss = config.batch_norm * self.statistics.distance(moments)
         loss = loss + config.one_hot * F.cross_entropy(logits, classes)
         if student is not None:

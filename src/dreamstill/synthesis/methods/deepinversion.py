@@ -23,10 +23,10 @@ from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import ConfigError
 from dreamstill.losses.logits import js_divergence
 from dreamstill.losses.priors import l2_norm, total_variation
-from dreamstill.losses.statistics import batch_statistics_distance
-from dreamstill.nn.hooks import Probe, eval_mode
+from dreamstill.losses.statistics import statistics_distance
+from dreamstill.nn.hooks import eval_mode
 from dreamstill.synthesis.base import Method
-from dreamstill.synthesis.batch_norm_statistics import norms_of
+from dreamstill.synthesis.batch_norm_statistics import Moments, batch_moments, norms_of
 from dreamstill.synthesis.class_balance import Turns
 from dreamstill.synthesis.config import DeepInversionConfig
 from dreamstill.synthesis.pixel_optimization import halved, jittered, optimize_pixels, start_images
@@ -39,7 +39,7 @@ def inversion_loss(
     images: Tensor,
     logits: Tensor,
     targets: Tensor,
-    norm_inputs: Mapping[str, Tensor],
+    moments: Moments,
     norms: Mapping[str, Any],
     config: DeepInversionConfig,
 ) -> Tensor:
@@ -49,7 +49,7 @@ def inversion_loss(
         images: (N, C, H, W), for the priors.
         logits: (N, K).
         targets: class indices (N,).
-        norm_inputs: inputs of the BatchNorm layers by name.
+        moments: of the inputs of the BatchNorm layers.
         norms: BatchNorm layers by name.
         config: weights of the terms.
 
@@ -57,8 +57,8 @@ def inversion_loss(
     distance = images.new_zeros(())
     for index, (name, layer) in enumerate(norms.items()):
         weight = config.first_batch_norm if index == 0 else 1.0
-        distance = distance + weight * batch_statistics_distance(
-            norm_inputs[name], layer.running_mean, layer.running_var
+        distance = distance + weight * statistics_distance(
+            layer.running_mean, layer.running_var, *moments[name]
         )
     return (
         F.cross_entropy(logits, targets)
@@ -96,9 +96,9 @@ class DeepInversion(Method):
             shown = (
                 F.interpolate(images, teacher.input_spec.shape[1:]) if low_resolution else images
             )
-            with Probe(self.norms) as probe:
+            with batch_moments(self.norms) as moments:
                 logits = teacher(shown)
-            loss = inversion_loss(images, logits, targets, probe.inputs, self.norms, config)
+            loss = inversion_loss(images, logits, targets, moments, self.norms, config)
             if student is not None and config.competition:
                 with eval_mode(student):
                     rival = teacher.run(student, shown)

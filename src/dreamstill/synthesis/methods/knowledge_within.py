@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dreamstill.data.batch import Batch, answered
 from dreamstill.errors import TeacherError
 from dreamstill.losses.priors import smoothness
-from dreamstill.losses.statistics import batch_statistics
-from dreamstill.nn.hooks import Probe, probed_at_once
+from dreamstill.nn.hooks import probed_at_once
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.batch_norm_statistics import (
+    batch_moments,
     batch_norm_divergence,
     divergence_of,
     norms_of,
@@ -45,10 +45,10 @@ def data_similarity(teacher: Teacher, images: Tensor) -> float:
     first = {name: torch.zeros(()) for name in norms}
     second = dict(first)
     for part in images.split(probed_at_once(teacher.input_spec.shape)):
-        with Probe(norms) as probe:
+        with batch_moments(norms) as part_moments:
             teacher(part)
         for name in norms:
-            mean, variance = (m.cpu().double() for m in batch_statistics(probe.inputs[name]))
+            mean, variance = (moment.cpu().double() for moment in part_moments[name])
             first[name] = first[name] + mean * len(part) / num
             second[name] = second[name] + (variance + mean**2) * len(part) / num
     moments = {n: (first[n], second[n] - first[n] ** 2) for n in norms}
