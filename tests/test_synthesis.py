@@ -167,14 +167,12 @@ def test_inversion_loss_is_zero_for_perfect_statistics_and_targets() -> None:
     images = torch.zeros(2, 1, 4, 4)
     norm = nn.BatchNorm2d(3)
     seen = torch.cat([torch.ones(1, 3, 1, 1), -torch.ones(1, 3, 1, 1)])  # mean 0, variance 1
-    config = DeepInversionConfig(l2=1.0, total_variation=1.0)
-    loss = inversion_loss(
-        images,
-        100 * torch.eye(2),
-        torch.tensor([0, 1]),
+    moments, config = (
         {"n": batch_statistics(seen)},
-        {"n": norm},
-        config,
+        DeepInversionConfig(l2=1.0, total_variation=1.0),
+    )
+    loss = inversion_loss(
+        images, 100 * torch.eye(2), torch.tensor([0, 1]), moments, {"n": norm}, config
     )
     assert loss.item() == 0.0
 
