@@ -2,10 +2,10 @@
 
     python -m benchmarks any_teacher_networks --data DATA --out TEACHERS [--weights FOLDER]
 
-DATA holds the .npz files of the sets. Four more are written beside them: the first 20 classes of
+DATA holds the .npz files of the sets. Five more are written beside them: the first 20 classes of
 tiny_imagenet.npz, fashion_mnist.npz in 32 pixels, which KegNet's network reads, camvid.npz in 96 x
-128 and celeba.npz in 64 x 64. FOLDER holds
-kegnet_fashion.pth.tar, as its authors published it.
+128, and celeba.npz in 64 x 64, with its attributes and with the most balanced of them as two
+classes. FOLDER holds kegnet_fashion.pth.tar, as its authors published it.
 """
 
 import argparse
@@ -53,6 +53,7 @@ TRAININGS = {
     "attributes_celeba": Training(
         "celeba_64", "benchmarks.networks:attributes_cnn", 12, ("--outputs", "labels", *FLIPS)
     ),
+    "alexnet_celeba": Training("celeba_balanced", "benchmarks.networks:alexnet", 16, FLIPS),
     "plain_cnn_cifar10": Training(
         "cifar10", "dreamstill.nn.plain_cnn:plain_cnn", 12, ("--shift", "4", "--wide")
     ),
@@ -106,11 +107,23 @@ def cropped(data: Path) -> None:
     np.savez(data / "celeba_64.npz", allow_pickle=False, **arrays)
 
 
+def balanced(data: Path) -> None:
+    """Write `cropped` with the attribute that most nearly half of the faces have as two classes."""
+    with np.load(data / "celeba_64.npz") as archive:
+        arrays = dict(archive)
+    shares = arrays["y_train"].mean(0)
+    attribute = np.abs(shares - 0.5).argmin()
+    for name in ("y_train", "y_test"):
+        arrays[name] = arrays[name][:, attribute]
+    np.savez(data / "celeba_balanced.npz", allow_pickle=False, **arrays)
+
+
 DERIVED = {
     "tiny_imagenet_20": first_classes,
     "fashion_mnist_32": enlarged,
     "camvid_128": shrunk,
     "celeba_64": cropped,
+    "celeba_balanced": balanced,
 }
 """Sets that are made from others, which lie beside them."""
 
@@ -123,7 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data FOLDER or set DREAMSTILL_DATA")
-    for name, write in DERIVED.items():
+    for name, write in DERIVED.items():  # in order: the last are made from others
         if not (args.data / f"{name}.npz").exists():
             write(args.data)
     for name, training in TRAININGS.items():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from dreamstill.nn.plain_cnn import PlainCNN
 
 __all__ = [
+    "alexnet",
+    "alexnet_half",
     "attributes_cnn",
     "attributes_cnn_half",
     "encoder_decoder",
@@ -64,6 +66,42 @@ class KegResNet(nn.Module):
         x = F.relu(self.norm1(self.conv1(x)))
         x = self.layers3(self.layers2(self.layers1(x)))
         logits: Tensor = self.linear(F.avg_pool2d(x, 8).flatten(1))
+        return logits
+
+
+class AlexNet(nn.Module):
+    """AlexNet in one tower, for 64 pixels: five convolutions, three linear layers, dropout."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        wide = 4 * width
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, 3 * width, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(3 * width, wide, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(wide, wide, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(wide, 3 * width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(3 * width * 4 * 4, 8 * width),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(8 * width, 8 * width),
+            nn.ReLU(),
+            nn.Linear(8 * width, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, K) for images (N, 3, 64, 64)."""
+        logits: Tensor = self.layers(x)
         return logits
 
 
@@ -228,6 +266,16 @@ def encoder_decoder() -> EncoderDecoder:
 def encoder_decoder_half() -> EncoderDecoder:
     """Return the same with half of every width."""
     return EncoderDecoder(12, 11)
+
+
+def alexnet() -> AlexNet:
+    """Return AlexNet for two classes with three quarters of its widths: 2.0 M parameters."""
+    return AlexNet(48, 2)
+
+
+def alexnet_half() -> AlexNet:
+    """Return the same with half of every width."""
+    return AlexNet(24, 2)
 
 
 def attributes_cnn() -> PlainCNN:
