@@ -50,7 +50,7 @@ def minutes() -> None:
     for name, row in rows_of("minutes_cifar10_cnn").items():
         point = row["seconds_mean"] / 60, row["accuracy_mean"]
         lines.setdefault(name.partition(",")[0], []).append(point)
-    colors = {"default": OURS, "real": BASELINES, "noise": BASELINES}
+    colors = {"image_programs": OURS, "fastdfkd": OURS, "real": BASELINES, "noise": BASELINES}
     figure = Figure(figsize=(6.5, 3.6))
     axes = figure.subplots()
     for name, points in lines.items():

@@ -29,6 +29,7 @@ from dreamstill.files.reading import read_toml
 from dreamstill.pipelines.compress import run_compression
 from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.profiling import measure_latency, measure_size
+from dreamstill.synthesis.registry import DEFAULT_METHOD
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
@@ -273,6 +274,8 @@ class AnyTeacher(CompressInMemory):
             images: Any = open_row(row, self.network, self.data, Path(), rng)
         else:
             _, images = self.sources[str(cell.source)]
+            if cell.source == DEFAULT_METHOD:  # with nothing set another may follow it
+                images = None
         return ds.distill(self.network, self.config["student"], images, config, seed=seed).model
 
     def summary(self, cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from dreamstill.data.images import load_images, load_unlabelled, truth_of
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.default_method import open_default
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.finetune import finetune
 from dreamstill.distillation.initialization import initialize
@@ -64,7 +65,7 @@ from dreamstill.progress import Progress
 from dreamstill.quiet import without_messages
 from dreamstill.report import write_goal_report
 from dreamstill.synthesis.base import Method
-from dreamstill.synthesis.config import NoiseConfig
+from dreamstill.synthesis.config import ImageProgramsConfig, NoiseConfig
 from dreamstill.synthesis.presets import PRESETS, method_config
 from dreamstill.synthesis.registry import (
     DEFAULT_METHOD,
@@ -267,7 +268,7 @@ def synthesize(
 def distill(
     teacher: Teacher,
     student: Any,
-    images: Any = DEFAULT_METHOD,
+    images: Any = None,
     config: DistillConfig | None = None,
     *,
     baselines: bool = False,
@@ -282,10 +283,10 @@ def distill(
         student: a network, which is copied; a function or "module:function" that builds one; or
             "auto:0.5" for the teacher with half of every width. A narrower copy of the teacher
             starts from its channels, unless `config.inherit` is False.
-        images: uint8 (N, C, H, W), or a path; or the name or the configuration of a method, or a
-            synthesizer, which then makes images while the student learns, and sees it as it is.
-        config: of the training. With images that are given, `prefill`, `fresh_every` and
-            `buffer_size` have no effect.
+        images: uint8 (N, C, H, W), or a path; or what makes them while the student learns: the name
+            or configuration of a method, or a synthesizer. Default: image_programs, and fastdfkd
+            after it where a student from random weights learns more from that.
+        config: of the training. Given images need no `prefill`, `fresh_every` and `buffer_size`.
         baselines: train the same student in the same way on clipped noise too, and on `bound`.
         bound: real images, for the real-data bound.
         seed: of everything random.
@@ -345,7 +346,11 @@ def _distilled(
             **{"rng": rng, "inherited": start.inherited},
             "reconstruct": config.reconstruct,
         }
-        method = _synthesizer(images, teacher, own_rng(rng))
+        method = (
+            open_default(teacher, network, ImageProgramsConfig(), config, start, rng=own_rng(rng))
+            if images is None
+            else _synthesizer(images, teacher, own_rng(rng))
+        )
         config = (
             suited(teacher, config) if method is None else suited_to_method(teacher, config, method)
         )
@@ -380,6 +385,8 @@ def _distilled(
 
 def _name(source: Any) -> str:
     """Return the name of a method, or of the class of a synthesizer."""
+    if source is None:
+        return DEFAULT_METHOD
     return type(source).__name__ if isinstance(source, Method) else _method(source, None)[0]
 
 

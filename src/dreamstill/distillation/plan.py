@@ -19,6 +19,7 @@ from dreamstill.nn.hooks import eval_mode, probed_at_once, watched
 from dreamstill.nn.seeded import rng_kept
 from dreamstill.output_spec import OutputKind
 from dreamstill.progress import Progress
+from dreamstill.synthesis.methods.fastdfkd import FastDfkd
 from dreamstill.synthesis.registry import DEFAULT_METHOD
 from dreamstill.synthesis.stored_images import StoredImages
 from dreamstill.teacher import Teacher
@@ -67,6 +68,8 @@ def plan(work: Distillation, start: Start, source: str) -> list[str]:
     if stream.fresh_every and work.config.steps:
         every = f"every {stream.fresh_every} steps" if stream.fresh_every > 1 else "for each step"
         parts.append(f"{stream.batch_size:,} new ones {every}")
+        if source == DEFAULT_METHOD and isinstance(stream.method, FastDfkd):
+            parts[-1] += " by fastdfkd, for the student starts from random weights"
     images = f"The images are {origin}: {', then '.join(parts)}."
     if budget is not None:
         images += f" Of the budget of {budget:,} queries {work.teacher.queries:,} are spent."

@@ -57,8 +57,9 @@ class JobConfig:
     """Base of the configuration of all jobs."""
 
     teacher: TeacherFile
-    method: Text = DEFAULT_METHOD
-    """Method that synthesizes images; see `list_methods`."""
+    method: Text | None = None
+    """Method that synthesizes images; see `list_methods`. Default: image_programs, and fastdfkd
+    after it where a student from random weights learns more from that."""
     synthesis: Any = None
     """Configuration of the method. Default: the method's own."""
     seed: Seed = 0
@@ -74,17 +75,25 @@ class JobConfig:
     """Files or modules that register methods, losses or tasks, and are imported first."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        method = self.first_method
+        if method not in METHODS:
             raise ConfigError(
-                f"unknown method {self.method!r}{did_you_mean(self.method, METHODS)}; known: "
+                f"unknown method {method!r}{did_you_mean(method, METHODS)}; known: "
                 f"{', '.join(METHODS)}"
             )
-        object.__setattr__(self, "synthesis", method_config(self.method, self.synthesis))
+        object.__setattr__(self, "synthesis", method_config(method, self.synthesis))
+
+    @property
+    def first_method(self) -> str:
+        """The method that `synthesis` configures: the default, which another may follow, or the
+        one that was asked for.
+        """
+        return DEFAULT_METHOD if self.method is None else self.method
 
     @property
     def needs_student(self) -> bool:
         """Whether the method, as configured, needs a live student."""
-        return needs_student(self.method, self.synthesis)
+        return needs_student(self.first_method, self.synthesis)
 
 
 @config_class
@@ -115,7 +124,7 @@ class DistillJob(JobConfig):
             no_effect(self, "without baselines", "bound")
         if self.images is not None:
             no_effect(self, "beside images", "method")
-            plain = METHODS[self.method].config(batch_size=self.synthesis.batch_size)
+            plain = METHODS[self.first_method].config(batch_size=self.synthesis.batch_size)
             if self.synthesis != plain:
                 raise ConfigError("beside images synthesis has no effect, except its batch_size")
         period = self.distill.fresh_period(self.fresh_every)
@@ -134,12 +143,12 @@ class DistillJob(JobConfig):
     @property
     def fresh_every(self) -> int:
         """Default of `distill.fresh_every`, which the source of the images has."""
-        return 1 if self.images else int(METHODS[self.method].synthesizer.fresh_every)
+        return 1 if self.images else int(METHODS[self.first_method].synthesizer.fresh_every)
 
     @property
     def source(self) -> str:
         """The method, or the name of the file of images."""
-        return Path(self.images).name if self.images else self.method
+        return Path(self.images).name if self.images else self.first_method
 
     def baseline_jobs(self) -> dict[str, "DistillJob"]:
         """Return the jobs of the baselines by name: they differ in the source of the images."""
@@ -151,7 +160,7 @@ class DistillJob(JobConfig):
         noise = METHODS["noise"].config(batch_size=size)
         jobs = {"noise_baseline": replace(same, method="noise", synthesis=noise)}
         if self.bound is not None:
-            real = replace(same, method=DEFAULT_METHOD, synthesis=drawn, images=self.bound)
+            real = replace(same, method=None, synthesis=drawn, images=self.bound)
             jobs["real_data_bound"] = real
         return jobs
 
@@ -179,12 +188,12 @@ class ImagesJob(JobConfig):
             self._refuse_synthesis("beside images", "num_images")
         super().__post_init__()
         if self.needs_student:
-            raise ConfigError(f"there is no student for {self.method} to play against here")
+            raise ConfigError(f"there is no student for {self.first_method} to play against here")
 
     def _refuse_synthesis(self, where: str, *names: str) -> None:
         """Raise ConfigError if a method or one of the named fields is set."""
         no_effect(self, where, "method", *names)
-        if self.synthesis not in (None, METHODS[self.method].config()):
+        if self.synthesis not in (None, METHODS[self.first_method].config()):
             raise ConfigError(f"synthesis has no effect {where}: leave it out")
 
 
@@ -325,7 +334,9 @@ def read_job(kind: Any, plain: dict[str, Any]) -> Any:
         raise ConfigError(f"teacher must be a table of settings; got {shown(table)}")
     if "weights" not in table:
         raise ConfigError(NO_TEACHER)
-    method, preset = plain.get("method", DEFAULT_METHOD), plain.pop("preset", None)
+    preset, method = plain.pop("preset", None), plain.get("method")
+    if method in (None, "none"):
+        method = DEFAULT_METHOD
     if isinstance(method, str) and method in METHODS:
         if preset is not None or "synthesis" in plain:
             plain["synthesis"] = method_config(method, plain.get("synthesis"), preset)

@@ -16,6 +16,7 @@ from dreamstill.data.images import load_unlabelled
 from dreamstill.data.replay_buffer import ReplayBuffer
 from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.default_method import open_default
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start, initialize
 from dreamstill.distillation.plan import log_plan, memory_estimate, plan, with_time_left
@@ -165,9 +166,9 @@ def _check_competition(job: DistillJob) -> None:
     fresh = job.distill.fresh_period(job.fresh_every)
     if not fresh and job.needs_student:
         raise ConfigError(
-            f"{job.method} plays against the student, and all its images would be made before its "
-            "first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper and 400 in "
-            "FastDFKD's code"
+            f"{job.first_method} plays against the student, and all its images would be made "
+            "before its first step: set distill.fresh_every, 50 in Adaptive DeepInversion's paper "
+            "and 400 in FastDFKD's code"
         )
 
 
@@ -183,10 +184,14 @@ def _distillation(
     student = open_student(job.student, teacher, rng)
     start = initialize(teacher, student, job.distill)
     method: Method
-    if images is None:
-        method = open_synthesizer(job.method, teacher, job.synthesis, rng=own_rng(rng))
-    else:
+    if images is not None:
         method = StoredImages(teacher, images, job.synthesis.batch_size, rng=own_rng(rng))
+    elif job.method is None:
+        method = open_default(
+            *(teacher, student, job.synthesis, job.distill, start), rng=own_rng(rng)
+        )
+    else:
+        method = open_synthesizer(job.method, teacher, job.synthesis, rng=own_rng(rng))
     config = suited_to_method(teacher, job.distill, method)
     fresh = config.fresh_period(method.fresh_every)
     normed = batch_norm_layers(student) and not job.distill.freeze_batch_norm

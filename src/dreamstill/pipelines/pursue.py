@@ -160,7 +160,9 @@ def _plan(search: Search) -> list[str]:
         sentences.append(f"{name} does not apply: {reason}.")
     if search.applicable:
         num = 4000 if job.num_images is None else job.num_images
-        images = "the images that are given" if job.images else f"{num:,} images by {job.method}"
+        images = (
+            "the images that are given" if job.images else f"{num:,} images by {job.first_method}"
+        )
         memory = memory_on_images(search.teacher, FinetuneConfig(batch_size=BATCH), num)
         sentences.append(
             f"It takes {images}, at most {job.minutes:g} minutes beside the candidate that is "

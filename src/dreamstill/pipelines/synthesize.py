@@ -281,7 +281,7 @@ def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: 
     images, _ = draw_resumable(
         checkpoint,
         teacher,
-        job.method,
+        job.first_method,
         job.synthesis,
         4000 if job.num_images is None else job.num_images,
         seed=job.seed,
@@ -360,7 +360,7 @@ def _write_images(
     x, logits = draw_resumable(
         checkpoint,
         teacher,
-        job.method,
+        job.first_method,
         job.synthesis,
         job.num_images,
         seed=job.seed,

@@ -82,19 +82,32 @@ class FewSteps(Method):
     """Base of methods that optimize each batch by a few steps of a generator.
 
     A subclass sets `generator`, and calls `take_steps` in its `next_batch`.
+
+    Args:
+        teacher, config, rng: see `Method`.
+        drawn: configuration of the image programs that a replay buffer begins with.
+
     """
 
     config: FewStepsConfig
+    fresh_every = 10
     needs: ClassVar[tuple[str, ...]] = ("classes", "gradient", "batch_norm")
     state: ClassVar[tuple[str, ...]] = ("generator", "statistics", "batches", "programs")
     generator: LatentGenerator
 
-    def __init__(self, teacher: Teacher, config: Any, *, rng: torch.Generator) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: Any,
+        *,
+        rng: torch.Generator,
+        drawn: ImageProgramsConfig | None = None,
+    ) -> None:
         super().__init__(teacher, config, rng=rng)
         self.statistics = RunningStatistics(teacher, config.momentum)
         self.batches = 0
-        drawn = ImageProgramsConfig(batch_size=config.batch_size, memory=config.batch_size)
-        self.programs = ImagePrograms(teacher, drawn, rng=rng)
+        usual = ImageProgramsConfig(batch_size=config.batch_size, memory=config.batch_size)
+        self.programs = ImagePrograms(teacher, drawn or usual, rng=rng)
 
     def initial_batch(self, student: nn.Module | None = None) -> Batch:
         """Return image programs' images, or with no `drawn_start` what `next_batch` returns."""

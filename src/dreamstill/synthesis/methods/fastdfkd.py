@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dreamstill.data.batch import Batch, answered
 from dreamstill.nn.generators import Generator
-from dreamstill.synthesis.config import FastDfkdConfig, MetaGradient
+from dreamstill.synthesis.config import FastDfkdConfig, ImageProgramsConfig, MetaGradient
 from dreamstill.synthesis.few_steps import FewSteps
 from dreamstill.synthesis.generator import LatentGenerator
 from dreamstill.teacher import Teacher
@@ -56,8 +56,15 @@ class FastDfkd(FewSteps):
 
     config: FastDfkdConfig
 
-    def __init__(self, teacher: Teacher, config: FastDfkdConfig, *, rng: torch.Generator) -> None:
-        super().__init__(teacher, config, rng=rng)
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: FastDfkdConfig,
+        *,
+        rng: torch.Generator,
+        drawn: ImageProgramsConfig | None = None,
+    ) -> None:
+        super().__init__(teacher, config, rng=rng, drawn=drawn)
         self.generator = LatentGenerator(
             teacher, config, rng, lr=config.lr * config.generator_steps, betas=(0.5, 0.999)
         )

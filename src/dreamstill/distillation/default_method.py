@@ -1,0 +1,62 @@
+"""Choose what makes the images of a student for which no method was asked."""
+
+import math
+
+import torch
+from torch import nn
+
+from dreamstill.distillation.budget import within_budget
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.initialization import Start
+from dreamstill.synthesis.base import Method
+from dreamstill.synthesis.config import FastDfkdConfig, ImageProgramsConfig
+from dreamstill.synthesis.methods.fastdfkd import FastDfkd
+from dreamstill.synthesis.registry import DEFAULT_METHOD, missing_capabilities, open_synthesizer
+from dreamstill.teacher import Teacher
+
+__all__ = ["open_default"]
+
+LEAST_STEPS = 500
+"""Steps from which on FastDFKD is ahead of image programs in the same time (docs/fastdfkd.md)."""
+MOST_VALUES = 3 * 32 * 32
+"""Values of the largest images that it was measured on; it keeps all activations of a batch."""
+WIDTHS = (32, 16)
+"""Channels of its generator, for a CPU."""
+
+
+def open_default(
+    teacher: Teacher,
+    student: nn.Module,
+    drawn: ImageProgramsConfig,
+    config: DistillConfig,
+    start: Start,
+    *,
+    rng: torch.Generator,
+) -> Method:
+    """Return image programs, or FastDFKD that begins with their images, where it is ahead.
+
+    That is for a student from random weights with time to learn, of a teacher of small images that
+    has classes, a gradient and BatchNorm.
+
+    Args:
+        teacher, student, config: of the distillation; left as they are.
+        drawn: configuration of the image programs.
+        start: how the student starts.
+        rng: of all random numbers.
+
+    """
+    if (
+        start.inherited is None
+        and math.prod(teacher.input_spec.shape) <= MOST_VALUES
+        and teacher.capabilities.budget is None
+        and not missing_capabilities("fastdfkd", teacher)
+        and drawn.batch_size > 1
+        and config.fresh_period(FastDfkd.fresh_every)
+    ):
+        settings = FastDfkdConfig(
+            batch_size=drawn.batch_size, widths=WIDTHS, flip=config.augment.flip
+        )
+        method = FastDfkd(teacher, settings, drawn=drawn, rng=rng)
+        if within_budget(teacher, student, config, method).steps >= LEAST_STEPS:
+            return method
+    return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)

@@ -1,0 +1,94 @@
+"""Which method makes a student's images where none is asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dreamstill as ds
+import toys
+from dreamstill.distillation.config import DistillConfig
+from dreamstill.distillation.default_method import open_default
+from dreamstill.distillation.initialization import Start
+from dreamstill.synthesis.config import ImageProgramsConfig
+from dreamstill.synthesis.methods.fastdfkd import FastDfkd
+from dreamstill.synthesis.methods.image_programs import ImagePrograms
+
+AT_RANDOM = Start(None, "")
+DRAWN = ImageProgramsConfig(batch_size=8, memory=16)
+
+
+def opened(
+    config: DistillConfig, *, teacher: ds.Teacher | None = None, start: Start = AT_RANDOM
+) -> Any:
+    return open_default(
+        *(teacher or toys.cnn_teacher(), toys.student(), DRAWN, config, start),
+        rng=torch.Generator().manual_seed(0),
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DistillConfig(),
+        DistillConfig(steps=500),
+        DistillConfig(visits=8 * 50 + 256 * 450),
+    ],
+)
+def test_a_student_from_random_weights_has_fastdfkd_after_image_programs(
+    config: DistillConfig,
+) -> None:
+    method = opened(config)
+    assert type(method) is FastDfkd
+    assert method.config.flip
+    assert method.config.batch_size == 8
+    assert method.programs.config == DRAWN
+    student = toys.student()
+    first, fresh = method.initial_batch(student), method.next_batch(student)
+    drawn = ImagePrograms(toys.cnn_teacher(), DRAWN, rng=method.rng)
+    assert first.images.shape == fresh.images.shape == drawn.next_batch().images.shape
+
+
+def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() -> None:
+    config = DistillConfig()
+    method = opened(replace(config, augment=replace(config.augment, flip=False)))
+    assert not method.config.flip
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({}, Start({}, "")),  # it inherits
+        ({"steps": 499}, AT_RANDOM),
+        ({"visits": 100_000}, AT_RANDOM),
+        ({"minutes": 0.001}, AT_RANDOM),
+        ({"fresh_every": 0}, AT_RANDOM),
+    ],
+)
+def test_otherwise_image_programs_make_all_images(changes: dict[str, Any], start: Start) -> None:
+    config = DistillConfig(**{"num_validation": 16, **changes})
+    assert type(opened(config, start=start)) is ImagePrograms
+
+
+def test_a_teacher_without_batch_norm_or_of_large_images_has_image_programs() -> None:
+    plain = ds.Teacher(toys.quadrants(), toys.SPEC)
+    assert type(opened(DistillConfig(), teacher=plain)) is ImagePrograms
+    spec = replace(toys.SPEC, shape=(toys.SPEC.shape[0], 64, 64))
+    large = ds.Teacher(toys.small_cnn(), spec)
+    assert type(opened(DistillConfig(), teacher=large)) is ImagePrograms
+
+
+def test_the_plan_says_which_and_why(tmp_path: Path) -> None:
+    config = DistillConfig(steps=500, batch_size=4, num_validation=16, prefill=16, inherit=False)
+    result = ds.distill(toys.cnn_teacher(), toys.student(), config=replace(config, steps=2))
+    assert "every 16 steps." in result.details["plan"][0]
+    long = ds.distill(toys.cnn_teacher(), toys.student(), config=config)
+    assert result.details["plan"][0].partition("steps")[0] != long.details["plan"][0]
+    assert long.details["plan"][0].endswith(
+        "16 before the first step, then 256 new ones every 10 steps by fastdfkd, for the student "
+        "starts from random weights."
+    )
+    asked = ds.distill(toys.cnn_teacher(), toys.student(), "image_programs", config=config)
+    assert "every 16 steps." in asked.details["plan"][0]
