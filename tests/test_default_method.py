@@ -1,7 +1,6 @@
 """Which method makes a student's images where none is asked for."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +19,26 @@ AT_RANDOM = Start(None, "")
 DRAWN = ImageProgramsConfig(batch_size=8, memory=16)
 
 
+@pytest.fixture
+def small_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the generator compute less than `wide_teacher` does."""
+    monkeypatch.setattr("dreamstill.distillation.default_method.WIDTHS", (2, 2))
+
+
+def wide_teacher() -> ds.Teacher:
+    return ds.Teacher(toys.SmallCnn(width=32), toys.SPEC)
+
+
 def opened(
     config: DistillConfig, *, teacher: ds.Teacher | None = None, start: Start = AT_RANDOM
 ) -> Any:
     return open_default(
-        *(teacher or toys.cnn_teacher(), toys.student(), DRAWN, config, start),
+        *(teacher or wide_teacher(), toys.student(), DRAWN, config, start),
         rng=torch.Generator().manual_seed(0),
     )
 
 
+@pytest.mark.usefixtures("small_generator")
 @pytest.mark.parametrize(
     "config",
     [
@@ -47,16 +57,18 @@ def test_a_student_from_random_weights_has_fastdfkd_after_image_programs(
     assert method.programs.config == DRAWN
     student = toys.student()
     first, fresh = method.initial_batch(student), method.next_batch(student)
-    drawn = ImagePrograms(toys.cnn_teacher(), DRAWN, rng=method.rng)
+    drawn = ImagePrograms(wide_teacher(), DRAWN, rng=method.rng)
     assert first.images.shape == fresh.images.shape == drawn.next_batch().images.shape
 
 
+@pytest.mark.usefixtures("small_generator")
 def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() -> None:
     config = DistillConfig()
     method = opened(replace(config, augment=replace(config.augment, flip=False)))
     assert not method.config.flip
 
 
+@pytest.mark.usefixtures("small_generator")
 @pytest.mark.parametrize(
     ("changes", "start"),
     [
@@ -72,23 +84,33 @@ def test_otherwise_image_programs_make_all_images(changes: dict[str, Any], start
     assert type(opened(config, start=start)) is ImagePrograms
 
 
-def test_a_teacher_without_batch_norm_or_of_large_images_has_image_programs() -> None:
+@pytest.mark.usefixtures("small_generator")
+def test_a_teacher_that_does_not_suit_has_image_programs() -> None:
+    """One without BatchNorm, or of large images."""
     plain = ds.Teacher(toys.quadrants(), toys.SPEC)
     assert type(opened(DistillConfig(), teacher=plain)) is ImagePrograms
     spec = replace(toys.SPEC, shape=(toys.SPEC.shape[0], 64, 64))
-    large = ds.Teacher(toys.small_cnn(), spec)
+    large = ds.Teacher(toys.SmallCnn(width=32), spec)
     assert type(opened(DistillConfig(), teacher=large)) is ImagePrograms
 
 
-def test_the_plan_says_which_and_why(tmp_path: Path) -> None:
-    config = DistillConfig(steps=500, batch_size=4, num_validation=16, prefill=16, inherit=False)
-    result = ds.distill(toys.cnn_teacher(), toys.student(), config=replace(config, steps=2))
-    assert "every 16 steps." in result.details["plan"][0]
-    long = ds.distill(toys.cnn_teacher(), toys.student(), config=config)
-    assert result.details["plan"][0].partition("steps")[0] != long.details["plan"][0]
-    assert long.details["plan"][0].endswith(
+@pytest.mark.usefixtures("small_generator")
+def test_the_plan_says_which_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DistillConfig(steps=2, batch_size=4, num_validation=16, prefill=16, inherit=False)
+
+    def images(source: str | None = None) -> str:
+        result = ds.distill(wide_teacher(), toys.student(), source, config=config)
+        plan: list[str] = result.details["plan"]
+        return plan[0]
+
+    assert images().endswith("16 before the first step, then 256 new ones every 16 steps.")
+    monkeypatch.setattr("dreamstill.distillation.default_method.LEAST_STEPS", 2)
+    assert images().endswith(
         "16 before the first step, then 256 new ones every 10 steps by fastdfkd, for the student "
         "starts from random weights."
     )
-    asked = ds.distill(toys.cnn_teacher(), toys.student(), "image_programs", config=config)
-    assert "every 16 steps." in asked.details["plan"][0]
+    assert images("image_programs").endswith("then 256 new ones every 16 steps.")
+
+
+def test_a_teacher_of_fewer_macs_than_the_generator_has_image_programs() -> None:
+    assert type(opened(DistillConfig())) is ImagePrograms

@@ -20,6 +20,7 @@ __all__ = [
     "Latency",
     "Size",
     "count_macs",
+    "macs_of",
     "measure_profile",
     "measure_latency",
     "measure_size",
@@ -76,9 +77,13 @@ def measure_profile(module: nn.Module, spec: InputSpec) -> Profile:
 
 def count_macs(module: nn.Module, spec: InputSpec) -> int:
     """Count the MACs for one image, see `Size`."""
-    image = torch.zeros(1, *spec.shape, device=device_of(module))
+    return macs_of(module, torch.zeros(1, *spec.shape, device=device_of(module)))
+
+
+def macs_of(module: nn.Module, inputs: Tensor) -> int:
+    """Count the MACs for inputs (N, ...) of any kind, see `Size`."""
     with evaluating(module), _no_fused_kernels(), FlopCounterMode(display=False) as counter:
-        module(image)
+        module(inputs)
     macs: int = counter.get_total_flops() // 2
     return macs
 

@@ -8,6 +8,7 @@ from torch import nn
 from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.initialization import Start
+from dreamstill.profiling import count_macs, macs_of
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import FastDfkdConfig, ImageProgramsConfig
 from dreamstill.synthesis.methods.fastdfkd import FastDfkd
@@ -36,7 +37,8 @@ def open_default(
     """Return image programs, or FastDFKD that begins with their images, where it is ahead.
 
     That is for a student from random weights with time to learn, of a teacher of small images that
-    has classes, a gradient and BatchNorm.
+    has classes, a gradient and BatchNorm, and that computes more than the generator does: else more
+    steps on drawn images take the student further in the same time.
 
     Args:
         teacher, student, config: of the distillation; left as they are.
@@ -45,18 +47,28 @@ def open_default(
         rng: of all random numbers.
 
     """
-    if (
+    if not _fastdfkd_can(teacher, drawn, config, start):
+        return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
+    settings = FastDfkdConfig(batch_size=drawn.batch_size, widths=WIDTHS, flip=config.augment.flip)
+    tried = FastDfkd(teacher, settings, rng=torch.Generator(rng.device).manual_seed(0))
+    generator = tried.generator
+    pays = macs_of(generator.module, generator.draw(1)) < count_macs(
+        teacher.module, teacher.input_spec
+    )
+    if pays and within_budget(teacher, student, config, tried).steps >= LEAST_STEPS:
+        return FastDfkd(teacher, settings, rng=rng, drawn=drawn)
+    return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
+
+
+def _fastdfkd_can(
+    teacher: Teacher, drawn: ImageProgramsConfig, config: DistillConfig, start: Start
+) -> bool:
+    """Tell whether FastDFKD can make batches, and was tried on the like."""
+    return (
         start.inherited is None
         and math.prod(teacher.input_spec.shape) <= MOST_VALUES
         and teacher.capabilities.budget is None
         and not missing_capabilities("fastdfkd", teacher)
         and drawn.batch_size > 1
-        and config.fresh_period(FastDfkd.fresh_every)
-    ):
-        settings = FastDfkdConfig(
-            batch_size=drawn.batch_size, widths=WIDTHS, flip=config.augment.flip
-        )
-        method = FastDfkd(teacher, settings, drawn=drawn, rng=rng)
-        if within_budget(teacher, student, config, method).steps >= LEAST_STEPS:
-            return method
-    return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
+        and config.fresh_period(FastDfkd.fresh_every) > 0
+    )
