@@ -26,6 +26,7 @@ from dreamstill.teacher import Teacher
 
 __all__ = [
     "log_plan",
+    "made_by",
     "memory_estimate",
     "memory_on_images",
     "plan",
@@ -68,12 +69,18 @@ def plan(work: Distillation, start: Start, source: str) -> list[str]:
     if stream.fresh_every and work.config.steps:
         every = f"every {stream.fresh_every} steps" if stream.fresh_every > 1 else "for each step"
         parts.append(f"{stream.batch_size:,} new ones {every}")
-        if source == DEFAULT_METHOD and isinstance(stream.method, FastDfkd):
+        if made_by(work, source) != source:
             parts[-1] += " by fastdfkd, for the student starts from random weights"
     images = f"The images are {origin}: {', then '.join(parts)}."
     if budget is not None:
         images += f" Of the budget of {budget:,} queries {work.teacher.queries:,} are spent."
     return [images, start.reason, _training(work.config, stream.num_visits, work.teacher)]
+
+
+def made_by(work: Distillation, source: str) -> str:
+    """Return the source of the images, with the method that follows the default one."""
+    followed = source == DEFAULT_METHOD and isinstance(work.stream.method, FastDfkd)
+    return f"{source} and fastdfkd" if followed else source
 
 
 def plan_on_images(

@@ -19,7 +19,13 @@ from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.default_method import open_default
 from dreamstill.distillation.distillation import Distillation
 from dreamstill.distillation.initialization import Start, initialize
-from dreamstill.distillation.plan import log_plan, memory_estimate, plan, with_time_left
+from dreamstill.distillation.plan import (
+    log_plan,
+    made_by,
+    memory_estimate,
+    plan,
+    with_time_left,
+)
 from dreamstill.distillation.suiting import suited_to_method
 from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.files.checkpoints import digest, load_checkpoint, save_checkpoint, save_weights
@@ -276,6 +282,7 @@ def _follow(
     write_json(
         folder / "result.json",
         {
+            "method": made_by(work, job.source),
             "plan": sentences,
             "memory_estimate": memory,
             "initialization": "random" if start.inherited is None else "inherited",

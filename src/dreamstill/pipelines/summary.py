@@ -142,7 +142,7 @@ def summarize(
         if real is None and known.get("images") and same_student:  # keep what was measured
             return known
         networks = {"teacher": teacher.module, "student": student}
-        summary: dict[str, Any] = {"method": job.source, **result, "images": "", "teacher": {}}
+        summary: dict[str, Any] = {**result, "images": "", "teacher": {}}
         if teacher.capabilities.budget is not None:  # to measure a black box would cost queries
             del networks["teacher"]
         summary |= {

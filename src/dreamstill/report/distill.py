@@ -60,7 +60,7 @@ def write_report(run: Path) -> Path:
         command="dreamstill distill --config run.toml --out runs/again",
         verdict=verdict_of_distill(summary),
         figures=[*image_figures(pictures, names), *student_figures(pictures, log, names)],
-        method=summary.get("method", config.get("method", "")),
+        method=summary.get("method", ""),
         memory=bytes_of_memory(memory) if (memory := summary.get("memory_estimate")) else "",
         baselines=[title for name, title in BASELINES.items() if name in summary],
         student_factory=str(config.get("student", "")).rpartition(":")[2],
