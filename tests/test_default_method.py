@@ -43,8 +43,8 @@ def opened(
     "config",
     [
         DistillConfig(),
-        DistillConfig(steps=500),
-        DistillConfig(visits=8 * 50 + 256 * 450),
+        DistillConfig(steps=2000),
+        DistillConfig(visits=8 * 200 + 256 * 1800),
     ],
 )
 def test_a_student_from_random_weights_has_fastdfkd_after_image_programs(
@@ -73,8 +73,8 @@ def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() ->
     ("changes", "start"),
     [
         ({}, Start({}, "")),  # it inherits
-        ({"steps": 499}, AT_RANDOM),
-        ({"visits": 100_000}, AT_RANDOM),
+        ({"steps": 1999}, AT_RANDOM),
+        ({"visits": 400_000}, AT_RANDOM),
         ({"minutes": 0.001}, AT_RANDOM),
         ({"fresh_every": 0}, AT_RANDOM),
     ],

@@ -17,8 +17,8 @@ from dreamstill.teacher import Teacher
 
 __all__ = ["open_default"]
 
-LEAST_STEPS = 500
-"""Steps from which on FastDFKD is ahead of image programs in the same time (docs/fastdfkd.md)."""
+LEAST_STEPS = 2000
+"""Steps from which on FastDFKD is not behind image programs in the same time (docs/fastdfkd.md)."""
 MOST_VALUES = 3 * 32 * 32
 """Values of the largest images that it was measured on; it keeps all activations of a batch."""
 WIDTHS = (32, 16)
