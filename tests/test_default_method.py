@@ -62,6 +62,14 @@ def test_a_student_from_random_weights_has_fastdfkd_after_image_programs(
 
 
 @pytest.mark.usefixtures("small_generator")
+def test_the_steps_of_a_budget_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By the distillation, not by the choice of its method too."""
+    caplog.set_level("INFO")
+    assert type(opened(DistillConfig(visits=512_000))) is FastDfkd
+    assert not caplog.messages
+
+
+@pytest.mark.usefixtures("small_generator")
 def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() -> None:
     config = DistillConfig()
     method = opened(replace(config, augment=replace(config.augment, flip=False)))

@@ -9,6 +9,7 @@ from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.initialization import Start
 from dreamstill.profiling import count_macs, macs_of
+from dreamstill.quiet import without_messages
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import FastDfkdConfig, ImageProgramsConfig
 from dreamstill.synthesis.methods.fastdfkd import FastDfkd
@@ -55,7 +56,9 @@ def open_default(
     pays = macs_of(generator.module, generator.draw(1)) < count_macs(
         teacher.module, teacher.input_spec
     )
-    if pays and within_budget(teacher, student, config, tried).steps >= LEAST_STEPS:
+    with without_messages():  # the distillation says how many steps its budget holds
+        steps = within_budget(teacher, student, config, tried).steps if pays else 0
+    if steps >= LEAST_STEPS:
         return FastDfkd(teacher, settings, rng=rng, drawn=drawn)
     return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
 
