@@ -83,7 +83,7 @@ def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() ->
         ({}, Start({}, "")),  # it inherits
         ({"steps": 1999}, AT_RANDOM),
         ({"visits": 400_000}, AT_RANDOM),
-        ({"minutes": 0.001}, AT_RANDOM),
+        ({"minutes": 60.0}, AT_RANDOM),
         ({"fresh_every": 0}, AT_RANDOM),
     ],
 )

@@ -19,7 +19,8 @@ from dreamstill.teacher import Teacher
 __all__ = ["open_default"]
 
 LEAST_STEPS = 2000
-"""Steps from which on FastDFKD is not behind image programs in the same time (docs/fastdfkd.md)."""
+"""Steps from which on FastDFKD is not behind image programs in the same time (docs/fastdfkd.md).
+Where minutes are given it gains nothing, and a choice by timed steps might change on resuming."""
 MOST_VALUES = 3 * 32 * 32
 """Values of the largest images that it was measured on; it keeps all activations of a batch."""
 WIDTHS = (32, 16)
@@ -37,7 +38,7 @@ def open_default(
 ) -> Method:
     """Return image programs, or FastDFKD that begins with their images, where it is ahead.
 
-    That is for a student from random weights with time to learn, of a teacher of small images that
+    That is for a student from random weights with steps to learn, of a teacher of small images that
     has classes, a gradient and BatchNorm, and that computes more than the generator does: else more
     steps on drawn images take the student further in the same time.
 
@@ -52,13 +53,10 @@ def open_default(
         return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
     settings = FastDfkdConfig(batch_size=drawn.batch_size, widths=WIDTHS, flip=config.augment.flip)
     tried = FastDfkd(teacher, settings, rng=torch.Generator(rng.device).manual_seed(0))
-    generator = tried.generator
-    pays = macs_of(generator.module, generator.draw(1)) < count_macs(
-        teacher.module, teacher.input_spec
-    )
-    with without_messages():  # the distillation says how many steps its budget holds
-        steps = within_budget(teacher, student, config, tried).steps if pays else 0
-    if steps >= LEAST_STEPS:
+    making = macs_of(tried.generator.module, tried.generator.draw(1))
+    with without_messages():  # the distillation says how many steps its visits take
+        steps = within_budget(teacher, student, config, tried).steps
+    if steps >= LEAST_STEPS and making < count_macs(teacher.module, teacher.input_spec):
         return FastDfkd(teacher, settings, rng=rng, drawn=drawn)
     return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
 
@@ -66,9 +64,10 @@ def open_default(
 def _fastdfkd_can(
     teacher: Teacher, drawn: ImageProgramsConfig, config: DistillConfig, start: Start
 ) -> bool:
-    """Tell whether FastDFKD can make batches, and was tried on the like."""
+    """Return whether FastDFKD can make the batches, and was tried on the like."""
     return (
         start.inherited is None
+        and config.minutes is None
         and math.prod(teacher.input_spec.shape) <= MOST_VALUES
         and teacher.capabilities.budget is None
         and not missing_capabilities("fastdfkd", teacher)
