@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import dreamstill as ds
 import toys
@@ -25,9 +25,7 @@ BOTH = ["noise_baseline", "real_data_bound"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a teacher, and real images of it."""
-    save_file(toys.small_cnn().state_dict(), tmp_path / "teacher.safetensors")
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    (tmp_path / "teacher.json").write_text(json.dumps(card))
+    toys.write_teacher(tmp_path)
     x = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
     np.savez(tmp_path / "real.npz", x_train=x, x_test=255 - x, y_test=np.arange(40) % 4)
     return tmp_path

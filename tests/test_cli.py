@@ -55,15 +55,7 @@ def small():
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     """A teacher's file with a card beside it."""
-    weights = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), weights)
-    write_card(tmp_path)
-    return weights
-
-
-def write_card(folder: Path, **changes: object) -> None:
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    (folder / "teacher.json").write_text(json.dumps(card | changes))
+    return toys.write_teacher(tmp_path)
 
 
 def distill(teacher: Path, *more: str, out: str = "run") -> list[str]:
@@ -343,7 +335,7 @@ def test_help_shows_the_defaults_of_the_task(capsys: pytest.CaptureFixture[str])
 
 
 def test_json_is_alone_on_stdout(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_card(teacher.parent, factory="test_cli:chatty")
+    toys.write_card(teacher.parent, factory="test_cli:chatty")
     assert cli.main(["inspect", "--json", "--teacher.weights", str(teacher)]) == 0
     assert json.loads(capsys.readouterr().out)["num_classes"] == 4
 
@@ -434,7 +426,7 @@ def test_a_student_whose_layers_share_weights_is_kept(teacher: Path) -> None:
 def test_a_report_shows_the_classes_that_there_are(tmp_path: Path) -> None:
     weights = tmp_path / "teacher.safetensors"
     save_file(thirty().state_dict(), weights)
-    write_card(tmp_path, factory="test_cli:thirty")
+    toys.write_card(tmp_path, factory="test_cli:thirty")
     assert cli.main(distill(weights, "--student", "test_cli:thirty")) == 0
     with np.load(tmp_path / "run" / "pictures.npz") as pictures:
         assert set(pictures["synthetic_classes"]) <= set(range(25, 30))
@@ -457,7 +449,7 @@ def flags(*more: str) -> Break:
 
 def with_card(**changes: object) -> Break:
     def prepare(teacher: Path) -> list[str]:
-        write_card(teacher.parent, **changes)
+        toys.write_card(teacher.parent, **changes)
         return distill(teacher)
 
     return prepare

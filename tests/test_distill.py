@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import toys
@@ -707,10 +706,7 @@ def command(folder: Path, weights: Path, *, resume: bool) -> list[str]:
 
 
 def test_a_killed_run_resumes_to_the_bit(tmp_path: Path) -> None:
-    weights = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), weights)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    weights.with_suffix(".json").write_text(json.dumps(card))
+    weights = toys.write_teacher(tmp_path)
     environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import dreamstill as ds
 import toys
@@ -46,9 +45,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables_restored: No
     files |= {"hinge": HINGE, "json": "", "nothing": "", "broken": "1 +"}
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    (tmp_path / "teacher.json").write_text(json.dumps(card))
-    save_file(toys.small_cnn().state_dict(), tmp_path / "teacher.safetensors")
+    toys.write_teacher(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

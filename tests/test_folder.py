@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import dreamstill
 import toys
@@ -57,11 +56,7 @@ SHORT = DistillConfig(
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), path)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    path.with_suffix(".json").write_text(json.dumps(card))
-    return path
+    return toys.write_teacher(tmp_path)
 
 
 def job_of(weights: Path, **changes: Any) -> DistillJob:

@@ -1,13 +1,11 @@
 """Large sets of images: written once, checked, and read from the disk as they are needed."""
 
-import json
 import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import toys
 from dreamstill.cli import main as cli
@@ -22,11 +20,7 @@ NUM = 96
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), path)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    path.with_suffix(".json").write_text(json.dumps(card))
-    return path
+    return toys.write_teacher(tmp_path)
 
 
 @pytest.fixture

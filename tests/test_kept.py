@@ -329,10 +329,7 @@ def test_a_pt2_that_may_hold_code_is_not_opened(name: str, tmp_path: Path) -> No
 
 @pytest.fixture
 def plain(tmp_path: Path) -> dict[str, Any]:
-    weights = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), weights)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    (tmp_path / "teacher.json").write_text(json.dumps(card))
+    weights = toys.write_teacher(tmp_path)
     stage = {"task": "int8", "formats": ["pt2"]}
     return {"teacher": {"weights": str(weights)}, "num_images": 64, "stage": [stage]}
 

@@ -47,10 +47,7 @@ STAGE_TABLES: list[dict[str, Any]] = [
 @pytest.fixture
 def plain(tmp_path: Path) -> dict[str, object]:
     """A compression's plain values for a toy teacher with a card."""
-    weights = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), weights)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    (tmp_path / "teacher.json").write_text(json.dumps(card))
+    weights = toys.write_teacher(tmp_path)
     return {"teacher": {"weights": str(weights)}, "num_images": 64, "stage": STAGE_TABLES}
 
 

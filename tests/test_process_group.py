@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import toys
 from dreamstill import process_group
@@ -100,11 +100,7 @@ def said(stderr: str) -> list[str]:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A teacher's file with a card beside it."""
-    path = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), path)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    path.with_suffix(".json").write_text(json.dumps(card))
-    return path
+    return toys.write_teacher(tmp_path)
 
 
 def distill(weights: Path, out: Path, steps: int = 40) -> list[str]:

@@ -369,11 +369,7 @@ def test_a_damaged_pte_does_not_end_the_process(tmp_path: Path) -> None:
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     """A teacher's file with a card beside it."""
-    weights = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), weights)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    (tmp_path / "teacher.json").write_text(json.dumps(card))
-    return weights
+    return toys.write_teacher(tmp_path)
 
 
 def run_command(

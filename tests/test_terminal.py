@@ -1,12 +1,10 @@
 """What a person sees of a command: progress that a file can hold, and numbers in words."""
 
-import json
 import logging
 import os
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 import toys
 from dreamstill.cli import main as cli
@@ -129,10 +127,7 @@ def test_which_student_was_chosen_is_said(
 def test_files_of_a_run_have_the_modes_that_the_user_gives_files(
     tmp_path: Path, umask: int
 ) -> None:
-    weights = tmp_path / "teacher.safetensors"
-    save_file(toys.small_cnn().state_dict(), weights)
-    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
-    weights.with_suffix(".json").write_text(json.dumps(card))
+    weights = toys.write_teacher(tmp_path)
     command = ["distill", "--teacher.weights", str(weights), "--student", "toys:student", "--json"]
     command += [
         "--distill.steps",

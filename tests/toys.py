@@ -1,11 +1,14 @@
 """Networks whose right answers are known by hand, and a factory for each."""
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dreamstill.input_spec import InputSpec
@@ -328,6 +331,20 @@ def small_cnn() -> SmallCnn:
         model = SmallCnn()
     model.norm.running_mean.copy_(torch.linspace(-0.5, 0.5, 6))  # type: ignore[union-attr]
     return balanced(model)
+
+
+def write_teacher(folder: Path) -> Path:
+    """Write `small_cnn` into a folder, with its card, and return the path of its weights."""
+    weights = folder / "teacher.safetensors"
+    save_file(small_cnn().state_dict(), weights)
+    write_card(folder)
+    return weights
+
+
+def write_card(folder: Path, **changes: object) -> None:
+    """Write the card of `small_cnn` beside its weights, with changes."""
+    card = {"factory": "toys:small_cnn", "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
+    (folder / "teacher.json").write_text(json.dumps(card | changes))
 
 
 @torch.no_grad()
