@@ -284,6 +284,7 @@ class Record:
         self, path: Path | None, kind: Kind, head: dict[str, Any], *, resume: bool = False
     ) -> None:
         found = json.loads(path.read_text()) if path and path.exists() else {}
+        found = with_new_rows(found, head)
         check_same(path, found, head)
         self.path, self.kind, self.resume = path, kind, resume
         self.content = {**head, "environment": environment("cpu"), "rows": {}} | found
@@ -338,6 +339,14 @@ def check_same(path: Path | None, found: dict[str, Any], head: dict[str, Any]) -
     for key in (head.keys() & found.keys()) - {"published"}:
         if found[key] != json.loads(json.dumps(head[key])):
             raise SystemExit(f"{path} has another {key}: give --out FILE to begin a new record")
+
+
+def with_new_rows(found: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with the settings of the rows that its benchmark got after it was made."""
+    if "rows" not in (settings := found.get("settings", {})):
+        return found
+    rows = head.get("settings", {}).get("rows", {}) | settings["rows"]
+    return found | {"settings": settings | {"rows": rows}}
 
 
 def run(kind: Kind, cells: Sequence[Cell], record: Record, seeds: int) -> None:

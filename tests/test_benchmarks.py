@@ -14,7 +14,7 @@ import torch
 from benchmarks.__main__ import listing, main, names
 from benchmarks.kinds import KINDS, open_kind
 from benchmarks.kinds.distill import Distill
-from benchmarks.runner import Record, merged, read_config, rows_of
+from benchmarks.runner import Record, merged, read_config, rows_of, with_new_rows
 from benchmarks.score import ranking
 from benchmarks.table import NOTES, lines_of, mean_and_spread, page, plain_lines, tables
 from safetensors.torch import save_file
@@ -369,6 +369,16 @@ def test_rows_that_are_outdated_or_of_other_settings_begin_anew(
     out.write_text(json.dumps(record | {"student": "another"}))
     with pytest.raises(SystemExit, match="has another student: give --out FILE"):
         main([*command, "--resume"])
+
+
+def test_a_record_that_is_older_than_some_rows_goes_on_with_them() -> None:
+    kind = open_kind("any_mnist")
+    head, old = (json.loads(json.dumps(kind.described())) for _ in range(2))
+    del old["settings"]["rows"]["pruned, trained"]
+    assert with_new_rows(old, head) == head
+    old["settings"]["rows"]["pruned"]["rounds"] = 2  # a setting that has changed stays seen
+    assert with_new_rows(old, head)["settings"]["rows"]["pruned"]["rounds"] == 2
+    assert with_new_rows({}, head) == {}
 
 
 def test_rows_of_the_same_settings_are_taken_from_another_record(
