@@ -122,7 +122,8 @@ def test_minutes_are_timed_once_for_a_run_and_its_baseline(folder: Path) -> None
     assert cli.main(words) == 0
     steps = result_of(folder)["steps"]
     assert steps == result_of(folder, "noise_baseline")["steps"] >= 1
-    assert json.loads((folder / "run" / "budget.json").read_text()) == {"steps": steps}
+    record = json.loads((folder / "run" / "budget.json").read_text())
+    assert record == {"steps": steps, "fastdfkd": False}
     (folder / "run").rename(folder / "timed")
     words = command(folder)
     words[words.index("--distill.steps") + 1] = str(steps)

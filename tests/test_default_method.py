@@ -1,6 +1,7 @@
 """Which method makes a student's images where none is asked for."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,14 @@ import torch
 
 import dreamstill as ds
 import toys
+from dreamstill.config import read_plain
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.default_method import open_default
 from dreamstill.distillation.initialization import Start
+from dreamstill.loaders.config import TeacherFile
+from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.distill import distill
+from dreamstill.progress import Progress
 from dreamstill.synthesis.config import ImageProgramsConfig
 from dreamstill.synthesis.methods.fastdfkd import FastDfkd
 from dreamstill.synthesis.methods.image_programs import ImagePrograms
@@ -43,8 +49,9 @@ def opened(
     "config",
     [
         DistillConfig(),
-        DistillConfig(steps=2000),
-        DistillConfig(visits=8 * 200 + 256 * 1800),
+        DistillConfig(steps=1000),
+        DistillConfig(visits=8 * 100 + 256 * 900),
+        DistillConfig(minutes=60.0, num_validation=16),
     ],
 )
 def test_a_student_from_random_weights_has_fastdfkd_after_image_programs(
@@ -84,9 +91,9 @@ def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() ->
     ("changes", "start"),
     [
         ({}, Start({}, "")),  # it inherits
-        ({"steps": 1999}, AT_RANDOM),
-        ({"visits": 400_000}, AT_RANDOM),
-        ({"minutes": 60.0}, AT_RANDOM),
+        ({"steps": 999}, AT_RANDOM),
+        ({"visits": 200_000}, AT_RANDOM),
+        ({"minutes": 0.001}, AT_RANDOM),
         ({"fresh_every": 0}, AT_RANDOM),
     ],
 )
@@ -103,6 +110,40 @@ def test_a_teacher_that_does_not_suit_has_image_programs() -> None:
     spec = replace(toys.SPEC, shape=(toys.SPEC.shape[0], 64, 64))
     large = ds.Teacher(toys.SmallCnn(width=32), spec)
     assert type(opened(DistillConfig(), teacher=large)) is ImagePrograms
+
+
+@pytest.mark.usefixtures("small_generator")
+@pytest.mark.parametrize(("least", "later"), [(12, 1000), (1000, 1)])
+def test_a_run_of_minutes_goes_on_with_the_method_that_it_chose(
+    least: int, later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = wide_teacher()
+    job = DistillJob(
+        teacher=TeacherFile(weights="toy"),
+        student="toys:seeded_student",
+        synthesis=DRAWN,
+        distill=DistillConfig(minutes=0.2, batch_size=8, num_validation=16, inherit=False),
+        checkpoint_every=0,
+    )
+    monkeypatch.setattr("dreamstill.distillation.budget.seconds_per_batch", lambda *_: 0.0)
+    monkeypatch.setattr("dreamstill.distillation.budget._seconds_per_step", lambda *_: 1.0)
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "distill" and progress.done == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("dreamstill.distillation.default_method.LEAST_STEPS", least)
+    whole = distill(tmp_path / "whole", job, teacher)
+    with pytest.raises(KeyboardInterrupt):
+        distill(tmp_path / "stopped", job, teacher, on_progress=stop)
+    monkeypatch.setattr("dreamstill.distillation.default_method.LEAST_STEPS", later)
+    resumed = distill(tmp_path / "stopped", job, teacher, resume=True)
+    method = "image_programs and fastdfkd" if least == 12 else "image_programs"
+    for name in ("whole", "stopped"):
+        result = read_plain(tmp_path / name / "result.json")
+        assert (result["method"], result["steps"]) == (method, 12)
+    same = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in same)
 
 
 @pytest.mark.usefixtures("small_generator")

@@ -347,7 +347,11 @@ def _distilled(
             "reconstruct": config.reconstruct,
         }
         method = (
-            open_default(teacher, network, ImageProgramsConfig(), config, start, rng=own_rng(rng))
+            open_default(
+                *(teacher, network, ImageProgramsConfig(), config, start),
+                rng=own_rng(rng),
+                on_progress=note,
+            )
             if images is None
             else _synthesizer(images, teacher, own_rng(rng))
         )

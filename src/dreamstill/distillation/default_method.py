@@ -1,6 +1,7 @@
 """Choose what makes the images of a student for which no method was asked."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -9,18 +10,19 @@ from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.initialization import Start
 from dreamstill.profiling import count_macs, macs_of
+from dreamstill.progress import Progress
 from dreamstill.quiet import without_messages
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import FastDfkdConfig, ImageProgramsConfig
 from dreamstill.synthesis.methods.fastdfkd import FastDfkd
 from dreamstill.synthesis.registry import DEFAULT_METHOD, missing_capabilities, open_synthesizer
+from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
 __all__ = ["open_default"]
 
-LEAST_STEPS = 2000
-"""Steps from which on FastDFKD is not behind image programs in the same time (docs/fastdfkd.md).
-Where minutes are given it gains nothing, and a choice by timed steps might change on resuming."""
+LEAST_STEPS = 1000
+"""Steps from which on FastDFKD is not behind image programs in the same time (docs/fastdfkd.md)."""
 MOST_VALUES = 3 * 32 * 32
 """Values of the largest images that it was measured on; it keeps all activations of a batch."""
 WIDTHS = (32, 16)
@@ -35,6 +37,8 @@ def open_default(
     start: Start,
     *,
     rng: torch.Generator,
+    follow: bool | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Method:
     """Return image programs, or FastDFKD that begins with their images, where it is ahead.
 
@@ -47,16 +51,18 @@ def open_default(
         drawn: configuration of the image programs.
         start: how the student starts.
         rng: of all random numbers.
+        follow: whether FastDFKD follows, where that was chosen before. Default: it is chosen; steps
+            are timed for that where `config` has minutes.
+        on_progress: called while the validation set is made that timed steps need.
 
     """
-    if not _fastdfkd_can(teacher, drawn, config, start):
-        return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
     settings = FastDfkdConfig(batch_size=drawn.batch_size, widths=WIDTHS, flip=config.augment.flip)
-    tried = FastDfkd(teacher, settings, rng=torch.Generator(rng.device).manual_seed(0))
-    making = macs_of(tried.generator.module, tried.generator.draw(1))
-    with without_messages():  # the distillation says how many steps its visits take
-        steps = within_budget(teacher, student, config, tried).steps
-    if steps >= LEAST_STEPS and making < count_macs(teacher.module, teacher.input_spec):
+    if follow is None:
+        follow = _fastdfkd_can(teacher, drawn, config, start) and _is_ahead(
+            FastDfkd(teacher, settings, rng=torch.Generator(rng.device).manual_seed(0)),
+            *(student, config, on_progress),
+        )
+    if follow:
         return FastDfkd(teacher, settings, rng=rng, drawn=drawn)
     return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
 
@@ -67,10 +73,30 @@ def _fastdfkd_can(
     """Return whether FastDFKD can make the batches, and was tried on the like."""
     return (
         start.inherited is None
-        and config.minutes is None
         and math.prod(teacher.input_spec.shape) <= MOST_VALUES
         and teacher.capabilities.budget is None
         and not missing_capabilities("fastdfkd", teacher)
         and drawn.batch_size > 1
         and config.fresh_period(FastDfkd.fresh_every) > 0
     )
+
+
+def _is_ahead(
+    fastdfkd: FastDfkd,
+    student: nn.Module,
+    config: DistillConfig,
+    on_progress: Callable[[Progress], None],
+) -> bool:
+    """Return whether FastDFKD's generator is small enough, and the budget large enough for it."""
+    teacher = fastdfkd.teacher
+    making = macs_of(fastdfkd.generator.module, fastdfkd.generator.draw(1))
+    if making >= count_macs(teacher.module, teacher.input_spec):
+        return False
+    timed: tuple[Method | None, ...] = (fastdfkd,)
+    if config.minutes is not None:
+        validation_set(teacher, config.num_validation, on_progress)
+        timed = (None, fastdfkd)  # training alone is timed at once
+    with without_messages():  # the distillation says how many steps its budget holds
+        return all(
+            within_budget(teacher, student, config, method).steps >= LEAST_STEPS for method in timed
+        )

@@ -51,6 +51,7 @@ from dreamstill.process_group import (
 )
 from dreamstill.progress import Progress
 from dreamstill.synthesis.base import Method
+from dreamstill.synthesis.methods.fastdfkd import FastDfkd
 from dreamstill.synthesis.registry import open_synthesizer
 from dreamstill.synthesis.stored_images import StoredImages
 from dreamstill.synthesis.validation_set import validation_set
@@ -194,7 +195,10 @@ def _distillation(
         method = StoredImages(teacher, images, job.synthesis.batch_size, rng=own_rng(rng))
     elif job.method is None:
         method = open_default(
-            *(teacher, student, job.synthesis, job.distill, start), rng=own_rng(rng)
+            *(teacher, student, job.synthesis, job.distill, start),
+            rng=own_rng(rng),
+            follow=_read_budget(folder).get("fastdfkd"),
+            on_progress=on_progress,
         )
     else:
         method = open_synthesizer(job.method, teacher, job.synthesis, rng=own_rng(rng))
@@ -230,16 +234,25 @@ def _within_budget(
 ) -> DistillConfig:
     """Return the configuration of the training, with the steps that its minutes hold.
 
-    They are timed once, and read back on resuming.
+    They are timed once, and read back on resuming, as is what makes the images meanwhile.
     """
-    path = folder / BUDGET
-    if config.minutes is not None and path.is_file():
-        with understood(path, RunError, "holds a record that no run writes"):
-            return replace(config, steps=int(read_plain(path)["steps"]), minutes=None)
+    if config.minutes is not None and (record := _read_budget(folder)):
+        return replace(config, steps=record["steps"], minutes=None)
     timed = within_budget(teacher, student, config, method, inherited=start.inherited)
     if config.minutes is not None:
-        write_json(path, {"steps": timed.steps})
+        fastdfkd = isinstance(method, FastDfkd)
+        write_json(folder / BUDGET, {"steps": timed.steps, "fastdfkd": fastdfkd})
     return timed
+
+
+def _read_budget(folder: Path) -> dict[str, Any]:
+    """Return what a run of minutes has written of its steps; nothing if it has not."""
+    path = folder / BUDGET
+    if not path.is_file():
+        return {}
+    with understood(path, RunError, "holds a record that no run writes"):
+        record = read_plain(path)
+        return {"steps": int(record["steps"]), "fastdfkd": bool(record.get("fastdfkd"))}
 
 
 def _follow(
