@@ -46,18 +46,19 @@ def opened(
 
 @pytest.mark.usefixtures("small_generator")
 @pytest.mark.parametrize(
-    "config",
+    ("config", "start"),
     [
-        DistillConfig(),
-        DistillConfig(steps=1000),
-        DistillConfig(visits=8 * 100 + 256 * 900),
-        DistillConfig(minutes=60.0, num_validation=16),
+        (DistillConfig(), AT_RANDOM),
+        (DistillConfig(), Start({}, "")),  # it inherits
+        (DistillConfig(steps=1000), AT_RANDOM),
+        (DistillConfig(visits=8 * 100 + 256 * 900), AT_RANDOM),
+        (DistillConfig(minutes=60.0, num_validation=16), AT_RANDOM),
     ],
 )
-def test_a_student_from_random_weights_has_fastdfkd_after_image_programs(
-    config: DistillConfig,
+def test_a_student_with_steps_to_learn_has_fastdfkd_after_image_programs(
+    config: DistillConfig, start: Start
 ) -> None:
-    method = opened(config)
+    method = opened(config, start=start)
     assert type(method) is FastDfkd
     assert method.config.flip
     assert method.config.batch_size == 8
@@ -88,18 +89,11 @@ def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() ->
 
 @pytest.mark.usefixtures("small_generator")
 @pytest.mark.parametrize(
-    ("changes", "start"),
-    [
-        ({}, Start({}, "")),  # it inherits
-        ({"steps": 999}, AT_RANDOM),
-        ({"visits": 200_000}, AT_RANDOM),
-        ({"minutes": 0.001}, AT_RANDOM),
-        ({"fresh_every": 0}, AT_RANDOM),
-    ],
+    "changes",
+    [{"steps": 999}, {"visits": 200_000}, {"minutes": 0.001}, {"fresh_every": 0}],
 )
-def test_otherwise_image_programs_make_all_images(changes: dict[str, Any], start: Start) -> None:
-    config = DistillConfig(**{"num_validation": 16, **changes})
-    assert type(opened(config, start=start)) is ImagePrograms
+def test_otherwise_image_programs_make_all_images(changes: dict[str, Any]) -> None:
+    assert type(opened(DistillConfig(num_validation=16, **changes))) is ImagePrograms
 
 
 @pytest.mark.usefixtures("small_generator")
@@ -158,8 +152,7 @@ def test_the_plan_says_which_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert images().endswith("16 before the first step, then 256 new ones every 16 steps.")
     monkeypatch.setattr("dreamstill.distillation.default_method.LEAST_STEPS", 2)
     assert images().endswith(
-        "16 before the first step, then 256 new ones every 10 steps by fastdfkd, for the student "
-        "starts from random weights."
+        "16 before the first step, then 256 new ones every 10 steps by fastdfkd, which teach more."
     )
     assert images("image_programs").endswith("then 256 new ones every 16 steps.")
 

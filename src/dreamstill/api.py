@@ -285,7 +285,7 @@ def distill(
             starts from its channels, unless `config.inherit` is False.
         images: uint8 (N, C, H, W), or a path; or what makes them while the student learns: the name
             or configuration of a method, or a synthesizer. Default: image_programs, and fastdfkd
-            after it where a student from random weights learns more from that.
+            after it where a student learns more from that.
         config: of the training. Given images need no `prefill`, `fresh_every` and `buffer_size`.
         baselines: train the same student in the same way on clipped noise too, and on `bound`.
         bound: real images, for the real-data bound.

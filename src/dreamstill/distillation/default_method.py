@@ -42,9 +42,9 @@ def open_default(
 ) -> Method:
     """Return image programs, or FastDFKD that begins with their images, where it is ahead.
 
-    That is for a student from random weights with steps to learn, of a teacher of small images that
-    has classes, a gradient and BatchNorm, and that computes more than the generator does: else more
-    steps on drawn images take the student further in the same time.
+    That is for a student with steps to learn, of a teacher of small images that has classes, a
+    gradient and BatchNorm, and that computes more than the generator does: else more steps on drawn
+    images take the student further in the same time.
 
     Args:
         teacher, student, config: of the distillation; left as they are.
@@ -58,22 +58,19 @@ def open_default(
     """
     settings = FastDfkdConfig(batch_size=drawn.batch_size, widths=WIDTHS, flip=config.augment.flip)
     if follow is None:
-        follow = _fastdfkd_can(teacher, drawn, config, start) and _is_ahead(
+        follow = _fastdfkd_can(teacher, drawn, config) and _is_ahead(
             FastDfkd(teacher, settings, rng=torch.Generator(rng.device).manual_seed(0)),
-            *(student, config, on_progress),
+            *(student, config, start, on_progress),
         )
     if follow:
         return FastDfkd(teacher, settings, rng=rng, drawn=drawn)
     return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
 
 
-def _fastdfkd_can(
-    teacher: Teacher, drawn: ImageProgramsConfig, config: DistillConfig, start: Start
-) -> bool:
+def _fastdfkd_can(teacher: Teacher, drawn: ImageProgramsConfig, config: DistillConfig) -> bool:
     """Return whether FastDFKD can make the batches, and was tried on the like."""
     return (
-        start.inherited is None
-        and math.prod(teacher.input_spec.shape) <= MOST_VALUES
+        math.prod(teacher.input_spec.shape) <= MOST_VALUES
         and teacher.capabilities.budget is None
         and not missing_capabilities("fastdfkd", teacher)
         and drawn.batch_size > 1
@@ -85,6 +82,7 @@ def _is_ahead(
     fastdfkd: FastDfkd,
     student: nn.Module,
     config: DistillConfig,
+    start: Start,
     on_progress: Callable[[Progress], None],
 ) -> bool:
     """Return whether FastDFKD's generator is small enough, and the budget large enough for it."""
@@ -98,5 +96,7 @@ def _is_ahead(
         timed = (None, fastdfkd)  # training alone is timed at once
     with without_messages():  # the distillation says how many steps its budget holds
         return all(
-            within_budget(teacher, student, config, method).steps >= LEAST_STEPS for method in timed
+            within_budget(teacher, student, config, method, inherited=start.inherited).steps
+            >= LEAST_STEPS
+            for method in timed
         )

@@ -70,7 +70,7 @@ def plan(work: Distillation, start: Start, source: str) -> list[str]:
         every = f"every {stream.fresh_every} steps" if stream.fresh_every > 1 else "for each step"
         parts.append(f"{stream.batch_size:,} new ones {every}")
         if made_by(work, source) != source:
-            parts[-1] += " by fastdfkd, for the student starts from random weights"
+            parts[-1] += " by fastdfkd, which teach more"
     images = f"The images are {origin}: {', then '.join(parts)}."
     if budget is not None:
         images += f" Of the budget of {budget:,} queries {work.teacher.queries:,} are spent."

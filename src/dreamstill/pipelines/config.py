@@ -59,7 +59,7 @@ class JobConfig:
     teacher: TeacherFile
     method: Text | None = None
     """Method that synthesizes images; see `list_methods`. Default: image_programs, and fastdfkd
-    after it where a student from random weights learns more from that."""
+    after it where a student learns more from that."""
     synthesis: Any = None
     """Configuration of the method. Default: the method's own."""
     seed: Seed = 0
