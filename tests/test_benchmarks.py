@@ -80,7 +80,7 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-BUDGETS = ("minutes_cifar10_cnn", "minutes_cifar10_resnet56", "dense_camvid")
+BUDGETS = ("minutes_cifar10_cnn", "minutes_cifar10_resnet56", "dense_camvid", "attribute_celeba")
 """Benchmarks of students with a budget of their own, and the default's settings."""
 
 
