@@ -36,10 +36,14 @@ def wide_teacher() -> ds.Teacher:
 
 
 def opened(
-    config: DistillConfig, *, teacher: ds.Teacher | None = None, start: Start = AT_RANDOM
+    config: DistillConfig,
+    *,
+    teacher: ds.Teacher | None = None,
+    start: Start = AT_RANDOM,
+    drawn: ImageProgramsConfig = DRAWN,
 ) -> Any:
     return open_default(
-        *(teacher or wide_teacher(), toys.student(), DRAWN, config, start),
+        *(teacher or wide_teacher(), toys.student(), drawn, config, start),
         rng=torch.Generator().manual_seed(0),
     )
 
@@ -94,6 +98,13 @@ def test_its_generator_shows_no_mirrored_images_where_the_training_has_none() ->
 )
 def test_otherwise_image_programs_make_all_images(changes: dict[str, Any]) -> None:
     assert type(opened(DistillConfig(num_validation=16, **changes))) is ImagePrograms
+
+
+@pytest.mark.usefixtures("small_generator")
+def test_images_that_come_one_by_one_are_of_image_programs() -> None:
+    """FastDFKD compares the images of a batch."""
+    method = opened(DistillConfig(), drawn=replace(DRAWN, batch_size=1))
+    assert type(method) is ImagePrograms
 
 
 @pytest.mark.usefixtures("small_generator")

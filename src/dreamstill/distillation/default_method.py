@@ -56,15 +56,18 @@ def open_default(
         on_progress: called while the validation set is made that timed steps need.
 
     """
-    settings = FastDfkdConfig(batch_size=drawn.batch_size, widths=WIDTHS, flip=config.augment.flip)
+
+    def fastdfkd(rng: torch.Generator) -> FastDfkd:
+        flip = config.augment.flip
+        settings = FastDfkdConfig(batch_size=drawn.batch_size, widths=WIDTHS, flip=flip)
+        return FastDfkd(teacher, settings, rng=rng, drawn=drawn)
+
     if follow is None:
         follow = _fastdfkd_can(teacher, drawn, config) and _is_ahead(
-            FastDfkd(teacher, settings, rng=torch.Generator(rng.device).manual_seed(0)),
+            fastdfkd(torch.Generator(rng.device).manual_seed(0)),
             *(student, config, start, on_progress),
         )
-    if follow:
-        return FastDfkd(teacher, settings, rng=rng, drawn=drawn)
-    return open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
+    return fastdfkd(rng) if follow else open_synthesizer(DEFAULT_METHOD, teacher, drawn, rng=rng)
 
 
 def _fastdfkd_can(teacher: Teacher, drawn: ImageProgramsConfig, config: DistillConfig) -> bool:
