@@ -22,8 +22,8 @@ from dreamstill.teacher import Teacher
 __all__ = ["open_default"]
 
 LEAST_STEPS = 1000
-"""Steps from which on FastDFKD follows. In the same time it was behind image programs after 360, and
-level after 2,400 of a wide CNN; 1,500 of a ResNet-56 were far ahead (docs/fastdfkd.md)."""
+"""Steps from which on FastDFKD follows. In the same time it was behind image programs after 360 and
+level after 2,400 for a wide CNN, and far ahead after 1,500 for ResNet-56 (docs/fastdfkd.md)."""
 MOST_VALUES = 3 * 32 * 32
 """Values of the largest images that it was measured on; it keeps all activations of a batch."""
 WIDTHS = (32, 16)
