@@ -23,7 +23,8 @@ __all__ = ["open_default"]
 
 LEAST_STEPS = 1000
 """Steps from which on FastDFKD follows. In the same time it was behind image programs after 360 and
-level after 2,400 for a wide CNN, and far ahead after 1,500 for ResNet-56 (docs/fastdfkd.md)."""
+level after 2,400 for a wide CNN. For ResNet-56 it was 19 points ahead after 1,500, which took half
+as long again (docs/fastdfkd.md)."""
 MOST_VALUES = 3 * 32 * 32
 """Values of the largest images that it was measured on; it keeps all activations of a batch."""
 WIDTHS = (32, 16)
