@@ -30,6 +30,7 @@ STUDIES = (
     "efficientnet",
     "filled_shapes_data",
     "front",
+    "goal",
     "independent",
     "kills",
     "kl_directions",
