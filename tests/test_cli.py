@@ -121,6 +121,61 @@ def test_a_users_own_network_from_file_to_device(
     assert "real.npz" in (run / "report.html").read_text()
 
 
+def test_a_network_is_measured_and_exported_without_a_run(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, out = teacher.parent / "real.npz", teacher.parent / "files"
+    x = np.random.default_rng(0).integers(0, 256, (400, 1, 8, 8), np.uint8)
+    known = toys.small_cnn().eval()(toys.SPEC.encode(torch.from_numpy(x))).argmax(1)
+    truth = torch.where(torch.arange(400) % 4 == 0, (known + 1) % 4, known)
+    np.savez(real, x=x, y=truth.numpy())
+    assert cli.main(["export", str(teacher), "--formats", "pt2", "--out", str(out), "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["path"] == str(out / "network.pt2")
+    for network in ([str(teacher)], [record["path"], "--mean", "0.5", "--std", "0.25"]):
+        assert cli.main(["evaluate", *network, "--images", str(real), "--json"]) == 0
+        measured = json.loads(capsys.readouterr().out)
+        assert measured["accuracy"] == 0.75
+        assert measured["num_images"] == 400
+    assert cli.main(["evaluate", str(teacher), "--images", str(real)]) == 0
+    assert "75.00 %" in capsys.readouterr().out
+    assert cli.main(["export", str(teacher), "--formats", "pt2", "--out", str(out)]) == 2
+    assert "network.pt2 exists: choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("goal", [False, True])
+def test_the_run_of_any_command_is_measured_afterwards(
+    goal: bool, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, out = teacher.parent / "real.npz", teacher.parent / "run"
+    x = np.random.default_rng(0).integers(0, 256, (400, 1, 8, 8), np.uint8)
+    np.savez(real, x=x, y=np.arange(400) % 4)
+    command = ["compress", "--to", "w4"] if goal else ["quantize"]
+    told = [*command, str(teacher), "--num-images", "64", "--out", str(out), "--json"]
+    assert cli.main(told) == 0
+    before = json.loads(capsys.readouterr().out)
+    evaluate = ["evaluate", str(out), "--images", str(real)]
+    assert cli.main([*evaluate, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["images"] == "real.npz"
+    for one in (measured["teacher"], measured["files" if goal else "stages"][0]):
+        assert 0 < one["accuracy"] < 1
+    assert measured["stages"][0]["agreement"] == before["stages"][0]["agreement"]
+    assert "real.npz" in (out / "report.html").read_text()
+    for more, message in (
+        (["--mean", "0.5"], "is a run, which knows its network: leave --mean out"),
+        (["--baseline", str(out)], "baseline has no effect"),
+        (["--device", "cuda"], "device cuda has no effect"),
+    ):
+        assert cli.main([*evaluate, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["export", str(out)]) == 2
+    assert "trained no student: give its network" in capsys.readouterr().err
+    (out / "summary.json").unlink()
+    assert cli.main(evaluate) == 2
+    assert "is not finished: resume the run first" in capsys.readouterr().err
+
+
 def test_metadata_and_evaluate_take_a_device(
     teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -720,7 +775,15 @@ BAD: dict[str, tuple[Break, str]] = {
         "keep and finetune need images",
     ),
     "report of nothing": (lambda t: ["report", str(t.parent / "no")], "holds no run"),
-    "export of nothing": (lambda t: ["export", str(t.parent / "no")], "holds no run"),
+    "export of nothing": (
+        lambda t: ["export", str(t.parent / "no")],
+        "there is no run and no network at",
+    ),
+    "export of a network to nowhere": (lambda t: ["export", str(t)], "give --out DIR"),
+    "a baseline of a network": (
+        lambda t: ["evaluate", str(t), "--images", "x.npz", "--baseline", "no"],
+        "baseline has no effect on a network",
+    ),
 }
 
 

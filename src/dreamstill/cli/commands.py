@@ -9,28 +9,38 @@ from dreamstill.cli.flags import PREFIX
 from dreamstill.cli.terminal import (
     print_compression,
     print_goal,
+    print_network,
     print_next,
     print_rows,
     print_summary,
 )
 from dreamstill.config import Text, from_plain
-from dreamstill.data.images import load_real, load_unlabelled
+from dreamstill.data.images import load_unlabelled
 from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.reading import understood
 from dreamstill.loaders.config import NO_TEACHER, TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.compress import run_compression
+from dreamstill.pipelines.config import CompressJob, DistillJob
 from dreamstill.pipelines.demo import demo
+from dreamstill.pipelines.finished import measure_network, measure_run, read_job_of
 from dreamstill.pipelines.goal import GoalJob
 from dreamstill.pipelines.jobs import distill_and_report, inspect
 from dreamstill.pipelines.pursue import run_goal
-from dreamstill.pipelines.summary import export_run, open_run, read_run, summarize
+from dreamstill.pipelines.summary import export_network, export_run, read_run
 from dreamstill.pipelines.synthesize import synthesize
 from dreamstill.process_group import from_main, is_main, together
 from dreamstill.report import write_compression_report, write_goal_report, write_report
 from dreamstill.synthesis.activation_statistics import Kind, record_metadata
 
 __all__ = ["RUN"]
+
+OF_JOB: dict[Any, tuple[Callable[[dict[str, Any], Path], None], Callable[[Path], Path]]] = {
+    DistillJob: (print_summary, write_report),
+    CompressJob: (print_compression, write_compression_report),
+    GoalJob: (print_goal, write_goal_report),
+}
+"""How the summary of a job is printed, and its page written."""
 
 
 def _inspect(arguments: argparse.Namespace) -> Any:
@@ -105,60 +115,89 @@ def _distill(arguments: argparse.Namespace) -> Any:
 
 
 def _compress(arguments: argparse.Namespace) -> Any:
-    folder, job, toward = _out(arguments), arguments.job, isinstance(arguments.job, GoalJob)
-    result = (run_goal if toward else run_compression)(
+    folder, job = _out(arguments), arguments.job
+    result = (run_goal if isinstance(job, GoalJob) else run_compression)(
         folder,
         job,
         resume=arguments.resume,
         real=_option(arguments, "real"),
         on_progress=arguments.bars,
     )
-    page = (write_goal_report if toward else write_compression_report)(folder)
+    show, write = OF_JOB[type(job)]
+    page = write(folder)
     if not arguments.json:
-        _show(print_goal if toward else print_compression, result, folder)
+        _show(show, result, folder)
+        measure = f"dreamstill evaluate {folder} --images real.npz"
+        print_next(f"open {page}", *([] if result.get("images") else [measure]))
+    return result
+
+
+def _run_in(arguments: argparse.Namespace) -> Path | None:
+    """Return the directory that RUN|MODEL names, or None if it names a network."""
+    folder = Path(arguments.model)
+    if not folder.exists() and ":" not in arguments.model:  # as in timm:resnet18
+        raise RunError(f"there is no run and no network at {folder}")
+    if not folder.is_dir():
+        return None
+    if more := [name for name in arguments.plain["teacher"] if name != "weights"]:
+        raise ConfigError(f"{folder} is a run, which knows its network: leave --{more[0]} out")
+    return folder
+
+
+def _evaluate(arguments: argparse.Namespace) -> Any:
+    folder = _run_in(arguments)
+    if folder is None:
+        return _evaluate_network(arguments)
+    job = read_job_of(folder)
+    result = measure_run(
+        *(folder, job, arguments.images),
+        baseline=arguments.baseline or None,
+        device=_option(arguments, "device"),
+    )
+    show, write = OF_JOB[type(job)]
+    page = write(folder)
+    if not arguments.json:
+        _show(show, result, folder)
         print_next(f"open {page}")
     return result
 
 
-def _evaluate(arguments: argparse.Namespace) -> Any:
-    folder = Path(arguments.folder)
-    device = _device(arguments)
-    _, teacher, _ = open_run(folder, device=device)
-    real = load_real(arguments.images, teacher.input_spec, teacher.output_spec)
-    result = summarize(
-        folder,
-        real=real,
-        source=Path(arguments.images).name,
-        baseline=arguments.baseline or None,
-        device=device,
-    )
-    page = write_report(folder)
+def _evaluate_network(arguments: argparse.Namespace) -> Any:
+    if arguments.baseline:
+        raise ConfigError("baseline has no effect on a network: leave it out")
+    teacher = open_from(_teacher_file(arguments.plain), device=_device(arguments))
+    result = measure_network(teacher, arguments.images)
     if not arguments.json:
-        _show(print_summary, result, folder)
-        print_next(f"open {page}")
+        print_network(result, arguments.model)
     return result
 
 
 def _export(arguments: argparse.Namespace) -> Any:
-    folder = Path(arguments.folder)
     formats = tuple(dict.fromkeys(name.strip() for name in arguments.formats.split(",")))
-    records = export_run(folder, formats=formats)
-    page = write_report(folder)
+    folder = _run_in(arguments)
+    if folder is None:
+        teacher = open_from(_teacher_file(arguments.plain))
+        records = export_network(teacher, _out(arguments), formats)
+    elif arguments.out:
+        raise ConfigError(f"out has no effect: the files of a run lie in {folder}; leave it out")
+    elif not isinstance(read_job_of(folder), DistillJob):
+        raise ConfigError(
+            f"{folder} trained no student: give its network, such as {folder / 'network.onnx'}"
+        )
+    else:
+        records = export_run(folder, formats=formats)
+        write_report(folder)
     if not arguments.json:
         for record in records:
             print_rows(record["format"], record)
-        print_next(f"open {page}")
+        if folder:
+            print_next(f"open {folder / 'report.html'}")
     return records
 
 
 def _report(arguments: argparse.Namespace) -> Any:
     folder = Path(arguments.folder)
-    if (folder / "candidates").is_dir():
-        page = write_goal_report(folder)
-    elif (folder / "stages").is_dir():
-        page = write_compression_report(folder)
-    else:
-        page = write_report(folder)
+    page = OF_JOB[type(read_job_of(folder))][1](folder)
     if not arguments.json:
         print(page)
     return {"report": str(page)}

@@ -80,6 +80,11 @@ class Command:
 
 
 RUN = _argument("folder", metavar="RUN", help="directory of a finished run")
+RUN_OR_MODEL = _argument(
+    "model",
+    metavar="RUN|MODEL",
+    help="directory of a finished run; or a network, as of inspect",
+)
 FINETUNE = ("finetune.steps", "finetune.lr")
 COMMANDS: dict[str, Command] = {
     "inspect": Command(
@@ -174,9 +179,10 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "evaluate": Command(
-        "Measure a finished run on real images, once.",
+        "Measure a finished run, or a network, on real images.",
+        main=TEACHER,
         arguments=(
-            RUN,
+            RUN_OR_MODEL,
             _argument(
                 "--images",
                 required=True,
@@ -185,13 +191,17 @@ COMMANDS: dict[str, Command] = {
             ),
             _argument("--baseline", metavar="RUN", help="run of the same student on noise"),
             DEVICE,
+            PLUGIN,
         ),
     ),
     "export": Command(
-        "Write a run's student as ONNX, .pt2, .pte, .tflite or a C array, run it, and compare.",
+        "Write a student or a network as ONNX, .pt2, .pte, .tflite or a C array, and compare.",
+        main=TEACHER,
         arguments=(
-            RUN,
+            RUN_OR_MODEL,
             _argument("--formats", default="onnx,pt2", help="onnx, pt2, pte, tflite, h [onnx,pt2]"),
+            _argument("--out", metavar="DIR", help="directory for the files of a MODEL"),
+            PLUGIN,
         ),
     ),
     "report": Command("Write the report page of a run.", arguments=(RUN,)),
@@ -354,7 +364,7 @@ def _parser(name: str, command: Command, method: str, *, whole: bool) -> _Parser
             default=argparse.SUPPRESS,
             help=f"settings of the paper, or ours, for a data set; flags win: {presets}",
         )
-    elif MODEL in command.arguments:
+    elif any(names == ("model",) for names, _ in command.arguments):
         flags.add(TeacherFile, "teacher.", short=("teacher.",))
     return parser
 

@@ -187,24 +187,8 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print summary.json of a run: teacher and student side by side, and the baselines."""
-    networks = [summary["teacher"], summary["student"]]
     title = f"{summary['method']} on {summary['images'] or 'no real images'}"
-    runtime = summary["student"]["latency_ms"].get("runtime", "PyTorch")
-    metrics: list[tuple[str, Callable[[Any], str], str]] = [
-        (words_of(summary).score, percent, "accuracy"),
-        ("agreement with the teacher", percent, "agreement"),
-        ("agreement on validation images", partial(agreement_of, summary), "validation_agreement"),
-        *((title, show, key) for title, key, show in more_scores()),
-        ("parameters", shown, "parameters"),
-        ("multiply-accumulates", shown, "macs"),
-        ("bytes of weights", shown, "bytes"),
-        (f"latency in {runtime}, ms", lambda v: f"{v['median']:.3f}", "latency_ms"),
-    ]
-    rows = [
-        (label, *(show(of[key]) if key in of else "-" for of in networks))
-        for label, show, key in metrics
-    ]
-    measured = [row for row in rows if {*row[1:]} != {"-"}]
+    measured = _rows(summary, summary["teacher"], summary["student"])
     _print_table(title, ("teacher", "student"), measured)
     _print_baselines(summary)
     spent = f"{duration(summary['seconds'])}, {summary['queries']:,} teacher queries"
@@ -219,6 +203,38 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"largest difference of a logit {record['max_abs_difference']:.1e}"
         )
     print(folder / "report.html")
+
+
+def print_network(measured: dict[str, Any], name: str) -> None:
+    """Print what a network was measured to do, and its size."""
+    images = f"{measured['num_images']:,} images of {measured['images']}"
+    _print_table(f"{name} on {images}", ("network",), _rows(measured, measured))
+
+
+def _rows(summary: dict[str, Any], *networks: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row for each figure that is known of one of the networks: title and values.
+
+    Args:
+        summary: what says of what kind the outputs are, and how many validation images there were.
+        networks: the records with the figures; the last one's latency names the runtime.
+
+    """
+    runtime = networks[-1].get("latency_ms", {}).get("runtime", "PyTorch")
+    metrics: list[tuple[str, Callable[[Any], str], str]] = [
+        (words_of(summary).score, percent, "accuracy"),
+        ("agreement with the teacher", percent, "agreement"),
+        ("agreement on validation images", partial(agreement_of, summary), "validation_agreement"),
+        *((title, show, key) for title, key, show in more_scores()),
+        ("parameters", shown, "parameters"),
+        ("multiply-accumulates", shown, "macs"),
+        ("bytes of weights", shown, "bytes"),
+        (f"latency in {runtime}, ms", lambda v: f"{v['median']:.3f}", "latency_ms"),
+    ]
+    rows = [
+        (label, *(show(of[key]) if key in of else "-" for of in networks))
+        for label, show, key in metrics
+    ]
+    return [row for row in rows if {*row[1:]} != {"-"}]
 
 
 def _print_baselines(summary: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ Real images are used only here, after model selection, and only if the user prov
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dreamstill.config import from_plain, read_plain, to_plain
 from dreamstill.data.batch import answers_for_whole
 from dreamstill.data.replay_buffer import ReplayBuffer
-from dreamstill.errors import ConfigError, RunError
+from dreamstill.errors import ConfigError, RunError, TeacherError
 from dreamstill.evaluation import (
     agreement,
     confusion_of,
@@ -27,8 +27,9 @@ from dreamstill.files.reading import StrPath, understood
 from dreamstill.files.writing import save_arrays, write_json
 from dreamstill.formatting import BASELINES
 from dreamstill.loaders.teacher_file import open_from
+from dreamstill.nn.closed import ClosedNetwork
 from dreamstill.output_spec import OutputKind
-from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.config import DistillJob, JobConfig
 from dreamstill.pipelines.distill import load_student
 from dreamstill.pipelines.plugins import load_plugins
 from dreamstill.pipelines.run_directory import (
@@ -40,12 +41,21 @@ from dreamstill.pipelines.run_directory import (
 from dreamstill.profiling import measure_latency, measure_profile
 from dreamstill.teacher import Teacher
 
-__all__ = ["MOST_SHOWN", "export_run", "open_run", "read_run", "summarize"]
+__all__ = [
+    "MOST_SHOWN",
+    "export_network",
+    "export_run",
+    "open_run",
+    "read_as",
+    "read_run",
+    "summarize",
+]
 
 MOST_SHOWN = 2000
 """Maximum number of synthetic images for the pictures of a report."""
 
 Labeled = tuple[Tensor, Tensor]
+Job = TypeVar("Job", bound=JobConfig)
 OF_IMAGES = (
     *("batch_size", "prefill", "fresh_every", "buffer_size", "augment"),
     *("validate_every", "num_validation"),
@@ -57,15 +67,20 @@ OF_BASELINE = ("validation_agreement", "image_visits")
 
 def read_run(folder: StrPath) -> DistillJob:
     """Return the job of a run directory; raise RunError if it holds none."""
-    folder = Path(folder)
-    plain = read_settings(folder)
+    plain = read_settings(Path(folder))
     if not {"method", "student", "synthesis"} <= plain.keys() or "to" in plain:
         raise RunError(f"{folder} holds no run of distill")
+    return read_as(DistillJob, folder)
+
+
+def read_as(kind: type[Job], folder: StrPath) -> Job:
+    """Return the job of a run directory as one of a kind; raise RunError if it is damaged."""
+    plain = read_settings(Path(folder))
     load_plugins(plain.get("plugin"))
     try:
-        job: DistillJob = from_plain(DistillJob, plain)
+        job: Job = from_plain(kind, plain)
     except ConfigError as error:
-        raise RunError(f"{folder / 'config.json'} is damaged: {error}") from error
+        raise RunError(f"{Path(folder) / 'config.json'} is damaged: {error}") from error
     return job
 
 
@@ -219,17 +234,45 @@ def export_run(
         summary = read_summary(folder)
         with understood(folder / "summary.json", RunError, "is damaged"):
             kept = [e for e in summary.get("exports", []) if e["format"] not in formats]
-        records = []
-        for name in formats:
-            path, kind = folder / f"student.{name}", teacher.output_kind
-            record = export(student, path, teacher.input_spec, outputs=kind)
-            latency = measure_latency(
-                load_exported(record.path), teacher.input_spec, runtime=RUNTIMES[name]
-            )
-            records.append(asdict(record) | {"latency_ms": asdict(latency)})
+        records = _exported(student, folder / "student", formats, teacher)
         summary["exports"] = kept + records
         write_json(folder / "summary.json", summary)
         return records
+
+
+def export_network(
+    teacher: Teacher, folder: StrPath, formats: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Export a network to FOLDER/network.FORMAT, and verify each file.
+
+    Returns records as `export_run` does.
+
+    Raises ExportError, before any file is written, if a format is not available, TeacherError if
+    the network is a black box or TorchScript, and RunError if a file is there.
+    """
+    check_formats(formats)
+    if isinstance(teacher.module, ClosedNetwork):
+        raise TeacherError(f"the network cannot be exported: {teacher.module.reason}")
+    stem = Path(folder) / "network"
+    for path in (stem.with_suffix(f".{name}") for name in formats):
+        if path.exists():
+            raise RunError(f"{path} exists: choose another folder")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    return _exported(teacher.module, stem, formats, teacher)
+
+
+def _exported(
+    network: nn.Module, stem: Path, formats: tuple[str, ...], teacher: Teacher
+) -> list[dict[str, Any]]:
+    records = []
+    for name in formats:
+        path, kind = stem.with_suffix(f".{name}"), teacher.output_kind
+        record = export(network, path, teacher.input_spec, outputs=kind)
+        latency = measure_latency(
+            load_exported(record.path), teacher.input_spec, runtime=RUNTIMES[name]
+        )
+        records.append(asdict(record) | {"latency_ms": asdict(latency)})
+    return records
 
 
 def _first_filters(module: nn.Module) -> np.ndarray[Any, Any] | None:
