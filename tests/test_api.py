@@ -172,3 +172,58 @@ def test_mistakes_are_typed_and_in_a_line(teacher: ds.Teacher, images: torch.Ten
         ds.pack(teacher, images, path="x.bin")
     assert ds.list_methods(teacher) != ds.list_methods(toys.quadrant_teacher())
     assert ds.list_presets("dafl") == {"dafl": ["mnist", "cifar10", "cifar100", "ours"]}
+    for wrong in (images.float() / 255, images[:, :, :8]):
+        with pytest.raises(ds.DataError, match=r"images must be uint8 \(N, 3, 16, 16\); got"):
+            ds.evaluate(teacher.module, wrong, torch.zeros(64), teacher.input_spec)
+    with pytest.raises(ds.DataError, match="quantize reads images: got 0"):
+        ds.quantize(teacher, images[:0])
+    with pytest.raises(ds.ConfigError, match="there are no labels"):
+        ds.learn_classes(teacher, images, images)
+    with pytest.raises(ds.ConfigError, match="labels have no effect beside a path"):
+        ds.learn_classes(teacher, images, "new.npz", torch.zeros(64))
+    plain = ds.LearnClassesConfig(recipe="lwf")  # type: ignore[arg-type]
+    with pytest.raises(ds.ConfigError, match="images have no effect on the recipe lwf"):
+        ds.learn_classes(teacher, images, images, torch.full((64,), 10), plain)
+    for device in ("abacus", "cuda:99"):
+        with pytest.raises(ds.ConfigError, match=f"device '{device}' is not available"):
+            ds.Teacher(network(8), teacher.input_spec, device=device)
+    with pytest.raises(ds.ConfigError, match="precision must be one of"):
+        ds.load_teacher("net.safetensors", precision="half")
+    for name, values in (("mean", (0.5, (0.25,))), ("std", ((0.5,), 0.25))):
+        with pytest.raises(ds.TeacherError, match=f"{name} must be a list of numbers; got 0"):
+            ds.InputSpec((1, 8, 8), *values)
+
+
+def test_a_packed_file_has_the_name_that_was_asked_for(
+    teacher: ds.Teacher, images: torch.Tensor, tmp_path: Path
+) -> None:
+    ds.pack(teacher, images, ds.PackConfig(finetune=None), path=tmp_path / "net.v2.packed")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.v2.packed"]
+
+
+def test_stages_in_memory_follow_the_student_and_draw_no_image_that_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("dreamstill.api.synthesize", refused)
+    teacher = toys.quadrant_teacher()  # without BatchNorm
+    student = ds.DistillStage(
+        student="toys:student", steps=2, batch_size=16, num_validation=16, inherit=False
+    )
+    pruned = ds.PruneConfig(importance="batch-norm", finetune=None, rounds=1)  # type: ignore[arg-type]
+    images = toys.SPEC.noise(64)
+    made = ds.compress(teacher, images, [student, pruned])
+    assert [stage["task"] for stage in made.details["stages"]] == ["distill", "prune"]
+    made = ds.compress(
+        toys.cnn_teacher(), stages=[ds.FactorizeConfig(finetune=None, responses=0, reconstruct=0)]
+    )
+    assert made.details["stages"][0]["task"] == "factorize"
+
+
+def test_what_a_task_returns_is_ready_to_be_used(teacher: ds.Teacher, images: torch.Tensor) -> None:
+    training = network(8).train()
+    made = ds.factorize(teacher, images, ds.FactorizeConfig(finetune=None), model=training).model
+    assert not any(part.training for part in made.modules())
+    assert training.training

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+import dreamstill as ds
 import toys
 from dreamstill.config import Precision, from_plain, to_plain
 from dreamstill.data.augmentation import augment
@@ -628,6 +629,14 @@ def test_a_boundary_stage_trains_the_connectors_for_its_share(tmp_path: Path) ->
     assert moved[0][:3] == [False] * 3  # nothing beyond the last convolution is initialized
     assert all(moved[0][3:])
     assert all(moved[1][:3])
+
+
+def test_a_boundary_stage_in_bfloat16_numbers_the_relus_of_its_own_pass() -> None:
+    losses = (LossName.BOUNDARY, LossName.KL)
+    config = DistillConfig(steps=4, batch_size=16, num_validation=16, losses=losses)
+    teacher = Teacher(toys.SmallCnn(width=8), toys.SPEC, precision=Precision.BFLOAT16)
+    result = ds.distill(teacher, toys.SmallCnn(width=4), toys.SPEC.noise(32), config)
+    assert len(result.history) == 4
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:

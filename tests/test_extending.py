@@ -15,6 +15,7 @@ import dreamstill as ds
 import toys
 from dreamstill.cli import main as cli
 from dreamstill.cli.parser import parse
+from dreamstill.distillation.distillation_losses import LOSSES, register_loss
 from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import CompressJob, read_job
 from dreamstill.pipelines.plugins import load_plugins
@@ -90,6 +91,14 @@ def test_a_task_from_outside_is_a_stage_in_python_and_in_a_file(teacher: ds.Teac
         module.SparsifyConfig(keep=2.0)
     with pytest.raises(ds.ConfigError, match="there is a task 'sparsify' already"):
         ds.register_stage("sparsify", module.SparsifyConfig, STAGES["prune"])
+    with pytest.raises(ds.ConfigError, match=r"letters, digits and _; got 'v1\.2'"):
+        ds.register_stage("v1.2", module.SparsifyConfig, STAGES["prune"])
+
+
+def test_a_loss_does_not_take_the_place_of_another() -> None:
+    with pytest.raises(ds.ConfigError, match="there is a loss 'kl' already"):
+        register_loss(type("Own", (LOSSES["l1"],), {"name": "kl"}))
+    assert LOSSES["kl"].__name__ == "Kl"
 
 
 TEACHER = ("--teacher.weights", "teacher.safetensors")

@@ -37,6 +37,7 @@ from dreamstill.pipelines.stages import STAGES
 from dreamstill.pipelines.summary import read_run
 from dreamstill.profiling import count_macs
 from dreamstill.report import write_goal_report
+from dreamstill.report.model_card import model_card
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
@@ -221,11 +222,48 @@ def test_half_keeps_its_limits_and_reports_what_was_measured(weights: Path, half
     assert file["accuracy"] == pytest.approx(right)
 
 
-def test_training_that_kept_the_start_is_said(weights: Path, tmp_path: Path) -> None:
-    teacher = ds.load_teacher(weights)
-    whole = {"macs": 10**9, "bytes": 10**9, "parameters": 10**6}
-    search = Search(tmp_path, job(weights, "half"), teacher, whole, lambda progress: None)
-    search.prepared = Prepared(toys.SPEC.noise(64), validation_set(teacher, 32), 0.0, 0.0)
+@pytest.fixture
+def search(weights: Path, tmp_path: Path) -> Search:
+    """A search that has made its images, and no candidate."""
+    teacher, whole = ds.load_teacher(weights), {"macs": 10**9, "bytes": 10**9, "parameters": 10**6}
+    made = Search(tmp_path, job(weights, "half"), teacher, whole, lambda progress: None)
+    made.prepared = Prepared(toys.SPEC.noise(64), validation_set(teacher, 32), 0.0, 0.0)
+    return made
+
+
+def test_a_candidate_that_was_killed_is_begun_again_with_other_settings(search: Search) -> None:
+    def stage(keep: float) -> StageConfig:
+        made: StageConfig = StageConfig(
+            task="prune", config=PruneConfig(keep=keep, rounds=1, finetune=None)
+        )
+        return made
+
+    large = search.attempt(stage(0.9))
+    search.records.clear()
+    (search.folder / "1-prune" / "result.json").unlink()  # as if it had been killed before
+    small = search.attempt(stage(0.3))
+    assert large is not None
+    assert small is not None
+    assert small["macs"] < large["macs"] / 2
+
+
+def test_a_packed_file_that_is_far_too_large_is_packed_again(search: Search) -> None:
+    search.int8 = True
+    search.job = replace(search.job, to="20KB", format=("pt2", "packed"))
+    search.whole = {**search.whole, "parameters": 30_000}  # so that it begins with too many
+    search.adapt(next(f for f in families(search.teacher, search.job) if f.name == "pack"), 4)
+    assert {record["task"] for record in search.records} == {"pack"}
+    assert len(search.records) > 1
+
+
+def test_a_card_says_on_which_images_a_network_was_made(half: Run) -> None:
+    assert "without any real data" in model_card(half.summary, "net.onnx")
+    card = model_card(half.summary | {"given_images": "mine.npz"}, "net.onnx")
+    assert "on the images of mine.npz" in card
+    assert "without any real data" not in card
+
+
+def test_training_that_kept_the_start_is_said(search: Search) -> None:
     tuning = FinetuneConfig(steps=1, batch_size=16, lr=1.0, num_validation=32)
     config = PruneConfig(rounds=2, finetune=tuning)
     record = search.attempt(StageConfig(task="prune", config=config))

@@ -51,7 +51,7 @@ from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.output_spec import OutputSpec
-from dreamstill.pipelines.compress import compressed
+from dreamstill.pipelines.compress import compressed, networks_of, no_images
 from dreamstill.pipelines.config import STAGE_CONFIGS, CompressJob, StageConfig
 from dreamstill.pipelines.distill import check_student, open_student
 from dreamstill.pipelines.goal import GoalJob
@@ -176,7 +176,7 @@ def load_teacher(
         black_box: how it is asked, where only the answers are known.
 
     Raises:
-        ConfigError: there is no factory, or the device is not available.
+        ConfigError: there is no factory, the device is not available, or a value is unknown.
         TeacherError: a file or the network is wrong.
 
     """
@@ -191,7 +191,8 @@ def load_teacher(
         black_box=black_box,
         **spec,
     )
-    teacher = open_from(file, device=device, precision=Precision(precision))
+    known: Precision = from_plain(Precision, precision, "precision")
+    teacher = open_from(file, device=device, precision=known)
     teacher.source = file
     return teacher
 
@@ -307,7 +308,7 @@ def distill(
         raise ConfigError("bound has no effect without baselines: leave it out")
     check_baselines(teacher, baselines)
     config, rng = config or DistillConfig(), torch.Generator(teacher.device).manual_seed(seed)
-    real = None if bound is None else _images(bound, teacher)
+    real = None if bound is None else _images(bound, teacher.input_spec)
     result, method = _distilled(teacher, student, images, config, seed, progress)
     if not baselines:
         return result
@@ -360,7 +361,7 @@ def _distilled(
         )
         config = within_budget(teacher, network, config, method, inherited=start.inherited)
         if method is None:
-            given = _images(images, teacher)
+            given = _images(images, teacher.input_spec)
             sentences, warnings = plan_on_images(teacher, config, start, len(given)), []
             log_plan(sentences)
             pretrained = start.inherited is not None
@@ -566,17 +567,24 @@ def learn_classes(
         progress: called after every step.
 
     Raises:
+        ConfigError: labels are missing, or images or labels have no effect.
         DataError: images or labels are wrong, or a label is below K.
         TeacherError: the network has no last linear layer.
 
     """
     config = config or LearnClassesConfig()
     history, note = _history(progress)
+    if images is not None and not config.reads_images:
+        raise ConfigError(f"images have no effect on the recipe {config.recipe}: leave them out")
     if isinstance(new, Tensor | np.ndarray):
-        given, classes = _images(new, teacher), torch.as_tensor(labels)
+        if labels is None:
+            raise ConfigError("there are no labels: give those of the images, (M,)")
+        given, classes = _images(new, teacher.input_spec), torch.as_tensor(labels)
     else:
+        if labels is not None:
+            raise ConfigError("labels have no effect beside a path, which has them: leave them out")
         given, classes = load_images(new, teacher.input_spec, first=teacher.num_classes)
-    old = given[:0] if images is None else _images(images, teacher)
+    old = given[:0] if images is None else _images(images, teacher.input_spec)
     rng = torch.Generator().manual_seed(seed)
     with seeded_process(seed, str(teacher.device)):
         network = learn(teacher, old, given, classes, config, rng=rng, on_progress=note)
@@ -673,11 +681,12 @@ def evaluate(
         that is nowhere, and `confusion` of pixels.
 
     Raises:
-        DataError: there is no image, or images and labels do not belong together.
+        DataError: there is no image, images are not uint8 of the network's shape, or images and
+            labels do not belong together.
 
     """
     kind: OutputKind = from_plain(OutputKind, outputs, "outputs")
-    given = torch.as_tensor(images)
+    given = _images(images, input_spec)
     if len(given) == 0:
         raise DataError("there is no image to evaluate on")
     found = predict(model, input_spec, given)
@@ -733,17 +742,17 @@ def _run(
     stem: Path | None = None,
 ) -> Result:
     """Run a task of the pipelines in memory."""
-    network = teacher.module if model is None else copy.deepcopy(model)
+    network = teacher.module
+    if model is not None:
+        network = copy.deepcopy(model).to(teacher.device).eval()
     stage = StageConfig(task=task, config=config)
     check_stages([stage], network, teacher)
     if images is None and stage.reads_images:
         raise ConfigError(f"{task} reads images with this configuration: give some")
-    shape = teacher.input_spec.shape
-    given = (
-        _images(images, teacher)
-        if images is not None
-        else torch.empty(0, *shape, dtype=torch.uint8)
-    )
+    spec = teacher.input_spec
+    given = no_images(spec) if images is None else _images(images, spec)
+    if stage.reads_images and len(given) == 0:
+        raise DataError(f"{task} reads images: got 0")
     history, note = _history(progress)
     rng = torch.Generator(teacher.device).manual_seed(seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -752,7 +761,7 @@ def _run(
             made, details = STAGES[task].run(network, config, context)
     if context.warnings:
         details = details | {"warnings": context.warnings}
-    return Result(made, teacher.input_spec, history, details)
+    return Result(made.eval(), teacher.input_spec, history, details)
 
 
 def _compress_in_memory(
@@ -763,11 +772,16 @@ def _compress_in_memory(
     progress: OnProgress | None,
 ) -> Result:
     """Run a pipeline without a directory."""
-    CompressJob(teacher=TeacherFile(weights=""), stages=tuple(stages))  # refuses a wrong order
+    # refuses a wrong order
+    job = CompressJob(teacher=TeacherFile(weights=""), stages=tuple(stages), seed=seed)
     if any(stage.task == "int8" for stage in stages):
         raise ConfigError("int8 writes files: give compress a folder for them")
-    check_stages(stages, teacher.module, teacher)
-    given = _made_images(images, teacher, seed, progress)
+    check_stages(stages, networks_of(job, teacher)[-1], teacher)
+    given = (
+        _made_images(images, teacher, seed, progress)
+        if job.reads_images
+        else no_images(teacher.input_spec)
+    )
     history: list[dict[str, float]] = []
     model, records = teacher.module, []
     for index, stage in enumerate(stages):
@@ -882,15 +896,14 @@ def _named(method: Any, teacher: Teacher) -> tuple[str, Teacher, Any]:
     return name, teacher, config
 
 
-def _images(images: Any, teacher: Teacher) -> Tensor:
+def _images(images: Any, spec: InputSpec) -> Tensor:
     """Return uint8 images (N, C, H, W) from an array or a path; DataError if they do not fit."""
     if not isinstance(images, Tensor | np.ndarray):
-        return load_unlabelled(images, teacher.input_spec)
+        return load_unlabelled(images, spec)
     given = torch.as_tensor(images)
-    shape = teacher.input_spec.shape
-    if given.dtype != torch.uint8 or given.shape[1:] != shape:
+    if given.dtype != torch.uint8 or given.shape[1:] != spec.shape:
         raise DataError(
-            f"images must be uint8 (N, {', '.join(map(str, shape))}); got {given.dtype} "
+            f"images must be uint8 (N, {', '.join(map(str, spec.shape))}); got {given.dtype} "
             f"{tuple(given.shape)}"
         )
     return given.cpu()
@@ -900,7 +913,7 @@ def _made_images(images: Any, teacher: Teacher, seed: int, progress: OnProgress 
     """Return images that are given, or those of a method."""
     rng = torch.Generator(teacher.device)
     if isinstance(images, Tensor | np.ndarray) or _synthesizer(images, teacher, rng) is None:
-        return _images(images, teacher)
+        return _images(images, teacher.input_spec)
     return synthesize(teacher, images, num_images=4000, seed=seed, progress=progress)
 
 

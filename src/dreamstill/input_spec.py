@@ -40,8 +40,10 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            values = getattr(self, name)
+            if not isinstance(values, Sequence):
+                raise TeacherError(f"{name} must be a list of numbers; got {values!r}")
+            object.__setattr__(self, name, tuple(values))
         if len(self.shape) != 3 or any(not isinstance(n, int) or n < 1 for n in self.shape):
             signal = " (a signal of C channels and L values is (C, 1, L))" * (len(self.shape) == 2)
             raise TeacherError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamstill.config import Precision, from_plain
-from dreamstill.errors import TeacherError, first_line
+from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.evaluation import device_of
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.checks import (
@@ -30,7 +30,16 @@ from dreamstill.nn.padding import make_padding_plain
 from dreamstill.nn.precision import gains_from_bfloat16
 from dreamstill.output_spec import UNSEEN, OutputKind, OutputSpec, examined, logits_of
 
-__all__ = ["Capabilities", "Precision", "Teacher", "check_trainable"]
+__all__ = ["Capabilities", "Precision", "Teacher", "check_device", "check_trainable"]
+
+
+def check_device(name: str) -> str:
+    """Return the name of a device; raise ConfigError if PyTorch has none of that name here."""
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} is not available: {first_line(error)}") from error
+    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +84,7 @@ class Teacher:
         factory: module:function that built the network, for the fingerprint.
 
     Raises:
+        ConfigError: the device is not available, or the precision or the outputs are unknown.
         TeacherError: the network cannot be copied or does not run; its output is not finite
             logits (N, K) with K >= 2, or is probabilities; or the output for an image changes
             between calls or with the other images of the batch.
@@ -104,6 +114,7 @@ class Teacher:
         if num_classes is not None:
             OutputSpec(num_classes, kind=kind or OutputKind.CLASSES)  # raises
         self.precision: Precision = from_plain(Precision, precision, "precision")
+        check_device(device)
         self.input_spec, self.factory, self.queries = input_spec, factory, 0
         self.source: Any = None  # the file that it was loaded from, for run directories
         self._layouts: WeakKeyDictionary[nn.Module, torch.memory_format] = WeakKeyDictionary()
@@ -181,6 +192,7 @@ class Teacher:
             shown = inputs[:2].detach().contiguous(memory_format=torch.channels_last)
             with (
                 torch.no_grad(),
+                torch._C.DisableTorchFunction(),  # a mode that records calls is not to see this
                 eval_mode(network),
                 torch.autocast(inputs.device.type, torch.bfloat16),
             ):

@@ -413,7 +413,10 @@ def _job(name: str, plain: dict[str, Any]) -> Any:
     """Return the job configuration of a command, or None if it has no job."""
     plain = {key: value for key, value in plain.items() if key not in ("out", "real")}
     if name in STAGE_CONFIGS and name != "distill":
-        stage = {"task": name, **plain.pop(name, {})}
+        settings = plain.pop(name, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{name} must be a table of its settings; got {shown(settings)}")
+        stage = {"task": name, **settings}
         return read_job(CompressJob, plain | {"stage": [stage]})
     job = COMMANDS[name].job
     if name == "compress" and "to" not in plain:

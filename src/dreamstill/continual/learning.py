@@ -142,7 +142,7 @@ def learn(
         loss.backward()
         optimizer.step()
         schedule.step()
-        on_progress(Progress("learn", step, config.steps, {"loss": loss.item()}))
+        on_progress(Progress("learn", step, config.steps, {"step": step, "loss": loss.item()}))
     return Teacher(
         model, teacher.input_spec, device=str(teacher.device), precision=teacher.precision
     )

@@ -346,7 +346,12 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def register_loss(loss: type[Loss]) -> type[Loss]:
-    """Add a loss under its name, for `losses` of every training; return it, as a decorator does."""
+    """Add a loss under its name, for `losses` of every training; return it, as a decorator does.
+
+    Raises ConfigError if the name is taken.
+    """
+    if loss.name in LOSSES:
+        raise ConfigError(f"there is a loss {loss.name!r} already: choose another name")
     LOSSES[loss.name] = loss
     LOSS_NAMES[loss.name] = loss.name
     return loss

@@ -4,7 +4,6 @@ litert-torch converts a network, ai-edge-quantizer quantizes the file, and ai-ed
 All of them are imported late: they are an extra, and take seconds.
 """
 
-import copy
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -99,33 +98,6 @@ def _interpreter(data: bytes, **options: Any) -> Any:
         interpreter = module.Interpreter(model_content=data, **options)
         interpreter.allocate_tensors()
         return interpreter
-
-
-def _padded_with_least(data: bytes, ranges: dict[str, dict[str, NDArray[np.float32]]]) -> bytes:
-    """Return a file whose maps are padded with the least value of their range, in place of -inf.
-
-    Padded max pooling is written with -inf, which no grid of 8 bits has.
-    """
-    utils = importlib.import_module("ai_edge_litert.tools.flatbuffer_utils")
-    model = parse_tflite(data)
-    graph, infinite = model.subgraphs[0], np.float32(-np.inf).tobytes()
-    for op in graph.operators:
-        for place, index in enumerate(op.inputs):
-            old = graph.tensors[index].buffer if index >= 0 else 0  # -1: an input left out
-            values = model.buffers[old].data
-            if values is None or bytes(values) != infinite:
-                continue
-            tensor, buffer = copy.copy(graph.tensors[index]), copy.copy(model.buffers[old])
-            least = ranges[graph.tensors[op.inputs[0]].name.decode()]["min"]
-            buffer.data = np.frombuffer(least.tobytes(), np.uint8)
-            tensor.buffer, tensor.name = (
-                len(model.buffers),
-                tensor.name + b";%d" % len(graph.tensors),
-            )
-            op.inputs[place] = len(graph.tensors)
-            model.buffers.append(buffer)
-            graph.tensors.append(tensor)
-    return bytes(utils.convert_object_to_bytearray(model))
 
 
 def _ranges(

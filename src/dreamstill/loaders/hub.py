@@ -10,10 +10,13 @@ Nothing is downloaded: a library that would has its network access switched off.
 
 import importlib
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -52,17 +55,12 @@ def load(file: TeacherFile, card: dict[str, Any]) -> Loaded:
 @contextmanager
 def _offline() -> Iterator[None]:
     """Keep the hub's client from the network, also where it has been imported already."""
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
+    constants = sys.modules.get("huggingface_hub.constants")  # which read the environment then
+    with (
+        patch.dict(os.environ, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1"),
+        patch.object(constants, "HF_HUB_OFFLINE", True) if constants else nullcontext(),
+    ):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _imported(name: str, extra: str) -> Any:
@@ -104,11 +102,14 @@ def _torchvision(name: str, file: TeacherFile) -> Loaded:
         weights = str(Path(torch.hub.get_dir()) / "checkpoints" / Path(default.url).name)
         if not Path(weights).is_file():
             raise TeacherError(_absent("torchvision", name))
-    module = models.get_model(name, weights=None)
+    builder = signature(models.get_model_builder(name))
+    backbone = {"weights_backbone"} & builder.parameters.keys()  # else it is downloaded
+    module = models.get_model(name, weights=None, **dict.fromkeys(backbone))
     filled(module, load_weights(weights, allow_pickle=file.allow_pickle), weights, name)
     transforms = default.transforms()
-    size = (3, *(transforms.crop_size * 2)[:2])
-    card = {"shape": size, "mean": transforms.mean, "std": transforms.std}
+    card: dict[str, Any] = {"mean": transforms.mean, "std": transforms.std}
+    if hasattr(transforms, "crop_size"):  # networks for segmentation take any size
+        card["shape"] = (3, *(transforms.crop_size * 2)[:2])
     return Loaded(module, card, f"torchvision:{name}")
 
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dreamstill.black_box.black_box import BlackBox
 from dreamstill.config import OutputKind, Precision, Text, from_plain
-from dreamstill.errors import ConfigError, TeacherError, first_line
+from dreamstill.errors import ConfigError, TeacherError
 from dreamstill.input_spec import InputSpec
 from dreamstill.loaders.card import (
     CARD,
@@ -23,7 +22,7 @@ from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.loaded import Loaded
 from dreamstill.loaders.narrower import load_narrower
 from dreamstill.loaders.registry import loader_of
-from dreamstill.teacher import Teacher
+from dreamstill.teacher import Teacher, check_device
 
 __all__ = ["TeacherFile", "open_from"]
 
@@ -57,7 +56,7 @@ def open_from(
         *(loaded, spec, file),
         num_classes=card.get("num_classes"),
         outputs=from_plain(OutputKind | None, card.get("outputs"), "outputs"),
-        device=_device(device),
+        device=check_device(device),
         precision=precision,
     )
     for note in loaded.notes:
@@ -95,11 +94,3 @@ def _card_of(file: TeacherFile) -> dict[str, Any]:
     beside = (Path(file.weights).with_suffix(suffix) for suffix in (".json", ".toml"))
     found = next((path for path in beside if path.is_file()), None)
     return read_card(found) if found else {}
-
-
-def _device(name: str) -> str:
-    try:
-        torch.empty(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not available: {first_line(error)}") from error
-    return name

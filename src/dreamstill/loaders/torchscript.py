@@ -23,8 +23,11 @@ def reads(weights: str) -> bool:
     path = Path(weights)
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(name).name == "constants.pkl" for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(name).name == "constants.pkl" for name in archive.namelist())
+    except zipfile.BadZipFile:  # whoever reads it says that it is damaged
+        return False
 
 
 def load(file: TeacherFile, card: dict[str, Any]) -> Loaded:

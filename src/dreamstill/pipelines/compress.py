@@ -109,9 +109,7 @@ def compressed(
     folder, real = Path(folder), Path(real) if real else None
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     check_layers(teacher.module, "compress")
-    rng = torch.Generator(job.device).manual_seed(job.seed)
-    students = [stage.config.student for stage in job.stages if stage.task == "distill"]
-    networks = [teacher.module, *(open_student(student, teacher, rng) for student in students)]
+    networks = networks_of(job, teacher)
     check_saveable(networks)
     check_stages(job.stages, networks[-1], teacher)
     test = _labelled(real, job, teacher) if real else None
@@ -123,7 +121,7 @@ def compressed(
         resume=resume,
         resume_from=("images.npz", "images.pt", "stages/*.json"),
         intermediate=("images.npy", "stages"),
-        changeable=("plugin", "stages"),
+        changeable=("plugin", "stages", "checkpoint_every"),
     ):
         check_finished(folder, job)
         write_json(folder / "config.json", to_plain(job))
@@ -150,6 +148,18 @@ def compressed(
         return made[-1].network, summary
 
 
+def networks_of(job: CompressJob, teacher: Teacher) -> list[nn.Module]:
+    """Return the networks that a pipeline begins with: the teacher's, and that of each student."""
+    rng = torch.Generator(teacher.device).manual_seed(job.seed)
+    students = [stage.config.student for stage in job.stages if stage.task == "distill"]
+    return [teacher.module, *(open_student(student, teacher, rng) for student in students)]
+
+
+def no_images(spec: InputSpec) -> Tensor:
+    """Return uint8 images (0, C, H, W), for tasks that read none."""
+    return torch.empty(0, *spec.shape, dtype=torch.uint8)
+
+
 def _labelled(real: Path, job: CompressJob, teacher: Teacher) -> tuple[Tensor, Tensor]:
     """Return real images (N, C, H, W) and labels (N,) of the teacher's and the new classes."""
     num_classes, spec = teacher.num_classes, teacher.input_spec
@@ -166,7 +176,7 @@ def _own_images(
 ) -> Tensor:
     """Return the synthetic images of a pipeline, uint8 (N, C, H, W); empty if it reads none."""
     if not job.reads_images:
-        return torch.empty(0, *teacher.input_spec.shape, dtype=torch.uint8)
+        return no_images(teacher.input_spec)
     return own_images(folder / "images.npz", job, teacher, on_progress)
 
 
@@ -184,14 +194,21 @@ def _digest(stage: StageConfig) -> str:
 
 def check_finished(folder: Path, job: CompressJob) -> None:
     """Raise RunError unless the finished stages in a run directory are stages of the job."""
-    names = {_stem(folder / "stages", i, stage).name: stage for i, stage in enumerate(job.stages)}
-    for path in (folder / "stages").glob("*.json"):
+    if (other := other_stage(folder / "stages", job.stages)) is not None:
+        raise RunError(
+            f"{folder} was started with other stages; it cannot be resumed: its "
+            f"{other} is finished, and was made with other settings or files"
+        )
+
+
+def other_stage(folder: Path, stages: Sequence[StageConfig]) -> str | None:
+    """Return the name of a finished stage in a folder that is none of these, or None."""
+    names = {_stem(folder, index, stage).name: stage for index, stage in enumerate(stages)}
+    for path in folder.glob("*.json"):
         stage = names.get(path.stem)
         if stage is None or read_plain(path).get("config") != _digest(stage):
-            raise RunError(
-                f"{folder} was started with other stages; it cannot be resumed: its "
-                f"{path.stem} is finished, and was made with other settings or files"
-            )
+            return path.stem
+    return None
 
 
 class Made(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dreamstill.errors import ExportError
-from dreamstill.evaluation import evaluating
+from dreamstill.evaluation import device_of, evaluating
 from dreamstill.exporters.formats import RUNTIMES, export, load_exported, stored_bytes
 from dreamstill.input_spec import InputSpec
 from dreamstill.profiling import measure_latency
@@ -61,7 +61,9 @@ def compare_files(
         if name in files or in_torch:
             with evaluating(network):
                 run = network if in_torch else load_exported(files[name])
-                record["latency_ms"] = asdict(measure_latency(run, spec, runtime=runtime))
+                device = device_of(network) if in_torch else "cpu"
+                latency = measure_latency(run, spec, device=device, runtime=runtime)
+                record["latency_ms"] = asdict(latency)
     return runtime
 
 

@@ -7,9 +7,8 @@ page. Nothing is chosen by real images.
 """
 
 import logging
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from dreamstill.errors import ConfigError, DreamstillError, ExportError, RunErro
 from dreamstill.evaluation import agreement, answers, evaluating, predict, scores, warn_of_guesses
 from dreamstill.exporters.formats import RUNTIMES, check_formats, export, load_exported
 from dreamstill.files.reading import StrPath, understood
-from dreamstill.files.writing import write_json
+from dreamstill.files.writing import write_atomically, write_json
 from dreamstill.formatting import bytes_of_memory, duration, shown
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.nn.closed import ClosedNetwork
@@ -103,7 +102,7 @@ def compressed_toward(
         resume=resume,
         resume_from=("images.npz", "images.pt", "candidates/*/result.json"),
         intermediate=("images.npy", "candidates", "prepared.json", "teacher.*"),
-        changeable=("plugin", "minutes"),
+        changeable=("plugin", "minutes", "checkpoint_every"),
     ):
         write_json(folder / "config.json", to_plain(job))
         whole = _of_teacher(folder, job, teacher)
@@ -138,7 +137,8 @@ def _of_teacher(folder: Path, job: GoalJob, teacher: Teacher) -> dict[str, Any]:
     if kind is None or job.goal.task == "quantize":  # whose bytes are of weights
         return record
     try:
-        made = export(teacher.module, folder / f"teacher.{kind}", teacher.input_spec)
+        path, outputs = folder / f"teacher.{kind}", teacher.output_kind
+        made = export(teacher.module, path, teacher.input_spec, outputs=outputs)
     except ExportError as error:
         return record | {"not_exported": str(error)}
     return record | {"bytes": made.bytes, "file_bytes": made.bytes}
@@ -210,7 +210,8 @@ def _finished(
         return made[-1].network, known  # what was measured on real images stays
     shown_images = search.prepared.images[-NUM_SHOWN:]
     write_json(folder / "weights.json", layer_weights(made, teacher.input_spec, shown_images))
-    files = [_written(folder, kind, search, made, stages, test) for kind in _kinds(search, made)]
+    kinds = _kinds(search, made)
+    files = [_written(folder, kind, search, best, made, stages, test) for kind in kinds]
     of_teacher = dict(whole) | _timed(folder / f"teacher.{search.kind}", teacher)
     warnings = list[str]()
     if test is not None:
@@ -229,6 +230,7 @@ def _finished(
         "files": files,
         "stages": [one.record for one in made[1:]],
         "input": to_plain(teacher.input_spec),
+        "given_images": Path(search.job.images).name if search.job.images else "",
         "num_classes": teacher.num_classes,
         **teacher.output_spec.record,
         "images": source,
@@ -253,6 +255,7 @@ def _written(
     folder: Path,
     kind: str,
     search: Search,
+    best: Mapping[str, Any],
     made: Sequence[Made],
     stages: Sequence[StageConfig],
     test: Labeled | None,
@@ -263,7 +266,8 @@ def _written(
     try:
         if kind == PACKED:
             path = folder / "network.packed"
-            shutil.copyfile(last.record["files"][0]["path"], path)
+            name = Path(last.record["files"][0]["path"]).name  # its directory may have moved
+            write_atomically(path, (search.folder / best["folder"] / name).read_bytes())
         elif last.record["task"] == "int8":
             path = folder / f"network.int8.{kind}"
             _write_int8(path, kind, search, made[-2].network, stages[-1])

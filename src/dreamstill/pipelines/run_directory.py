@@ -186,10 +186,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def settings_digest(plain: dict[str, Any]) -> str:
     """Return the digest of a configuration without its stages, which have their own digests.
 
-    It leaves out the plug-ins as well, as a stage that is added may need another, and the minutes
-    that a search may take, as it may go on for longer.
+    It leaves out the plug-ins as well, as a stage that is added may need another, the minutes that
+    a search may take, as it may go on for longer, and how often a checkpoint is written.
     """
-    return digest({key: plain[key] for key in plain.keys() - {"plugin", "stages", "minutes"}})
+    changeable = {"plugin", "stages", "minutes", "checkpoint_every"}
+    return digest({key: plain[key] for key in plain.keys() - changeable})
 
 
 def check_empty(folder: Path) -> None:

@@ -34,7 +34,7 @@ from dreamstill.pipelines.candidates import (
     refusal,
     share_for,
 )
-from dreamstill.pipelines.compress import Made, run_stages
+from dreamstill.pipelines.compress import Made, other_stage, run_stages
 from dreamstill.pipelines.config import CompressJob, StageConfig
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.goal import PACKED, GoalJob
@@ -199,7 +199,8 @@ class Search:
             excess = goal.excess(record, whole)
             if max(excess.values()) <= 1 or family.name == "distill":
                 return
-            if self.int8 and not to_int8 and excess["bytes"] > FAR and excess["macs"] <= 1:
+            can_be_int8 = self.int8 and not to_int8 and family.name != "pack"
+            if can_be_int8 and excess["bytes"] > FAR and excess.get("macs", 0) <= 1:
                 to_int8 = True
             elif share > LEAST:
                 share = max(LEAST, share / max(excess.values()) / 1.02)
@@ -295,6 +296,8 @@ class Search:
     def _measured(self, candidate: Candidate, folder: Path) -> dict[str, Any]:
         """Run a candidate; return its size, agreement and what it misses of the goal."""
         plain = [to_plain(stage) for stage in candidate.stages]
+        if other_stage(folder, candidate.stages):  # of a run that was killed, with other minutes
+            shutil.rmtree(folder)
         self._begin_with_finished(plain, folder)
         made = self.reopened(candidate.stages, folder)
         last = made[-1]

@@ -1,5 +1,6 @@
 """Stages of a compression pipeline."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -206,7 +207,7 @@ def _int8(model: nn.Module, config: Int8Config, context: StageContext) -> Outcom
             model,
             context.teacher.input_spec,
             context.images,
-            context.stem.with_suffix(f".int8.{kind}"),
+            context.stem.with_name(f"{context.stem.name}.int8.{kind}"),
             calibration=config.calibration,
             backend=config.backend,
             outputs=context.teacher.output_kind,
@@ -226,7 +227,7 @@ def _pack(model: nn.Module, config: PackConfig, context: StageContext) -> Outcom
         model=model,
         on_progress=context.progressed,
     )
-    path = context.stem.with_suffix(".packed")
+    path = context.stem.with_name(f"{context.stem.name}.packed")
     size = save_packed(packed, path, card=to_plain(context.teacher.input_spec))
     plain = copy_network(model)
     plain.load_state_dict(load_packed(path)[0])
@@ -250,7 +251,7 @@ def _learn_classes(model: nn.Module, config: LearnClassesStage, context: StageCo
     if len(context.images):
         named = predict(model, spec, context.images).argmax(1)
     shown = examples((context.images, named), (new, labels))
-    save_arrays(context.stem.with_suffix(".npz"), **shown)
+    save_arrays(context.stem.with_name(f"{context.stem.name}.npz"), **shown)
     record = {"old_classes": old.num_classes, "classes": learned.num_classes}
     names = list(context.teacher.class_names)
     return learned.module, record | ({"class_names": names} if names else {})
@@ -334,9 +335,11 @@ def register_stage(name: str, config: Any, stage: Stage) -> None:
         stage: implementation.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, or is none for files.
 
     """
+    if not re.fullmatch(r"\w+", name):
+        raise ConfigError(f"a task is named by letters, digits and _; got {name!r}")
     if name in STAGES:
         raise ConfigError(f"there is a task {name!r} already: choose another name")
     STAGE_CONFIGS[name], STAGES[name] = config, stage

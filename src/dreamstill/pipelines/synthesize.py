@@ -285,6 +285,7 @@ def write_own_images(path: Path, job: ImagesJob, teacher: Teacher, on_progress: 
         job.synthesis,
         4000 if job.num_images is None else job.num_images,
         seed=job.seed,
+        checkpoint_every=job.checkpoint_every,
         on_progress=on_progress,
     )
     save_arrays(path, x=images)
@@ -333,12 +334,13 @@ def synthesize(
     teacher = open_from(job.teacher, device=job.device, precision=job.precision)
     with open_run_directory(
         Path(folder),
-        {name: value for name, value in to_plain(job).items() if name != "checkpoint_every"},
+        job,
         {"teacher": teacher.fingerprint},
         device=job.device,
         resume=resume,
         resume_from=("images.npz", "images.pt"),
         intermediate=("images.npy",),
+        changeable=("checkpoint_every",),
         needed=("images.pt", "summary.json"),
     ) as folder:
         if not (folder / "summary.json").is_file():  # the last file that is written

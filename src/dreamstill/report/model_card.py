@@ -52,7 +52,7 @@ def model_card(summary: Mapping[str, Any], weights: str) -> str:
         "| | |",
         "|---|---|",
         f"| made from | {f'`{weights}`' if weights else 'a network in memory'}: {whole} |",
-        f"| made by | Dreamstill: {chosen['task']} ({chosen['settings']}), without any real data |",
+        f"| made by | Dreamstill: {chosen['task']} ({chosen['settings']}), {_made_on(summary)} |",
         f"| goal | {summary['meaning']} |",
         f"| parameters | {chosen['parameters']:,} |",
         f"| multiply-accumulates | {chosen['macs']:,} |",
@@ -73,6 +73,12 @@ def model_card(summary: Mapping[str, Any], weights: str) -> str:
             code = RUN[file["format"]].format(path=file["path"])
             lines += [f"## Run the .{file['format']}", "", "```python", code, "```", ""]
     return "\n".join(lines)
+
+
+def _made_on(summary: Mapping[str, Any]) -> str:
+    """Return on what images a network was made: nobody knows whether given ones are real."""
+    given = summary["given_images"]
+    return f"on the images of {given}" if given else "without any real data"
 
 
 def _files(summary: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,6 @@ BINARY = {
 }
 REDUCTIONS = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "amax", "ReduceMin": "amin"}
 NORMS = {"ReduceL1": 1, "ReduceL2": 2}
-INTEGERS = (torch.int64, torch.int32, torch.uint8, torch.int8)
 
 
 def unary(function: str) -> Operator:
