@@ -34,7 +34,7 @@ from dreamstill.errors import (
     RunError,
     TeacherError,
     one_line,
-    shown,
+    quoted,
 )
 from dreamstill.exporters import formats as export_module
 from dreamstill.exporters.formats import export, load_exported
@@ -230,7 +230,7 @@ def test_files_that_are_nested_too_deep_are_named(deep: str, tmp_path: Path) -> 
             read_card(tmp_path / name)
 
 
-@pytest.mark.parametrize("value", [10**30, -(10**30), 10**5000, 2**63], ids=shown)
+@pytest.mark.parametrize("value", [10**30, -(10**30), 10**5000, 2**63], ids=quoted)
 def test_counts_have_an_upper_end(value: int) -> None:
     for name in (
         "steps",
@@ -249,7 +249,7 @@ def test_counts_have_an_upper_end(value: int) -> None:
         DistillConfig(steps=10**9 + 1)
 
 
-@pytest.mark.parametrize("value", [1e308, nan, -inf, inf, 10**400], ids=shown)
+@pytest.mark.parametrize("value", [1e308, nan, -inf, inf, 10**400], ids=quoted)
 def test_floats_have_an_upper_end(value: float) -> None:
     for name in ("lr", "temperature", "weight_decay", "clip_gradient"):
         given: dict[str, Any] = {name: value}

@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,7 @@ from dreamstill.pipelines.stages import STAGES, StageContext, check_stages, regi
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.process_group import check_processes, own_rng, rank
 from dreamstill.profiling import Profile, measure_profile
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress, Progress
 from dreamstill.quiet import without_messages
 from dreamstill.report import write_goal_report
 from dreamstill.synthesis.base import Method
@@ -101,7 +101,6 @@ __all__ = [
 
 Images = Tensor | NDArray[np.uint8] | StrPath
 """uint8 (N, C, H, W), or the path of an .npz with x, or of a folder of pictures."""
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(repr=False)

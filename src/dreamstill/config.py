@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from dreamstill.errors import ConfigError, RunError, shown
+from dreamstill.errors import ConfigError, RunError, quoted
 from dreamstill.files.reading import read_json
 
 __all__ = [
@@ -68,13 +68,13 @@ def _as_text(value: Any) -> Any:
 
 def _bool_or_auto(value: Any) -> Any:
     if not isinstance(value, bool) and value != "auto":
-        raise ConfigError(f"must be true, false or auto; got {shown(value)}")
+        raise ConfigError(f"must be true, false or auto; got {quoted(value)}")
     return value
 
 
 def _without_null(text: str) -> str:
     if "\0" in text:  # which no name of a file or a function has
-        raise ConfigError(f"must not hold a null character; got {shown(text)}")
+        raise ConfigError(f"must not hold a null character; got {quoted(text)}")
     return text
 
 
@@ -137,7 +137,7 @@ def zero_or_at_least(low: int) -> Any:
 
     def check(value: int) -> int:
         if value != 0 and not low <= value <= MOST:
-            raise ConfigError(f"must be 0 or at least {low}; got {shown(value)}")
+            raise ConfigError(f"must be 0 or at least {low}; got {quoted(value)}")
         return value
 
     return AfterValidator(check)
@@ -188,7 +188,7 @@ def _first_mistake(error: ValidationError, kind: Any, name: str = "") -> str:
     details = error.errors(include_url=False)[0]
     path = [str(part) for part in details["loc"] if not isinstance(part, int)]
     where = ".".join([name, *path] if name else path)
-    got, context = shown(details["input"]), details.get("ctx", {})
+    got, context = quoted(details["input"]), details.get("ctx", {})
     match details["type"]:
         case "unexpected_keyword_argument":
             known = _fields_at(kind, path[:-1])
@@ -334,5 +334,5 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(under, dict):
             merged[key] = merge(under, value)
         elif isinstance(value, dict) and under is not None:
-            raise ConfigError(f"{key} must be a table of settings; got {shown(under)}")
+            raise ConfigError(f"{key} must be a table of settings; got {quoted(under)}")
     return merged

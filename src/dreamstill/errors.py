@@ -14,7 +14,7 @@ __all__ = [
     "first_line",
     "is_out_of_memory",
     "one_line",
-    "shown",
+    "quoted",
 ]
 
 MOST_SHOWN = 200
@@ -72,10 +72,10 @@ def one_line(message: object, most: int = LONGEST) -> str:
     return f"{text[: most - 5 - end]} ... {text[-end:]}"
 
 
-def shown(value: object, most: int = 100) -> str:
+def quoted(value: object, most: int = 100) -> str:
     """Return the repr of a value for a message, at most `most` characters.
 
-    >>> shown([1, "a"]), shown(10**5000)
+    >>> quoted([1, "a"]), quoted(10**5000)
     ("[1, 'a']", 'int, too large to print')
     """
     try:

@@ -1,8 +1,9 @@
 """Progress of long-running tasks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Progress", "start_kept"]
+__all__ = ["OnProgress", "Progress", "start_kept"]
 
 
 def start_kept(steps: int) -> str:
@@ -18,9 +19,13 @@ class Progress:
     """Progress after a synthesized batch or a training step."""
 
     stage: str
-    """"warm up", "synthesize", "distill" or "round"."""
+    """What goes on, such as "synthesize", "distill", "learn" or "validation images"."""
     done: int
     total: int
     record: dict[str, float]
     """Metrics of a training step: step and loss; after a validation also agreement, kl and best;
     at the last step also chosen_at_step, the step of the best checkpoint (0 is the start)."""
+
+
+OnProgress = Callable[[Progress], None]
+"""What a caller is told by."""

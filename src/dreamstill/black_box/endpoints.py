@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dreamstill.errors import ConfigError, TeacherError, shown
+from dreamstill.errors import ConfigError, TeacherError, quoted
 from dreamstill.exporters.formats import onnxruntime
 from dreamstill.files.checkpoints import digest
 from dreamstill.files.reading import StrPath, reading
@@ -101,7 +101,7 @@ class HttpEndpoint:
             return json.loads(data)
         except (ValueError, EOFError, RecursionError) as error:
             raise TeacherError(
-                f"{self.url} must answer with a JSON list or an .npy file; got {shown(data)}"
+                f"{self.url} must answer with a JSON list or an .npy file; got {quoted(data)}"
             ) from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreamstill.black_box.answer_store import AnswerStore
 from dreamstill.black_box.config import Answers, BlackBoxConfig, ImageFormat
-from dreamstill.errors import BudgetError, DreamstillError, TeacherError, first_line, shown
+from dreamstill.errors import BudgetError, DreamstillError, TeacherError, first_line, quoted
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.closed import ClosedNetwork
 
@@ -158,7 +158,7 @@ class Interface(ClosedNetwork):
             rows: NDArray[Any] = np.asarray(plain, np.float64)
         except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, text
             raise TeacherError(
-                f"{self.name} must answer with {wanted}; got {shown(answer)}"
+                f"{self.name} must answer with {wanted}; got {quoted(answer)}"
             ) from error
         if rows.shape[:1] != (num,) or rows.ndim != (1 if labels else 2):
             raise TeacherError(f"{self.name} must answer with {wanted}; got shape {rows.shape}")
@@ -178,7 +178,7 @@ class Interface(ClosedNetwork):
             odd = int(abs(total - 1).argmax())
             raise TeacherError(
                 f"{self.name} must answer with probabilities, which are at least 0 and sum to 1; "
-                f"got {shown(rows[odd].round(4).tolist())}, which sum to {total[odd]:.4g}"
+                f"got {quoted(rows[odd].round(4).tolist())}, which sum to {total[odd]:.4g}"
             )
         return rows.astype(np.float32)
 

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from dreamstill.config import nested_config, to_plain
-from dreamstill.errors import ConfigError, shown
+from dreamstill.errors import ConfigError, quoted
 
 __all__ = ["PREFIX", "Flags", "given_flags"]
 
@@ -154,7 +154,7 @@ class _Switch(_Given):
     ) -> None:
         value = True if values is None else _plain(values, bool)
         if isinstance(value, str) and set("./:") & set(value):  # the MODEL, behind the flag
-            raise ConfigError(f"{option_string} takes true or false: put {shown(value)} before it")
+            raise ConfigError(f"{option_string} takes true or false: put {quoted(value)} before it")
         setattr(namespace, self.dest, value)
 
 

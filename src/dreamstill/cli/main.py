@@ -20,7 +20,7 @@ from dreamstill.errors import (
     first_line,
     is_out_of_memory,
     one_line,
-    shown,
+    quoted,
 )
 
 __all__ = ["main"]
@@ -111,7 +111,7 @@ def _flush() -> None:
 
 def _system_message(error: OSError) -> str:
     """Return the message of a system error with its file names."""
-    names = [shown(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    names = [quoted(str(name)) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([error.strerror or str(error), *names])
 
 

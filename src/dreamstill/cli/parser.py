@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamstill.cli.flags import PREFIX, Flags, given_flags
 from dreamstill.config import did_you_mean, merge
-from dreamstill.errors import ConfigError, shown
+from dreamstill.errors import ConfigError, quoted
 from dreamstill.files.reading import read_toml
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.pipelines.config import (
@@ -237,7 +237,7 @@ class _Parser(argparse.ArgumentParser):
         """Return the error for unknown arguments."""
         name = typed[0].split("=")[0]
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        return ConfigError(f"unknown argument {shown(name)[1:-1]}{did_you_mean(name, known)}")
+        return ConfigError(f"unknown argument {quoted(name)[1:-1]}{did_you_mean(name, known)}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -269,7 +269,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     method = early.method or table.get("method") or DEFAULT_METHOD
     if not isinstance(method, str) or method not in METHODS:
         close = did_you_mean(method, METHODS) if isinstance(method, str) else ""
-        raise ConfigError(f"unknown method {shown(method)}{close}; known: {', '.join(METHODS)}")
+        raise ConfigError(f"unknown method {quoted(method)}{close}; known: {', '.join(METHODS)}")
     parser = _parser(name, command, method, whole="--help-all" in rest)
     arguments, more = parser.parse_known_args(rest)
     if more:
@@ -295,7 +295,8 @@ def _teacher(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that open the MODEL of a command line."""
     model, weights = arguments.model, getattr(arguments, f"{PREFIX}teacher.weights", None)
     if weights is not None:
-        raise ConfigError(f"two networks, {shown(model)} and --weights {shown(weights)}: give one")
+        both = f"{quoted(model)} and --weights {quoted(weights)}"
+        raise ConfigError(f"two networks, {both}: give one")
     return {"teacher": {"weights": model}}
 
 
@@ -403,7 +404,7 @@ def _command(name: str) -> Command:
         return COMMANDS[name]
     if name not in STAGE_CONFIGS:
         known = f"{did_you_mean(name, COMMANDS)}; known: {', '.join(COMMANDS)}"
-        raise ConfigError(f"unknown command {shown(name)[1:-1]}{known}")
+        raise ConfigError(f"unknown command {quoted(name)[1:-1]}{known}")
     kind = STAGE_CONFIGS[name]
     own = (f"{name}.{field.name}" for field in fields(kind))
     return Command(f"Run the task {name} of a plug-in.", ImagesJob, (*TEACHER, *IMAGES, *own))
@@ -415,7 +416,7 @@ def _job(name: str, plain: dict[str, Any]) -> Any:
     if name in STAGE_CONFIGS and name != "distill":
         settings = plain.pop(name, {})
         if not isinstance(settings, dict):
-            raise ConfigError(f"{name} must be a table of its settings; got {shown(settings)}")
+            raise ConfigError(f"{name} must be a table of its settings; got {quoted(settings)}")
         stage = {"task": name, **settings}
         return read_job(CompressJob, plain | {"stage": [stage]})
     job = COMMANDS[name].job
@@ -424,5 +425,5 @@ def _job(name: str, plain: dict[str, Any]) -> Any:
             raise ConfigError(f"no goal: give --to, such as {GOALS}; or a TOML file of stages")
         job = CompressJob
     elif name == "compress" and "stage" in plain:
-        raise ConfigError(f"to {shown(plain['to'])} finds the stages by itself: leave one out")
+        raise ConfigError(f"to {quoted(plain['to'])} finds the stages by itself: leave one out")
     return None if job is None else read_job(job, plain)

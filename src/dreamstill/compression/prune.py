@@ -10,7 +10,7 @@ term is `latency`: channels of slow layers are removed first.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of
 from dreamstill.output_spec import OutputKind, decisions
 from dreamstill.profiling import count_macs, measure_latency, measure_profile
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress
 from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = [
@@ -122,7 +122,7 @@ def prune(
     *,
     rng: torch.Generator,
     model: nn.Module | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> tuple[nn.Module, list[RoundRecord]]:
     """Remove channels from a copy of a network and fine-tune it towards the teacher, in rounds.
 

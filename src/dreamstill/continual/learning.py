@@ -13,7 +13,6 @@ All recipes use Adam with cosine annealing; Smith et al. use 250 epochs of SGD a
 drops.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from dreamstill.graph.modules import replace_module
 from dreamstill.losses.logits import kl_divergence
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.seeded import seeded
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress, Progress
 from dreamstill.teacher import Teacher
 
 __all__ = [
@@ -94,7 +93,7 @@ def learn(
     config: LearnClassesConfig,
     *,
     rng: torch.Generator,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> Teacher:
     """Train a copy of the network on new classes, and return it.
 

@@ -20,7 +20,7 @@ from dreamstill.config import (
     zero_or_at_least,
 )
 from dreamstill.data.config import Augmentation
-from dreamstill.errors import ConfigError, shown
+from dreamstill.errors import ConfigError, quoted
 
 __all__ = ["DistillConfig", "FinetuneConfig", "LOSS_NAMES", "LossName", "Optimizer"]
 
@@ -57,7 +57,7 @@ LOSS_NAMES: dict[str, str] = {name.value: name for name in LossName}
 
 def _known_loss(name: str) -> str:
     if name not in LOSS_NAMES:
-        raise ConfigError(f"must be one of {', '.join(LOSS_NAMES)}; got {shown(name)}")
+        raise ConfigError(f"must be one of {', '.join(LOSS_NAMES)}; got {quoted(name)}")
     return LOSS_NAMES[name]
 
 

@@ -1,7 +1,6 @@
 """Choose what makes the images of a student for which no method was asked."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from dreamstill.distillation.budget import within_budget
 from dreamstill.distillation.config import DistillConfig
 from dreamstill.distillation.initialization import Start
 from dreamstill.profiling import count_macs, macs_of
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress
 from dreamstill.quiet import without_messages
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.config import FastDfkdConfig, ImageProgramsConfig
@@ -40,7 +39,7 @@ def open_default(
     *,
     rng: torch.Generator,
     follow: bool | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> Method:
     """Return image programs, or FastDFKD that begins with their images, where it is ahead.
 
@@ -88,7 +87,7 @@ def _is_ahead(
     student: nn.Module,
     config: DistillConfig,
     start: Start,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> bool:
     """Return whether FastDFKD's generator is small enough, and the budget large enough for it."""
     teacher = fastdfkd.teacher

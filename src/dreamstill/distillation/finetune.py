@@ -1,6 +1,6 @@
 """Fine-tune a changed network on a set of images, towards the network it was made from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from dreamstill.distillation.trainer import Trainer
 from dreamstill.errors import DataError
 from dreamstill.nn.graph_network import named_like
 from dreamstill.nn.hooks import some_of
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher, check_trainable
 
@@ -32,7 +32,7 @@ def finetune(
     inherited: Mapping[str, Tensor] | None = None,
     reconstruct: int = 0,
     pretrained: bool = True,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> nn.Module:
     """Train `student` in place towards the teacher; return the best one, by the validation set.
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dreamstill.errors import ConfigError, shown
+from dreamstill.errors import ConfigError, quoted
 
 __all__ = ["AUTO", "kept_share"]
 
@@ -27,6 +27,6 @@ def kept_share(student: Any) -> float | None:
     if not 0 < share < 1:
         raise ConfigError(
             f"a narrower copy of the teacher is written auto:SHARE, such as auto:0.5, with a share "
-            f"of every width above 0 and below 1; got {shown(student)}"
+            f"of every width above 0 and below 1; got {quoted(student)}"
         )
     return share

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.config import Float, Int, from_plain
-from dreamstill.errors import ConfigError, TeacherError, shown
+from dreamstill.errors import ConfigError, TeacherError, quoted
 from dreamstill.files.reading import StrPath, read_json, read_toml
 from dreamstill.input_spec import InputSpec
 
@@ -61,5 +61,5 @@ def class_names_from_card(card: dict[str, Any]) -> tuple[str, ...]:
     """Return the `class_names` of a card, or (); raise TeacherError if their type is wrong."""
     names = card.get("class_names", ())
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise TeacherError(f"class_names must be a list of strings; got {shown(names)}")
+        raise TeacherError(f"class_names must be a list of strings; got {quoted(names)}")
     return tuple(names)

@@ -47,8 +47,9 @@ from dreamstill.pipelines.process import seeded_process
 from dreamstill.pipelines.run_directory import open_run_directory, read_summary
 from dreamstill.pipelines.saved_networks import check_saveable, read_network, save_network
 from dreamstill.pipelines.stages import STAGES, StageContext, check_layers, check_stages
-from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
+from dreamstill.pipelines.synthesize import fingerprints_of, own_images
 from dreamstill.profiling import measure_size
+from dreamstill.progress import OnProgress
 from dreamstill.synthesis.validation_set import ValidationSet, validation_set
 from dreamstill.teacher import Teacher
 

@@ -28,7 +28,7 @@ from dreamstill.config import (
 )
 from dreamstill.continual.config import LearnClassesConfig
 from dreamstill.distillation.config import DistillConfig
-from dreamstill.errors import ConfigError, shown
+from dreamstill.errors import ConfigError, quoted
 from dreamstill.exporters.config import MOST_SEEN, Int8Config
 from dreamstill.graph.config import kept_share
 from dreamstill.loaders.config import NO_TEACHER, TeacherFile
@@ -264,7 +264,7 @@ def _stage(task: Any) -> Any:
     """Return the configuration class of a task; raise ConfigError if it is unknown."""
     if not isinstance(task, str) or task not in STAGE_CONFIGS:
         close = did_you_mean(task, STAGE_CONFIGS) if isinstance(task, str) else ""
-        raise ConfigError(f"unknown task {shown(task)}{close}; known: {', '.join(STAGE_CONFIGS)}")
+        raise ConfigError(f"unknown task {quoted(task)}{close}; known: {', '.join(STAGE_CONFIGS)}")
     return STAGE_CONFIGS[task]
 
 
@@ -327,11 +327,11 @@ def read_job(kind: Any, plain: dict[str, Any]) -> Any:
         if name not in (*names, "preset", "stage"):
             close = did_you_mean(name, names)
             raise ConfigError(
-                f"unknown setting {shown(name)[1:-1]}{close}; known: {', '.join(names)}"
+                f"unknown setting {quoted(name)[1:-1]}{close}; known: {', '.join(names)}"
             )
     table = plain.get("teacher", {})
     if not isinstance(table, dict):
-        raise ConfigError(f"teacher must be a table of settings; got {shown(table)}")
+        raise ConfigError(f"teacher must be a table of settings; got {quoted(table)}")
     if "weights" not in table:
         raise ConfigError(NO_TEACHER)
     preset, method = plain.pop("preset", None), plain.get("method")

@@ -10,8 +10,9 @@ from dreamstill.files.reading import StrPath
 from dreamstill.loaders.config import TeacherFile
 from dreamstill.loaders.teacher_file import open_from
 from dreamstill.pipelines.config import DistillJob
-from dreamstill.pipelines.jobs import OnProgress, distill_with_baselines
+from dreamstill.pipelines.jobs import distill_with_baselines
 from dreamstill.pipelines.summary import export_run, summarize
+from dreamstill.progress import OnProgress
 from dreamstill.report import write_report
 from dreamstill.synthesis.config import StructuredNoiseConfig
 

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from dreamstill.nn.seeded import seeded
 from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.process import _process_rng, _set_process_rng, seeded_process
 from dreamstill.pipelines.run_directory import open_run_directory
+from dreamstill.pipelines.synthesize import fingerprints_of
 from dreamstill.process_group import (
     check_processes,
     from_main,
@@ -49,7 +49,7 @@ from dreamstill.process_group import (
     rank,
     sum_over_processes,
 )
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress
 from dreamstill.synthesis.base import Method
 from dreamstill.synthesis.methods.fastdfkd import FastDfkd
 from dreamstill.synthesis.registry import open_synthesizer
@@ -115,7 +115,7 @@ def distill(
     *,
     resume: bool = False,
     steps: int | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> nn.Module:
     """Run a distillation in `folder`, or resume it from its last checkpoint.
 
@@ -145,9 +145,7 @@ def distill(
         )
     _check_competition(job)
     images = load_unlabelled(job.images, teacher.input_spec) if job.images else None
-    fingerprints = {"teacher": teacher.fingerprint}
-    if images is not None:
-        fingerprints["images"] = digest(images.numpy().reshape(-1).data)
+    fingerprints = fingerprints_of(teacher, images=images)
     check_processes(teacher.capabilities.budget, teacher.device)
     with (
         seeded_process(job.seed + rank(), job.device),
@@ -184,7 +182,7 @@ def _distillation(
     job: DistillJob,
     teacher: Teacher,
     images: Tensor | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> tuple[Distillation, Start]:
     """Return the distillation of a job before its first step, and how its student starts."""
     rng = torch.Generator(device=job.device).manual_seed(job.seed)
@@ -260,7 +258,7 @@ def _follow(
     job: DistillJob,
     work: Distillation,
     start: Start,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> nn.Module:
     """Run a distillation to its end, from its checkpoint if there is one."""
     sentences, memory = plan(work, start, job.source), memory_estimate(work)

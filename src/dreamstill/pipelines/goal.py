@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from dreamstill.config import Float, Text, above, config_class, no_effect, within
-from dreamstill.errors import ConfigError, shown
+from dreamstill.errors import ConfigError, quoted
 from dreamstill.graph.config import kept_share
 from dreamstill.pipelines.config import ImagesJob
 
@@ -101,7 +101,7 @@ def parse_goal(text: str) -> Goal:
         hint = f" (did you mean {text}B?)"
     raise ConfigError(
         f"to must be int8, w4, half, quarter, a factor such as 10x, or a size such as 500KB or "
-        f"1.5MB; got {shown(text)}{hint}"
+        f"1.5MB; got {quoted(text)}{hint}"
     )
 
 

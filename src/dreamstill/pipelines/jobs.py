@@ -1,7 +1,6 @@
 """Inspect a teacher, and run a distillation with its baselines and its report."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from dreamstill.pipelines.config import DistillJob
 from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.summary import summarize
 from dreamstill.process_group import from_main, is_main
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress
 from dreamstill.quiet import without_messages
 from dreamstill.report import write_report
 from dreamstill.synthesis.methods.knowledge_within import data_similarity
@@ -27,8 +26,6 @@ from dreamstill.teacher import Teacher
 __all__ = ["distill_and_report", "distill_with_baselines", "inspect"]
 
 log = logging.getLogger(__name__)
-
-OnProgress = Callable[[Progress], None]
 
 
 def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:

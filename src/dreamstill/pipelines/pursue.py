@@ -35,8 +35,9 @@ from dreamstill.pipelines.goal import PACKED, GoalJob
 from dreamstill.pipelines.run_directory import open_run_directory, read_summary
 from dreamstill.pipelines.search import Prepared, Search
 from dreamstill.pipelines.stages import STAGES, StageContext, check_layers
-from dreamstill.pipelines.synthesize import OnProgress, fingerprints_of, own_images
+from dreamstill.pipelines.synthesize import fingerprints_of, own_images
 from dreamstill.profiling import measure_latency, measure_size
+from dreamstill.progress import OnProgress
 from dreamstill.report.verdict import verdict_of_goal
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher

@@ -38,7 +38,7 @@ from dreamstill.pipelines.compress import Made, other_stage, run_stages
 from dreamstill.pipelines.config import CompressJob, StageConfig
 from dreamstill.pipelines.distill import open_student
 from dreamstill.pipelines.goal import PACKED, GoalJob
-from dreamstill.pipelines.synthesize import OnProgress
+from dreamstill.progress import OnProgress
 from dreamstill.synthesis.validation_set import ValidationSet
 from dreamstill.teacher import Teacher
 

@@ -51,8 +51,7 @@ from dreamstill.pipelines.config import (
     StageConfig,
 )
 from dreamstill.pipelines.distill import open_student
-from dreamstill.pipelines.synthesize import OnProgress
-from dreamstill.progress import Progress, start_kept
+from dreamstill.progress import OnProgress, Progress, start_kept
 from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = [

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from dreamstill.process_group import (
     state_of_this,
     sum_over_processes,
 )
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress, Progress
 from dreamstill.report import MOST_CLASSES
 from dreamstill.report.figures import class_rows, png
 from dreamstill.report.page import class_label
@@ -65,7 +65,6 @@ log = logging.getLogger(__name__)
 
 LARGE = 2**30
 """Bytes of images that are written once, and are read from the disk as they are needed."""
-OnProgress = Callable[[Progress], None]
 
 
 def draw_images(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dreamstill.config import from_plain, merge, to_plain
 from dreamstill.data.config import NO_AUGMENTATION
-from dreamstill.errors import ConfigError, shown
+from dreamstill.errors import ConfigError, quoted
 from dreamstill.synthesis.config import (
     CLOTHES,
     SCENES,
@@ -249,7 +249,7 @@ def method_config(name: str, plain: Any = None, preset: Any = None) -> Any:
     if isinstance(given, kind) and preset is None:
         return given
     if not isinstance(given, dict):
-        raise ConfigError(f"synthesis must be a table of settings; got {shown(given)}")
+        raise ConfigError(f"synthesis must be a table of settings; got {quoted(given)}")
     if preset is not None:
         given = merge(to_plain(_preset(name, preset).synthesis), given)
     return from_plain(kind, given, "synthesis")
@@ -275,5 +275,5 @@ def _preset(name: str, preset: Any) -> Preset:
     presets = PRESETS.get(name, {})
     if not isinstance(preset, str) or preset not in presets:
         known = ", ".join(presets) or "none"
-        raise ConfigError(f"{name} has no preset {shown(preset)}; known: {known}")
+        raise ConfigError(f"{name} has no preset {quoted(preset)}; known: {known}")
     return presets[preset]

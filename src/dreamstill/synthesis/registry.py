@@ -111,7 +111,7 @@ def open_synthesizer(
     if missing := missing_capabilities(name, teacher):
         able = [other for other in METHODS if not missing_capabilities(other, teacher)]
         raise TeacherError(
-            f"{name} needs {missing[0]}, which the teacher does not offer; "
+            f"{name} needs {missing[0]}, which the teacher lacks; "
             f"methods that it can serve: {', '.join(able)}"
         )
     synthesizer: Method = METHODS[name].synthesizer(teacher, config, rng=rng)

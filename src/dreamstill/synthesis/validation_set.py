@@ -5,7 +5,6 @@ toward its BatchNorm statistics and toward certainty. Without this, a student th
 the teacher's data can agree on them as often as one that does.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean
 from weakref import WeakKeyDictionary
@@ -17,7 +16,7 @@ from torch import Tensor
 from dreamstill.data.batch import answered
 from dreamstill.nn.hooks import probed_at_once, shown_at_once
 from dreamstill.output_spec import OutputKind, decisions
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress, Progress
 from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence, measured_divergence
 from dreamstill.synthesis.methods.image_programs import ImagePrograms, ImageProgramsConfig
 from dreamstill.teacher import Teacher
@@ -49,7 +48,7 @@ _made: WeakKeyDictionary[Teacher, dict[int, ValidationSet]] = WeakKeyDictionary(
 
 
 def validation_set(
-    teacher: Teacher, num: int, on_progress: Callable[[Progress], None] = lambda progress: None
+    teacher: Teacher, num: int, on_progress: OnProgress = lambda progress: None
 ) -> ValidationSet:
     """Return the teacher's `num` validation images; they are made in the first call."""
     made = _made.setdefault(teacher, {})
@@ -58,7 +57,7 @@ def validation_set(
     return made[num]
 
 
-def _make(teacher: Teacher, num: int, on_progress: Callable[[Progress], None]) -> ValidationSet:
+def _make(teacher: Teacher, num: int, on_progress: OnProgress) -> ValidationSet:
     spec, rng = teacher.input_spec, torch.Generator(teacher.device).manual_seed(SEED)
     together = min(num, max(TOGETHER, probed_at_once(spec.shape)))
     method = ImagePrograms(teacher, ImageProgramsConfig(batch_size=together), rng=rng)

@@ -5,8 +5,6 @@ and sharing is distillation from the teacher on synthetic or real images; LAMP (
 chooses the densities of all layers together. `file_format` writes the file.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -17,7 +15,7 @@ from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import TeacherError
 from dreamstill.graph.modules import shared_weights
 from dreamstill.nn.copying import copy_network
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress
 from dreamstill.teacher import Teacher
 
 __all__ = ["PackConfig", "pack", "weights_of"]
@@ -113,7 +111,7 @@ def pack(
     *,
     rng: torch.Generator,
     model: nn.Module | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> nn.Module:
     """Return a copy of a network with pruned and shared weights, ready for `save_packed`.
 

@@ -9,7 +9,7 @@ et al. 2020) for the bits of each layer (`sensitivity`); AdaRound and QDrop for 
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from statistics import fmean
 
@@ -31,7 +31,7 @@ from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of, watched
 from dreamstill.nn.quantized import Logarithm, QuantizedLayer, fake_quantize, input_grid
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress
 from dreamstill.teacher import Teacher
 
 __all__ = [
@@ -200,7 +200,7 @@ def quantize(
     *,
     rng: torch.Generator,
     model: nn.Module | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> nn.Module:
     """Return a quantized copy of a network, calibrated, rounded and fine-tuned on images.
 

@@ -8,7 +8,7 @@ one, after the blocks before it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from dreamstill.input_spec import InputSpec
 from dreamstill.nn.hooks import some_of, watched
 from dreamstill.nn.quantized import QuantizedLayer
 from dreamstill.output_spec import logits_of
-from dreamstill.progress import Progress
+from dreamstill.progress import OnProgress, Progress
 
 __all__ = [
     "SoftRounding",
@@ -181,7 +181,7 @@ def learn_rounding(
     config: QuantizeConfig,
     *,
     rng: torch.Generator,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> None:
     """Learn the rounding of all quantized layers, in place.
 

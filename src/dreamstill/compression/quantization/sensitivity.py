@@ -90,7 +90,7 @@ def mixed_bits(
         if not steps:
             least = sum(sizes[name] * b for name, b in bits.items()) / (8 * sum(sizes.values()))
             raise ConfigError(
-                f"size {share} cannot be met: with the fewest bits, and first_last_bits where they "
+                f"keep {share} cannot be met: with the fewest bits, and first_last_bits where they "
                 f"count, it is {least:.3f}"
             )
         _, name, lower_bits = min(steps)

@@ -75,7 +75,7 @@ class KnowledgeWithin(Method):
         if config.scheme is not Scheme.INCEPTION and not teacher.capabilities.batch_norm:
             raise TeacherError(
                 f"knowledge_within's scheme {config.scheme} needs batch_norm, which the teacher "
-                f"does not offer; {Scheme.INCEPTION} can do without"
+                f"lacks; {Scheme.INCEPTION} can do without"
             )
         super().__init__(teacher, config, rng=rng)
         self.turns = Turns(teacher.num_classes, rng.device)
