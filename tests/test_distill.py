@@ -183,10 +183,30 @@ class TestModelSelector:
         assert not selector.validate(Answer(1), 3).best
         assert selector.best_step == 2
 
-    def test_equal_agreement_falls_to_the_lower_kl(self) -> None:
-        selector = self.make()
-        selector.validate(Answer(0, margin=30.0), 1)
-        assert selector.validate(Answer(0, margin=1.0), 2).best
+    @pytest.mark.parametrize(
+        ("validations", "chosen"),
+        [
+            ([(0.90, 0.5), (0.95, 0.9)], 2),  # 5 points are no chance, whatever the KL
+            ([(0.95, 0.5), (0.96, 0.4), (0.955, 0.3)], 3),  # half a point can be, of 1,000 images
+            ([(1.0, 0.030), (0.998, 0.020)], 2),
+            ([(1.0, 0.020), (0.998, 0.030)], 1),
+            ([(0.95, 0.3), (0.99, 0.5), (0.95, 0.1)], 2),
+            ([(0.980, 0.50), (0.972, 0.45), (0.964, 0.40)], 2),  # it does not drift down
+            ([(0.98, 0.5), (0.98, 0.5)], 2),  # the later of equal ones
+        ],
+    )
+    def test_the_kl_decides_where_the_images_cannot_tell_agreements_apart(
+        self,
+        validations: list[tuple[float, float]],
+        chosen: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        selector, found = self.make(), iter(validations)
+        selector.validation = ValidationSet(torch.zeros(1000, 1, 8, 8), torch.zeros(1000, 4))
+        monkeypatch.setattr(selector, "measure", lambda student: next(found))
+        for step in range(1, len(validations) + 1):
+            selector.validate(Answer(0), step)
+        assert selector.best_step == chosen
 
     def test_the_best_student_is_a_copy(self) -> None:
         selector, student = self.make(), Answer(0)

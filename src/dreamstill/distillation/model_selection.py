@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dreamstill.evaluation import agreement, answers, divergence
+from dreamstill.formatting import half_interval
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode
@@ -47,17 +48,30 @@ class ModelSelector:
         self.validation, self.spec, self.kind = validation, spec, kind
         self.best: nn.Module | None = None
         self.best_step = 0
-        self.highest = (-1.0, 0.0)
-        """Agreement and negative KL of the best student."""
+        self.chosen = (-1.0, 0.0)
+        """Agreement and KL of the best student."""
+        self.highest = -1.0
+        """The highest agreement so far."""
 
     def validate(self, student: nn.Module, step: int) -> Validation:
-        """Measure the student; it is the best if its agreement is, or if equal its KL is lower."""
+        """Measure the student, and keep a copy if it is the best so far.
+
+        That is the one with the lowest KL of those whose agreement the validation images cannot
+        tell from the highest: an image more or less decides nothing.
+        """
         share, kl = self.measure(student)
-        best = (share, -kl) >= self.highest
+        self.highest = max(self.highest, share)
+        least = self.highest - self._uncertain(self.highest)
+        best = self.chosen[0] < least or (share >= least and kl <= self.chosen[1])
         if best:
-            self.best, self.best_step = copy_network(student), step
-            self.highest = (share, -kl)
+            self.best, self.best_step, self.chosen = copy_network(student), step, (share, kl)
         return Validation(share, kl, best)
+
+    def _uncertain(self, share: float) -> float:
+        """Return by how much agreements may differ by chance; R2, of values, is taken as it is."""
+        if self.kind is OutputKind.VALUES:
+            return 0.0
+        return half_interval(share, len(self.validation.images))
 
     @torch.no_grad()
     def measure(self, student: nn.Module) -> tuple[float, float]:
@@ -72,13 +86,14 @@ class ModelSelector:
         return {
             "best": self.best.state_dict() if self.best is not None else None,
             "best_step": self.best_step,
+            "chosen": self.chosen,
             "highest": self.highest,
         }
 
     def load_state_dict(self, state: dict[str, Any], student: nn.Module) -> None:
         """Continue from a state; `student` lends its architecture to the best one."""
         self.best_step, self.best = state["best_step"], None
-        self.highest = state["highest"]
+        self.chosen, self.highest = state["chosen"], state["highest"]
         if state["best"] is not None:
             self.best = copy_network(student)
             self.best.load_state_dict(state["best"])
