@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import dreamstill as ds
 from dreamstill.cli.main import main
 from dreamstill.errors import ConfigError, TeacherError, first_line
 from dreamstill.loaders.card import laid_upon
+from dreamstill.loaders.hub import _offline
 from toys import SPEC, SmallCnn
 
 
@@ -170,6 +172,38 @@ def test_torchvision_opens_by_name_with_the_weights_of_a_file(tmp_path: Path) ->
     torch.testing.assert_close(teacher(inputs), network(inputs), rtol=1e-4, atol=1e-4)
     with pytest.raises(TeacherError, match="not on this machine"):
         ds.load_teacher("torchvision:squeezenet1_1")
+
+
+def test_torchvision_opens_a_network_for_segmentation_without_its_backbones_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a download")
+
+    models = _library("torchvision").models
+    name = "lraspp_mobilenet_v3_large"
+    network = models.get_model(name, weights=None, weights_backbone=None).eval()
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refused)
+    spec = ds.InputSpec((3, 64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    teacher = ds.load_teacher(f"torchvision:{name}@{tmp_path / 'w.pt'}", input_spec=spec)
+    assert teacher.output_kind == "dense"
+    with pytest.raises(TeacherError, match="shape"):
+        ds.load_teacher(f"torchvision:{name}@{tmp_path / 'w.pt'}")
+
+
+def test_the_hubs_client_is_offline_also_where_it_was_imported_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    constants = types.ModuleType("huggingface_hub.constants")
+    constants.HF_HUB_OFFLINE = False  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with _offline():
+        assert constants.HF_HUB_OFFLINE  # type: ignore[attr-defined]
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert not constants.HF_HUB_OFFLINE  # type: ignore[attr-defined]
+    assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_transformers_opens_a_folder(tmp_path: Path) -> None:
