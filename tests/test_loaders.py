@@ -200,9 +200,9 @@ def test_the_hubs_client_is_offline_also_where_it_was_imported_before(
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with _offline():
-        assert constants.HF_HUB_OFFLINE  # type: ignore[attr-defined]
+        assert constants.HF_HUB_OFFLINE
         assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert not constants.HF_HUB_OFFLINE  # type: ignore[attr-defined]
+    assert not constants.HF_HUB_OFFLINE
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
