@@ -1,11 +1,13 @@
 """The teacher's validation set: what the steps on its pixels do."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 import toys
+from dreamstill.synthesis import validation_set as validating
 from dreamstill.synthesis.batch_norm_statistics import batch_norm_divergence
-from dreamstill.synthesis.validation_set import steered
+from dreamstill.synthesis.validation_set import steered, validation_set
 from dreamstill.teacher import Teacher
 
 
@@ -43,3 +45,33 @@ def test_a_teacher_without_gradients_is_not_steered() -> None:
 
     teacher = Teacher(Rounding(), toys.SPEC)
     assert torch.equal(steered(teacher, inputs()), inputs())
+
+
+def test_a_quarter_of_the_images_is_mixed_and_the_others_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mixed = validation_set(toys.quadrant_teacher(), 64)
+    monkeypatch.setattr(validating, "MIXED", 65)  # none
+    plain = validation_set(toys.quadrant_teacher(), 64)
+    assert torch.equal(mixed.images[:48], plain.images[:48])
+    assert not torch.equal(mixed.images[48:], plain.images[48:])
+
+    def certainty(logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(1).amax(1).mean()
+
+    assert certainty(mixed.logits[48:]) < certainty(plain.logits[48:]) - 0.05
+    teacher = toys.quadrant_teacher()
+    assert torch.equal(teacher(toys.SPEC.encode(mixed.images)), mixed.logits)
+
+
+def test_images_are_mixed_pixel_by_pixel() -> None:
+    images = torch.stack([torch.full((1, 2, 2), value, dtype=torch.uint8) for value in (0, 200)])
+    made = validating._mixed(images, 100, torch.Generator().manual_seed(0)).float()
+    assert (made.flatten(1).amax(1) == made.flatten(1).amin(1)).all()  # one share for an image
+    assert 0 < made.mean() < 200
+    assert made.unique().numel() > 10
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_small_sets_are_made(num: int) -> None:
+    assert len(validation_set(toys.quadrant_teacher(), num).images) == num
