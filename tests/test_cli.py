@@ -86,6 +86,7 @@ def test_a_users_own_network_from_file_to_device(
     assert seen["batch_norm_layers"] == 2
     assert seen["last_linear"] == "head"
     assert "deepinversion" in seen["methods"]
+    assert seen["tasks"] == ["distill", "prune", "merge", "factorize", "quantize", "int8", "pack"]
 
     run = tmp_path / "run"
     settings = tmp_path / "settings.toml"
@@ -192,6 +193,15 @@ def test_metadata_and_evaluate_take_a_device(
         assert cli.main([*command, "cpu"]) == 0
 
 
+def test_inspect_warns_of_an_input_that_makes_all_images_one_class(
+    teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["inspect", str(teacher)]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert cli.main(["inspect", str(teacher), "--std", "9"]) == 0
+    assert "check the mean and std of its input" in capsys.readouterr().err
+
+
 def test_synthesize_writes_images_that_the_teacher_answers(
     teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +246,7 @@ def job_of(*options: str) -> DistillJob:
 
 
 def test_images_that_are_written_stay_when_their_picture_fails(
-    teacher: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*_: object) -> bytes:
         raise KeyboardInterrupt
@@ -245,6 +255,8 @@ def test_images_that_are_written_stay_when_their_picture_fails(
     out = teacher.parent / "stopped"
     arguments = ["synthesize", "--teacher.weights", str(teacher), "--out", str(out)]
     assert cli.main([*arguments, "--num-images", "50"]) == 130
+    stopped = "dreamstill: stopped; the same command with --resume goes on\n"
+    assert capsys.readouterr().err.endswith(stopped)
     with np.load(out / "images.npz") as made:
         assert made["x"].shape == (50, 1, 8, 8)
 

@@ -38,6 +38,7 @@ from dreamstill.pipelines.summary import read_run
 from dreamstill.profiling import count_macs
 from dreamstill.report import write_goal_report
 from dreamstill.report.model_card import model_card
+from dreamstill.report.verdict import verdict_of_goal
 from dreamstill.synthesis.validation_set import validation_set
 from dreamstill.teacher import Teacher
 
@@ -143,7 +144,7 @@ def test_a_text_that_is_no_goal_is_refused_with_its_value(text: str) -> None:
 
 
 def test_a_goal_in_the_words_of_others_is_answered_with_ours() -> None:
-    for text, ours in (("int4", "w4"), ("20000", "20000B")):
+    for text, ours in (("int4", "w4"), ("20000", "20000B"), ("60", "60KB")):
         with pytest.raises(ConfigError, match=f"got '{text}' .did you mean {ours}?"):
             parse_goal(text)
 
@@ -254,6 +255,18 @@ def test_a_packed_file_that_is_far_too_large_is_packed_again(search: Search) -> 
     search.adapt(next(f for f in families(search.teacher, search.job) if f.name == "pack"), 4)
     assert {record["task"] for record in search.records} == {"pack"}
     assert len(search.records) > 1
+
+
+def test_what_the_minutes_left_untried_is_said(half: Run, search: Search) -> None:
+    assert "had been tried" not in half.summary["recommendation"]
+    assert half.summary["not_tried"] == []
+    stopped = half.summary | {"not_tried": ["factorize", "int8"], "images": ""}
+    said = verdict_of_goal(stopped)
+    assert "The minutes were over before factorize, int8 had been tried: resume with more." in said
+    assert said.endswith("Accuracy on real images is unknown: none were given.")
+    before = search.not_tried
+    search.attempt(StageConfig(task="prune", config=PruneConfig(rounds=1, finetune=None)))
+    assert search.not_tried == [name for name in before if name != "prune"]
 
 
 def test_a_card_says_on_which_images_a_network_was_made(half: Run) -> None:

@@ -9,8 +9,8 @@ __all__ = ["OnProgress", "Progress", "start_kept"]
 def start_kept(steps: int) -> str:
     """Return a message that no step improved on the start, with advice."""
     return (
-        f"none of the {steps:,} steps improved on the start, which was kept: lower the learning "
-        "rate, or leave the steps out"
+        f"none of the {steps:,} steps improved on the start, which was kept: take more steps or a "
+        "lower learning rate, or leave the steps out"
     )
 
 

@@ -25,7 +25,7 @@ from dreamstill.pipelines.config import CompressJob, DistillJob
 from dreamstill.pipelines.demo import demo
 from dreamstill.pipelines.finished import measure_network, measure_run, read_job_of
 from dreamstill.pipelines.goal import GoalJob
-from dreamstill.pipelines.jobs import distill_and_report, inspect
+from dreamstill.pipelines.jobs import distill_and_report, inspect, warn_of_input
 from dreamstill.pipelines.pursue import run_goal
 from dreamstill.pipelines.summary import export_network, export_run, read_run
 from dreamstill.pipelines.synthesize import synthesize
@@ -51,6 +51,7 @@ def _inspect(arguments: argparse.Namespace) -> Any:
     images = _option(arguments, "images")
     teacher = open_from(_teacher_file(plain), device=_device(arguments))
     result = inspect(teacher, images)
+    warn_of_input(teacher)
     if not arguments.json:
         print_rows("teacher", result)
         print_next("dreamstill distill ... --student module:function --out DIR")

@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if _rank():
             return 130
-        more = "; it goes on with --resume" if _can_resume(arguments) else ""
-        print(f"dreamstill: stopped{more}", file=sys.stderr)
+        print(f"dreamstill: stopped{_how_to_resume(arguments)}", file=sys.stderr)
         return 130
     return int(isinstance(result, dict) and bool(result.get("missed")))
 
@@ -130,13 +129,17 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
-def _can_resume(arguments: argparse.Namespace) -> bool:
-    """Tell whether the command supports --resume and its directory holds a run."""
+def _how_to_resume(arguments: argparse.Namespace) -> str:
+    """Return the end of a sentence that says how a run goes on, or "" where it does not."""
     from dreamstill.pipelines.run_directory import is_vacant
 
     resume, out = (getattr(arguments, name, None) for name in ("resume", "out"))
     folder = Path(resume if isinstance(resume, str) else out or "")
-    return hasattr(arguments, "resume") and not is_vacant(folder)
+    if not hasattr(arguments, "resume") or is_vacant(folder):
+        return ""
+    if arguments.command == "distill":
+        return f"; it goes on with: dreamstill distill --resume {folder}"
+    return "; the same command with --resume goes on"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -124,7 +124,15 @@ COMMANDS: dict[str, Command] = {
     "prune": Command(
         "Remove the least important channels, then fine-tune.",
         ImagesJob,
-        (*TEACHER, *IMAGES, "prune.keep", "prune.target", "prune.importance", "prune.rounds"),
+        (
+            *TEACHER,
+            *IMAGES,
+            "prune.keep",
+            "prune.target",
+            "prune.importance",
+            "prune.rounds",
+            "prune.finetune.steps",
+        ),
     ),
     "merge": Command(
         "Merge neurons and filters that do nearly the same.",

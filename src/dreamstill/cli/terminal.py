@@ -293,7 +293,10 @@ def print_compression(summary: dict[str, Any], folder: Path) -> None:
         for text in stage.get("warnings", []):
             print(f"{stage['task']}: {text}")
     for file in [f for stage in summary["stages"] for f in stage.get("files", [])]:
-        print(f"{file['path']}, {file['bytes']:,} bytes")
+        text = f"{file['path']}, {file['bytes']:,} bytes"
+        if "agreement" in file:
+            text += f", agreement {percent(file['agreement'])} on images that did not calibrate it"
+        print(text)
     print(", ".join(summary.get("network", ())) or summary["not_exported"])
     print(folder / "report.html")
 

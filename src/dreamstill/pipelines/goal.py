@@ -98,7 +98,7 @@ def parse_goal(text: str) -> Goal:
         return Goal(text, size=num)
     hint = " (did you mean w4?)" if low in FOUR_BITS else ""
     if text.isdecimal():
-        hint = f" (did you mean {text}B?)"
+        hint = f" (did you mean {text}{'KB' if int(text) < 1000 else 'B'}?)"
     raise ConfigError(
         f"to must be int8, w4, half, quarter, a factor such as 10x, or a size such as 500KB or "
         f"1.5MB; got {quoted(text)}{hint}"

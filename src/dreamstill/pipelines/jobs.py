@@ -6,30 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from dreamstill.config import read_plain
+from dreamstill.data.class_coverage import warn_of_classes
 from dreamstill.data.images import load_real, load_unlabelled
 from dreamstill.distillation.suiting import check_baselines
-from dreamstill.errors import RunError
+from dreamstill.errors import ConfigError, RunError
 from dreamstill.files.reading import StrPath, understood
 from dreamstill.formatting import BASELINES
 from dreamstill.loaders.teacher_file import open_from
-from dreamstill.pipelines.config import DistillJob
+from dreamstill.pipelines.candidates import refusal
+from dreamstill.pipelines.config import STAGE_CONFIGS, DistillJob, StageConfig
 from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.summary import summarize
+from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.process_group import from_main, is_main
 from dreamstill.progress import OnProgress
 from dreamstill.quiet import without_messages
 from dreamstill.report import write_report
 from dreamstill.synthesis.methods.knowledge_within import data_similarity
-from dreamstill.synthesis.registry import METHODS, missing_capabilities
+from dreamstill.synthesis.registry import DEFAULT_METHOD, METHODS, missing_capabilities
 from dreamstill.teacher import Teacher
 
-__all__ = ["distill_and_report", "distill_with_baselines", "inspect"]
+__all__ = ["distill_and_report", "distill_with_baselines", "inspect", "warn_of_input"]
 
 log = logging.getLogger(__name__)
 
+NUM_DRAWN = 128
+"""Images that `warn_of_input` looks at."""
+
 
 def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
-    """Return the input, size, capabilities and usable methods of a teacher, as plain values.
+    """Return the input, size, capabilities, tasks and methods of a teacher, as plain values.
 
     With unlabeled images (.npz with x), includes their `data_similarity` to the training data.
     """
@@ -49,9 +55,34 @@ def inspect(teacher: Teacher, images: StrPath | None = None) -> dict[str, Any]:
         "batch_norm_layers": len(capabilities.batch_norm),
         "last_linear": capabilities.last_linear,
         "penultimate_features": capabilities.num_features,
+        "tasks": [name for name in STAGE_CONFIGS if _applies(name, teacher)],
         "methods": [name for name in METHODS if not missing_capabilities(name, teacher)],
         "fingerprint": teacher.fingerprint,
     }
+
+
+def _applies(task: str, teacher: Teacher) -> bool:
+    """Tell whether a task with default settings can run on a network."""
+    if task == "distill":
+        return True
+    try:
+        stage = StageConfig(task=task, config=STAGE_CONFIGS[task]())
+    except ConfigError:  # it has a setting without a default, such as new classes
+        return False
+    return refusal([stage], teacher) is None
+
+
+def warn_of_input(teacher: Teacher) -> list[str]:
+    """Warn if drawn images are nearly all of one class: most often mean or std are wrong.
+
+    Returns the warning, which is logged as well; empty without one. A black box is not asked.
+    """
+    if teacher.capabilities.budget is not None:
+        return []
+    method = METHODS[DEFAULT_METHOD].config()
+    _, logits = draw_images(teacher, DEFAULT_METHOD, method, NUM_DRAWN, seed=0)
+    counts = teacher.output_spec.counts(logits)
+    return warn_of_classes(counts, NUM_DRAWN, kind=teacher.output_kind)
 
 
 def distill_and_report(

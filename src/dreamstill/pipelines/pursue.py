@@ -166,7 +166,7 @@ def _plan(search: Search) -> list[str]:
         )
         memory = memory_on_images(search.teacher, FinetuneConfig(batch_size=BATCH), num)
         sentences.append(
-            f"It takes {images}, at most {job.minutes:g} minutes beside the candidate that is "
+            f"It takes {images}, at most {duration(60 * job.minutes)} beside the candidate that is "
             f"under way then, and about {bytes_of_memory(memory)} of memory, by an estimate, "
             "beside PyTorch's own."
         )
@@ -238,7 +238,7 @@ def _finished(
         "warnings": warnings,
         "validation_images": len(search.prepared.validation.images),
         "seconds": round(search.seconds, 1),
-        "out_of_time": search.seconds_left <= 0,
+        "not_tried": search.not_tried if search.seconds_left <= 0 else [],
     }
     summary["recommendation"] = verdict_of_goal(summary)
     write_json(folder / "summary.json", summary)

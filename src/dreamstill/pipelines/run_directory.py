@@ -172,7 +172,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     plain = read_plain(path)
     if digests.is_file() and read_plain(digests).get("settings") != settings_digest(plain):
         raise RunError(
-            f"{path} was edited after the run began: put back what it said, or start another run"
+            f"{path} was edited after the run began, or is of another version: put back what it "
+            "said, or start another run"
         )
     return plain
 

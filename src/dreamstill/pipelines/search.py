@@ -141,6 +141,12 @@ class Search:
         return [family.name for family in self.families] + ["int8"] * self.int8
 
     @property
+    def not_tried(self) -> list[str]:
+        """Names of the tasks that apply and are part of no candidate."""
+        tried = {task for record in self.records for task in record["task"].split(" + ")}
+        return [name for name in self.applicable if name not in tried]
+
+    @property
     def seconds(self) -> float:
         """Seconds of the preparation and of all finished candidates."""
         return self.prepared.seconds + float(sum(record["seconds"] for record in self.records))

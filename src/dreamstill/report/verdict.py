@@ -76,7 +76,11 @@ def verdict_of_goal(summary: Mapping[str, Any]) -> str:
         f"{words_of(summary).agrees.format(share)}, a predicted loss of {loss:.1f} points."
     )
     missed = f"The goal was missed: {'; '.join(summary['missed'])}. " if summary["missed"] else ""
-    return missed + text + _latency_of_file(summary)
+    text = missed + text + _latency_of_file(summary)
+    if summary["not_tried"]:
+        tasks = ", ".join(summary["not_tried"])
+        text += f" The minutes were over before {tasks} had been tried: resume with more."
+    return text if summary["images"] else f"{text} {NO_REAL_IMAGES}"
 
 
 def _latency_of_file(summary: Mapping[str, Any]) -> str:
