@@ -1,9 +1,9 @@
 """Progress of long-running tasks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["OnProgress", "Progress", "start_kept"]
+__all__ = ["OnProgress", "Progress", "start_kept", "under"]
 
 
 def start_kept(steps: int) -> str:
@@ -29,3 +29,12 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 """What a caller is told by."""
+
+
+def under(title: str, on_progress: OnProgress) -> OnProgress:
+    """Return a callback that puts a title before the stage of what it is told.
+
+    >>> under("round 2 of 4", print)(Progress("distill", 1, 500, {}))
+    Progress(stage='round 2 of 4: distill', done=1, total=500, record={})
+    """
+    return lambda step: on_progress(replace(step, stage=f"{title}: {step.stage}"))

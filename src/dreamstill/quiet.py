@@ -11,11 +11,11 @@ __all__ = ["quiet", "quiet_native", "without_messages"]
 
 
 @contextlib.contextmanager
-def without_messages() -> Iterator[None]:
-    """Suppress this package's own messages and warnings inside the context."""
+def without_messages(*, below: int = logging.ERROR) -> Iterator[None]:
+    """Suppress this package's own messages below a level inside the context."""
     logger = logging.getLogger("dreamstill")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(below)
     try:
         yield
     finally:

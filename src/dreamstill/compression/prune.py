@@ -30,7 +30,7 @@ from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import probed_at_once, some_of
 from dreamstill.output_spec import OutputKind, decisions
 from dreamstill.profiling import count_macs, measure_latency, measure_profile
-from dreamstill.progress import OnProgress
+from dreamstill.progress import OnProgress, under
 from dreamstill.teacher import Teacher, check_trainable
 
 __all__ = [
@@ -168,7 +168,7 @@ def prune(
                 config.finetune,
                 rng=rng,
                 inherited=of_teacher,
-                on_progress=on_progress,
+                on_progress=under(f"round {step} of {config.rounds}", on_progress),
             )
         cost = measure_profile(model, teacher.input_spec)
         skipped = tuple(name for name, _ in model.named_modules() if name in plan.skipped)

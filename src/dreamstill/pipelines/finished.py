@@ -1,5 +1,6 @@
 """Measure what is finished: the run of any command, or a network."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dreamstill.pipelines.pursue import run_goal
 from dreamstill.pipelines.run_directory import read_settings
 from dreamstill.pipelines.summary import open_run, read_as, read_run, summarize
 from dreamstill.profiling import measure_profile
+from dreamstill.quiet import without_messages
 from dreamstill.teacher import Teacher
 
 __all__ = ["Job", "measure_network", "measure_run", "read_job_of"]
@@ -62,9 +64,10 @@ def measure_run(
         raise ConfigError(f"device {device} has no effect: {folder} is measured on {job.device}")
     if not (folder / "summary.json").is_file():
         raise RunError(f"{folder} is not finished: resume the run first")
-    if isinstance(job, GoalJob):
-        return run_goal(folder, job, resume=True, real=real)
-    return run_compression(folder, job, resume=True, real=real)
+    with without_messages(below=logging.WARNING):  # such as what a search will try
+        if isinstance(job, GoalJob):
+            return run_goal(folder, job, resume=True, real=real)
+        return run_compression(folder, job, resume=True, real=real)
 
 
 def measure_network(teacher: Teacher, real: StrPath) -> dict[str, Any]:

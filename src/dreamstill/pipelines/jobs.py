@@ -1,7 +1,6 @@
 """Inspect a teacher, and run a distillation with its baselines and its report."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from dreamstill.pipelines.distill import distill
 from dreamstill.pipelines.summary import summarize
 from dreamstill.pipelines.synthesize import draw_images
 from dreamstill.process_group import from_main, is_main
-from dreamstill.progress import OnProgress
+from dreamstill.progress import OnProgress, under
 from dreamstill.quiet import without_messages
 from dreamstill.report import write_report
 from dreamstill.synthesis.methods.knowledge_within import data_similarity
@@ -131,7 +130,5 @@ def distill_with_baselines(
                 *(below, baseline, teacher),
                 steps=steps,
                 resume=resume and (below / "config.json").is_file(),
-                on_progress=lambda step, title=title: on_progress(  # type: ignore[misc]
-                    replace(step, stage=f"{title}: {step.stage}")
-                ),
+                on_progress=under(title, on_progress),
             )

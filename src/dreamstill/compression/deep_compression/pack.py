@@ -15,7 +15,7 @@ from dreamstill.distillation.finetune import finetune
 from dreamstill.errors import TeacherError
 from dreamstill.graph.modules import shared_weights
 from dreamstill.nn.copying import copy_network
-from dreamstill.progress import OnProgress
+from dreamstill.progress import OnProgress, under
 from dreamstill.teacher import Teacher
 
 __all__ = ["PackConfig", "pack", "weights_of"]
@@ -135,10 +135,11 @@ def pack(
     if not weights_of(model):
         raise TeacherError("there is no convolution or linear layer that can be packed")
 
-    def tune(model: nn.Module) -> nn.Module:
+    def tune(model: nn.Module, title: str) -> nn.Module:
         if config.finetune is None:
             return model
-        return finetune(teacher, model, images, config.finetune, rng=rng, on_progress=on_progress)
+        told = under(title, on_progress)
+        return finetune(teacher, model, images, config.finetune, rng=rng, on_progress=told)
 
     for step in range(1, config.rounds + 1):
         done = step / config.rounds
@@ -149,13 +150,13 @@ def pack(
             if parametrize.is_parametrized(layer):
                 parametrize.remove_parametrizations(layer, "weight")
             parametrize.register_parametrization(layer, "weight", Mask(masks[name]))
-        model = tune(model)
+        model = tune(model, f"round {step} of {config.rounds}")
     for layer in weights_of(model).values():
         parametrize.remove_parametrizations(layer, "weight")
         linear = isinstance(layer, nn.Linear)
         bits = config.linear_bits if linear else config.convolution_bits
         share(layer, bits)
-    model = tune(model)
+    model = tune(model, "shared weights")
     return model.eval().requires_grad_(False)
 
 
