@@ -169,7 +169,7 @@ def test_methods_that_need_classes_are_refused(kind: OutputKind) -> None:
     teacher = teacher_of(kind)
     able = [name for name in METHODS if not missing_capabilities(name, teacher)]
     assert able == ["image_programs", "noise", "structured_noise", "dfad"]
-    with pytest.raises(ds.TeacherError, match="dafl needs classes, which the teacher does not"):
+    with pytest.raises(ds.TeacherError, match="dafl needs classes, which the teacher lacks"):
         ds.synthesize(teacher, "dafl", num_images=4)
     with pytest.raises(ds.TeacherError, match=f"the outputs are {kind}"):
         ds.learn_classes(teacher, None, torch.zeros(1, 1, 8, 8, dtype=torch.uint8), [4])

@@ -640,7 +640,7 @@ def test_mixed_bits_go_down_where_it_costs_least() -> None:
     table = {"a": {4: 0.1, 8: 0.0}, "b": {4: 9.0, 8: 0.0}}
     assert mixed_bits(table, {"a": 100, "b": 100}, 0.75) == {"a": 4, "b": 8}
     assert mixed_bits(table, {"a": 100, "b": 100}, 0.5) == {"a": 4, "b": 4}
-    with pytest.raises(ConfigError, match=r"size 0\.4 cannot be met: .* it is 0\.500"):
+    with pytest.raises(ConfigError, match=r"keep 0\.4 cannot be met: .* it is 0\.500"):
         mixed_bits(table, {"a": 100, "b": 100}, 0.4)
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from dreamstill.evaluation import agreement, answers, divergence
-from dreamstill.formatting import half_interval
 from dreamstill.input_spec import InputSpec
 from dreamstill.nn.copying import copy_network
 from dreamstill.nn.hooks import eval_mode
@@ -15,6 +14,11 @@ from dreamstill.output_spec import OutputKind
 from dreamstill.synthesis.validation_set import ValidationSet
 
 __all__ = ["ModelSelector", "Validation"]
+
+MARGIN = 3
+"""Images on which students may agree less and be as good: by the rule of three, what agrees on all
+of N may still err on 3 / N. A wider margin lost accuracy at low agreements, where KL is a poor
+guide (3 bits, a quarter of the channels)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +56,22 @@ class ModelSelector:
         """Agreement and KL of the best student."""
         self.highest = -1.0
         """The highest agreement so far."""
+        self.margin = 0.0 if kind is OutputKind.VALUES else MARGIN / len(validation.images)
+        """Differences of agreement that say nothing; that of values is R2, and counts no images."""
 
     def validate(self, student: nn.Module, step: int) -> Validation:
         """Measure the student, and keep a copy if it is the best so far.
 
-        That is the one with the lowest KL of those whose agreement the validation images cannot
-        tell from the highest: an image more or less decides nothing.
+        That is the one with the lowest KL of those that agree on as many images as the best does,
+        but for MARGIN: one more says nothing of a student, and the KL looks at all of them.
         """
         share, kl = self.measure(student)
         self.highest = max(self.highest, share)
-        least = self.highest - self._uncertain(self.highest)
+        least = self.highest - self.margin
         best = self.chosen[0] < least or (share >= least and kl <= self.chosen[1])
         if best:
             self.best, self.best_step, self.chosen = copy_network(student), step, (share, kl)
         return Validation(share, kl, best)
-
-    def _uncertain(self, share: float) -> float:
-        """Return by how much agreements may differ by chance; R2, of values, is taken as it is."""
-        if self.kind is OutputKind.VALUES:
-            return 0.0
-        return half_interval(share, len(self.validation.images))
 
     @torch.no_grad()
     def measure(self, student: nn.Module) -> tuple[float, float]:
