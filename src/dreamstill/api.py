@@ -651,7 +651,7 @@ def compress(
 
 
 SCORES = {OutputKind.VALUES: {"accuracy": "r2"}, OutputKind.DENSE: {"accuracy": "mean_iou"}}
-"""What `evaluate` calls the figure that networks are compared by, where it is no accuracy."""
+"""Names in `evaluate` of the figure that networks are compared by, where it is no accuracy."""
 
 
 def evaluate(

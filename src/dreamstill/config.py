@@ -91,7 +91,7 @@ Text = Annotated[str, BeforeValidator(_as_text), AfterValidator(_without_null)]
 
 
 class OutputKind(StrEnum):
-    """What the outputs of a network say of an image."""
+    """Meaning of the outputs of a network."""
 
     CLASSES = "classes"
     """Which of K classes it is: a logit for each, (N, K)."""

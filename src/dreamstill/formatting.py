@@ -23,18 +23,18 @@ BASELINES = {"noise_baseline": "noise baseline", "real_data_bound": "real-data b
 
 
 class Words(NamedTuple):
-    """What the figures of a network are called."""
+    """Words for the figures of a network."""
 
     score: str
     """Title of the figure that networks are compared by."""
     right: str
-    """What a network does, with {} for that figure."""
+    """Verb and object of a sentence on that figure, {}."""
     of: str
-    """Of or on what."""
+    """Words that follow it: of or on which images."""
     other: str
     """The same of another network, in short."""
     agrees: str
-    """What it does on the teacher's validation images, with {} for the agreement."""
+    """Verb and object of a sentence on the agreement, {}, on the validation images."""
 
 
 WORDS = {

@@ -22,7 +22,7 @@ PRESENT = 0.005
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """What a network outputs: K classes or labels of an image, K values, or K classes of pixels.
+    """Outputs of a network: K classes or labels of an image, K values, or K classes of pixels.
 
     Args:
         num_classes: K; at least 2 classes, or 1 label or value.
@@ -57,14 +57,14 @@ class OutputSpec:
 
     @property
     def card(self) -> dict[str, Any]:
-        """What a card says of the outputs."""
+        """Entries of a card about the outputs."""
         kind = {"outputs": self.kind.value} if self.kind in UNSEEN else {}
         names = {"class_names": list(self.class_names)} if self.class_names else {}
         return {"num_classes": self.num_classes} | kind | names
 
     @property
     def record(self) -> dict[str, str]:
-        """What a summary says of outputs that are not the classes of images."""
+        """Entries of a summary about outputs that are not the classes of images."""
         return {} if self.kind is OutputKind.CLASSES else {"outputs": self.kind.value}
 
     @property

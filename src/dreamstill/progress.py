@@ -19,7 +19,7 @@ class Progress:
     """Progress after a synthesized batch or a training step."""
 
     stage: str
-    """What goes on, such as "synthesize", "distill", "learn" or "validation images"."""
+    """Name of the stage: "synthesize", "distill", "learn", "validation images" or another."""
     done: int
     total: int
     record: dict[str, float]
@@ -28,7 +28,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-"""What a caller is told by."""
+"""Callback that receives the progress."""
 
 
 def under(title: str, on_progress: OnProgress) -> OnProgress:

@@ -159,7 +159,7 @@ class Teacher:
 
     @property
     def output_kind(self) -> OutputKind:
-        """What the outputs say."""
+        """Meaning of the outputs."""
         return self.output_spec.kind
 
     @property

@@ -23,7 +23,7 @@ def check_pays(budget: int, num_validation: int) -> None:
 
 
 class Answers(StrEnum):
-    """What comes back for each image."""
+    """Kind of answer for each image."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
@@ -31,7 +31,7 @@ class Answers(StrEnum):
 
 
 class ImageFormat(StrEnum):
-    """What is sent for each image, (C, H, W)."""
+    """Form in which each image is sent, (C, H, W)."""
 
     INPUTS = "inputs"
     """float32, normalized by mean and std."""
@@ -44,9 +44,9 @@ class BlackBoxConfig:
     """Configuration of asking a teacher of which only the answers are known."""
 
     answers: Answers = Answers.LOGITS
-    """What comes back for each image: logits, probabilities, or labels, numbered from 0."""
+    """Kind of answer for each image: logits, probabilities, or labels, numbered from 0."""
     images: ImageFormat = ImageFormat.INPUTS
-    """What is sent: inputs, float32 and normalized, or pixels, uint8."""
+    """Form of the images that are sent: inputs, float32 and normalized, or pixels, uint8."""
     budget: Annotated[Int, at_least(1)] = 100_000
     """Most images ever sent, those that are sent again after a failure included; at least 1."""
     cache: Text | None = None

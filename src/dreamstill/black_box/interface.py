@@ -27,7 +27,7 @@ It raises ConnectionError or TimeoutError for a request that is worth sending ag
 LABEL_LOGIT = 20.0
 """Logit of the named class, where labels are all that is answered; those of the others are 0."""
 LEAST_PROBABILITY = 1e-7
-"""What counts for a probability of 0, whose logarithm is infinite: a float32 is no finer near 1."""
+"""Least probability, in place of 0 with its infinite logarithm: a float32 is no finer near 1."""
 LONGEST_WAIT = 60.0
 
 log = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ OF_JOB: dict[Any, tuple[Callable[[dict[str, Any], Path], None], Callable[[Path],
     CompressJob: (print_compression, write_compression_report),
     GoalJob: (print_goal, write_goal_report),
 }
-"""How the summary of a job is printed, and its page written."""
+"""Functions that print the summary of a job and write its page, by its class."""
 
 
 def _inspect(arguments: argparse.Namespace) -> Any:

@@ -49,7 +49,7 @@ class Target(StrEnum):
 
 
 class InputRange(StrEnum):
-    """How the range of a layer's input is chosen from its values on the images."""
+    """Rule for the range of a layer's input, from its values on the images."""
 
     MSE = "mse"
     PERCENTILE = "percentile"
@@ -57,7 +57,7 @@ class InputRange(StrEnum):
 
 
 class Rounding(StrEnum):
-    """How weights are rounded to their grid."""
+    """Rule for rounding weights to their grid."""
 
     NEAREST = "nearest"
     ADAROUND = "adaround"

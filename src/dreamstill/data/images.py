@@ -100,14 +100,14 @@ def load_real(path: StrPath, spec: InputSpec, outputs: OutputSpec) -> tuple[Tens
 
 
 NO_CLASS = 255
-"""What a pixel of no class has in place of a class."""
+"""Class number of pixels that have no class."""
 TRUTH = {
     OutputKind.CLASSES: "classes",
     OutputKind.LABELS: "labels",
     OutputKind.VALUES: "values",
     OutputKind.DENSE: "classes of pixels",
 }
-"""What the truth is called, by what the outputs say."""
+"""Words for the truth, by the meaning of the outputs."""
 
 
 def truth_of(y: NDArray[Any], num: int, outputs: OutputSpec, where: str) -> Tensor:

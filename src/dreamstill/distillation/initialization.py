@@ -15,7 +15,7 @@ __all__ = ["Start", "initialize"]
 
 
 class Start(NamedTuple):
-    """How a student starts."""
+    """Start of a student."""
 
     inherited: Mapping[str, Tensor] | None
     """By layer, which of the teacher's output channels the student has; None: it did not

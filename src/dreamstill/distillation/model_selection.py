@@ -23,7 +23,7 @@ guide (3 bits, a quarter of the channels)."""
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """How a student compares with its teacher on the validation images."""
+    """Comparison of a student with its teacher on the validation images."""
 
     agreement: float
     """How far student and teacher agree, 0 to 1: see `dreamstill.evaluation.agreement`."""

@@ -31,7 +31,7 @@ class TeacherFile:
     range: tuple[Float, Float] | None = None
     """Lowest and highest input value, in place of mean and std."""
     outputs: OutputKind | None = None
-    """What the network's outputs say: classes, labels (several may be right), values (regression)
+    """Meaning of the outputs: classes, labels (several may be right), values (regression)
     or dense (a class for every pixel). Default: classes, or dense by their shape."""
     num_classes: Int | None = None
     """Number of classes, labels or values, checked against the network."""
@@ -40,4 +40,4 @@ class TeacherFile:
     allow_pickle: Bool = False
     """Consent to run the code in a full pickle. Never for a file that you do not trust."""
     black_box: BlackBoxConfig | None = None
-    """How a teacher is asked of which only the answers are known."""
+    """Settings of a teacher of which only the answers are known."""

@@ -18,7 +18,7 @@ class Loaded:
     """A module that maps (N, C, H, W) to logits (N, K), for any N; or what answers, of a black
     box."""
     card: dict[str, Any] = field(default_factory=dict)
-    """What the file itself says, in the keys of CARD; a card beside it and flags win."""
+    """Entries that the file itself holds, by the keys of CARD; a card beside it and flags win."""
     factory: str = ""
     """Name of what built the network, for the fingerprint."""
     notes: tuple[str, ...] = ()

@@ -28,8 +28,8 @@ def read_job_of(folder: StrPath) -> Job:
     """Return the job of a run that makes a network; raise RunError if the directory holds none."""
     plain = read_settings(Path(folder))
     if "to" in plain:
-        return read_as(GoalJob, folder)
-    return read_as(CompressJob, folder) if "stages" in plain else read_run(folder)
+        return read_as(GoalJob, plain, folder)
+    return read_as(CompressJob, plain, folder) if "stages" in plain else read_run(folder)
 
 
 def measure_run(

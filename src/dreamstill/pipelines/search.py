@@ -57,7 +57,7 @@ FEWEST, MOST_STEPS = 100, 2000
 
 
 class Prepared(NamedTuple):
-    """What candidates are made and compared with, and what it took."""
+    """Images that candidates are made and compared with, and the seconds that they took."""
 
     images: Tensor
     """uint8 (N, C, H, W)."""

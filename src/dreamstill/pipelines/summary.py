@@ -70,12 +70,11 @@ def read_run(folder: StrPath) -> DistillJob:
     plain = read_settings(Path(folder))
     if not {"method", "student", "synthesis"} <= plain.keys() or "to" in plain:
         raise RunError(f"{folder} holds no run of distill")
-    return read_as(DistillJob, folder)
+    return read_as(DistillJob, plain, folder)
 
 
-def read_as(kind: type[Job], folder: StrPath) -> Job:
-    """Return the job of a run directory as one of a kind; raise RunError if it is damaged."""
-    plain = read_settings(Path(folder))
+def read_as(kind: type[Job], plain: dict[str, Any], folder: StrPath) -> Job:
+    """Build a job from the settings of a run directory; raise RunError if they are damaged."""
     load_plugins(plain.get("plugin"))
     try:
         job: Job = from_plain(kind, plain)

@@ -20,7 +20,7 @@ RUN = {
         "(logits,) = method.execute((torch.from_numpy(x[:1]),))"
     ),
 }
-"""How to run a file, by format, on the array x."""
+"""Code that runs a file on the array x, by format."""
 
 
 OUTPUT = {

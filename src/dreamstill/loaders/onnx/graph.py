@@ -30,9 +30,9 @@ Shapes = list[tuple[int, ...]]
 """The shape of a value, for each example."""
 RENAMED = str.maketrans({"/": ".", ":": "_"})
 OF_LAYER = re.compile(r"[._/](weight|bias|kernel|gamma|beta|w_0|b_0)(:0)?$")
-"""What follows the name of a layer in the name of its weight."""
+"""Endings of the names of weights, after the name of the layer."""
 MADE_UP = re.compile(r"onnx::|_?val_|const|\d+$")
-"""How names begin that an exporter gives to constants of its own."""
+"""Beginnings of the names that exporters give to their own constants."""
 
 
 @dataclass(frozen=True)

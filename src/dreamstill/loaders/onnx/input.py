@@ -31,7 +31,7 @@ class FileInput:
     batch: int | None
     """Batch size that is written in the file."""
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Sentences for the user."""
 
     @classmethod
     def of(cls, model: onnx.ModelProto, name: str, card: dict[str, Any]) -> "FileInput":
